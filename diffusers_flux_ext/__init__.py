@@ -1,0 +1,123 @@
+"""FLUX.1 methods that diffusers lacks, as ordinary diffusers pipelines that compose.
+
+Public names are imported on first use, so `import diffusers_flux_ext` costs neither torch nor diffusers.
+"""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ._registration import register
+
+
+if TYPE_CHECKING:
+    from .attention_plan import AttentionPlan, build_attention_plan
+    from .conditions.base import FluxCondition
+    from .conditions.entity_regions import EntityRegions
+    from .conditions.inpaint_region import InpaintRegion
+    from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+    from .guidance import combine_velocities
+    from .latents import Canvas
+    from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
+    from .models.autoencoder_kl_flux import AutoencoderKLFlux
+    from .models.transformer_flux_ext import FluxExtTransformer2DModel
+    from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
+    from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
+    from .sequence import AttentionRule, Contribution, TokenGroup
+
+_MODULES = {
+    "attention_plan": ["AttentionPlan", "build_attention_plan"],
+    "conditions.base": ["FluxCondition"],
+    "conditions.entity_regions": ["EntityRegions"],
+    "conditions.inpaint_region": ["InpaintRegion"],
+    "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
+    "guidance": ["combine_velocities"],
+    "latents": ["Canvas"],
+    "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
+    "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
+    "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
+    "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
+    "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
+    "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
+    "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+# diffusers looks the loading base classes of a component library up in its namespace.
+_DIFFUSERS_NAMES = ("ModelMixin", "SchedulerMixin")
+_SUBMODULES = ("flux_shapes",)
+
+__all__ = [
+    "AttentionPlan",
+    "AttentionRule",
+    "AutoencoderKLFlux",
+    "Canvas",
+    "Contribution",
+    "DenoisingStep",
+    "EntityRegions",
+    "FluxCondition",
+    "FluxConditionedPipeline",
+    "FluxEliGenPipeline",
+    "FluxExtTransformer2DModel",
+    "FluxFlowMatchScheduler",
+    "FluxRegionalAttnProcessor",
+    "InpaintRegion",
+    "PlanCache",
+    "PromptEmbeds",
+    "TokenGroup",
+    "build_attention_plan",
+    "combine_velocities",
+    "custom_pipeline",
+    "predict_velocity",
+    "regional_attention",
+    "tiny_flux_path",
+]
+
+
+def custom_pipeline(name: str) -> str:
+    """Path of the file to give as `custom_pipeline=` to `DiffusionPipeline.from_pretrained`.
+
+    Args:
+        name (`str`):
+            The pipeline's short name, for example `"eligen"`; `"conditioned"` is the composable pipeline.
+
+    Returns:
+        `str`: an absolute path; pass it together with `trust_remote_code=True`.
+
+    Raises:
+        ValueError: if there is no such pipeline; the message lists the names.
+    """
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_shims")
+    path = os.path.join(folder, f"dfx_{name}.py")
+    if not os.path.isfile(path):
+        known = sorted(file[4:-3] for file in os.listdir(folder) if file.startswith("dfx_") and file.endswith(".py"))
+        raise ValueError(f"There is no pipeline named {name!r}. Choose one of {known}.")
+    return path
+
+
+def tiny_flux_path() -> str:
+    """Path of the embedded tiny FLUX.1 ("shapes"), an ordinary pipeline folder for `from_pretrained`."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tiny_flux")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    elif name in _DIFFUSERS_NAMES:
+        value = getattr(importlib.import_module("diffusers"), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("diffusers-flux-ext")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register(sys.modules[__name__], [name for name in _MODULE_OF if name.endswith("Pipeline")])

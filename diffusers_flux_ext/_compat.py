@@ -1,0 +1,40 @@
+"""Private and moving parts of diffusers, imported in one place."""
+
+import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
+
+
+__all__ = [
+    "attention_accepts_mask",
+    "calculate_shift",
+    "component_names",
+    "get_qkv_projections",
+    "has_offload_hook",
+    "retrieve_latents",
+    "retrieve_timesteps",
+]
+
+# The attention backends of diffusers that take a dense mask.
+MASK_BACKENDS = frozenset(
+    {"native", "flex", "xformers", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "_native_xla"}
+)
+
+
+def attention_accepts_mask(backend: str | None) -> bool:
+    """Whether an attention backend takes a dense mask; `None` stands for diffusers' active backend."""
+    name = _AttentionBackendRegistry.get_active_backend()[0] if backend is None else backend
+    return str(getattr(name, "value", name)) in MASK_BACKENDS
+
+
+def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
+    """Names of the components and of the plain arguments of a pipeline class' constructor."""
+    components, optional = pipeline_class._get_signature_keys(pipeline_class)  # type: ignore[attr-defined]
+    return set(components), set(optional)
+
+
+def has_offload_hook(module: torch.nn.Module) -> bool:
+    """Whether accelerate or group offloading moves the module's weights by itself."""
+    return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())

@@ -1,0 +1,77 @@
+"""Makes diffusers aware of this package, without importing diffusers.
+
+Two registrations are needed so that a saved pipeline reloads through `DiffusionPipeline.from_pretrained`: the package
+as a component library, and the pipeline classes as attributes of `diffusers`. Both are applied at once when diffusers
+is already imported, and otherwise right after its import, so that importing this package stays quick.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+
+LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
+LOAD_METHODS = {
+    "ModelMixin": ["save_pretrained", "from_pretrained"],
+    "SchedulerMixin": ["save_pretrained", "from_pretrained"],
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls `action(module)` once the module `name` has been executed by its own loader."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
+        self.name, self.action = name, action
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            self._append_action(spec.loader)
+        return spec
+
+    def _append_action(self, loader: importlib.abc.Loader) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.action(sys.modules[self.name])
+
+        loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def _when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
+    module = sys.modules.get(name)
+    if module is None:
+        sys.meta_path.insert(0, _AfterImport(name, action))
+    else:
+        action(module)
+
+
+def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
+    """Register `package` as a component library and its pipelines as lazy attributes of diffusers. Idempotent.
+
+    Args:
+        package (`ModuleType`):
+            The package whose attributes are the component classes; it must offer `ModelMixin` and `SchedulerMixin`.
+        pipeline_names (`Sequence[str]`):
+            Names of the pipeline classes, resolved on `package` at first use.
+    """
+
+    def add_library(loading_utils: ModuleType) -> None:
+        loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, LOAD_METHODS)
+
+    def add_pipelines(diffusers: ModuleType) -> None:
+        # diffusers resolves its own lazy names as submodules, so the package stands in as one.
+        sys.modules[f"{diffusers.__name__}.{package.__name__}"] = package
+        diffusers._class_to_module.update(dict.fromkeys(pipeline_names, package.__name__))
+
+    _when_imported(LOADING_UTILS, add_library)
+    _when_imported("diffusers", add_pipelines)

@@ -1,0 +1,1 @@
+"""The flux-ext command."""

@@ -1,0 +1,1 @@
+"""Conditions: what a method adds to a denoising step."""

@@ -1,0 +1,276 @@
+"""From token groups to a velocity: the only place that calls the transformer, in inference and in training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ._compat import attention_accepts_mask
+from .attention_plan import AttentionPlan, build_attention_plan
+from .models.attention_processor_flux import runs_attention_plans
+from .sequence import AttentionRule, Contribution, JointLayout, TokenGroup
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """An encoded prompt.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch_size, length, 4096)`): T5 hidden states.
+        pooled (`torch.Tensor` of shape `(batch_size, 768)`): CLIP's pooled output.
+        ids (`torch.Tensor` of shape `(length, 3)`): Rotary positions, zero for text.
+    """
+
+    hidden_states: torch.Tensor
+    pooled: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DenoisingStep:
+    """The state of one call of the transformer.
+
+    Args:
+        index (`int`): Number of the step, from 0.
+        num_steps (`int`): How many steps the loop takes.
+        branch (`"cond"` or `"uncond"`): Which side of classifier-free guidance.
+        timestep (`torch.Tensor` of shape `(batch_size,)`): In [0, 1]; 1 is pure noise.
+        latents (`torch.Tensor` of shape `(batch_size, target_length, 64)`): Packed latents.
+        latent_ids (`torch.Tensor` of shape `(target_length, 3)`): Their rotary positions.
+        prompt (`PromptEmbeds`): The prompt of this branch.
+        guidance (`torch.Tensor` of shape `(batch_size,)`, *optional*): For guidance-distilled models.
+        next_timestep (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            Where the scheduler goes from here, in [0, 1]; 0 in the last step.
+    """
+
+    index: int
+    num_steps: int
+    branch: Literal["cond", "uncond"]
+    timestep: torch.Tensor
+    latents: torch.Tensor
+    latent_ids: torch.Tensor
+    prompt: PromptEmbeds
+    guidance: torch.Tensor | None = None
+    next_timestep: torch.Tensor | None = None
+
+
+class PlanCache:
+    """Keeps the attention plan of each branch while the rules and the groups' lengths stay the same objects."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[Sequence[AttentionRule], Any, AttentionPlan | None]] = {}
+
+    def get(
+        self,
+        branch: str,
+        rules: Sequence[AttentionRule],
+        state: Any,
+        build: Callable[[], AttentionPlan | None],
+    ) -> AttentionPlan | None:
+        """The cached plan of `branch`, or the result of `build` when `rules` or `state` have changed."""
+        known = self._entries.get(branch)
+        if known is not None and known[1] == state and len(known[0]) == len(rules):
+            if all(old is new for old, new in zip(known[0], rules)):
+                return known[2]
+        plan = build()
+        self._entries[branch] = (rules, state, plan)
+        return plan
+
+
+def predict_velocity(
+    transformer: torch.nn.Module,
+    step: DenoisingStep,
+    contributions: Sequence[Contribution],
+    plan_cache: PlanCache | None = None,
+) -> torch.Tensor:
+    """Call the transformer once with everything that the conditions contribute.
+
+    Args:
+        transformer (`FluxTransformer2DModel`):
+            The model; it may be quantised, compiled or offloaded. Attention rules run as classes of tokens when its
+            layers have [`FluxRegionalAttnProcessor`]s (see [`regional_attention`]) and as a dense mask otherwise.
+        step (`DenoisingStep`): Latents, timestep, prompt and guidance.
+        contributions (`Sequence[Contribution]`): One per condition, in any order.
+        plan_cache (`PlanCache`, *optional*): Give the same object at every step: plans are then built once.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, target_length, 64)`: the velocity, noise minus sample.
+
+    Raises:
+        ValueError: if contributions clash or do not fit the transformer; nothing has run then.
+    """
+    batch_size, target_length = step.latents.shape[:2]
+    text, image = _collect_groups(transformer, step, contributions)
+    layout = JointLayout(
+        tuple(group.name for group in text + image),
+        ("text",) * len(text) + ("target",) + ("reference",) * (len(image) - 1),
+        tuple(group.length for group in text + image),
+        batch_size,
+    )
+    plan = _plan(transformer, step, contributions, layout, plan_cache or PlanCache())
+    text_order = plan.text_order if plan is not None else None
+    image_order = plan.image_order if plan is not None else None
+    residuals = _collect_residuals(transformer, contributions, layout, image_order)
+    velocity = transformer(
+        hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
+        timestep=step.timestep,
+        guidance=step.guidance,
+        pooled_projections=step.prompt.pooled,
+        encoder_hidden_states=_sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
+        txt_ids=_sort(_join_ids(text), text_order, dim=0),
+        img_ids=_sort(_join_ids(image), image_order, dim=0),
+        joint_attention_kwargs=_attention_kwargs(contributions, plan),
+        return_dict=False,
+        **residuals,
+    )[0]
+    if image_order is not None:
+        return velocity.index_select(1, image_order.argsort()[:target_length])
+    return velocity if len(image) == 1 else velocity[:, :target_length]
+
+
+def _collect_groups(
+    transformer: torch.nn.Module, step: DenoisingStep, contributions: Sequence[Contribution]
+) -> tuple[list[TokenGroup], list[TokenGroup]]:
+    text = [group for part in contributions for group in part.text]
+    text.append(TokenGroup("prompt", step.prompt.hidden_states, step.prompt.ids))
+    channels = [channel for part in contributions for channel in part.channels]
+    for index, channel in enumerate(channels):
+        _check_tensor(f"channels {index}", channel, step.latents, step.latents.shape[1], None)
+    target = torch.cat([step.latents, *channels], dim=2) if channels else step.latents
+    in_channels = transformer.config.in_channels
+    if target.shape[2] != in_channels:
+        raise ValueError(
+            f"The transformer takes {in_channels} channels per token, but the latents have {step.latents.shape[2]} "
+            f"and the conditions add {[channel.shape[2] for channel in channels]}, {target.shape[2]} in all. Use the "
+            f"model that belongs to these conditions, or the conditions that belong to this model."
+        )
+    references = [_widen(group, in_channels) for part in contributions for group in part.reference]
+    for group in text:
+        _check_group(group, step.prompt.hidden_states, step.latents)
+    for group in references:
+        _check_group(group, target, step.latents)
+    return text, [TokenGroup("target", target, step.latent_ids), *references]
+
+
+def _widen(group: TokenGroup, channels: int) -> TokenGroup:
+    """References have no channels of their own: theirs are zero."""
+    missing = channels - group.hidden_states.shape[2]
+    if missing <= 0:
+        return group
+    return TokenGroup(group.name, torch.nn.functional.pad(group.hidden_states, (0, missing)), group.ids)
+
+
+def _check_group(group: TokenGroup, like: torch.Tensor, latents: torch.Tensor) -> None:
+    _check_tensor(f"tokens of the group {group.name!r}", group.hidden_states, latents, None, like.shape[2])
+    if tuple(group.ids.shape) != (group.length, 3):
+        raise ValueError(
+            f"The group {group.name!r} has {group.length} tokens, so its ids must have the shape ({group.length}, 3), "
+            f"but theirs is {tuple(group.ids.shape)}."
+        )
+
+
+def _check_tensor(
+    what: str, tensor: torch.Tensor, latents: torch.Tensor, length: int | None, width: int | None
+) -> None:
+    wanted = ("1 or " + str(latents.shape[0]), length or "any", width or "any")
+    fits = (
+        tensor.ndim == 3
+        and tensor.shape[0] in (1, latents.shape[0])
+        and tensor.shape[1] == (length or tensor.shape[1])
+        and tensor.shape[2] == (width or tensor.shape[2])
+    )
+    if not fits:
+        raise ValueError(f"The {what} have the shape {tuple(tensor.shape)}; expected {wanted}.")
+    if tensor.device != latents.device or tensor.dtype != latents.dtype:
+        raise ValueError(
+            f"The {what} are {tensor.dtype} on {tensor.device}, but the latents are {latents.dtype} on "
+            f"{latents.device}. Move the condition's inputs or its module with `.to(device, dtype)`."
+        )
+
+
+def _plan(
+    transformer: torch.nn.Module,
+    step: DenoisingStep,
+    contributions: Sequence[Contribution],
+    layout: JointLayout,
+    cache: PlanCache,
+) -> AttentionPlan | None:
+    rules = [rule for part in contributions for rule in part.rules]
+    if not rules:
+        return None
+
+    def build() -> AttentionPlan | None:
+        processors = getattr(transformer, "attn_processors", {}).values()
+        return build_attention_plan(
+            layout,
+            rules,
+            device=step.latents.device,
+            classes_supported=runs_attention_plans(transformer),
+            mask_supported=all(attention_accepts_mask(getattr(p, "_attention_backend", None)) for p in processors),
+        )
+
+    return cache.get(step.branch, rules, layout, build)
+
+
+def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan | None) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    if plan is not None:
+        merged = {"attention_plan": plan} if plan.mask is None else {"attention_mask": plan.mask}
+    for part in contributions:
+        clash = sorted(merged.keys() & part.attention_kwargs.keys())
+        if clash:
+            raise ValueError(
+                f"Two sources give the attention arguments {clash}. Each name can be given once; attention rules use "
+                f"'attention_plan' or 'attention_mask' themselves, so state your mask as `AttentionRule`s instead."
+            )
+        merged.update(part.attention_kwargs)
+    return merged
+
+
+def _collect_residuals(
+    transformer: torch.nn.Module,
+    contributions: Sequence[Contribution],
+    layout: JointLayout,
+    image_order: torch.Tensor | None,
+) -> dict[str, list[torch.Tensor]]:
+    num_target = layout.lengths[layout.kinds.index("target")]
+    num_reference = layout.total - layout.num_text_tokens - num_target
+    slots = {
+        "controlnet_block_samples": ("transformer_blocks", [part.block_residuals for part in contributions]),
+        "controlnet_single_block_samples": (
+            "single_transformer_blocks",
+            [part.single_block_residuals for part in contributions],
+        ),
+    }
+    collected = {}
+    for argument, (blocks, parts) in slots.items():
+        summed = _sum_residuals([part for part in parts if len(part)], len(getattr(transformer, blocks)))
+        if summed:
+            padded = [torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) for residual in summed]
+            collected[argument] = [_sort(residual, image_order, dim=1) for residual in padded]
+    return collected
+
+
+def _sum_residuals(parts: Sequence[Sequence[torch.Tensor]], depth: int) -> list[torch.Tensor]:
+    if len(parts) < 2:
+        return list(parts[0]) if parts else []
+    # One condition's residual serves several blocks: its share per block follows from its own count.
+    shares = [[part[block // -(-depth // len(part))] for block in range(depth)] for part in parts]
+    return [torch.stack(list(residuals)).sum(dim=0) for residuals in zip(*shares)]
+
+
+def _join(tensors: Sequence[torch.Tensor], batch_size: int) -> torch.Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.cat([tensor.expand(batch_size, -1, -1) for tensor in tensors], dim=1)
+
+
+def _join_ids(groups: Sequence[TokenGroup]) -> torch.Tensor:
+    if len(groups) == 1:
+        return groups[0].ids
+    return torch.cat([group.ids.to(groups[-1].ids) for group in groups])
+
+
+def _sort(tensor: torch.Tensor, order: torch.Tensor | None, dim: int) -> torch.Tensor:
+    return tensor if order is None else tensor.index_select(dim, order)

@@ -1,0 +1,117 @@
+"""The attention processor that executes an attention plan."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+
+from .._compat import get_qkv_projections
+from ..attention_plan import AttentionPlan
+
+
+class FluxRegionalAttnProcessor:
+    """Attention of FLUX.1 that executes an [`AttentionPlan`].
+
+    Without a plan it computes exactly what `FluxAttnProcessor` computes. It has no weights, works for double and
+    single blocks, with fused projections and with every attention backend of diffusers.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: FluxAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_plan: AttentionPlan | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Run one attention layer.
+
+        Args:
+            attn (`FluxAttention`): The layer that holds the projections.
+            hidden_states (`torch.Tensor` of shape `(batch_size, length, dim)`):
+                Image tokens of a double block, or the joint sequence of a single block.
+            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, text_length, dim)`, *optional*):
+                Text tokens of a double block.
+            attention_mask (`torch.Tensor`, *optional*): Dense mask over the joint sequence.
+            image_rotary_emb (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+                Cosines and sines, each `(length, head_dim)`.
+            attention_plan (`AttentionPlan`, *optional*): Classes of tokens over the joint sequence.
+
+        Returns:
+            `torch.Tensor`, or image and text tokens as a `tuple` for a double block.
+        """
+        query, key, value = self._joint_heads(attn, hidden_states, encoder_hidden_states)
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        attention = partial(
+            dispatch_attention_fn, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        if attention_plan is None:
+            output = attention(query, key, value, attn_mask=attention_mask)
+        else:
+            output = attention_plan.attend(query, key, value, attention)
+        output = output.flatten(2, 3).to(query.dtype)
+        if encoder_hidden_states is None:
+            return output
+        text_length = encoder_hidden_states.shape[1]
+        image = attn.to_out[1](attn.to_out[0](output[:, text_length:].contiguous()))
+        return image, attn.to_add_out(output[:, :text_length].contiguous())
+
+    @staticmethod
+    def _joint_heads(
+        attn: FluxAttention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        projections = get_qkv_projections(attn, hidden_states, encoder_hidden_states)
+        query, key, value = (tensor.unflatten(-1, (-1, attn.head_dim)) for tensor in projections[:3])
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if attn.added_kv_proj_dim is None:
+            return query, key, value
+        text_query, text_key, text_value = (tensor.unflatten(-1, (-1, attn.head_dim)) for tensor in projections[3:])
+        text_query, text_key = attn.norm_added_q(text_query), attn.norm_added_k(text_key)
+        return (
+            torch.cat([text_query, query], dim=1),
+            torch.cat([text_key, key], dim=1),
+            torch.cat([text_value, value], dim=1),
+        )
+
+
+def runs_attention_plans(transformer: torch.nn.Module) -> bool:
+    """Whether every attention layer of `transformer` has a [`FluxRegionalAttnProcessor`]."""
+    processors = [module.processor for module in transformer.modules() if isinstance(module, FluxAttention)]
+    return bool(processors) and all(isinstance(processor, FluxRegionalAttnProcessor) for processor in processors)
+
+
+@contextmanager
+def regional_attention(transformer: torch.nn.Module) -> Iterator[None]:
+    """Let the stock attention layers of `transformer` execute attention plans inside this context.
+
+    Layers that have another processor than diffusers' stock one (an IP-Adapter's, say) are left alone; attention
+    rules are then executed through a dense mask. On leaving, the former processors are back.
+
+    Args:
+        transformer (`torch.nn.Module`): A `FluxTransformer2DModel`, compiled, offloaded, quantised or not.
+    """
+    replaced = [
+        (module, module.processor)
+        for module in transformer.modules()
+        if isinstance(module, FluxAttention) and type(module.processor) is FluxAttnProcessor
+    ]
+    for module, stock in replaced:
+        processor = FluxRegionalAttnProcessor()
+        processor._attention_backend = stock._attention_backend
+        processor._parallel_config = stock._parallel_config
+        module.processor = processor
+    try:
+        yield
+    finally:
+        for module, stock in replaced:
+            module.processor = stock

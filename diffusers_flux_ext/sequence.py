@@ -1,0 +1,193 @@
+"""Token groups and the rules of attention between them: what a condition may add to the joint sequence.
+
+The joint sequence is `[text groups..., prompt | target, reference groups...]`; everything before the bar goes through
+the transformer's text embedder, everything after it through its image embedder.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """A named run of tokens.
+
+    Args:
+        name (`str`):
+            Unique name, for example `"entity_0"`, `"prompt"`, `"target"` or `"reference_0"`.
+        hidden_states (`torch.Tensor` of shape `(batch_size or 1, length, channels)`):
+            The tokens before the transformer's embedders: text 4096 wide, image 64 wide in the released models.
+        ids (`torch.Tensor` of shape `(length, 3)`):
+            Rotary positions `(t, y, x)`.
+    """
+
+    name: str
+    hidden_states: torch.Tensor
+    ids: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.hidden_states.shape[1]
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """`query` tokens see `key` tokens only where `allow`. Rules are AND-ed, so their order never matters.
+
+    Args:
+        query (`str`):
+            Name of the group that looks, or a glob over the names. A glob that contains a slash is matched against
+            `kind/name` with the kinds `text`, `target` and `reference`: `"text/*"` is every text group. A glob never
+            matches a group against itself, and it may match nothing.
+        key (`str`):
+            Name of the group that is looked at, or a glob.
+        allow (`bool` or `torch.Tensor`):
+            Boolean tensor broadcastable to `(batch_size, query_length, key_length)`.
+    """
+
+    query: str
+    key: str
+    allow: bool | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one condition adds to one call of the transformer. Additive only: nothing can overwrite another's part.
+
+    Args:
+        text (`Sequence[TokenGroup]`): Text groups, placed before the prompt.
+        reference (`Sequence[TokenGroup]`): Image groups, placed after the target.
+        channels (`Sequence[torch.Tensor]`, each `(batch_size, target_length, C)`): Concatenated after the latents.
+        rules (`Sequence[AttentionRule]`): Who may see whom.
+        block_residuals (`Sequence[torch.Tensor]`, each `(batch_size, target_length, inner_dim)`):
+            Added after the double blocks; spread over them when there are fewer than blocks, summed over conditions.
+        single_block_residuals (`Sequence[torch.Tensor]`): The same for the single blocks.
+        attention_kwargs (`Mapping[str, Any]`): Reaches the attention processors.
+    """
+
+    text: Sequence[TokenGroup] = ()
+    reference: Sequence[TokenGroup] = ()
+    channels: Sequence[torch.Tensor] = ()
+    rules: Sequence[AttentionRule] = ()
+    block_residuals: Sequence[torch.Tensor] = ()
+    single_block_residuals: Sequence[torch.Tensor] = ()
+    attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JointLayout:
+    """Names, kinds and lengths of the groups in joint order.
+
+    Args:
+        names (`tuple[str, ...]`): Group names in joint order.
+        kinds (`tuple[str, ...]`): `"text"`, `"target"` or `"reference"` for each group.
+        lengths (`tuple[int, ...]`): Tokens of each group.
+        batch_size (`int`): Number of samples.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    lengths: tuple[int, ...]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"Token groups need unique names, but {twice} are given more than once. Give every condition's groups "
+                f"names of their own; the groups are {list(self.names)}."
+            )
+
+    @property
+    def total(self) -> int:
+        """Length of the joint sequence."""
+        return sum(self.lengths)
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Length of the text part, which comes first."""
+        return sum(length for length, kind in zip(self.lengths, self.kinds) if kind == "text")
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """First position of each group."""
+        return tuple(sum(self.lengths[:index]) for index in range(len(self.lengths)))
+
+    def select(self, pattern: str) -> list[int]:
+        """Indices of the groups that `pattern` names; raises a `ValueError` for a plain name that no group has."""
+        if not is_glob(pattern):
+            if pattern not in self.names:
+                raise ValueError(
+                    f"An attention rule names the group {pattern!r}, which does not exist. The groups of this call are "
+                    f"{list(self.names)}; use a glob such as 'reference_*' for groups that may be absent."
+                )
+            return [self.names.index(pattern)]
+        labels = [f"{kind}/{name}" if "/" in pattern else name for kind, name in zip(self.kinds, self.names)]
+        return [index for index, label in enumerate(labels) if fnmatchcase(label, pattern)]
+
+
+@dataclass(frozen=True)
+class ResolvedRule:
+    """A rule between two groups; `allow` is a boolean tensor `(1 or batch, 1 or query, 1 or key)` on the CPU."""
+
+    query: int
+    key: int
+    allow: torch.Tensor
+
+    def sample(self, index: int) -> torch.Tensor:
+        """The `(query, key)` table of one sample."""
+        return self.allow[min(index, self.allow.shape[0] - 1)]
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether `pattern` is a glob rather than a plain group name."""
+    return any(character in pattern for character in "*?[")
+
+
+def resolve_rules(layout: JointLayout, rules: Sequence[AttentionRule]) -> list[ResolvedRule]:
+    """Match the rules' names and check their tables against the groups' lengths.
+
+    Args:
+        layout (`JointLayout`): The groups.
+        rules (`Sequence[AttentionRule]`): The rules of all conditions.
+
+    Returns:
+        `list[ResolvedRule]`: one entry per rule and pair of groups; tables that allow everything are left out.
+
+    Raises:
+        ValueError: if a plain name matches no group, or a table does not broadcast to its groups' lengths.
+    """
+    resolved = []
+    for rule in rules:
+        for query, key in _pairs(layout, rule):
+            allow = _table(layout, rule, query, key)
+            if not bool(allow.all()):
+                resolved.append(ResolvedRule(query, key, allow))
+    return resolved
+
+
+def _pairs(layout: JointLayout, rule: AttentionRule) -> Iterator[tuple[int, int]]:
+    globbed = is_glob(rule.query) or is_glob(rule.key)
+    queries, keys = layout.select(rule.query), layout.select(rule.key)
+    return ((query, key) for query in queries for key in keys if not (globbed and query == key))
+
+
+def _table(layout: JointLayout, rule: AttentionRule, query: int, key: int) -> torch.Tensor:
+    allow = torch.as_tensor(rule.allow)
+    full = (layout.batch_size, layout.lengths[query], layout.lengths[key])
+    shape = (1,) * (3 - allow.ndim) + tuple(allow.shape)
+    fits = len(shape) == 3 and all(size in (1, wanted) for size, wanted in zip(shape, full))
+    if allow.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"The attention rule {rule.query!r} -> {rule.key!r} has a table of shape {tuple(allow.shape)} and dtype "
+            f"{allow.dtype}, but between {layout.names[query]!r} and {layout.names[key]!r} it must be boolean and "
+            f"broadcast to (batch_size, query_length, key_length) = {full}."
+        )
+    allow = allow.detach().to("cpu").reshape(shape)
+    same_for_all = allow.shape[0] > 1 and bool((allow == allow[:1]).all())
+    return allow[:1] if same_for_all else allow
