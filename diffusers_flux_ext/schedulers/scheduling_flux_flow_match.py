@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 
 # diffusers looks up `SchedulerMixin` in the module that defines a saved scheduler.
@@ -79,6 +80,10 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
     _compatibles: list[str] = []
     order = 1
 
+    config: Any
+    timesteps: Any
+    sigmas: torch.Tensor
+
     @register_to_config
     def __init__(
         self,
@@ -117,6 +122,9 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             time_shift_type=time_shift_type,
             stochastic_sampling=stochastic_sampling,
         )
+        # diffusers does not hand a value left at its default to another class, whose default shift is 1.
+        defaults = [name for name in self.config.get("_use_default_values", []) if name != "shift"]
+        self.register_to_config(_use_default_values=defaults)
         if base_grid == "diffsynth":
             self._set_training_grid()
 
@@ -131,7 +139,7 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> FluxFlowMatchScheduler | tuple[FluxFlowMatchScheduler, dict[str, Any]]:
         """
         Makes a scheduler from a config, its own or that of a `FlowMatchEulerDiscreteScheduler`.
@@ -148,9 +156,11 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         Returns:
             `FluxFlowMatchScheduler`, or a tuple of it and the unused keyword arguments.
         """
-        is_stock = isinstance(config, dict) and "base_grid" not in config
-        if is_stock and kwargs.get("base_grid", "diffsynth") == "diffsynth":
-            kwargs.setdefault("use_dynamic_shifting", False)
+        if isinstance(config, dict) and "base_grid" not in config:
+            if kwargs.get("base_grid", "diffsynth") == "diffsynth":
+                kwargs.setdefault("use_dynamic_shifting", False)
+            else:
+                kwargs.setdefault("shift", config.get("shift", 1.0))
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def base_sigmas(self, num_inference_steps: int, denoising_strength: float = 1.0) -> list[float]:
@@ -181,9 +191,9 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        sigmas: Sequence[float] | None = None,
+        sigmas: list[float] | None = None,
         mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
+        timesteps: list[float] | None = None,
         denoising_strength: float = 1.0,
         shift: float | None = None,
     ) -> None:
@@ -223,9 +233,10 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
                 "`sigmas=scheduler.base_sigmas(num_inference_steps, denoising_strength)`."
             )
         if not is_explicit and (self.config.base_grid == "diffsynth" or denoising_strength != 1.0):
-            sigmas = self.base_sigmas(num_inference_steps, denoising_strength)
+            sigmas = self.base_sigmas(num_inference_steps or 0, denoising_strength)
+        schedule: dict[str, Any] = {"device": device, "sigmas": sigmas, "mu": mu, "timesteps": timesteps}
         with self._shifted_by(shift):
-            super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu, timesteps=timesteps)
+            super().set_timesteps(num_inference_steps, **schedule)
 
     @contextmanager
     def _shifted_by(self, shift: float | None) -> Iterator[None]:
@@ -259,9 +270,9 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             `int`: The exact match as the base class finds it. On the `"diffsynth"` grid a timestep without an exact
             match (one that went through bfloat16, say) gives the nearest one, as in DiffSynth-Studio.
         """
-        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        schedule: Any = self.timesteps if schedule_timesteps is None else schedule_timesteps
         if self.config.base_grid == "diffusers" or bool((schedule == timestep).any()):
-            return super().index_for_timestep(timestep, schedule)
+            return super().index_for_timestep(timestep, schedule)  # type: ignore[arg-type]
         return int((schedule - timestep).abs().argmin())
 
     def _nearest_sigmas(self, timesteps: float | torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline, FluxPipeline
+from PIL import Image
 
 from diffusers_flux_ext.schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
-from tests.parity.reference import import_reference
+from tests.parity.reference import ReferencePair, import_reference, reference_pair
 
 
 flow_match = import_reference("diffsynth.diffusion.flow_match")
@@ -75,3 +78,53 @@ def test_training_target_is_equal() -> None:
     reference, ours = both(30)
     sample, noise = torch.randn(2, 1, 16, 8, 8).unbind()
     assert torch.equal(ours.training_target(sample, noise), reference.training_target(sample, noise, None))
+
+
+@pytest.fixture(scope="module")
+def pair() -> ReferencePair:
+    return reference_pair(seed=4)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def run_stock(pipe: FluxPipeline, **arguments: Any) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red cat", max_sequence_length=32, generator=torch.manual_seed(5), output_type="np", **arguments)
+    # The reference truncates where diffusers rounds.
+    return (image.images[0] * 255).astype(int)
+
+
+def run_reference(pair: ReferencePair, **arguments: Any) -> np.ndarray:
+    settings = {"height": 64, "width": 48, "seed": 5, "t5_sequence_length": 32, "progress_bar_cmd": list}
+    return pixels(pair.reference("a red cat", **settings, **arguments))
+
+
+def test_stock_pipeline_draws_the_reference_picture(pair: ReferencePair) -> None:
+    scheduler = FluxFlowMatchScheduler()
+    pipe = FluxPipeline(**{**pair.components, "scheduler": scheduler})
+    ours = run_stock(pipe, height=64, width=48, num_inference_steps=5, sigmas=scheduler.base_sigmas(5))
+    assert np.abs(ours - run_reference(pair, num_inference_steps=5)).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_stock_image_to_image_pipeline_draws_the_reference_picture(pair: ReferencePair, strength: float) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
+    reference, scheduler = pair.reference, FluxFlowMatchScheduler()
+    with torch.no_grad():
+        latents = reference.vae_encoder(reference.preprocess_image(picture))
+    pipe = FluxImg2ImgPipeline(**{**pair.components, "scheduler": scheduler})
+    sigmas = scheduler.base_sigmas(5, strength)
+    ours = run_stock(
+        pipe,
+        image=latents,
+        height=64,
+        width=48,
+        strength=1.0,
+        guidance_scale=3.5,
+        num_inference_steps=5,
+        sigmas=sigmas,
+    )
+    expected = run_reference(pair, input_image=picture, denoising_strength=strength, num_inference_steps=5)
+    assert np.abs(ours - expected).max() <= 1
