@@ -1,0 +1,102 @@
+"""Laws of `TileGrid` for all sizes, tiles and strides."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusers_flux_ext.models.tiling import TileGrid, tile_starts
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> TileGrid:
+    tile = draw(st.integers(1, 24))
+    return TileGrid(
+        height=draw(st.integers(1, 70)),
+        width=draw(st.integers(1, 70)),
+        tile=tile,
+        stride=draw(st.integers(1, tile)),
+        scale=draw(st.sampled_from([1, 2, 8])),
+        ramp_outer=draw(st.booleans()),
+    )
+
+
+@given(grids())
+@settings(max_examples=60, deadline=None)
+def test_tiles_have_full_size_and_cover_the_plane(grid: TileGrid) -> None:
+    covered = torch.zeros(grid.height, grid.width, dtype=torch.bool)
+    for rows, columns in grid.windows():
+        assert rows.stop - rows.start == min(grid.tile, grid.height)
+        assert columns.stop - columns.start == min(grid.tile, grid.width)
+        assert 0 <= rows.start <= rows.stop <= grid.height
+        assert 0 <= columns.start <= columns.stop <= grid.width
+        covered[rows, columns] = True
+    assert covered.all()
+
+
+@given(grids())
+@settings(max_examples=60, deadline=None)
+def test_weights_are_positive_and_at_most_one(grid: TileGrid) -> None:
+    for rows, columns in grid.windows()[:9]:
+        weights = grid.weights(rows, columns)
+        assert weights.shape == (min(grid.tile, grid.height) * grid.scale, min(grid.tile, grid.width) * grid.scale)
+        assert weights.min() > 0
+        assert weights.max() <= 1
+
+
+@given(grids(), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_equal_tiles_give_their_plane_back(grid: TileGrid, batch: int) -> None:
+    plane = torch.randn(batch, 2, grid.height * grid.scale, grid.width * grid.scale)
+
+    def cut(rows: slice, columns: slice) -> torch.Tensor:
+        scale = grid.scale
+        return plane[..., rows.start * scale : rows.stop * scale, columns.start * scale : columns.stop * scale]
+
+    torch.testing.assert_close(grid.blend(cut), plane)
+
+
+@given(st.integers(1, 400), st.integers(1, 60), st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_more_tiles_than_needed(size: int, tile: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, tile))
+    starts = tile_starts(size, tile, stride)
+    assert starts == sorted(set(starts))
+    assert len(starts) == 1 + max(0, -(-(size - tile) // stride))
+
+
+@pytest.mark.parametrize("ramp_outer", [False, True])
+def test_weights_fall_towards_inner_borders(ramp_outer: bool) -> None:
+    grid = TileGrid(height=4, width=12, tile=8, stride=4, ramp_outer=ramp_outer)
+    first, last = (grid.weights(*window) for window in grid.windows())
+    middle = [0.5, 1.0, 1.0, 0.5] if ramp_outer else [1.0] * 4
+    assert first[:, 0].tolist() == ([0.5] * 4 if ramp_outer else [1.0] * 4)
+    assert first[:, 7].tolist() == [0.5] * 4
+    assert first[:, 4].tolist() == middle
+    assert torch.equal(first, last.flip(1))
+
+
+def test_overlap_fades_from_one_tile_to_the_next() -> None:
+    grid = TileGrid(height=8, width=16, tile=8, stride=4)
+    windows = grid.windows()
+    blended = grid.blend(lambda rows, columns: torch.full((1, 1, 8, 8), float(windows.index((rows, columns)))))
+    row = blended[0, 0, 3]
+    assert row[:4].tolist() == [0.0] * 4
+    assert row[12:].tolist() == [2.0] * 4
+    assert bool((row.diff() >= 0).all())
+    assert 0 < row[5] < 1 < row[10] < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype_is_kept(dtype: torch.dtype) -> None:
+    grid = TileGrid(height=9, width=9, tile=4, stride=1)
+    blended = grid.blend(lambda rows, columns: torch.full((1, 1, 4, 4), 0.3, dtype=dtype))
+    assert blended.dtype == dtype
+    torch.testing.assert_close(blended, torch.full_like(blended, 0.3))
+
+
+def test_gradients_reach_the_tiles() -> None:
+    grid = TileGrid(height=6, width=6, tile=4, stride=2)
+    plane = torch.randn(1, 1, 6, 6, requires_grad=True)
+    grid.blend(lambda rows, columns: plane[..., rows, columns]).sum().backward()
+    torch.testing.assert_close(plane.grad, torch.ones_like(plane))
