@@ -1,6 +1,9 @@
 """Private and moving parts of diffusers, imported in one place."""
 
+from typing import Any
+
 import torch
+from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
@@ -11,6 +14,7 @@ __all__ = [
     "attention_accepts_mask",
     "calculate_shift",
     "component_names",
+    "fetch_lora_state_dict",
     "get_qkv_projections",
     "has_offload_hook",
     "retrieve_latents",
@@ -38,3 +42,22 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
 def has_offload_hook(module: torch.nn.Module) -> bool:
     """Whether accelerate or group offloading moves the module's weights by itself."""
     return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+
+
+def fetch_lora_state_dict(source: str | dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+    """The raw state dict of a LoRA repository, folder, file or dict; takes the arguments of `lora_state_dict`."""
+    use_safetensors = kwargs.get("use_safetensors")
+    return _fetch_state_dict(
+        source,
+        weight_name=kwargs.get("weight_name"),
+        use_safetensors=True if use_safetensors is None else use_safetensors,
+        local_files_only=kwargs.get("local_files_only"),
+        cache_dir=kwargs.get("cache_dir"),
+        force_download=kwargs.get("force_download", False),
+        proxies=kwargs.get("proxies"),
+        token=kwargs.get("token"),
+        revision=kwargs.get("revision"),
+        subfolder=kwargs.get("subfolder"),
+        user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+        allow_pickle=use_safetensors is None,
+    )[0]

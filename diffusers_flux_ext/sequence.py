@@ -123,7 +123,7 @@ class JointLayout:
         if not is_glob(pattern):
             if pattern not in self.names:
                 raise ValueError(
-                    f"An attention rule names the group {pattern!r}, which does not exist. The groups of this call are "
+                    f"An attention rule names the group {pattern!r}, which does not exist. This call has the groups "
                     f"{list(self.names)}; use a glob such as 'reference_*' for groups that may be absent."
                 )
             return [self.names.index(pattern)]

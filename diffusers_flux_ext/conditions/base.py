@@ -1,0 +1,157 @@
+"""What a condition is, and the set of conditions of one call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from .._compat import has_offload_hook
+from ..denoise import DenoisingStep, PromptEmbeds
+from ..latents import Canvas
+from ..sequence import Contribution
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class FluxCondition(ABC):
+    """One method's part in a denoising loop. Subclasses are frozen dataclasses of user inputs and the module they use.
+
+    `encode` holds what is frozen and can be cached (text encoders, VAE); the condition's own, possibly trainable,
+    module runs in `contribute`, so that training reaches it.
+    """
+
+    per_step: ClassVar[bool] = False
+    """Whether `contribute` depends on the step; otherwise it runs once per branch, before the loop."""
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Turn the user's inputs into tensors, once per call.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the text encoders, the VAE and the processors.
+            canvas (`Canvas`): Size, batch, device and data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: plain tensors, of one entry for all prompts or one per sample.
+        """
+        return {}
+
+    def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
+        """A prompt that replaces the text encoders' at this step, or `None`. At most one condition may replace it."""
+        return None
+
+    @abstractmethod
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """What this condition adds to one call of the transformer.
+
+        Args:
+            encoded (`Mapping[str, torch.Tensor]`): What `encode` returned.
+            step (`DenoisingStep`): The step; its branch is `"cond"` or `"uncond"`.
+
+        Returns:
+            `Contribution`: empty for a branch that the condition leaves alone.
+        """
+
+    def after_step(
+        self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
+    ) -> torch.Tensor:
+        """The latents `(batch_size, length, 64)` to go on with after the scheduler's step."""
+        return latents
+
+    def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """The pictures `(batch_size, 3, height, width)` in [-1, 1] to return after decoding."""
+        return images
+
+
+class EncodedConditions:
+    """The conditions of one call, encoded once, in one object that the loop can ask.
+
+    Args:
+        pipe (`FluxConditionedPipeline`): The pipeline.
+        conditions (`Sequence[FluxCondition]`): The conditions.
+        canvas (`Canvas`): The canvas.
+
+    Raises:
+        ValueError: if a condition's module is on another device or of another data type.
+    """
+
+    def __init__(self, pipe: FluxConditionedPipeline, conditions: Sequence[FluxCondition], canvas: Canvas) -> None:
+        self.conditions = conditions
+        for condition in conditions:
+            _check_modules(condition, canvas)
+        self.encoded = [condition.encode(pipe, canvas) for condition in conditions]
+        self._once: dict[tuple[str, int], Contribution] = {}
+
+    def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
+        """The step with the prompt that a condition puts in place of the text encoders', if one does."""
+        replaced: list[tuple[str, PromptEmbeds]] = []
+        for condition, encoded in zip(self.conditions, self.encoded):
+            prompt = condition.replace_prompt(encoded, step)
+            if prompt is not None:
+                replaced.append((type(condition).__name__, prompt))
+        if len(replaced) > 1:
+            raise ValueError(
+                f"Each of {' and '.join(name for name, _ in replaced)} replaces the prompt, so they cannot run "
+                f"together. Leave all but one of them out."
+            )
+        return replace(step, prompt=replaced[0][1]) if replaced else step
+
+    def contributions(self, step: DenoisingStep) -> list[Contribution]:
+        """What every condition adds to this step."""
+        return [self._contribution(index, step) for index in range(len(self.conditions))]
+
+    def _contribution(self, index: int, step: DenoisingStep) -> Contribution:
+        condition, encoded = self.conditions[index], self.encoded[index]
+        if condition.per_step:
+            return condition.contribute(encoded, step)
+        key = (step.branch, index)
+        if key not in self._once:
+            self._once[key] = condition.contribute(encoded, step)
+        return self._once[key]
+
+    def after_step(self, step: DenoisingStep, latents: torch.Tensor) -> torch.Tensor:
+        """The latents to go on with."""
+        for condition, encoded in zip(self.conditions, self.encoded):
+            latents = condition.after_step(encoded, step, latents)
+        return latents
+
+    def after_decode(self, images: torch.Tensor) -> torch.Tensor:
+        """The pictures to return."""
+        for condition, encoded in zip(self.conditions, self.encoded):
+            images = condition.after_decode(encoded, images)
+        return images
+
+
+def check_conditions(conditions: Any) -> list[FluxCondition]:
+    """The conditions as a list; raises a `TypeError` that names what is not a condition."""
+    if conditions is None:
+        return []
+    given = list(conditions) if isinstance(conditions, Sequence) else [conditions]
+    wrong = [type(condition).__name__ for condition in given if not isinstance(condition, FluxCondition)]
+    if wrong:
+        raise TypeError(
+            f"`conditions` takes conditions such as `EntityRegions(...)`, but it holds {wrong}. Give a list of "
+            f"`FluxCondition` instances."
+        )
+    return given
+
+
+def _check_modules(condition: FluxCondition, canvas: Canvas) -> None:
+    modules = {field.name: getattr(condition, field.name) for field in fields(condition)}
+    for name, module in modules.items():
+        if not isinstance(module, torch.nn.Module) or has_offload_hook(module):
+            continue
+        weight = next(module.parameters(), None)
+        if weight is None:
+            continue
+        if weight.device != canvas.device or (weight.is_floating_point() and weight.dtype != canvas.dtype):
+            raise ValueError(
+                f"`{name}` of {type(condition).__name__} is {weight.dtype} on {weight.device}, but the pipeline runs "
+                f"in {canvas.dtype} on {canvas.device}. Move it with `.to({str(canvas.device)!r}, {canvas.dtype})`."
+            )

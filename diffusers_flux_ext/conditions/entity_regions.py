@@ -1,0 +1,193 @@
+"""EliGen: entities with prompts and regions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.utils import logging
+
+from ..denoise import DenoisingStep
+from ..latents import Canvas
+from ..sequence import AttentionRule, Contribution, TokenGroup
+from .base import FluxCondition
+from .region_masks import RegionMask, is_box, mask_to_tokens
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class EntityRegions(FluxCondition):
+    """Entity-level control by regional attention, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
+
+    An entity's text and the picture's tokens inside its mask see each other; it sees no other text and no reference.
+    The picture and the global prompt see each other everywhere. The released LoRA `DiffSynth-Studio/Eligen` teaches
+    FLUX.1-dev to obey regions; without it they are seen but hardly followed.
+
+    Args:
+        prompts (`Sequence[str]` or `Sequence[Sequence[str]]`):
+            One prompt per entity; one such list for all samples, or one list per prompt of the batch.
+        masks (`Sequence[RegionMask]` or `Sequence[Sequence[RegionMask]]`):
+            One region per entity, nested like `prompts`: a PIL image of any mode, an array or a tensor (white is
+            inside; any size, resized by nearest neighbour, also from another aspect ratio) or a box
+            `(left, top, right, bottom)` in pixels or fractions of the canvas. Regions may overlap.
+        on_negative (`bool`, defaults to `False`):
+            Whether the unconditional branch has the regions too, each with the global negative prompt.
+        max_sequence_length (`int` or `Sequence[int]`, *optional*):
+            Text tokens of an entity, at most 512; one number for all, or one per entity. `None` takes the pipeline's.
+
+    Raises:
+        ValueError: if the lists are empty, their lengths differ, or a sequence length is out of range.
+    """
+
+    prompts: Sequence[str] | Sequence[Sequence[str]]
+    masks: Sequence[RegionMask] | Sequence[Sequence[RegionMask]]
+    on_negative: bool = False
+    max_sequence_length: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        samples = self._samples()
+        if not samples or not any(prompts for prompts, _ in samples):
+            raise ValueError(
+                "`EntityRegions` needs at least one entity, but `prompts` is empty. Leave it out instead."
+            )
+        for index, (prompts, masks) in enumerate(samples):
+            if len(prompts) != len(masks):
+                where = f" for sample {index}" if len(samples) > 1 else ""
+                raise ValueError(
+                    f"`EntityRegions` has {len(prompts)} prompts but {len(masks)} masks{where}. Give one mask per "
+                    f"prompt."
+                )
+        for length in self._lengths(None):
+            if not 1 <= length <= 512:
+                raise ValueError(f"`max_sequence_length` must be from 1 to 512, but {length} came.")
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Encode every entity's prompt with T5 and put its mask on the token grid.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives T5 and its tokenizer.
+            canvas (`Canvas`): Gives the size and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"masks"` of shape `(1 or num_samples, entities, num_tokens)`, boolean, and
+            `"entity_<i>"` of shape `(1 or num_samples, length, 4096)` for each entity.
+        """
+        samples = self._samples()
+        masks = torch.stack([self._token_masks(masks, canvas) for _, masks in samples])
+        encoded = {"masks": canvas.per_sample(masks)}
+        by_length: dict[int, list[int]] = {}
+        for index, length in enumerate(self._lengths(canvas.max_sequence_length)):
+            by_length.setdefault(length, []).append(index)
+        for length, entities in by_length.items():
+            texts = [prompts[entity] if entity < len(prompts) else "" for prompts, _ in samples for entity in entities]
+            embeds = encode_text(pipe, texts, length, canvas).unflatten(0, (len(samples), len(entities)))
+            for column, entity in enumerate(entities):
+                encoded[f"entity_{entity}"] = canvas.per_sample(embeds[:, column])
+        return encoded
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """The entities' texts and the rules of who sees whom.
+
+        Args:
+            encoded (`Mapping[str, torch.Tensor]`): What `encode` returned.
+            step (`DenoisingStep`): The step.
+
+        Returns:
+            `Contribution`: `text` and `rules`; empty on the unconditional branch unless `on_negative`.
+        """
+        if step.branch == "uncond" and not self.on_negative:
+            return Contribution()
+        groups, rules = [], []
+        for index in range(encoded["masks"].shape[1]):
+            name = f"entity_{index}"
+            tokens = encoded[name] if step.branch == "cond" else step.prompt.hidden_states
+            groups.append(TokenGroup(name, tokens, step.prompt.ids.new_zeros(tokens.shape[1], 3)))
+            rules += entity_rules(name, encoded["masks"][:, index])
+        return Contribution(text=groups, rules=rules)
+
+    def _samples(self) -> list[tuple[Sequence[str], Sequence[RegionMask]]]:
+        if isinstance(self.prompts, str) or is_box(self.masks):
+            raise ValueError(
+                f"`EntityRegions` takes lists: `prompts=[...]` and `masks=[...]`, but {self.prompts!r} came."
+            )
+        if not self.prompts or isinstance(self.prompts[0], str):
+            return [(self.prompts, self.masks)]  # type: ignore[list-item]
+        if len(self.prompts) != len(self.masks):
+            raise ValueError(
+                f"`EntityRegions` has prompts for {len(self.prompts)} samples but masks for {len(self.masks)}."
+            )
+        return list(zip(self.prompts, self.masks))  # type: ignore[arg-type]
+
+    @property
+    def num_entities(self) -> int:
+        """Entities of the sample that has most."""
+        return max(len(prompts) for prompts, _ in self._samples())
+
+    def _lengths(self, default: int | None) -> list[int]:
+        if self.max_sequence_length is None:
+            return [] if default is None else [default] * self.num_entities
+        if isinstance(self.max_sequence_length, int):
+            return [self.max_sequence_length] * self.num_entities
+        lengths = list(self.max_sequence_length)
+        if len(lengths) != self.num_entities:
+            raise ValueError(f"`max_sequence_length` has {len(lengths)} numbers for {self.num_entities} entities.")
+        return lengths
+
+    def _token_masks(self, masks: Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
+        tokens = torch.zeros(self.num_entities, canvas.num_tokens, dtype=torch.bool)
+        for index, mask in enumerate(masks):
+            tokens[index] = mask_to_tokens(mask, canvas)
+            if not tokens[index].any():
+                logger.warning(
+                    f"The mask of entity {index} covers no token of the {canvas.width} x {canvas.height} canvas, so "
+                    f"its prompt changes nothing. A token is {canvas.token_size} pixels wide; white is inside."
+                )
+        return tokens
+
+
+def entity_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
+    """The attention rules of one entity.
+
+    Args:
+        name (`str`): Name of the entity's text group.
+        mask (`torch.Tensor` of shape `(1 or batch_size, target_length)`): Its tokens, boolean.
+
+    Returns:
+        `list[AttentionRule]`
+    """
+    return [
+        AttentionRule(name, "target", mask[:, None, :]),
+        AttentionRule("target", name, mask[:, :, None]),
+        AttentionRule(name, "text/*", False),
+        AttentionRule("text/*", name, False),
+        AttentionRule(name, "reference/*", False),
+        AttentionRule("reference/*", name, False),
+    ]
+
+
+def encode_text(pipe: FluxConditionedPipeline, texts: list[str], length: int, canvas: Canvas) -> torch.Tensor:
+    """T5 hidden states of some texts, padded to one length; warns with what does not fit.
+
+    Args:
+        pipe (`FluxConditionedPipeline`): Gives T5 and its tokenizer.
+        texts (`list[str]`): The texts.
+        length (`int`): Tokens of each text.
+        canvas (`Canvas`): Gives device and data type.
+
+    Returns:
+        `torch.Tensor` of shape `(len(texts), length, 4096)`.
+    """
+    for text, ids in zip(texts, pipe.tokenizer_2(texts).input_ids):
+        if len(ids) > length:
+            cut = pipe.tokenizer_2.decode(ids[length - 1 : -1])
+            logger.warning(f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; this was cut off: {cut!r}.")
+    embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
+    return embeds.to(canvas.dtype)

@@ -1,0 +1,101 @@
+"""Inpainting with any set of conditions: the outside of a mask is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+from PIL import Image
+
+from ..denoise import DenoisingStep
+from ..latents import Canvas, encode_image, pack_latents
+from ..sequence import Contribution
+from .base import FluxCondition
+from .region_masks import RegionMask, is_box, mask_to_pixels
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintRegion(FluxCondition):
+    """Redraws a region of a picture and keeps everything else, with any model and any other conditions.
+
+    After every step the latents outside of the mask are replaced by the picture's, noised to the level that the loop
+    has reached ([RePaint](https://huggingface.co/papers/2201.09865) without resampling, as `FluxInpaintPipeline`).
+    After decoding the outside is pasted back, so that it is bit-equal to the picture resized to the canvas.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+            The picture, resized to the canvas; a list gives one per prompt.
+        mask (`RegionMask` or a list of them):
+            White is redrawn, black is kept; a list gives one per prompt. Resized by nearest neighbour.
+    """
+
+    image: Image.Image | np.ndarray | torch.Tensor | list[Image.Image]
+    mask: RegionMask | Sequence[RegionMask]
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Encode the picture and put the mask on pixels and latents.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            canvas (`Canvas`): Gives the size and the noise that the loop starts from.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"source"` `(n, 3, height, width)` in [-1, 1], `"source_latents"` and
+            `"latent_mask"` `(n, num_tokens, 64)`, `"pixel_mask"` `(n, 1, height, width)` and `"noise"`, where n is 1
+            or the number of samples.
+
+        Raises:
+            ValueError: if the loop starts from given latents of which the noise is not known.
+        """
+        if canvas.noise is None:
+            raise ValueError(
+                "`InpaintRegion` must know the noise that the loop starts from, but `latents` were given together "
+                "with `image`. Leave out one of the two."
+            )
+        source = pipe.image_processor.preprocess(self.image, height=canvas.height, width=canvas.width)
+        source = canvas.per_sample(source.to(canvas.device, torch.float32))
+        latents = encode_image(pipe.vae, source.to(pipe.vae.dtype)).to(canvas.dtype)
+        pixel_mask = canvas.per_sample(self._pixel_masks(canvas)).to(canvas.device)
+        factor = canvas.token_size // 2
+        latent_mask = torch.nn.functional.max_pool2d(pixel_mask.float(), factor).expand(-1, latents.shape[1], -1, -1)
+        return {
+            "source": source,
+            "source_latents": pack_latents(latents),
+            "latent_mask": pack_latents(latent_mask) > 0,
+            "pixel_mask": pixel_mask,
+            "noise": canvas.noise,
+        }
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """Nothing: the work is done after each step and after decoding."""
+        return Contribution()
+
+    def after_step(
+        self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the picture, at the noise level reached, back outside of the mask."""
+        sigma = step.latents.new_zeros(()) if step.next_timestep is None else step.next_timestep[:, None, None]
+        kept = (1 - sigma) * encoded["source_latents"] + sigma * encoded["noise"]
+        return torch.where(encoded["latent_mask"], latents, kept.to(latents.dtype))
+
+    def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Paste the outside of the mask back, in float32 so that it comes through unchanged."""
+        return torch.where(encoded["pixel_mask"], images.float(), encoded["source"].to(images.device))
+
+    def _pixel_masks(self, canvas: Canvas) -> torch.Tensor:
+        several = isinstance(self.mask, Sequence) and not is_box(self.mask)
+        masks = [mask_to_pixels(mask, canvas) for mask in (self.mask if several else [self.mask])]  # type: ignore
+        if not all(mask.any() for mask in masks):
+            logger.warning("The mask of `InpaintRegion` is black everywhere, so nothing will be redrawn.")
+        return torch.stack(masks)[:, None]

@@ -1,0 +1,131 @@
+"""Region masks: from pictures, arrays, tensors or boxes to the pixels and tokens of a canvas."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..latents import Canvas
+
+
+RegionMask: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]"
+"""A picture, an array, a tensor, or a box `(left, top, right, bottom)` in pixels or in fractions of the canvas."""
+
+
+def mask_to_tokens(mask: RegionMask, canvas: Canvas) -> torch.Tensor:
+    """Which tokens of the canvas a region covers.
+
+    The mask is resized to the latents by nearest neighbour, whatever its aspect ratio; a token counts as covered when
+    any of its 2 x 2 latent pixels is.
+
+    Args:
+        mask (`RegionMask`): The region, see [`mask_to_pixels`] for what counts as inside.
+        canvas (`Canvas`): The canvas.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens,)`, boolean, on the CPU.
+    """
+    rows, columns = canvas.grid
+    latent_pixels = _resize(read_mask(mask, canvas), 2 * rows, 2 * columns)
+    return latent_pixels.view(rows, 2, columns, 2).any(dim=3).any(dim=1).flatten()
+
+
+def mask_to_pixels(mask: RegionMask, canvas: Canvas) -> torch.Tensor:
+    """Which pixels of the canvas a region covers, resized by nearest neighbour.
+
+    Args:
+        mask (`RegionMask`): The region.
+        canvas (`Canvas`): The canvas.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)`, boolean, on the CPU.
+    """
+    return _resize(read_mask(mask, canvas), canvas.height, canvas.width)
+
+
+def read_mask(mask: RegionMask, canvas: Canvas) -> np.ndarray:
+    """A region in its own resolution.
+
+    Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of a picture that is
+    not fully opaque. Arrays and tensors may be boolean or of any number type; their scale is 1, 255 or 65535, the
+    least that their largest value fits in. Their shape is `(height, width)`, `(height, width, channels)` for arrays or
+    `(channels, height, width)` for tensors. A box is given in fractions when all its numbers are at most 1.
+
+    Args:
+        mask (`RegionMask`): The region.
+        canvas (`Canvas`): The canvas, for boxes.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, boolean.
+
+    Raises:
+        TypeError: if the mask is none of the accepted kinds.
+        ValueError: if an array has another shape, or a box is empty or outside of the canvas.
+    """
+    if is_box(mask):
+        return _read_box(tuple(float(value) for value in mask), canvas)  # type: ignore[union-attr]
+    if isinstance(mask, Image.Image):
+        return _read_picture(mask)
+    if isinstance(mask, torch.Tensor):
+        array = mask.detach().float().cpu().numpy() if mask.is_floating_point() else mask.detach().cpu().numpy()
+        return _read_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
+    if isinstance(mask, np.ndarray):
+        return _read_array(mask)
+    raise TypeError(
+        f"A region mask is a PIL image, an array, a tensor or a box (left, top, right, bottom), but {mask!r} of type "
+        f"{type(mask).__name__} came."
+    )
+
+
+def is_box(mask: Any) -> bool:
+    """Whether `mask` is a box of four numbers."""
+    return isinstance(mask, Sequence) and len(mask) == 4 and all(isinstance(value, Real) for value in mask)
+
+
+def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:
+    left, top, right, bottom = box
+    if max(box) <= 1:
+        left, right, top, bottom = (
+            left * canvas.width,
+            right * canvas.width,
+            top * canvas.height,
+            bottom * canvas.height,
+        )
+    if not (0 <= left < right and 0 <= top < bottom and left < canvas.width and top < canvas.height):
+        raise ValueError(
+            f"The box {box} does not lie on the canvas of {canvas.width} x {canvas.height} pixels (width x height). "
+            f"Boxes are (left, top, right, bottom) in pixels, or in fractions of the canvas from 0 to 1, with "
+            f"left < right and top < bottom."
+        )
+    inside = np.zeros((canvas.height, canvas.width), dtype=bool)
+    inside[round(top) : max(round(bottom), round(top) + 1), round(left) : max(round(right), round(left) + 1)] = True
+    return inside
+
+
+def _read_picture(picture: Image.Image) -> np.ndarray:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        return _read_array(np.asarray(picture))
+    if picture.has_transparency_data:
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            return alpha > 127
+    return np.asarray(picture.convert("RGB"), dtype=np.float32).mean(axis=-1) > 127.5
+
+
+def _read_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(
+            f"A region mask has the shape {array.shape}; expected (height, width), (height, width, channels) for an "
+            f"array, or (channels, height, width) for a tensor."
+        )
+    full_scale = next((scale for scale in (1, 255) if array.max() <= scale), 65535)
+    plane = array.mean(axis=-1, dtype=np.float64) if array.ndim == 3 else array
+    return plane > full_scale / 2
+
+
+def _resize(inside: np.ndarray, height: int, width: int) -> torch.Tensor:
+    picture = Image.fromarray(inside.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.asarray(picture) > 0)

@@ -1,0 +1,149 @@
+"""The canvas, and moving between pictures, latents and tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+
+from ._compat import retrieve_latents
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is being drawn: the size, the batch and where the tensors live.
+
+    Args:
+        height (`int`): Pixels, a multiple of `token_size`.
+        width (`int`): Pixels, a multiple of `token_size`.
+        batch_size (`int`): Number of prompts.
+        num_images_per_prompt (`int`): Pictures per prompt; samples of one prompt stand next to each other.
+        device (`torch.device`): Where the loop runs.
+        dtype (`torch.dtype`): Data type of the latents.
+        token_size (`int`, defaults to 16): Pixels per token side, twice the VAE's factor.
+        max_sequence_length (`int`, defaults to 512): Text tokens of a prompt.
+        noise (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*):
+            The packed noise that the loop starts from, where it is known.
+    """
+
+    height: int
+    width: int
+    batch_size: int
+    num_images_per_prompt: int
+    device: torch.device
+    dtype: torch.dtype
+    token_size: int = 16
+    max_sequence_length: int = 512
+    noise: torch.Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.height // self.token_size, self.width // self.token_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the target."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_samples(self) -> int:
+        """Pictures drawn at once."""
+        return self.batch_size * self.num_images_per_prompt
+
+    def per_sample(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Repeat a tensor of one entry per prompt for every picture; a tensor for all (batch 1) stays as it is.
+
+        Args:
+            tensor (`torch.Tensor` of shape `(1 or batch_size, ...)`): One entry for all, or one per prompt.
+
+        Returns:
+            `torch.Tensor` of shape `(1 or num_samples, ...)`.
+        """
+        if tensor.shape[0] == 1:
+            return tensor
+        if tensor.shape[0] != self.batch_size:
+            raise ValueError(
+                f"A condition gives inputs for {tensor.shape[0]} samples, but there are {self.batch_size} prompts. "
+                f"Give one set of inputs for all prompts or one per prompt."
+            )
+        return tensor.repeat_interleave(self.num_images_per_prompt, dim=0)
+
+
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+    """`(batch, channels, height, width)` to tokens `(batch, height/2 * width/2, channels * 4)`."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def encode_image(vae: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """VAE latents of a picture, scaled: the mean of the posterior, not a sample.
+
+    Args:
+        vae (`AutoencoderKL`): The VAE.
+        image (`torch.Tensor` of shape `(batch, 3, height, width)`): In [-1, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 16, height/8, width/8)`.
+    """
+    latents = retrieve_latents(vae.encode(image), sample_mode="argmax")
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def sample_image_latents(
+    vae: torch.nn.Module, image: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> torch.Tensor:
+    """Scaled VAE latents of a picture, sampled from the posterior as diffusers' image-to-image does.
+
+    Args:
+        vae (`AutoencoderKL`): The VAE.
+        image (`torch.Tensor` of shape `(batch, 3, height, width)`): In [-1, 1].
+        generator (`torch.Generator` or a list of one per picture, *optional*): Source of the sample.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 16, height/8, width/8)`.
+    """
+    if isinstance(generator, Sequence):
+        parts = [retrieve_latents(vae.encode(part), each) for part, each in zip(image.split(1), generator)]
+        latents = torch.cat(parts)
+    else:
+        latents = retrieve_latents(vae.encode(image), generator)
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def noised_image(
+    image_latents: torch.Tensor,
+    num_samples: int,
+    timestep: torch.Tensor,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Starting latents of image-to-image, and their noise.
+
+    Args:
+        image_latents (`torch.Tensor` of shape `(pictures, 16, height/8, width/8)`): Scaled latents.
+        num_samples (`int`): Samples of the batch, a multiple of the number of pictures.
+        timestep (`torch.Tensor` of shape `()`): The scheduler's timestep to start from.
+        scheduler (`FlowMatchEulerDiscreteScheduler`): Mixes latents and noise.
+        generator (`torch.Generator` or a list, *optional*): Source of the noise.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: packed latents and packed noise, each `(num_samples, length, 64)`.
+
+    Raises:
+        ValueError: if the pictures cannot be spread evenly over the samples.
+    """
+    pictures = image_latents.shape[0]
+    if num_samples % pictures:
+        raise ValueError(
+            f"{pictures} pictures cannot be spread over {num_samples} samples. Give one `image`, or as many as there "
+            f"are prompts."
+        )
+    image_latents = image_latents.repeat(num_samples // pictures, 1, 1, 1)
+    noise = randn_tensor(
+        image_latents.shape, generator=generator, device=image_latents.device, dtype=image_latents.dtype
+    )
+    latents = scheduler.scale_noise(image_latents, timestep.repeat(num_samples), noise)
+    return pack_latents(latents), pack_latents(noise)

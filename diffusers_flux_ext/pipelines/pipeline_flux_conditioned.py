@@ -1,0 +1,331 @@
+"""The composable pipeline: the denoising loop, written once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
+from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+from ..guidance import combine_velocities
+from ..latents import Canvas
+from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
+from ..models.attention_processor_flux import regional_attention
+from ..models.autoencoder_kl_flux import AutoencoderKLFlux
+from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from ..sequence import Contribution
+from .call_inputs import canvas_size, ip_adapter_kwargs, matching_negative, set_timesteps, starting_latents
+from .components import share_components
+
+
+PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
+
+
+class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
+    r"""
+    FLUX.1 with any set of conditions in one denoising loop.
+
+    Without conditions it computes what [`~diffusers.FluxPipeline`] computes, and with `image` what
+    [`~diffusers.FluxImg2ImgPipeline`] computes, bit for bit. Its components are those of `FluxPipeline`, so it loads
+    from any FLUX.1 repository and shares components with diffusers' own pipelines through [`from_pipe`].
+
+    Args:
+        scheduler ([`~diffusers.FlowMatchEulerDiscreteScheduler`] or [`FluxFlowMatchScheduler`]): The scheduler.
+        vae ([`~diffusers.AutoencoderKL`] or [`AutoencoderKLFlux`]): The VAE.
+        text_encoder (`CLIPTextModel`): Gives the pooled prompt.
+        tokenizer (`CLIPTokenizer`): Its tokenizer.
+        text_encoder_2 (`T5EncoderModel`): Gives the prompt's hidden states.
+        tokenizer_2 (`T5TokenizerFast`): Its tokenizer.
+        transformer ([`~diffusers.FluxTransformer2DModel`] or [`FluxExtTransformer2DModel`]): The transformer.
+        image_encoder (`CLIPVisionModelWithProjection`, *optional*): For diffusers' own IP-Adapter.
+        feature_extractor (`CLIPImageProcessor`, *optional*): For diffusers' own IP-Adapter.
+    """
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderKLFlux,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: T5TokenizerFast,
+        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        feature_extractor: CLIPImageProcessor = None,
+    ) -> None:
+        super().__init__(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        # Image latents may be given in place of a picture: the processor must know how many channels those have.
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor * 2,
+            vae_latent_channels=self.vae.config.latent_channels if self.vae is not None else 16,
+        )
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
+        """Make this pipeline from the components of another one, which stays as it is.
+
+        Unlike diffusers' own `from_pipe`, nothing is cast unless `dtype` is given.
+
+        Args:
+            pipeline (`DiffusionPipeline`): A FLUX.1 pipeline of diffusers or of this package.
+            kwargs: Components that replace the source's or that it lacks; with `dtype` or `custom_pipeline` the call
+                goes to diffusers.
+
+        Returns:
+            `FluxConditionedPipeline`
+        """
+        if {"dtype", "torch_dtype", "custom_pipeline"} & kwargs.keys():
+            return super().from_pipe(pipeline, **kwargs)
+        return share_components(cls, pipeline, **kwargs)
+
+    def to_pipeline(self, pipeline_class: type[PipelineT], **kwargs: Any) -> PipelineT:
+        """Another pipeline with this one's components, for example `pipe.to_pipeline(FluxImg2ImgPipeline)`.
+
+        The same as `pipeline_class.from_pipe(pipe)` except that every module keeps its data type: diffusers' own
+        `from_pipe` casts the shared modules to float32 unless it is given `dtype`.
+
+        Args:
+            pipeline_class (`type`): The class to make.
+            kwargs: Components that it needs besides.
+
+        Returns:
+            `DiffusionPipeline`: an instance of `pipeline_class`.
+        """
+        return share_components(pipeline_class, self, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        true_cfg_scale: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 28,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 3.5,
+        num_images_per_prompt: int | None = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        ip_adapter_image: PipelineImageInput | None = None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+        negative_ip_adapter_image: PipelineImageInput | None = None,
+        negative_ip_adapter_image_embeds: list[torch.Tensor] | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 512,
+        image: PipelineImageInput | None = None,
+        strength: float = 0.6,
+        conditions: Sequence[FluxCondition] | None = None,
+    ) -> FluxPipelineOutput | tuple:
+        r"""
+        Draw pictures.
+
+        All arguments of [`~diffusers.FluxPipeline.__call__`] mean what they mean there. In addition:
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+                Start from this picture (image-to-image) instead of from noise; one for all prompts or one each. A
+                tensor with 16 channels is taken as scaled VAE latents.
+            strength (`float`, *optional*, defaults to 0.6):
+                How much of `image` is redrawn, in [0, 1]. Read only together with `image`. With a scheduler on
+                DiffSynth's grid it lowers the starting noise and keeps the number of steps.
+            conditions (`Sequence[FluxCondition]`, *optional*):
+                What else to condition on, for example `[EntityRegions(...), InpaintRegion(...)]`. Any set runs
+                together, or is refused with an error that names both sides.
+
+        Returns:
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`: the pictures, as `output_type` says.
+
+        Raises:
+            ValueError: if arguments contradict each other or do not fit the model; before the first step.
+            TypeError: if `conditions` holds something else than conditions.
+        """
+        conditions = check_conditions(conditions)
+        height, width = canvas_size(self, height, width)
+        self.check_inputs(
+            prompt,
+            prompt_2,
+            height,
+            width,
+            negative_prompt=negative_prompt,
+            negative_prompt_2=negative_prompt_2,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            max_sequence_length=max_sequence_length,
+        )
+        if image is not None and not 0 <= strength <= 1:
+            raise ValueError(f"`strength` must be from 0 to 1, but {strength} came.")
+        self._guidance_scale = guidance_scale
+        self._joint_attention_kwargs = dict(joint_attention_kwargs or {})
+        self._current_timestep = None
+        self._interrupt = False
+        device = self._execution_device
+        batch_size = prompt_embeds.shape[0] if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
+        num_samples = batch_size * num_images_per_prompt
+
+        shared = {
+            "device": device,
+            "num_images_per_prompt": num_images_per_prompt,
+            "max_sequence_length": max_sequence_length,
+            "lora_scale": self._joint_attention_kwargs.get("scale"),
+        }
+        prompt_embeds, pooled_prompt_embeds, text_ids = self.encode_prompt(
+            prompt, prompt_2, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds, **shared
+        )
+        negative = None
+        if true_cfg_scale > 1 and (negative_prompt is not None or negative_prompt_embeds is not None):
+            negative = PromptEmbeds(
+                *self.encode_prompt(
+                    matching_negative(negative_prompt, batch_size),
+                    matching_negative(negative_prompt_2, batch_size),
+                    prompt_embeds=negative_prompt_embeds,
+                    pooled_prompt_embeds=negative_pooled_prompt_embeds,
+                    **shared,
+                )
+            )
+
+        num_tokens = (height // self.vae_scale_factor // 2) * (width // self.vae_scale_factor // 2)
+        timesteps = set_timesteps(
+            self, num_inference_steps, sigmas, None if image is None else strength, num_tokens, device
+        )
+        self._num_timesteps = len(timesteps)
+        dtype = prompt_embeds.dtype
+        latents, latent_ids, noise = starting_latents(
+            self, image, latents, timesteps[0], (height, width), num_samples, dtype, device, generator
+        )
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full([1], guidance_scale, device=device, dtype=torch.float32).expand(num_samples)
+        adapter_kwargs = ip_adapter_kwargs(
+            self,
+            (ip_adapter_image, negative_ip_adapter_image),
+            (ip_adapter_image_embeds, negative_ip_adapter_image_embeds),
+            height,
+            width,
+            device,
+            num_samples,
+        )
+        canvas = Canvas(
+            height,
+            width,
+            batch_size,
+            num_images_per_prompt,
+            device,
+            dtype,
+            2 * self.vae_scale_factor,
+            max_sequence_length,
+            noise,
+        )
+        encoded = EncodedConditions(self, conditions, canvas)
+        plan_cache = PlanCache()
+
+        with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                step = DenoisingStep(
+                    index=i,
+                    num_steps=len(timesteps),
+                    branch="cond",
+                    timestep=t.expand(num_samples).to(latents.dtype) / 1000,
+                    latents=latents,
+                    latent_ids=latent_ids,
+                    prompt=PromptEmbeds(prompt_embeds, pooled_prompt_embeds, text_ids),
+                    guidance=guidance,
+                    next_timestep=self._next_timestep(i, timesteps, num_samples, latents.dtype),
+                )
+                velocity = self._velocity(step, encoded, adapter_kwargs[0], plan_cache)
+                if negative is not None:
+                    uncond = replace(step, branch="uncond", prompt=negative)
+                    uncond_velocity = self._velocity(uncond, encoded, adapter_kwargs[1], plan_cache)
+                    velocity = combine_velocities(velocity, uncond_velocity, true_cfg_scale)
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
+                latents = encoded.after_step(step, latents)
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[name] = locals()[name]
+                    outputs = callback_on_step_end(self, i, t, callback_kwargs)
+                    latents = outputs.pop("latents", latents)
+                    prompt_embeds = outputs.pop("prompt_embeds", prompt_embeds)
+                if i == len(timesteps) - 1 or (i + 1) % self.scheduler.order == 0:
+                    progress_bar.update()
+        self._current_timestep = None
+
+        images = latents
+        if output_type != "latent":
+            images = encoded.after_decode(self.decode_latents(latents, height, width))
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return FluxPipelineOutput(images=images) if return_dict else (images,)
+
+    def decode_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Decode packed latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): Packed latents.
+            height (`int`): Pixels.
+            width (`int`): Pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 3, height, width)` in [-1, 1].
+        """
+        latents = self._unpack_latents(latents, height, width, self.vae_scale_factor)
+        latents = (latents / self.vae.config.scaling_factor) + self.vae.config.shift_factor
+        return self.vae.decode(latents, return_dict=False)[0]
+
+    def _velocity(
+        self, step: DenoisingStep, encoded: EncodedConditions, adapter_kwargs: dict[str, Any], plan_cache: PlanCache
+    ) -> torch.Tensor:
+        step = encoded.with_prompt(step)
+        given = Contribution(attention_kwargs={**self._joint_attention_kwargs, **adapter_kwargs})
+        with self.transformer.cache_context(step.branch):
+            return predict_velocity(self.transformer, step, [given, *encoded.contributions(step)], plan_cache)
+
+    @staticmethod
+    def _next_timestep(index: int, timesteps: torch.Tensor, num_samples: int, dtype: torch.dtype) -> torch.Tensor:
+        following = timesteps[index + 1] if index + 1 < len(timesteps) else timesteps.new_zeros(())
+        return following.expand(num_samples).to(dtype) / 1000
