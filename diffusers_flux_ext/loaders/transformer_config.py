@@ -1,0 +1,130 @@
+"""The config of a FLUX.1 transformer, inferred from the shapes of its weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+from .checkpoint_formats import MAX_LISTED_KEYS, Shapes, TensorRecipe, TransformerLayout, list_keys, spell_in_layout
+
+
+RELEASED_HEAD_DIM, RELEASED_AXES = 128, (16, 56, 56)
+TEXT_EMBEDDER = "time_text_embed.text_embedder.linear_1.weight"
+MATRICES = ("x_embedder.weight", "context_embedder.weight", "proj_out.weight", TEXT_EMBEDDER)
+
+
+def infer_transformer_config(
+    shapes: Shapes, layout: TransformerLayout = "diffusers", **overrides: Any
+) -> dict[str, Any]:
+    """
+    Infers the arguments of `FluxTransformer2DModel` from the shapes of its weights.
+
+    Args:
+        shapes (`Mapping[str, Sequence[int]]`):
+            Shapes by diffusers key.
+        layout (`str`, *optional*, defaults to `"diffusers"`):
+            The layout in which an error spells missing keys.
+        overrides:
+            Arguments that replace inferred ones.
+
+    Returns:
+        `dict[str, Any]`: The arguments, all of them.
+
+    Raises:
+        ValueError: If a key is missing that shows a size; if sizes do not fit together; if the heads are not 128 wide
+            and `axes_dims_rope` is not given.
+        TypeError: If an override is no argument of the constructor.
+    """
+    known = set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
+    if not overrides.keys() <= known:
+        raise TypeError(
+            f"{sorted(overrides.keys() - known)} are no arguments of the transformer; they are {sorted(known)}."
+        )
+    double, single = (_count_blocks(shapes, name) for name in ("transformer_blocks", "single_transformer_blocks"))
+    norm = f"{'transformer_blocks' if double else 'single_transformer_blocks'}.0.attn.norm_q.weight"
+    _check_dimensions(shapes, {**dict.fromkeys(MATRICES, 2), norm: 1}, layout)
+    width, in_channels = shapes["x_embedder.weight"]
+    head_dim, out_channels = shapes[norm][0], shapes["proj_out.weight"][0]
+    config = {
+        "patch_size": 1,
+        "in_channels": in_channels,
+        "out_channels": None if out_channels == in_channels else out_channels,
+        "num_layers": double,
+        "num_single_layers": single,
+        "attention_head_dim": head_dim,
+        "num_attention_heads": width // max(head_dim, 1),
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "pooled_projection_dim": shapes[TEXT_EMBEDDER][1],
+        "guidance_embeds": any(key.startswith("time_text_embed.guidance_embedder.") for key in shapes),
+        "axes_dims_rope": RELEASED_AXES if head_dim == RELEASED_HEAD_DIM else None,
+        **overrides,
+    }
+    _check_heads(width, config)
+    return config
+
+
+def _count_blocks(shapes: Shapes, name: str) -> int:
+    return 1 + max((int(key.split(".")[1]) for key in shapes if key.startswith(f"{name}.")), default=-1)
+
+
+def _check_dimensions(shapes: Shapes, dimensions: Mapping[str, int], layout: TransformerLayout) -> None:
+    raise_if_missing([key for key in dimensions if key not in shapes], layout)
+    wrong = {key: tuple(shapes[key]) for key, count in dimensions.items() if len(shapes[key]) != count}
+    if wrong:
+        raise ValueError(
+            f"Tensors have a wrong number of dimensions: {wrong}; expected a matrix, or a vector for a norm."
+        )
+
+
+def _check_heads(width: int, config: Mapping[str, Any]) -> None:
+    heads, head_dim, axes = (config[n] for n in ("num_attention_heads", "attention_head_dim", "axes_dims_rope"))
+    if heads * head_dim != width:
+        raise ValueError(f"The model is {width} wide, which {heads} heads of {head_dim} do not fill.")
+    if axes is None:
+        raise ValueError(
+            f"The heads are {head_dim} wide. How the rotary embedding divides them between the position axes leaves "
+            f"no trace in the weights; it is {RELEASED_AXES} for {RELEASED_HEAD_DIM}. Pass "
+            f"`axes_dims_rope=(a, b, c)` with even numbers of sum {head_dim}."
+        )
+    if len(axes) != 3 or sum(axes) != head_dim or any(axis % 2 for axis in axes):
+        raise ValueError(f"`axes_dims_rope` is {tuple(axes)}; expected three even numbers of sum {head_dim}.")
+
+
+def raise_if_missing(keys: list[str], layout: TransformerLayout) -> None:
+    """Raises a `ValueError` that names diffusers' `keys` as `layout` spells them, if there are any."""
+    if keys:
+        missing = list_keys({spell_in_layout(key, layout) for key in keys})
+        raise ValueError(f"Keys of a FLUX.1 transformer in the {layout!r} layout are missing: {missing}.")
+
+
+def check_fit(model: torch.nn.Module, plan: Mapping[str, TensorRecipe], layout: TransformerLayout) -> None:
+    """
+    Compares a model with the tensors that a plan would give it.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model; it may be on the meta device.
+        plan (`Mapping[str, TensorRecipe]`):
+            The tensors by the model's keys.
+        layout (`str`):
+            The layout in which an error spells missing keys.
+
+    Raises:
+        ValueError: If tensors are missing or surplus, or have another shape than the model's.
+    """
+    expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    raise_if_missing([key for key in expected if key not in plan], layout)
+    surplus = sorted({source for key, recipe in plan.items() if key not in expected for source in recipe.sources})
+    if surplus:
+        raise ValueError(f"The model of this config has no place for {list_keys(surplus)}.")
+    wrong = {key: recipe.shape for key, recipe in plan.items() if recipe.shape != expected[key]}
+    if wrong:
+        listed = "; ".join(
+            f"{list_keys(plan[key].sources)} gives {shape} for `{key}` of shape {expected[key]}"
+            for key, shape in sorted(wrong.items())[:MAX_LISTED_KEYS]
+        )
+        raise ValueError(f"{len(wrong)} tensors do not fit the model of this config: {listed}.")
