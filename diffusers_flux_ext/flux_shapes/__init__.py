@@ -1,0 +1,69 @@
+"""The world of coloured shapes that the embedded tiny FLUX.1 draws: scenes, pictures, captions, masks and a scorer.
+
+Needs numpy and pillow only. Everything random takes a `random.Random`, so that a seed fixes it.
+
+```py
+>>> from diffusers_flux_ext import flux_shapes
+
+>>> scene = flux_shapes.held_out_entity_scenes(1)[0]
+>>> picture, masks = flux_shapes.render(scene), flux_shapes.entity_masks(scene)
+>>> flux_shapes.score_entities(picture, scene, masks)
+[EntityScore(color=True, shape=True), EntityScore(color=True, shape=True)]
+```
+"""
+
+from .captions import background_caption, caption, entity_phrase, entity_prompts, vary
+from .detection import DetectedObject, detect_background, detect_objects
+from .masks import box_to_mask, entity_boxes, entity_masks, sample_boxes, token_mask
+from .palette import BACKGROUNDS, CANVAS_SIZE, COLORS, SHAPES, SIZES
+from .rendering import render
+from .sampling import held_out_entity_scenes, iterate_scenes, sample_free_scene, sample_scene
+from .scene import LAYOUTS, PLACES, Scene, ShapeObject, is_held_out
+from .scoring import (
+    EntityScore,
+    ObjectScore,
+    SceneScore,
+    score_entities,
+    score_scene,
+    summarize_entities,
+    summarize_scenes,
+)
+
+
+__all__ = [
+    "BACKGROUNDS",
+    "CANVAS_SIZE",
+    "COLORS",
+    "LAYOUTS",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "DetectedObject",
+    "EntityScore",
+    "ObjectScore",
+    "Scene",
+    "SceneScore",
+    "ShapeObject",
+    "background_caption",
+    "box_to_mask",
+    "caption",
+    "detect_background",
+    "detect_objects",
+    "entity_boxes",
+    "entity_masks",
+    "entity_phrase",
+    "entity_prompts",
+    "held_out_entity_scenes",
+    "is_held_out",
+    "iterate_scenes",
+    "render",
+    "sample_boxes",
+    "sample_free_scene",
+    "sample_scene",
+    "score_entities",
+    "score_scene",
+    "summarize_entities",
+    "summarize_scenes",
+    "token_mask",
+    "vary",
+]
