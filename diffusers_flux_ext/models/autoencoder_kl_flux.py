@@ -134,12 +134,12 @@ class AutoencoderKLFlux(AutoencoderKL):
 
     def _set_tiles(self, tile_size: int, tile_stride: int | None, ramp_picture_borders: bool) -> None:
         cell = self.cell_size
-        if tile_size < cell or tile_size % cell:
+        if not isinstance(tile_size, int) or tile_size < cell or tile_size % cell:
             raise ValueError(
                 f"`tile_size` is {tile_size}; expected a multiple of {cell} image pixels, at least {cell}."
             )
         stride = max(tile_size * 3 // 4 // cell, 1) * cell if tile_stride is None else tile_stride
-        if not cell <= stride <= tile_size or stride % cell:
+        if not isinstance(stride, int) or not cell <= stride <= tile_size or stride % cell:
             raise ValueError(
                 f"`tile_stride` is {tile_stride} for `tile_size={tile_size}`; expected a multiple of {cell} image "
                 f"pixels from {cell} to {tile_size}. A larger stride would leave holes between tiles."

@@ -166,14 +166,14 @@ def test_named_methods_tile_without_the_switch() -> None:
     assert torch.equal(vae.tiled_decode(z, return_dict=False)[0], expected[1])
 
 
-@pytest.mark.parametrize("size", [0, -8, 4, 100])
-def test_impossible_tile_sizes_raise(size: int) -> None:
+@pytest.mark.parametrize("size", [0, -8, 4, 100, 64.0])
+def test_impossible_tile_sizes_raise(size: float) -> None:
     with pytest.raises(ValueError, match=f"`tile_size` is {size}; expected a multiple of 8"):
         tiny_vae().enable_tiling(size)
 
 
-@pytest.mark.parametrize("stride", [0, -8, 4, 20, 72])
-def test_impossible_strides_raise(stride: int) -> None:
+@pytest.mark.parametrize("stride", [0, -8, 4, 20, 72, 32.0])
+def test_impossible_strides_raise(stride: float) -> None:
     vae = tiny_vae()
     with pytest.raises(ValueError, match=f"`tile_stride` is {stride} .* from 8 to 64"):
         vae.enable_tiling(64, stride)

@@ -1,5 +1,7 @@
 """Laws of `TileGrid` for all sizes, tiles and strides."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,3 +102,16 @@ def test_gradients_reach_the_tiles() -> None:
     plane = torch.randn(1, 1, 6, 6, requires_grad=True)
     grid.blend(lambda rows, columns: plane[..., rows, columns]).sum().backward()
     torch.testing.assert_close(plane.grad, torch.ones_like(plane))
+
+
+def test_one_tile_is_alive_at_a_time() -> None:
+    tiles: list[weakref.ref[torch.Tensor]] = []
+
+    def process(rows: slice, columns: slice) -> torch.Tensor:
+        assert not any(tile() is not None for tile in tiles)
+        tile = torch.ones(1, 1, 4, 4)
+        tiles.append(weakref.ref(tile))
+        return tile
+
+    TileGrid(height=10, width=12, tile=4, stride=3).blend(process)
+    assert len(tiles) == 12
