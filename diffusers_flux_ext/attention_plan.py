@@ -10,6 +10,7 @@ merged into an *atom*; classes are found on the small table over atoms.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -56,6 +57,8 @@ class AttentionPlan:
         image_order (`torch.Tensor` of shape `(image_length,)`, *optional*): Source position of each image token.
         samples (`tuple`, *optional*): Per sample, the source positions `(length,)` and the classes.
         mask (`torch.Tensor` of shape `(batch_size or 1, 1, length, length)`, *optional*): Who sees whom.
+        num_text_tokens (`int`): Length of the text part of the joint sequence.
+        num_unrotated (`int`): How many leading tokens have zero rotary positions, so that rotating them is void.
     """
 
     classes: tuple[AttentionClass, ...] = ()
@@ -63,9 +66,16 @@ class AttentionPlan:
     image_order: torch.Tensor | None = None
     samples: tuple[tuple[torch.Tensor, tuple[AttentionClass, ...]], ...] = ()
     mask: torch.Tensor | None = None
+    num_text_tokens: int = 0
+    num_unrotated: int = 0
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: AttentionFunction
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: AttentionFunction,
+        image_only: bool = False,
     ) -> torch.Tensor:
         """Run `attention` over the visible pairs only; needs a plan without `mask`.
 
@@ -73,17 +83,32 @@ class AttentionPlan:
             query, key, value (`torch.Tensor` of shape `(batch_size, length, heads, head_dim)`):
                 The joint sequence, already sorted by `text_order` and `image_order`.
             attention (`Callable`): Unmasked attention on tensors of that layout.
+            image_only (`bool`, defaults to `False`):
+                Whether the text tokens' outputs are not needed: they are zero then.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, length, heads, head_dim)`; zeros for a token that sees nothing.
         """
         if not self.samples:
-            return _attend(self.classes, query, key, value, attention)
+            classes = self._image_classes if image_only else self.classes
+            return _attend(classes, query, key, value, attention)
         outputs = []
         for index, (order, classes) in enumerate(self.samples):
             tensors = [tensor[index : index + 1].index_select(1, order) for tensor in (query, key, value)]
             outputs.append(_attend(classes, *tensors, attention).index_select(1, order.argsort()))
         return torch.cat(outputs)
+
+    @cached_property
+    def _image_classes(self) -> tuple[AttentionClass, ...]:
+        text = self.num_text_tokens
+        clipped = [
+            AttentionClass(
+                tuple((max(start, text), stop) for start, stop in part.query_runs if stop > text), part.key_runs
+            )
+            for part in self.classes
+        ]
+        unused = AttentionClass(((0, text),), ())
+        return (unused, *(part for part in clipped if part.query_runs))
 
 
 def build_attention_plan(
@@ -92,6 +117,7 @@ def build_attention_plan(
     device: torch.device | str = "cpu",
     classes_supported: bool = True,
     mask_supported: bool = True,
+    text_is_unrotated: bool = False,
 ) -> AttentionPlan | None:
     """Turn attention rules into the cheapest way to execute them.
 
@@ -101,6 +127,7 @@ def build_attention_plan(
         device (`torch.device` or `str`): Where the plan's tensors go; also decides what a class costs.
         classes_supported (`bool`, defaults to `True`): Whether every attention processor can execute classes.
         mask_supported (`bool`, defaults to `True`): Whether the attention kernel accepts a dense mask.
+        text_is_unrotated (`bool`, defaults to `False`): Whether all text tokens have zero rotary positions.
 
     Returns:
         `AttentionPlan`, or `None` when the rules leave everything visible.
@@ -127,7 +154,13 @@ def build_attention_plan(
         return AttentionPlan(samples=tuple((order.to(device), classes) for order, classes in samples))
     order, classes = samples[0]
     text, image = order.split([layout.num_text_tokens, layout.total - layout.num_text_tokens])
-    return AttentionPlan(classes, _order_or_none(text, device), _order_or_none(image - len(text), device))
+    return AttentionPlan(
+        classes,
+        _order_or_none(text, device),
+        _order_or_none(image - len(text), device),
+        num_text_tokens=len(text),
+        num_unrotated=len(text) if text_is_unrotated else 0,
+    )
 
 
 def _order_or_none(order: torch.Tensor, device: torch.device | str) -> torch.Tensor | None:

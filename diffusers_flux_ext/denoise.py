@@ -108,7 +108,8 @@ def predict_velocity(
         tuple(group.length for group in text + image),
         batch_size,
     )
-    plan = _plan(transformer, step, contributions, layout, plan_cache or PlanCache())
+    text_ids = _join_ids(text)
+    plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None
     image_order = plan.image_order if plan is not None else None
     residuals = _collect_residuals(transformer, contributions, layout, image_order)
@@ -118,7 +119,7 @@ def predict_velocity(
         guidance=step.guidance,
         pooled_projections=step.prompt.pooled,
         encoder_hidden_states=_sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
-        txt_ids=_sort(_join_ids(text), text_order, dim=0),
+        txt_ids=_sort(text_ids, text_order, dim=0),
         img_ids=_sort(_join_ids(image), image_order, dim=0),
         joint_attention_kwargs=_attention_kwargs(contributions, plan),
         return_dict=False,
@@ -194,6 +195,7 @@ def _plan(
     step: DenoisingStep,
     contributions: Sequence[Contribution],
     layout: JointLayout,
+    text_ids: torch.Tensor,
     cache: PlanCache,
 ) -> AttentionPlan | None:
     rules = [rule for part in contributions for rule in part.rules]
@@ -208,6 +210,7 @@ def _plan(
             device=step.latents.device,
             classes_supported=runs_attention_plans(transformer),
             mask_supported=all(attention_accepts_mask(getattr(p, "_attention_backend", None)) for p in processors),
+            text_is_unrotated=not bool(text_ids.any()),
         )
 
     return cache.get(step.branch, rules, layout, build)
@@ -246,9 +249,10 @@ def _collect_residuals(
     collected = {}
     for argument, (blocks, parts) in slots.items():
         summed = _sum_residuals([part for part in parts if len(part)], len(getattr(transformer, blocks)))
+        if summed and num_reference:
+            summed = [torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) for residual in summed]
         if summed:
-            padded = [torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) for residual in summed]
-            collected[argument] = [_sort(residual, image_order, dim=1) for residual in padded]
+            collected[argument] = [_sort(residual, image_order, dim=1) for residual in summed]
     return collected
 
 

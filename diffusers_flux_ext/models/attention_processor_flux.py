@@ -18,10 +18,17 @@ class FluxRegionalAttnProcessor:
 
     Without a plan it computes exactly what `FluxAttnProcessor` computes. It has no weights, works for double and
     single blocks, with fused projections and with every attention backend of diffusers.
+
+    Args:
+        image_only (`bool`, defaults to `False`):
+            Whether the text tokens' attention is not needed, as in the last single block. Plans then skip it.
     """
 
     _attention_backend = None
     _parallel_config = None
+
+    def __init__(self, image_only: bool = False) -> None:
+        self.image_only = image_only
 
     def __call__(
         self,
@@ -50,15 +57,15 @@ class FluxRegionalAttnProcessor:
         """
         query, key, value = self._joint_heads(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+            start = 0 if attention_plan is None else attention_plan.num_unrotated
+            query, key = _rotate(query, image_rotary_emb, start), _rotate(key, image_rotary_emb, start)
         attention = partial(
             dispatch_attention_fn, backend=self._attention_backend, parallel_config=self._parallel_config
         )
         if attention_plan is None:
             output = attention(query, key, value, attn_mask=attention_mask)
         else:
-            output = attention_plan.attend(query, key, value, attention)
+            output = attention_plan.attend(query, key, value, attention, self.image_only)
         output = output.flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return output
@@ -84,6 +91,34 @@ class FluxRegionalAttnProcessor:
         )
 
 
+def _rotate(tensor: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor], start: int) -> torch.Tensor:
+    if start == 0:
+        return apply_rotary_emb(tensor, rotary_emb, sequence_dim=1)
+    cos, sin = rotary_emb
+    rotated = apply_rotary_emb(tensor[:, start:], (cos[start:], sin[start:]), sequence_dim=1)
+    return torch.cat([tensor[:, :start], rotated], dim=1)
+
+
+def set_regional_processors(transformer: torch.nn.Module) -> list[tuple[FluxAttention, FluxAttnProcessor]]:
+    """Give every attention layer that has diffusers' stock processor a [`FluxRegionalAttnProcessor`].
+
+    Args:
+        transformer (`torch.nn.Module`): A `FluxTransformer2DModel`.
+
+    Returns:
+        `list`: the layers and the processors they had, to put back.
+    """
+    layers = [module for module in transformer.modules() if isinstance(module, FluxAttention)]
+    replaced = [(layer, layer.processor) for layer in layers if type(layer.processor) is FluxAttnProcessor]
+    for layer, stock in replaced:
+        # Nothing reads the text tokens after the last single block, which is the last layer of the model.
+        processor = FluxRegionalAttnProcessor(image_only=layer is layers[-1] and layer.added_kv_proj_dim is None)
+        processor._attention_backend = stock._attention_backend
+        processor._parallel_config = stock._parallel_config
+        layer.processor = processor
+    return replaced
+
+
 def runs_attention_plans(transformer: torch.nn.Module) -> bool:
     """Whether every attention layer of `transformer` has a [`FluxRegionalAttnProcessor`]."""
     processors = [module.processor for module in transformer.modules() if isinstance(module, FluxAttention)]
@@ -100,18 +135,9 @@ def regional_attention(transformer: torch.nn.Module) -> Iterator[None]:
     Args:
         transformer (`torch.nn.Module`): A `FluxTransformer2DModel`, compiled, offloaded, quantised or not.
     """
-    replaced = [
-        (module, module.processor)
-        for module in transformer.modules()
-        if isinstance(module, FluxAttention) and type(module.processor) is FluxAttnProcessor
-    ]
-    for module, stock in replaced:
-        processor = FluxRegionalAttnProcessor()
-        processor._attention_backend = stock._attention_backend
-        processor._parallel_config = stock._parallel_config
-        module.processor = processor
+    replaced = set_regional_processors(transformer)
     try:
         yield
     finally:
-        for module, stock in replaced:
-            module.processor = stock
+        for layer, stock in replaced:
+            layer.processor = stock

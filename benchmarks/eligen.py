@@ -1,0 +1,178 @@
+"""One transformer step with entity regions: the reference, the stock transformer with a dense mask, and ours.
+
+Run from the repository's root with the reference package installed (see the README's second command):
+
+    python -m benchmarks.eligen --image-tokens 1024 4096 --entities 0 3 6
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
+from diffusers_flux_ext.conditions.entity_regions import entity_rules
+from diffusers_flux_ext.models.attention_processor_flux import regional_attention
+from tests.parity.reference.dit import reference_dit
+from tests.parity.reference.pipeline import flux_image
+
+
+SIDES = ("reference", "dense mask", "ours")
+CONTEXT, POOLED = 64, 32
+
+
+def tiny_transformer(width: int, double: int, single: int) -> FluxTransformer2DModel:
+    """A transformer with released head size and block ratio, random weights."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=128,
+        num_attention_heads=width // 128,
+        joint_attention_dim=CONTEXT,
+        pooled_projection_dim=POOLED,
+        guidance_embeds=True,
+    ).eval()
+
+
+def entity_masks(entities: int, side: int) -> torch.Tensor:
+    """Boxes in two rows of three, each about a seventh of the picture, `(entities, side, side)`."""
+    masks = torch.zeros(entities, side, side, dtype=torch.bool)
+    height, width = round(side * 0.45), round(side * 0.31)
+    for index in range(entities):
+        top, left = index // 3 * (side // 2), index % 3 * (side // 3)
+        masks[index, top : top + height, left : left + width] = True
+    return masks
+
+
+def make_sides(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, Callable[[], torch.Tensor]]:
+    """The three sides as functions of no arguments that run the same step with the same weights."""
+    transformer = tiny_transformer(args.width, args.double, args.single)
+    side = round(image_tokens**0.5)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(1, 16, 2 * side, 2 * side, generator=generator)
+    prompt = torch.randn(1, args.text_tokens, CONTEXT, generator=generator)
+    texts = torch.randn(1, entities, args.text_tokens, CONTEXT, generator=generator)
+    pooled = torch.randn(1, POOLED, generator=generator)
+    masks = entity_masks(entities, side)
+    dit = reference_dit(transformer)
+    pixels = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)[None, :, None].float()
+    named = {"entity_prompt_emb": texts, "entity_masks": pixels} if entities else {}
+
+    def reference() -> torch.Tensor:
+        return flux_image.model_fn_flux_image(
+            dit=dit,
+            latents=latents,
+            timestep=torch.tensor([500.0]),
+            prompt_emb=prompt,
+            pooled_prompt_emb=pooled,
+            guidance=torch.tensor([3.5]),
+            text_ids=torch.zeros(1, args.text_tokens, 3),
+            **named,
+        )
+
+    packed = latents.view(1, 16, side, 2, side, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, side * side, 64)
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side).float(), torch.arange(side).float())
+    zeros = torch.zeros(args.text_tokens, 3)
+    step = DenoisingStep(
+        0, 1, "cond", torch.tensor([0.5]), packed, ids, PromptEmbeds(prompt, pooled, zeros), torch.tensor([3.5])
+    )
+    names = [f"entity_{index}" for index in range(entities)]
+    contribution = Contribution(
+        text=[TokenGroup(name, texts[:, index], zeros) for index, name in enumerate(names)],
+        rules=[rule for name, mask in zip(names, masks) for rule in entity_rules(name, mask.flatten()[None])],
+    )
+    caches = {"dense mask": PlanCache(), "ours": PlanCache()}
+
+    def dense() -> torch.Tensor:
+        return predict_velocity(transformer, step, [contribution], caches["dense mask"])
+
+    def ours() -> torch.Tensor:
+        with regional_attention(transformer):
+            return predict_velocity(transformer, step, [contribution], caches["ours"])
+
+    return {"reference": reference, "dense mask": dense, "ours": ours}
+
+
+def measure_times(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, float]:
+    """Median seconds of each side, interleaved in one process."""
+    sides = make_sides(args, image_tokens, entities)
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    for repeat in range(args.repeats + 1):
+        for name in SIDES if repeat % 2 else SIDES[::-1]:
+            start = time.perf_counter()
+            sides[name]()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_memory(args: argparse.Namespace, image_tokens: int, entities: int, name: str) -> float:
+    """Peak resident memory in MiB that one step of one side adds, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.eligen", "--memory-of", name, "--width", str(args.width)]
+    command += ["--double", str(args.double), "--single", str(args.single), "--text-tokens", str(args.text_tokens)]
+    command += ["--image-tokens", str(image_tokens), "--entities", str(entities)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(result.stdout.strip().splitlines()[-1])
+
+
+def reset_peak() -> None:
+    """Forget the peak resident memory of this process so far (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process since [`reset_peak`] (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024
+
+
+def parse_args() -> argparse.Namespace:
+    """Sizes and repeats."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-tokens", type=int, nargs="+", default=[1024])
+    parser.add_argument("--entities", type=int, nargs="+", default=[0, 3, 6])
+    parser.add_argument("--text-tokens", type=int, default=512)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--double", type=int, default=2)
+    parser.add_argument("--single", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table."""
+    args = parse_args()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        if args.memory_of:
+            side = make_sides(args, args.image_tokens[0], args.entities[0])[args.memory_of]
+            reset_peak()
+            before = peak_mib()
+            side()
+            sys.stdout.write(f"{peak_mib() - before}\n")
+            return
+        head = "| image tokens | entities | " + " | ".join(f"{name}, s" for name in SIDES)
+        head += " | vs reference | vs dense mask | " + " | ".join(f"{name}, MiB" for name in SIDES) + " |"
+        sys.stdout.write(head + "\n|" + "---|" * 10 + "\n")
+        for image_tokens in args.image_tokens:
+            for entities in args.entities:
+                times = measure_times(args, image_tokens, entities)
+                memory = [measure_memory(args, image_tokens, entities, name) for name in SIDES]
+                cells = [str(image_tokens), str(entities), *(f"{times[name]:.3f}" for name in SIDES)]
+                cells += [f"{times[name] / times['ours']:.2f}" for name in SIDES[:2]]
+                cells += [f"{mib:.0f}" for mib in memory]
+                sys.stdout.write("| " + " | ".join(cells) + " |\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
