@@ -134,8 +134,8 @@ class FluxExtTransformer2DModel(FluxTransformer2DModel):
         """
         Makes a model from one local safetensors file in any layout.
 
-        Only the header is read to plan the load. Tensors are then read one at a time, so that host memory holds little
-        more than the model.
+        Only the header is read to plan the load. Tensors are then copied one at a time out of the mapped file, whose
+        pages the system can drop again, so that the load needs the memory of the model once.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
