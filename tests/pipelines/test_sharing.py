@@ -1,0 +1,169 @@
+"""Sharing components with diffusers' pipelines, saving, and loading through every door."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxImg2ImgPipeline, FluxPipeline
+
+import diffusers_flux_ext
+from diffusers_flux_ext import (
+    AutoencoderKLFlux,
+    FluxConditionedPipeline,
+    FluxEliGenPipeline,
+    FluxExtTransformer2DModel,
+    FluxFlowMatchScheduler,
+)
+from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
+
+
+def dtypes(pipe):
+    return {name: module.dtype for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+
+
+def modules(pipe):
+    return {name: id(module) for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+
+
+@pytest.mark.parametrize("pipeline_class", [FluxConditionedPipeline, FluxEliGenPipeline])
+def test_from_pipe_keeps_every_dtype_and_leaves_the_source(pipeline_class):
+    stock = tiny_pipeline(FluxPipeline)
+    stock.transformer.to(torch.bfloat16)
+    before = dtypes(stock)
+    ours = pipeline_class.from_pipe(stock)
+    assert dtypes(stock) == dtypes(ours) == before
+    assert modules(stock) == modules(ours)
+
+
+@pytest.mark.parametrize("pipeline_class", [FluxPipeline, FluxImg2ImgPipeline])
+def test_stock_pipelines_from_ours(pipeline_class):
+    ours = tiny_pipeline(FluxEliGenPipeline).to(torch.bfloat16)
+    stock = pipeline_class.from_pipe(ours, dtype=ours.dtype)
+    assert set(dtypes(stock).values()) == {torch.bfloat16}
+    assert modules(stock) == modules(ours)
+    assert modules(ours.to_pipeline(pipeline_class)) == modules(ours)
+    assert set(dtypes(ours).values()) == {torch.bfloat16}
+
+
+def test_to_pipeline_carries_our_model_classes():
+    ours = tiny_pipeline(FluxConditionedPipeline)
+    ours.register_modules(transformer=FluxExtTransformer2DModel.from_config(ours.transformer.config))
+    stock = quiet(ours.to_pipeline(FluxPipeline))
+    assert isinstance(stock.transformer, FluxExtTransformer2DModel)
+    assert FluxConditionedPipeline.from_pipe(stock).transformer is ours.transformer
+    assert torch.equal(stock(**call_kwargs()).images, quiet(ours)(**call_kwargs()).images)
+
+
+def test_from_pipe_casts_only_when_asked():
+    stock = tiny_pipeline(FluxPipeline)
+    assert FluxConditionedPipeline.from_pipe(stock, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_from_pipe_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="connector.*its components are"):
+        FluxConditionedPipeline.from_pipe(tiny_pipeline(FluxPipeline), connector=1)
+
+
+def test_from_pipe_names_what_is_missing():
+    with pytest.raises(ValueError, match=r"needs \['controlnet'\]"):
+        from diffusers import FluxControlNetPipeline
+
+        tiny_pipeline(FluxConditionedPipeline).to_pipeline(FluxControlNetPipeline)
+
+
+@pytest.mark.parametrize("pipeline_class", [FluxConditionedPipeline, FluxEliGenPipeline])
+def test_save_and_load(tmp_path, pipeline_class):
+    pipe = tiny_pipeline(pipeline_class)
+    pipe.save_pretrained(tmp_path)
+    expected = pipe(**call_kwargs()).images
+    for loader in (pipeline_class, DiffusionPipeline, FluxPipeline):
+        loaded = quiet(loader.from_pretrained(tmp_path))
+        assert torch.equal(loaded(**call_kwargs()).images, expected)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is pipeline_class
+
+
+def test_our_components_reload_through_diffusers(tmp_path):
+    pipe = tiny_pipeline(FluxConditionedPipeline)
+    transformer = FluxExtTransformer2DModel.from_config(pipe.transformer.config)
+    transformer.load_state_dict(pipe.transformer.state_dict())
+    vae = AutoencoderKLFlux.from_config(pipe.vae.config)
+    vae.load_state_dict(pipe.vae.state_dict())
+    pipe.register_modules(transformer=transformer, vae=vae, scheduler=FluxFlowMatchScheduler())
+    pipe.save_pretrained(tmp_path)
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path))
+    assert type(loaded.transformer) is FluxExtTransformer2DModel
+    assert type(loaded.vae) is AutoencoderKLFlux
+    assert type(loaded.scheduler) is FluxFlowMatchScheduler
+    assert torch.equal(loaded(**call_kwargs()).images, pipe(**call_kwargs()).images)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    tiny_pipeline(FluxPipeline).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "name, pipeline_class", [("conditioned", FluxConditionedPipeline), ("eligen", FluxEliGenPipeline)]
+)
+def test_custom_pipeline_on_a_plain_repository(plain_folder, name, pipeline_class):
+    pipe = DiffusionPipeline.from_pretrained(
+        plain_folder, custom_pipeline=diffusers_flux_ext.custom_pipeline(name), trust_remote_code=True
+    )
+    assert type(pipe) is pipeline_class
+
+
+def test_custom_pipeline_needs_trust(plain_folder):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(plain_folder, custom_pipeline=diffusers_flux_ext.custom_pipeline("eligen"))
+
+
+def test_an_unknown_custom_pipeline_lists_the_known_ones():
+    with pytest.raises(ValueError, match="conditioned.*eligen"):
+        diffusers_flux_ext.custom_pipeline("nothing")
+
+
+def test_shims_have_unique_names_and_name_one_pipeline():
+    folder = os.path.dirname(diffusers_flux_ext.custom_pipeline("eligen"))
+    files = [file for file in os.listdir(folder) if file.endswith(".py")]
+    assert all(file.startswith("dfx_") for file in files)
+    assert {"dfx_eligen.py", "dfx_conditioned.py"} <= set(files)
+
+
+def test_a_plain_folder_loads_with_our_class(plain_folder):
+    assert type(FluxEliGenPipeline.from_pretrained(plain_folder)) is FluxEliGenPipeline
+
+
+SCRIPTS = {
+    "package first": "import diffusers_flux_ext; from diffusers import DiffusionPipeline",
+    "diffusers first": "from diffusers import DiffusionPipeline; import diffusers_flux_ext",
+}
+
+
+@pytest.mark.parametrize("imports", SCRIPTS.values(), ids=SCRIPTS)
+def test_a_fresh_process_reloads_a_saved_pipeline(tmp_path, imports):
+    tiny_pipeline(FluxEliGenPipeline).save_pretrained(tmp_path)
+    script = f"{imports}; import sys; print(type(DiffusionPipeline.from_pretrained(sys.argv[1])).__name__)"
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.stdout.strip().endswith("FluxEliGenPipeline"), result.stderr
+
+
+def test_importing_the_package_imports_neither_torch_nor_diffusers():
+    script = "import sys, diffusers_flux_ext; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_import_leaves_auto_pipeline_alone_and_names_resolve():
+    script = (
+        "import sys, diffusers_flux_ext, diffusers; diffusers.FluxEliGenPipeline; "
+        "[getattr(diffusers_flux_ext, name) for name in diffusers_flux_ext.__all__]; "
+        "print('diffusers.pipelines.auto_pipeline' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stdout.strip().endswith("False"), result.stderr
