@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FluxImg2ImgPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxControlNetPipeline, FluxImg2ImgPipeline, FluxPipeline
 
 import diffusers_flux_ext
 from diffusers_flux_ext import (
@@ -67,10 +67,9 @@ def test_from_pipe_refuses_what_it_does_not_know():
 
 
 def test_from_pipe_names_what_is_missing():
+    pipe = tiny_pipeline(FluxConditionedPipeline)
     with pytest.raises(ValueError, match=r"needs \['controlnet'\]"):
-        from diffusers import FluxControlNetPipeline
-
-        tiny_pipeline(FluxConditionedPipeline).to_pipeline(FluxControlNetPipeline)
+        pipe.to_pipeline(FluxControlNetPipeline)
 
 
 @pytest.mark.parametrize("pipeline_class", [FluxConditionedPipeline, FluxEliGenPipeline])
