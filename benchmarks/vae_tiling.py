@@ -102,7 +102,7 @@ def main() -> None:
         mode, operation, size, tile = options.measure
         print(json.dumps(measure(mode, operation, int(size), int(tile))))
         return
-    heads = ["", "picture", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
+    heads = ["call", "picture", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
     print("| " + " | ".join([*heads, *(f"{mode}, s" for mode in MODES)]) + " |")
     print("|---|---|" + "---:|" * (len(heads) - 2 + len(MODES)))
     for operation in OPERATIONS:
