@@ -1,0 +1,106 @@
+"""The `flux-ext` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parsing import Entity, parse_entity, parse_size
+
+
+EXAMPLES = """\
+examples:
+  flux-ext demo --out demo
+  flux-ext generate --model tiny --prompt "a white background" --entity "a red circle@0.1,0.3,0.45,0.7" \\
+      --entity "a blue star@0.55,0.3,0.9,0.7" --out shapes.png
+  flux-ext generate --model black-forest-labs/FLUX.1-dev --prompt "a cat and a dog on a sofa" \\
+      --entity "a black cat@60,300,480,950" --entity "a brown dog@540,300,960,950" \\
+      --lora DiffSynth-Studio/Eligen --offload model --out pets.png
+
+exit codes: 0 done, 1 the work failed (the message says why), 2 the command line is wrong
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="flux-ext",
+        description="FLUX.1 methods that diffusers lacks, from the command line.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+    demo = commands.add_parser(
+        "demo",
+        help="draw a contact sheet with the embedded tiny model, offline",
+        description="Draw scenes with the embedded tiny FLUX.1: the prompt alone, the regions, and the result.",
+        epilog="example:\n  flux-ext demo --out demo --seed 3",
+        formatter_class=raw,
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (default: 0)")
+    generate = commands.add_parser(
+        "generate",
+        help="draw a picture with any FLUX.1 repository",
+        description="Draw a picture, with entities in regions of their own.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    _add_generate_arguments(generate)
+    return parser
+
+
+def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="tiny", help="repository or folder in diffusers' layout, or `tiny` (default)")
+    add("--prompt", required=True, help="the global prompt")
+    add("--negative-prompt", help="turns true classifier-free guidance on together with --true-cfg")
+    add(
+        "--entity",
+        action="append",
+        default=[],
+        type=parse_entity,
+        metavar="TEXT@LEFT,TOP,RIGHT,BOTTOM",
+        help="an entity and its box, in pixels or in fractions of the picture; may be given several times",
+    )
+    add("--steps", type=int, help="denoising steps (default: 28; tiny: 20)")
+    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--size", type=parse_size, metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024; tiny: 128)")
+    add("--guidance", type=float, default=3.5, help="distilled guidance scale (default: 3.5)")
+    add("--true-cfg", type=float, help="true classifier-free guidance scale (default: off; tiny: 2)")
+    add("--lora", help="LoRA file, folder or repository; `none` leaves tiny's own EliGen LoRA out")
+    add("--lora-weight-name", metavar="FILE", help="the file of a --lora repository, where it holds several")
+    add("--text-tokens", type=int, help="text tokens of a prompt, at most 512 (default: 512; tiny: 32)")
+    add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
+    add("--offload", choices=["none", "model", "sequential"], default="none", help="move unused parts off the GPU")
+    add("--out", type=Path, default=Path("flux-ext.png"), help="picture to write (default: flux-ext.png)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): The command line without the program's name.
+
+    Returns:
+        `int`: the exit code.
+    """
+    args = build_parser().parse_args(arguments)
+    # torch and diffusers load only now, so that --help and a wrong command line answer at once.
+    from . import run
+
+    try:
+        written = run.demo(args) if args.command == "demo" else run.generate(args)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.stderr.write(f"flux-ext {args.command}: {error}\n")
+        return 1
+    sys.stdout.write(f"{written.resolve()}\n")
+    return 0
+
+
+__all__ = ["Entity", "build_parser", "main"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

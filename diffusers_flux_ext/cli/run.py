@@ -1,0 +1,168 @@
+"""What the commands do."""
+
+import argparse
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers.utils import logging
+from PIL import Image
+
+from .. import flux_shapes, tiny_flux_path
+from ..pipelines.pipeline_flux_eligen import FluxEliGenPipeline
+from .contact_sheet import contact_sheet
+
+
+logger = logging.get_logger(__name__)
+
+TINY = "tiny"
+TINY_LORA = "tiny_flux_eligen_lora.safetensors"
+# The tiny model was trained on short texts and without guidance distillation.
+TINY_CALL: dict[str, Any] = {
+    "height": 128,
+    "width": 128,
+    "num_inference_steps": 20,
+    "max_sequence_length": 32,
+    "true_cfg_scale": 2.0,
+    "negative_prompt": "",
+}
+DEMO_ENTITIES = (2, 3, 2, 3)
+
+
+def demo(args: argparse.Namespace) -> Path:
+    """Draw scenes that the tiny model has not seen, with and without their entities.
+
+    Args:
+        args (`argparse.Namespace`): `out`, `seed`.
+
+    Returns:
+        `Path`: the contact sheet.
+    """
+    pipe = load_pipeline(TINY, None, None, "cpu", "none", with_regions=True)
+    rng = random.Random(args.seed)
+    scenes = [flux_shapes.sample_free_scene(rng, count, held_out=True) for count in DEMO_ENTITIES]
+    prompts = [flux_shapes.background_caption(scene) for scene in scenes]
+    entities = [flux_shapes.entity_prompts(scene) for scene in scenes]
+    boxes = [flux_shapes.entity_boxes(scene) for scene in scenes]
+    spoken = [f"{', '.join(texts)} on {prompt}" for texts, prompt in zip(entities, prompts)]
+    pipe.disable_lora()
+    without = pipe(spoken, generator=torch.Generator().manual_seed(args.seed), **TINY_CALL).images
+    pipe.enable_lora()
+    regions = {"entity_prompts": entities, "entity_masks": boxes}
+    results = pipe(prompts, generator=torch.Generator().manual_seed(args.seed), **regions, **TINY_CALL).images
+    sheet = contact_sheet(spoken, without, prompts, entities, boxes, results)
+    for index, image in enumerate(results):
+        save_picture(image, args.out / f"scene_{index}.png")
+    return save_picture(sheet, args.out / "contact_sheet.png")
+
+
+def generate(args: argparse.Namespace) -> Path:
+    """Draw one picture.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `flux-ext generate`.
+
+    Returns:
+        `Path`: the picture.
+    """
+    if args.out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out {args.out} has no picture's ending; use for example {args.out.with_suffix('.png')}.")
+    pipe = load_pipeline(
+        args.model, args.lora, args.lora_weight_name, args.device, args.offload, with_regions=bool(args.entity)
+    )
+    call: dict[str, Any] = dict(TINY_CALL) if args.model == TINY else {}
+    given = {
+        "num_inference_steps": args.steps,
+        "max_sequence_length": args.text_tokens,
+        "true_cfg_scale": args.true_cfg,
+        "negative_prompt": args.negative_prompt,
+        "width": args.size and args.size[0],
+        "height": args.size and args.size[1],
+    }
+    call |= {name: value for name, value in given.items() if value is not None}
+    if args.entity:
+        call |= {"entity_prompts": [entity.text for entity in args.entity]}
+        call |= {"entity_masks": [entity.box for entity in args.entity]}
+    generator = torch.Generator().manual_seed(args.seed)
+    image = pipe(args.prompt, guidance_scale=args.guidance, generator=generator, **call).images[0]
+    return save_picture(image, args.out)
+
+
+def load_pipeline(
+    model: str,
+    lora: str | None,
+    lora_weight_name: str | None,
+    device: str | None,
+    offload: str,
+    with_regions: bool,
+) -> FluxEliGenPipeline:
+    """Load a FLUX.1 repository as [`FluxEliGenPipeline`], with a LoRA and on a device.
+
+    Args:
+        model (`str`): Repository, folder, or `"tiny"`.
+        lora (`str`, *optional*): LoRA; `"none"` for no LoRA.
+        lora_weight_name (`str`, *optional*): File of the LoRA's repository.
+        device (`str`, *optional*): Torch device.
+        offload (`str`): `"none"`, `"model"` or `"sequential"`.
+        with_regions (`bool`): Whether entities are drawn, for which tiny's own LoRA is loaded.
+
+    Returns:
+        `FluxEliGenPipeline`
+    """
+    quiet_libraries()
+    device = device or best_device()
+    path = tiny_flux_path() if model == TINY else model
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    pipe = FluxEliGenPipeline.from_pretrained(path, torch_dtype=dtype)
+    if lora is None and model == TINY and with_regions:
+        lora = os.path.join(os.path.dirname(tiny_flux_path()), TINY_LORA)
+    if lora not in (None, "none"):
+        pipe.load_lora_weights(lora, weight_name=lora_weight_name)
+    elif with_regions:
+        logger.warning("Entities are hardly followed without an EliGen LoRA, for example DiffSynth-Studio/Eligen.")
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' notes on loading off the terminal; this package's own warnings still show."""
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def best_device() -> str:
+    """The first of cuda, mps and cpu that there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def save_picture(image: Image.Image, path: Path) -> Path:
+    """Write a picture under a temporary name and rename it, so that no half-written file is left.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        path (`Path`): Where to; folders are made.
+
+    Returns:
+        `Path`: the same path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        image.save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

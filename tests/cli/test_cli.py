@@ -1,0 +1,96 @@
+"""The `flux-ext` command."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from diffusers_flux_ext.cli import main as command
+from diffusers_flux_ext.cli.parsing import parse_entity, parse_size
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("generate", "--help")
+    assert stop.value.code == 0
+    assert "flux-ext generate --model black-forest-labs/FLUX.1-dev" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["draw"], "invalid choice"),
+        (["generate"], "--prompt"),
+        (["generate", "--prompt", "a", "--entity", "a dog"], "TEXT@LEFT,TOP,RIGHT,BOTTOM"),
+        (["generate", "--prompt", "a", "--entity", "a dog@9,0,3,4"], "LEFT < RIGHT"),
+        (["generate", "--prompt", "a", "--size", "big"], "N or WIDTHxHEIGHT"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "/nowhere/at/all"], "nowhere"),
+        (["--out", "picture.nothing"], "no picture's ending"),
+        (["--entity", "a dog@500,0,600,50", "--steps", 1], "does not lie on the canvas of 128 x 128"),
+        (["--lora", "/nowhere/lora.safetensors"], "nowhere"),
+    ],
+)
+def test_work_that_fails_exits_with_1_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run("generate", "--prompt", "a red circle", *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_with_entities(tmp_path, capsys):
+    out = tmp_path / "deep" / "shapes.png"
+    code = run(
+        "generate", "--prompt", "a white background", "--entity", "a red circle@0,0,0.5,1",
+        "--entity", "a blue star@64,0,128,128", "--steps", 2, "--out", out
+    )  # fmt: skip
+    assert code == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert Image.open(out).size == (128, 128)
+    assert [path.name for path in out.parent.iterdir()] == ["shapes.png"]
+
+
+def test_generate_follows_seed_and_size(tmp_path):
+    pictures = []
+    for seed, name in ((1, "a"), (1, "b"), (2, "c")):
+        path = tmp_path / f"{name}.png"
+        assert (
+            run("generate", "--prompt", "a red circle", "--steps", 2, "--seed", seed, "--size", "64x96", "--out", path)
+            == 0
+        )
+        pictures.append(Image.open(path).convert("RGB"))
+    assert pictures[0].size == (64, 96)
+    assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+
+
+def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("diffusers_flux_ext.cli.run", fromlist=["run"]).TINY_CALL, "num_inference_steps", 2)
+    assert run("demo", "--out", tmp_path / "demo", "--seed", 3) == 0
+    path = capsys.readouterr().out.strip()
+    assert re.search(r"contact_sheet\.png$", path)
+    assert Image.open(path).width > 3 * 256
+    assert len(list((tmp_path / "demo").glob("scene_*.png"))) == 4
+
+
+def test_parse_entity():
+    assert parse_entity("me@home@0.1,0.2,0.5,0.9") == ("me@home", (0.1, 0.2, 0.5, 0.9))
+
+
+def test_parse_size():
+    assert parse_size("512") == (512, 512)
+    assert parse_size("640x480") == (640, 480)
