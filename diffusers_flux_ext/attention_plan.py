@@ -10,7 +10,6 @@ merged into an *atom*; classes are found on the small table over atoms.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -53,6 +52,7 @@ class AttentionPlan:
 
     Args:
         classes (`tuple[AttentionClass, ...]`): Classes over the sorted joint sequence.
+        image_classes (`tuple[AttentionClass, ...]`): The same without text queries, whose output is then zero.
         text_order (`torch.Tensor` of shape `(text_length,)`, *optional*): Source position of each text token.
         image_order (`torch.Tensor` of shape `(image_length,)`, *optional*): Source position of each image token.
         samples (`tuple`, *optional*): Per sample, the source positions `(length,)` and the classes.
@@ -62,6 +62,7 @@ class AttentionPlan:
     """
 
     classes: tuple[AttentionClass, ...] = ()
+    image_classes: tuple[AttentionClass, ...] = ()
     text_order: torch.Tensor | None = None
     image_order: torch.Tensor | None = None
     samples: tuple[tuple[torch.Tensor, tuple[AttentionClass, ...]], ...] = ()
@@ -90,25 +91,13 @@ class AttentionPlan:
             `torch.Tensor` of shape `(batch_size, length, heads, head_dim)`; zeros for a token that sees nothing.
         """
         if not self.samples:
-            classes = self._image_classes if image_only else self.classes
+            classes = self.image_classes if image_only else self.classes
             return _attend(classes, query, key, value, attention)
         outputs = []
         for index, (order, classes) in enumerate(self.samples):
             tensors = [tensor[index : index + 1].index_select(1, order) for tensor in (query, key, value)]
             outputs.append(_attend(classes, *tensors, attention).index_select(1, order.argsort()))
         return torch.cat(outputs)
-
-    @cached_property
-    def _image_classes(self) -> tuple[AttentionClass, ...]:
-        text = self.num_text_tokens
-        clipped = [
-            AttentionClass(
-                tuple((max(start, text), stop) for start, stop in part.query_runs if stop > text), part.key_runs
-            )
-            for part in self.classes
-        ]
-        unused = AttentionClass(((0, text),), ())
-        return (unused, *(part for part in clipped if part.query_runs))
 
 
 def build_attention_plan(
@@ -156,11 +145,22 @@ def build_attention_plan(
     text, image = order.split([layout.num_text_tokens, layout.total - layout.num_text_tokens])
     return AttentionPlan(
         classes,
+        _without_text_queries(classes, len(text)),
         _order_or_none(text, device),
         _order_or_none(image - len(text), device),
         num_text_tokens=len(text),
         num_unrotated=len(text) if text_is_unrotated else 0,
     )
+
+
+def _without_text_queries(classes: Sequence[AttentionClass], text: int) -> tuple[AttentionClass, ...]:
+    clipped = [
+        AttentionClass(
+            tuple((max(start, text), stop) for start, stop in part.query_runs if stop > text), part.key_runs
+        )
+        for part in classes
+    ]
+    return (AttentionClass(((0, text),), ()), *(part for part in clipped if part.query_runs))
 
 
 def _order_or_none(order: torch.Tensor, device: torch.device | str) -> torch.Tensor | None:

@@ -138,7 +138,8 @@ def _collect_groups(
     channels = [channel for part in contributions for channel in part.channels]
     for index, channel in enumerate(channels):
         _check_tensor(f"channels {index}", channel, step.latents, step.latents.shape[1], None)
-    target = torch.cat([step.latents, *channels], dim=2) if channels else step.latents
+    wide = [channel.expand(step.latents.shape[0], -1, -1) for channel in channels]
+    target = torch.cat([step.latents, *wide], dim=2) if channels else step.latents
     in_channels = transformer.config.in_channels
     if target.shape[2] != in_channels:
         raise ValueError(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .lora_formats import DIFFSYNTH_LINEARS, DIFFSYNTH_MARKS, SWAPPED_HALVES
+from .checkpoint_formats import SWAPPED_HALVES
+from .lora_formats import DIFFSYNTH_LINEARS, DIFFSYNTH_MARKS
 
 
 _PREFIX = re.compile(r"^(pipe\.)?(dit\.)?")
@@ -40,8 +41,8 @@ def is_diffsynth_lora(state_dict: Mapping[str, object]) -> bool:
 def convert_diffsynth_lora(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | float]:
     """Convert a LoRA from DiffSynth's layout to diffusers'.
 
-    Fused layers are split by rows; their parts share the first factor, so nothing is lost. The given tensors are not
-    changed.
+    Fused layers are split by rows; each part gets a copy of the first factor, so nothing is lost. The given tensors
+    are not changed.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
@@ -107,6 +108,10 @@ def _split(module: str, pair: LoRAPair) -> dict[str, LoRAPair]:
         sizes = [rows]
     if sum(sizes) != rows or min(sizes) < 1:
         raise ValueError(f"`lora_B` of {module!r} has {rows} rows, which cannot be split over {targets}.")
-    if template in SWAPPED_HALVES:
+    if targets[0] in SWAPPED_HALVES:
         pair = replace(pair, up=torch.cat(pair.up.chunk(2)[::-1]))
-    return {target: replace(pair, up=up.contiguous()) for target, up in zip(targets, pair.up.split(sizes))}
+    # Every part gets a first factor of its own: loaded without a copy, a shared one would be trained and saved as one.
+    return {
+        target: replace(pair, down=pair.down.clone(), up=up.contiguous())
+        for target, up in zip(targets, pair.up.split(sizes))
+    }

@@ -119,7 +119,9 @@ def set_timesteps(
         config.get("max_shift", 1.15),
     )
     if own_grid and sigmas is None:
-        scheduler.set_timesteps(num_inference_steps, device=device, mu=mu, denoising_strength=strength or 1.0)
+        scheduler.set_timesteps(
+            num_inference_steps, device=device, mu=mu, denoising_strength=1.0 if strength is None else strength
+        )
         scheduler.set_begin_index(0)
         return scheduler.timesteps
     sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
