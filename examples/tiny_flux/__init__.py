@@ -1,0 +1,1 @@
+"""The stages that make the embedded tiny FLUX.1 ("shapes") and its EliGen LoRA from nothing."""
