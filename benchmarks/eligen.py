@@ -131,7 +131,7 @@ def reset_peak() -> None:
 def peak_mib() -> float:
     """Peak resident memory of this process since [`reset_peak`] (Linux)."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
 
 
 def parse_args() -> argparse.Namespace:

@@ -95,8 +95,8 @@ class AttentionPlan:
             return _attend(classes, query, key, value, attention)
         outputs = []
         for index, (order, classes) in enumerate(self.samples):
-            tensors = [tensor[index : index + 1].index_select(1, order) for tensor in (query, key, value)]
-            outputs.append(_attend(classes, *tensors, attention).index_select(1, order.argsort()))
+            q, k, v = (tensor[index : index + 1].index_select(1, order) for tensor in (query, key, value))
+            outputs.append(_attend(classes, q, k, v, attention).index_select(1, order.argsort()))
         return torch.cat(outputs)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
 from .attention_plan import AttentionPlan, build_attention_plan
@@ -79,7 +80,7 @@ class PlanCache:
 
 
 def predict_velocity(
-    transformer: torch.nn.Module,
+    transformer: FluxTransformer2DModel,
     step: DenoisingStep,
     contributions: Sequence[Contribution],
     plan_cache: PlanCache | None = None,
@@ -131,7 +132,7 @@ def predict_velocity(
 
 
 def _collect_groups(
-    transformer: torch.nn.Module, step: DenoisingStep, contributions: Sequence[Contribution]
+    transformer: FluxTransformer2DModel, step: DenoisingStep, contributions: Sequence[Contribution]
 ) -> tuple[list[TokenGroup], list[TokenGroup]]:
     text = [group for part in contributions for group in part.text]
     text.append(TokenGroup("prompt", step.prompt.hidden_states, step.prompt.ids))
@@ -192,7 +193,7 @@ def _check_tensor(
 
 
 def _plan(
-    transformer: torch.nn.Module,
+    transformer: FluxTransformer2DModel,
     step: DenoisingStep,
     contributions: Sequence[Contribution],
     layout: JointLayout,
@@ -233,7 +234,7 @@ def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan
 
 
 def _collect_residuals(
-    transformer: torch.nn.Module,
+    transformer: FluxTransformer2DModel,
     contributions: Sequence[Contribution],
     layout: JointLayout,
     image_order: torch.Tensor | None,

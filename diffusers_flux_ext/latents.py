@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ._compat import retrieve_latents
@@ -78,7 +78,7 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
 
 
-def encode_image(vae: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+def encode_image(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
     """VAE latents of a picture, scaled: the mean of the posterior, not a sample.
 
     Args:
@@ -93,7 +93,7 @@ def encode_image(vae: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 def sample_image_latents(
-    vae: torch.nn.Module, image: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+    vae: AutoencoderKL, image: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> torch.Tensor:
     """Scaled VAE latents of a picture, sampled from the posterior as diffusers' image-to-image does.
 

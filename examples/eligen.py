@@ -1,23 +1,21 @@
 """Entities in regions, with the embedded tiny model or with FLUX.1-dev.
 
-    python examples/eligen.py
-    python examples/eligen.py --model black-forest-labs/FLUX.1-dev --lora DiffSynth-Studio/Eligen
+python examples/eligen.py
+python examples/eligen.py --model black-forest-labs/FLUX.1-dev --lora DiffSynth-Studio/Eligen
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffusers_flux_ext import EntityRegions, FluxEliGenPipeline, InpaintRegion, tiny_flux_path
 
 
-TINY = {"height": 128, "width": 128, "num_inference_steps": 20, "max_sequence_length": 32}
-SCENE = {
-    "prompt": "a white background",
-    "entity_prompts": ["a red circle", "a blue star"],
-    "entity_masks": [(0.08, 0.3, 0.46, 0.7), (0.54, 0.3, 0.92, 0.7)],
-}
+TINY: dict[str, Any] = {"height": 128, "width": 128, "num_inference_steps": 20, "max_sequence_length": 32}
+PROMPT = "a white background"
+LEFT, RIGHT = (0.08, 0.3, 0.46, 0.7), (0.54, 0.3, 0.92, 0.7)
 
 
 def main() -> None:
@@ -33,17 +31,15 @@ def main() -> None:
     pipe = FluxEliGenPipeline.from_pretrained(args.model or tiny_flux_path(), torch_dtype=dtype).to(device)
     pipe.load_lora_weights(args.lora or str(Path(tiny_flux_path()).parent / "tiny_flux_eligen_lora.safetensors"))
     size = TINY if args.model is None else {}
-    guided = {"negative_prompt": "", "true_cfg_scale": 2.0, **size}
+    guided: dict[str, Any] = {"negative_prompt": "", "true_cfg_scale": 2.0, **size}
 
     args.out.mkdir(parents=True, exist_ok=True)
-    image = pipe(**SCENE, **guided, generator=torch.Generator().manual_seed(0)).images[0]
+    entities: dict[str, Any] = {"entity_prompts": ["a red circle", "a blue star"], "entity_masks": [LEFT, RIGHT]}
+    image = pipe(PROMPT, **entities, **guided, generator=torch.Generator().manual_seed(0)).images[0]
     image.save(args.out / "entities.png")
 
-    right = SCENE["entity_masks"][1]
-    conditions = [EntityRegions(["a green square"], [right]), InpaintRegion(image, (0.5, 0.2, 1.0, 0.8))]
-    redrawn = pipe(
-        SCENE["prompt"], conditions=conditions, **guided, generator=torch.Generator().manual_seed(1)
-    ).images[0]
+    conditions = [EntityRegions(["a green square"], [RIGHT]), InpaintRegion(image, (0.5, 0.2, 1.0, 0.8))]
+    redrawn = pipe(PROMPT, conditions=conditions, **guided, generator=torch.Generator().manual_seed(1)).images[0]
     redrawn.save(args.out / "redrawn.png")
 
 

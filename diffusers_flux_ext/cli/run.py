@@ -50,10 +50,9 @@ def demo(args: argparse.Namespace) -> Path:
     boxes = [flux_shapes.entity_boxes(scene) for scene in scenes]
     spoken = [f"{', '.join(texts)} on {prompt}" for texts, prompt in zip(entities, prompts)]
     pipe.disable_lora()
-    without = pipe(spoken, generator=torch.Generator().manual_seed(args.seed), **TINY_CALL).images
+    without = draw(pipe, args.seed, prompt=spoken, **TINY_CALL)
     pipe.enable_lora()
-    regions = {"entity_prompts": entities, "entity_masks": boxes}
-    results = pipe(prompts, generator=torch.Generator().manual_seed(args.seed), **regions, **TINY_CALL).images
+    results = draw(pipe, args.seed, prompt=prompts, entity_prompts=entities, entity_masks=boxes, **TINY_CALL)
     sheet = contact_sheet(spoken, without, prompts, entities, boxes, results)
     for index, image in enumerate(results):
         save_picture(image, args.out / f"scene_{index}.png")
@@ -87,9 +86,22 @@ def generate(args: argparse.Namespace) -> Path:
     if args.entity:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
-    generator = torch.Generator().manual_seed(args.seed)
-    image = pipe(args.prompt, guidance_scale=args.guidance, generator=generator, **call).images[0]
-    return save_picture(image, args.out)
+    images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
+    return save_picture(images[0], args.out)
+
+
+def draw(pipe: FluxEliGenPipeline, seed: int, **call: Any) -> list[Image.Image]:
+    """Call a pipeline with noise from a seed.
+
+    Args:
+        pipe (`FluxEliGenPipeline`): The pipeline.
+        seed (`int`): Seed of the noise, drawn on the CPU.
+        call: The pipeline's arguments.
+
+    Returns:
+        `list[PIL.Image.Image]`
+    """
+    return pipe(**call, generator=torch.Generator().manual_seed(seed), return_dict=False)[0]
 
 
 def load_pipeline(

@@ -180,7 +180,7 @@ class AutoencoderKLFlux(AutoencoderKL):
             lambda rows, columns: self._encode_whole(x[..., pixels(rows, height), pixels(columns, width)])
         )
 
-    def tiled_encode(  # type: ignore[override]
+    def tiled_encode(
         self, x: torch.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """
@@ -198,9 +198,7 @@ class AutoencoderKLFlux(AutoencoderKL):
         posterior = DiagonalGaussianDistribution(self._tiled_encode(x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    def tiled_decode(  # type: ignore[override]
-        self, z: torch.Tensor, return_dict: bool = True
-    ) -> DecoderOutput | tuple[torch.Tensor]:
+    def tiled_decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """
         Decodes latents in tiles whether or not tiling is enabled. [`decode`] does so where it is enabled and useful.
 

@@ -85,7 +85,7 @@ class FluxExtTransformer2DModel(FluxTransformer2DModel):
             guidance_embeds=guidance_embeds,
             axes_dims_rope=axes_dims_rope,
         )
-        self.set_attn_processor(FluxRegionalAttnProcessor())  # type: ignore[arg-type]
+        self.set_attn_processor(FluxRegionalAttnProcessor())
 
     @classmethod
     def from_state_dict(
@@ -122,7 +122,7 @@ class FluxExtTransformer2DModel(FluxTransformer2DModel):
         return cls._from_tensors(shapes, state_dict.__getitem__, overrides, torch_dtype, device)
 
     @classmethod
-    def from_single_file(  # type: ignore[override]
+    def from_single_file(
         cls,
         pretrained_model_link_or_path_or_dict: str | Path | Mapping[str, torch.Tensor],
         *,

@@ -39,6 +39,13 @@ def canvas_size(pipe: FluxConditionedPipeline, height: int | None, width: int | 
     return used_height, used_width
 
 
+def count_prompts(prompt: str | list[str] | None, prompt_embeds: Any) -> int:
+    """How many prompts a call has, given as texts or as embeddings."""
+    if isinstance(prompt, str):
+        return 1
+    return len(prompt_embeds if prompt is None else prompt)
+
+
 def matching_negative(negative: str | list[str] | None, batch_size: int) -> str | list[str] | None:
     """One negative prompt serves every prompt of the batch."""
     if isinstance(negative, str) and batch_size > 1:
@@ -124,10 +131,10 @@ def set_timesteps(
         )
         scheduler.set_begin_index(0)
         return scheduler.timesteps
-    sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
+    grid: Any = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
     if config.get("use_flow_sigmas", False):
-        sigmas = None
-    timesteps, num_steps = retrieve_timesteps(scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu)
+        grid = None
+    timesteps, num_steps = retrieve_timesteps(scheduler, num_inference_steps, device, sigmas=grid, mu=mu)
     start = 0 if strength is None else int(max(num_steps - min(num_steps * strength, num_steps), 0))
     scheduler.set_begin_index(start * scheduler.order)
     remaining = timesteps[start * scheduler.order :]

@@ -32,7 +32,14 @@ from ..models.attention_processor_flux import regional_attention
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..sequence import Contribution
-from .call_inputs import canvas_size, ip_adapter_kwargs, matching_negative, set_timesteps, starting_latents
+from .call_inputs import (
+    canvas_size,
+    count_prompts,
+    ip_adapter_kwargs,
+    matching_negative,
+    set_timesteps,
+    starting_latents,
+)
 from .components import share_components
 
 
@@ -134,7 +141,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         num_inference_steps: int = 28,
         sigmas: list[float] | None = None,
         guidance_scale: float = 3.5,
-        num_images_per_prompt: int | None = 1,
+        num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
@@ -201,7 +208,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         self._current_timestep = None
         self._interrupt = False
         device = self._execution_device
-        batch_size = prompt_embeds.shape[0] if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
+        batch_size = count_prompts(prompt, prompt_embeds)
         num_samples = batch_size * num_images_per_prompt
 
         shared = {

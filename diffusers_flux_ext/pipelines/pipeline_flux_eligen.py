@@ -76,4 +76,5 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         conditions = check_conditions(conditions)
         if entity_prompts is not None and entity_masks is not None:
             conditions.insert(0, EntityRegions(entity_prompts, entity_masks, on_negative=entities_on_negative))
-        return super().__call__(prompt, *args, conditions=conditions, **kwargs)
+        kwargs["conditions"] = conditions
+        return super().__call__(prompt, *args, **kwargs)

@@ -272,7 +272,7 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         """
         schedule: Any = self.timesteps if schedule_timesteps is None else schedule_timesteps
         if self.config.base_grid == "diffusers" or bool((schedule == timestep).any()):
-            return super().index_for_timestep(timestep, schedule)  # type: ignore[arg-type]
+            return super().index_for_timestep(timestep, schedule)
         return int((schedule - timestep).abs().argmin())
 
     def _nearest_sigmas(self, timesteps: float | torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
