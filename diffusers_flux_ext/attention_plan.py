@@ -47,15 +47,16 @@ class AttentionPlan:
     """How to execute a set of attention rules.
 
     Exactly one of three forms: `classes` for one batch-wide list of classes, with `text_order` and `image_order`
-    saying how the tokens must be sorted first; `samples` for one `(order, classes)` per sample, which sorts inside
-    each attention; or a dense boolean `mask`.
+    saying how the tokens must be sorted first; `samples` for classes of each sample, sorted inside each attention; or
+    a dense boolean `mask`.
 
     Args:
         classes (`tuple[AttentionClass, ...]`): Classes over the sorted joint sequence.
         image_classes (`tuple[AttentionClass, ...]`): The same without text queries, whose output is then zero.
         text_order (`torch.Tensor` of shape `(text_length,)`, *optional*): Source position of each text token.
         image_order (`torch.Tensor` of shape `(image_length,)`, *optional*): Source position of each image token.
-        samples (`tuple`, *optional*): Per sample, the source positions `(length,)` and the classes.
+        samples (`tuple`, *optional*):
+            Per sample, the source positions `(length,)`, their inverse, and the classes.
         mask (`torch.Tensor` of shape `(batch_size or 1, 1, length, length)`, *optional*): Who sees whom.
         num_text_tokens (`int`): Length of the text part of the joint sequence.
         num_unrotated (`int`): How many leading tokens have zero rotary positions, so that rotating them is void.
@@ -65,7 +66,7 @@ class AttentionPlan:
     image_classes: tuple[AttentionClass, ...] = ()
     text_order: torch.Tensor | None = None
     image_order: torch.Tensor | None = None
-    samples: tuple[tuple[torch.Tensor, tuple[AttentionClass, ...]], ...] = ()
+    samples: tuple[tuple[torch.Tensor, torch.Tensor, tuple[AttentionClass, ...]], ...] = ()
     mask: torch.Tensor | None = None
     num_text_tokens: int = 0
     num_unrotated: int = 0
@@ -94,9 +95,9 @@ class AttentionPlan:
             classes = self.image_classes if image_only else self.classes
             return _attend(classes, query, key, value, attention)
         outputs = []
-        for index, (order, classes) in enumerate(self.samples):
+        for index, (order, restore, classes) in enumerate(self.samples):
             q, k, v = (tensor[index : index + 1].index_select(1, order) for tensor in (query, key, value))
-            outputs.append(_attend(classes, q, k, v, attention).index_select(1, order.argsort()))
+            outputs.append(_attend(classes, q, k, v, attention).index_select(1, restore))
         return torch.cat(outputs)
 
 
@@ -140,7 +141,9 @@ def build_attention_plan(
     if mask_supported and _masking_is_cheaper(layout, samples, torch.device(device)):
         return AttentionPlan(mask=_dense_mask(layout, resolved).to(device))
     if num_samples > 1:
-        return AttentionPlan(samples=tuple((order.to(device), classes) for order, classes in samples))
+        return AttentionPlan(
+            samples=tuple((order.to(device), order.argsort().to(device), classes) for order, classes in samples)
+        )
     order, classes = samples[0]
     text, image = order.split([layout.num_text_tokens, layout.total - layout.num_text_tokens])
     return AttentionPlan(

@@ -184,7 +184,15 @@ def encode_text(pipe: FluxConditionedPipeline, texts: list[str], length: int, ca
 
     Returns:
         `torch.Tensor` of shape `(len(texts), length, 4096)`.
+
+    Raises:
+        ValueError: if the pipeline has no T5.
     """
+    if pipe.text_encoder_2 is None or pipe.tokenizer_2 is None:
+        raise ValueError(
+            "Entities are encoded with T5, but this pipeline was made without `text_encoder_2` or `tokenizer_2`. Load "
+            "them, also where `prompt_embeds` are given for the global prompt."
+        )
     for text, ids in zip(texts, pipe.tokenizer_2(texts).input_ids):
         if len(ids) > length:
             cut = pipe.tokenizer_2.decode(ids[length - 1 : -1])

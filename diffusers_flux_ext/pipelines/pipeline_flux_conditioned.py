@@ -254,15 +254,15 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             num_samples,
         )
         canvas = Canvas(
-            height,
-            width,
-            batch_size,
-            num_images_per_prompt,
-            device,
-            dtype,
-            2 * self.vae_scale_factor,
-            max_sequence_length,
-            noise,
+            height=height,
+            width=width,
+            batch_size=batch_size,
+            num_images_per_prompt=num_images_per_prompt,
+            device=device,
+            dtype=dtype,
+            token_size=2 * self.vae_scale_factor,
+            max_sequence_length=max_sequence_length,
+            noise=noise,
         )
         encoded = EncodedConditions(self, conditions, canvas)
         plan_cache = PlanCache()

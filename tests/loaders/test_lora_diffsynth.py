@@ -93,7 +93,9 @@ def test_diffusers_files_still_load(tmp_path):
     source, target = tiny_pipeline(FluxConditionedPipeline), tiny_pipeline(FluxConditionedPipeline)
     source.load_lora_weights(make_lora(source.transformer))
     layers = {
-        key.replace(".default_0", ""): value for key, value in source.transformer.state_dict().items() if "lora_" in key
+        key.replace(".default_0", ""): value
+        for key, value in source.transformer.state_dict().items()
+        if "lora_" in key
     }
     FluxPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name="lora.safetensors")
     target.load_lora_weights(tmp_path, weight_name="lora.safetensors")

@@ -1,12 +1,14 @@
 """Sharing components with diffusers' pipelines, saving, and loading through every door."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FluxControlNetPipeline, FluxImg2ImgPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxControlNetPipeline, FluxImg2ImgPipeline, FluxPipeline, pipelines
 
 import diffusers_flux_ext
 from diffusers_flux_ext import (
@@ -130,6 +132,25 @@ def test_shims_have_unique_names_and_name_one_pipeline():
     files = [file for file in os.listdir(folder) if file.endswith(".py")]
     assert all(file.startswith("dfx_") for file in files)
     assert {"dfx_eligen.py", "dfx_conditioned.py"} <= set(files)
+
+
+def test_no_folder_is_named_like_a_package_of_diffusers_pipelines():
+    taken = {entry.name for entry in Path(pipelines.__file__).parent.iterdir() if entry.is_dir()}
+    package = Path(diffusers_flux_ext.__file__).parent
+    assert not taken & {path.name for path in package.rglob("*") if path.is_dir()} - {"__pycache__"}
+
+
+def test_a_repository_that_names_our_components_may_be_downloaded(tmp_path):
+    from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
+
+    pipe = tiny_pipeline(FluxConditionedPipeline, scheduler=FluxFlowMatchScheduler())
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers_flux_ext", "FluxFlowMatchScheduler"]
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    custom, folders = _get_custom_components_and_folders("owner/repository", index, files, files)
+    assert custom == {}
+    assert "transformer" in folders
 
 
 def test_a_plain_folder_loads_with_our_class(plain_folder):

@@ -1,0 +1,45 @@
+"""What only an accelerator can show."""
+
+import pytest
+import torch
+
+from diffusers_flux_ext import FluxEliGenPipeline
+from tests.fixtures.tiny import call_kwargs, tiny_pipeline
+
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
+]
+ENTITIES = {"entity_prompts": ["a red dog", "a bird"], "entity_masks": [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]}
+
+
+@pytest.mark.parametrize("place", ["cuda", "model offload", "group offload"])
+@pytest.mark.parametrize("force_classes", [False, True])
+def test_entities_on_the_device_equal_the_cpu(monkeypatch, place, force_classes):
+    if force_classes:
+        monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+    latents = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    expected = tiny_pipeline(FluxEliGenPipeline)(**call_kwargs(**ENTITIES, latents=latents)).images
+    pipe = tiny_pipeline(FluxEliGenPipeline)
+    if place == "model offload":
+        pipe.enable_model_cpu_offload()
+    elif place == "group offload":
+        pipe.to("cuda")
+        pipe.transformer.enable_group_offload(
+            torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, use_stream=True
+        )
+    else:
+        pipe.to("cuda")
+    actual = pipe(**call_kwargs(**ENTITIES, latents=latents)).images.cpu()
+    torch.testing.assert_close(actual, expected, atol=5e-3, rtol=0)
+
+
+def test_a_flash_kernel_runs_entities_in_bfloat16():
+    pipe = tiny_pipeline(FluxEliGenPipeline).to("cuda", torch.bfloat16)
+    pipe.transformer.set_attention_backend("_native_flash")
+    try:
+        images = pipe(**call_kwargs(**ENTITIES)).images
+    finally:
+        pipe.transformer.set_attention_backend("native")
+    assert torch.isfinite(images.float()).all()
