@@ -46,6 +46,17 @@ def count_prompts(prompt: str | list[str] | None, prompt_embeds: Any) -> int:
     return len(prompt_embeds if prompt is None else prompt)
 
 
+def check_same_shape(prompt_embeds: torch.Tensor | None, negative_prompt_embeds: torch.Tensor | None) -> None:
+    """Raise a `ValueError` when embeddings of both branches are given and their shapes differ."""
+    if prompt_embeds is None or negative_prompt_embeds is None:
+        return
+    if prompt_embeds.shape != negative_prompt_embeds.shape:
+        raise ValueError(
+            f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape when passed directly, but "
+            f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)} came."
+        )
+
+
 def matching_negative(negative: str | list[str] | None, batch_size: int) -> str | list[str] | None:
     """One negative prompt serves every prompt of the batch."""
     if isinstance(negative, str) and batch_size > 1:

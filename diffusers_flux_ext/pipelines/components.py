@@ -1,5 +1,7 @@
-"""Sharing components between pipelines without touching them."""
+"""What named pipelines share: components taken over from other pipelines, and the signature of the call."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
@@ -8,6 +10,31 @@ from .._compat import component_names
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
+CallT = TypeVar("CallT", bound=Callable[..., Any])
+
+
+def extends_call(base: type) -> Callable[[CallT], CallT]:
+    """Show the arguments of `base.__call__` in the signature of a `__call__` that passes them on.
+
+    diffusers and its users read what a pipeline accepts from the signature, which `*args` and `**kwargs` hide.
+
+    Args:
+        base (`type`): The pipeline class whose call is extended; the method's own keyword arguments come last.
+
+    Returns:
+        `Callable`: a decorator, to be the outermost one.
+    """
+
+    def decorate(call: CallT) -> CallT:
+        shown = dict(inspect.signature(base.__call__).parameters)  # type: ignore[operator]
+        own = inspect.signature(call).parameters.values()
+        added = {part.name: part for part in own if part.kind is part.KEYWORD_ONLY and part.name not in shown}
+        returns = inspect.signature(call).return_annotation
+        signature = inspect.Signature([*shown.values(), *added.values()], return_annotation=returns)
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
 def share_components(pipeline_class: type[PipelineT], pipeline: DiffusionPipeline, **overrides: Any) -> PipelineT:

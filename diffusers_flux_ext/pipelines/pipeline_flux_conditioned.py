@@ -23,6 +23,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from .._compat import execution_device
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..guidance import combine_velocities
@@ -34,6 +35,7 @@ from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..sequence import Contribution
 from .call_inputs import (
     canvas_size,
+    check_same_shape,
     count_prompts,
     ip_adapter_kwargs,
     matching_negative,
@@ -217,11 +219,13 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             "max_sequence_length": max_sequence_length,
             "lora_scale": self._joint_attention_kwargs.get("scale"),
         }
+        given_embeds = prompt_embeds
         prompt_embeds, pooled_prompt_embeds, text_ids = self.encode_prompt(
             prompt, prompt_2, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds, **shared
         )
         negative = None
         if true_cfg_scale > 1 and (negative_prompt is not None or negative_prompt_embeds is not None):
+            check_same_shape(given_embeds, negative_prompt_embeds)
             negative = PromptEmbeds(
                 *self.encode_prompt(
                     matching_negative(negative_prompt, batch_size),
@@ -322,7 +326,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         """
         latents = self._unpack_latents(latents, height, width, self.vae_scale_factor)
         latents = (latents / self.vae.config.scaling_factor) + self.vae.config.shift_factor
-        return self.vae.decode(latents, return_dict=False)[0]
+        return self.vae.decode(latents.to(execution_device(self.vae)), return_dict=False)[0]
 
     def _velocity(
         self, step: DenoisingStep, encoded: EncodedConditions, adapter_kwargs: dict[str, Any], plan_cache: PlanCache

@@ -11,6 +11,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from ..conditions.base import FluxCondition, check_conditions
 from ..conditions.entity_regions import EntityRegions
 from ..conditions.region_masks import RegionMask
+from .components import extends_call
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
 
@@ -38,10 +39,10 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
     ```
     """
 
+    @extends_call(FluxConditionedPipeline)
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
         *args: Any,
         entity_prompts: Sequence[str] | Sequence[Sequence[str]] | None = None,
         entity_masks: Sequence[RegionMask] | Sequence[Sequence[RegionMask]] | None = None,
@@ -53,8 +54,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         Draw pictures with entities in regions.
 
         Args:
-            prompt (`str` or `list[str]`, *optional*): The global prompt.
-            args, kwargs: As for [`FluxConditionedPipeline.__call__`].
+            args, kwargs: As for [`FluxConditionedPipeline.__call__`]; `prompt` is the global prompt.
             entity_prompts (`Sequence[str]` or `Sequence[Sequence[str]]`, *optional*):
                 One prompt per entity, for all samples or nested per prompt of the batch. Without entities the
                 pipeline is [`FluxConditionedPipeline`].
@@ -77,4 +77,4 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         if entity_prompts is not None and entity_masks is not None:
             conditions.insert(0, EntityRegions(entity_prompts, entity_masks, on_negative=entities_on_negative))
         kwargs["conditions"] = conditions
-        return super().__call__(prompt, *args, **kwargs)
+        return super().__call__(*args, **kwargs)

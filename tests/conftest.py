@@ -1,4 +1,4 @@
-"""Settings of the contract tests."""
+"""Settings of all tests."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     # Tiny tensors gain nothing from threads, and on a busy machine threads that wait for each other cost minutes.
     threads = torch.get_num_threads()
