@@ -56,6 +56,21 @@ def entities(per_sample=False, references=0):
     )
 
 
+def stock_call(transformer, step, **residuals):
+    """The transformer called as diffusers' pipelines call it."""
+    return transformer(
+        hidden_states=step.latents,
+        timestep=step.timestep,
+        guidance=step.guidance,
+        pooled_projections=step.prompt.pooled,
+        encoder_hidden_states=step.prompt.hidden_states,
+        txt_ids=step.prompt.ids,
+        img_ids=step.latent_ids,
+        return_dict=False,
+        **residuals,
+    )[0]
+
+
 @pytest.fixture(scope="module")
 def transformer():
     return tiny_transformer(0)
@@ -85,16 +100,7 @@ def test_classes_equal_the_mask(classes_always, per_sample, references, fused):
 def test_without_contributions_it_is_the_transformers_call(transformer):
     step = make_step()
     with torch.no_grad():
-        expected = transformer(
-            hidden_states=step.latents,
-            timestep=step.timestep,
-            guidance=step.guidance,
-            pooled_projections=step.prompt.pooled,
-            encoder_hidden_states=step.prompt.hidden_states,
-            txt_ids=step.prompt.ids,
-            img_ids=step.latent_ids,
-            return_dict=False,
-        )[0]
+        expected = stock_call(transformer, step)
         assert torch.equal(predict_velocity(transformer, step, []), expected)
         with regional_attention(transformer):
             assert torch.equal(predict_velocity(transformer, step, [Contribution()]), expected)
@@ -106,18 +112,12 @@ def test_residuals_are_those_of_the_stock_argument(transformer):
         block_residuals=contribution.block_residuals, single_block_residuals=contribution.single_block_residuals
     )
     with torch.no_grad():
-        expected = transformer(
-            hidden_states=step.latents,
-            timestep=step.timestep,
-            guidance=step.guidance,
-            pooled_projections=step.prompt.pooled,
-            encoder_hidden_states=step.prompt.hidden_states,
-            txt_ids=step.prompt.ids,
-            img_ids=step.latent_ids,
+        expected = stock_call(
+            transformer,
+            step,
             controlnet_block_samples=list(only.block_residuals),
             controlnet_single_block_samples=list(only.single_block_residuals),
-            return_dict=False,
-        )[0]
+        )
         assert torch.equal(predict_velocity(transformer, step, [only]), expected)
 
 

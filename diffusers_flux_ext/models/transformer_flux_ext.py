@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..loaders.checkpoint_formats import Shapes, detect_transformer_layout, plan_transformer_conversion
 from ..loaders.transformer_config import RELEASED_AXES, check_fit, infer_transformer_config
-from .attention_processor_flux import FluxRegionalAttnProcessor
+from .attention_processor_flux import set_regional_processors
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.
@@ -85,7 +85,7 @@ class FluxExtTransformer2DModel(FluxTransformer2DModel):
             guidance_embeds=guidance_embeds,
             axes_dims_rope=axes_dims_rope,
         )
-        self.set_attn_processor(FluxRegionalAttnProcessor())
+        set_regional_processors(self)
 
     @classmethod
     def from_state_dict(

@@ -78,6 +78,7 @@ def ip_adapter_kwargs(
     width: int,
     device: torch.device,
     num_samples: int,
+    guided: bool,
 ) -> list[dict[str, Any]]:
     """The IP-Adapter's attention arguments of the conditional and the unconditional branch.
 
@@ -89,20 +90,21 @@ def ip_adapter_kwargs(
         width (`int`): Of the canvas.
         device (`torch.device`): Where the embeddings go.
         num_samples (`int`): Samples of the batch.
+        guided (`bool`): Whether there is an unconditional branch; its inputs are not encoded otherwise.
 
     Returns:
         `list[dict[str, Any]]`: empty dicts without an IP-Adapter input.
     """
     if all(value is None for value in (*images, *embeds)):
         return [{}, {}]
-    kwargs = []
-    for image, embed in zip(images, embeds):
+    kwargs: list[dict[str, Any]] = []
+    for image, embed in list(zip(images, embeds))[: 1 + guided]:
         if image is None and embed is None:
             blank = np.zeros((width, height, 3), dtype=np.uint8)
             image = [blank] * pipe.transformer.encoder_hid_proj.num_ip_adapters
         prepared = pipe.prepare_ip_adapter_image_embeds(image, embed, device, num_samples)
         kwargs.append({"ip_adapter_image_embeds": prepared})
-    return kwargs
+    return kwargs if guided else [*kwargs, {}]
 
 
 def set_timesteps(

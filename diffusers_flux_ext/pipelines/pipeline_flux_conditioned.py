@@ -256,6 +256,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             width,
             device,
             num_samples,
+            guided=negative is not None,
         )
         canvas = Canvas(
             height=height,
