@@ -46,8 +46,10 @@ def has_offload_hook(module: torch.nn.Module) -> bool:
     return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
 
 
-def fetch_lora_state_dict(source: str | dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
-    """The raw state dict of a LoRA repository, folder, file or dict; takes the arguments of `lora_state_dict`."""
+def fetch_lora_state_dict(
+    source: str | dict[str, torch.Tensor], **kwargs: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """State dict and metadata of a LoRA repository, folder, file or dict; takes the arguments of `lora_state_dict`."""
     use_safetensors = kwargs.get("use_safetensors")
     return _fetch_state_dict(
         source,
@@ -62,4 +64,4 @@ def fetch_lora_state_dict(source: str | dict[str, torch.Tensor], **kwargs: Any) 
         subfolder=kwargs.get("subfolder"),
         user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
         allow_pickle=use_safetensors is None,
-    )[0]
+    )

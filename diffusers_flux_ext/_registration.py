@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 
 LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
@@ -25,14 +26,19 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action = name, action
+        self.searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
+        """Find the module by the other finders; a mere question after it (no import) must not use this one up."""
+        if fullname != self.name or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.searching = False
         if spec is not None and spec.loader is not None:
             self._append_action(spec.loader)
         return spec
@@ -43,6 +49,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             execute(module)
             self.action(sys.modules[self.name])
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
 
         loader.exec_module = exec_module  # type: ignore[method-assign]
 
@@ -53,6 +61,15 @@ def _when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
         sys.meta_path.insert(0, _AfterImport(name, action))
     else:
         action(module)
+
+
+def _resolve_lazily(module: ModuleType, names: Sequence[str], package: ModuleType) -> None:
+    def resolve(name: str) -> Any:
+        if name in names:
+            return getattr(package, name)
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+    module.__getattr__ = resolve  # type: ignore[method-assign]
 
 
 def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
@@ -69,6 +86,10 @@ def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
         loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, LOAD_METHODS)
 
     def add_pipelines(diffusers: ModuleType) -> None:
+        if not hasattr(diffusers, "_class_to_module"):
+            # DIFFUSERS_SLOW_IMPORT=1 makes diffusers an ordinary module.
+            _resolve_lazily(diffusers, pipeline_names, package)
+            return
         # diffusers resolves its own lazy names as submodules, so the package stands in as one.
         sys.modules[f"{diffusers.__name__}.{package.__name__}"] = package
         diffusers._class_to_module.update(dict.fromkeys(pipeline_names, package.__name__))

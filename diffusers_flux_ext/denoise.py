@@ -57,7 +57,7 @@ class DenoisingStep:
 
 
 class PlanCache:
-    """Keeps the attention plan of each branch while the rules and the groups' lengths stay the same objects."""
+    """Keeps the attention plan of each branch while rules, lengths and what the transformer can run stay the same."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[Sequence[AttentionRule], Any, AttentionPlan | None]] = {}
@@ -113,7 +113,7 @@ def predict_velocity(
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None
     image_order = plan.image_order if plan is not None else None
-    residuals = _collect_residuals(transformer, contributions, layout, image_order)
+    residuals = _collect_residuals(transformer, contributions, step.latents, layout, image_order)
     velocity = transformer(
         hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
         timestep=step.timestep,
@@ -204,18 +204,17 @@ def _plan(
     if not rules:
         return None
 
-    def build() -> AttentionPlan | None:
-        processors = getattr(transformer, "attn_processors", {}).values()
-        return build_attention_plan(
-            layout,
-            rules,
-            device=step.latents.device,
-            classes_supported=runs_attention_plans(transformer),
-            mask_supported=all(attention_accepts_mask(getattr(p, "_attention_backend", None)) for p in processors),
-            text_is_unrotated=not bool(text_ids.any()),
-        )
+    processors = getattr(transformer, "attn_processors", {}).values()
+    abilities: dict[str, Any] = {
+        "device": step.latents.device,
+        "classes_supported": runs_attention_plans(transformer),
+        "mask_supported": all(attention_accepts_mask(getattr(p, "_attention_backend", None)) for p in processors),
+    }
 
-    return cache.get(step.branch, rules, layout, build)
+    def build() -> AttentionPlan | None:
+        return build_attention_plan(layout, rules, **abilities, text_is_unrotated=not bool(text_ids.any()))
+
+    return cache.get(step.branch, rules, (layout, abilities), build)
 
 
 def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan | None) -> dict[str, Any]:
@@ -236,11 +235,15 @@ def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan
 def _collect_residuals(
     transformer: FluxTransformer2DModel,
     contributions: Sequence[Contribution],
+    latents: torch.Tensor,
     layout: JointLayout,
     image_order: torch.Tensor | None,
 ) -> dict[str, list[torch.Tensor]]:
     num_target = layout.lengths[layout.kinds.index("target")]
     num_reference = layout.total - layout.num_text_tokens - num_target
+    for part in contributions:
+        for residual in (*part.block_residuals, *part.single_block_residuals):
+            _check_tensor("block residuals", residual, latents, num_target, transformer.inner_dim)
     slots = {
         "controlnet_block_samples": ("transformer_blocks", [part.block_residuals for part in contributions]),
         "controlnet_single_block_samples": (

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from ._compat import retrieve_latents
 
@@ -78,6 +81,27 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
 
 
+def plain_picture(picture: Any) -> Any:
+    """A picture, or a list of them, as diffusers' image processors take it: PIL in RGB, arrays and tensors in [0, 1].
+
+    Args:
+        picture (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+            Of any mode and number type; an alpha channel is dropped, integers count up to 255.
+
+    Returns:
+        the same kind of thing, itself where nothing has to change.
+    """
+    if isinstance(picture, (list, tuple)):
+        return [plain_picture(each) for each in picture]
+    if isinstance(picture, Image.Image):
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if isinstance(picture, np.ndarray) and not np.issubdtype(picture.dtype, np.floating):
+        return picture.astype(np.float32) / 255
+    if isinstance(picture, torch.Tensor) and not picture.is_floating_point():
+        return picture.float() / 255
+    return picture
+
+
 def encode_image(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
     """VAE latents of a picture, scaled: the mean of the posterior, not a sample.
 
@@ -115,7 +139,8 @@ def sample_image_latents(
 
 def noised_image(
     image_latents: torch.Tensor,
-    num_samples: int,
+    batch_size: int,
+    num_images_per_prompt: int,
     timestep: torch.Tensor,
     scheduler: FlowMatchEulerDiscreteScheduler,
     generator: torch.Generator | Sequence[torch.Generator] | None,
@@ -124,7 +149,8 @@ def noised_image(
 
     Args:
         image_latents (`torch.Tensor` of shape `(pictures, 16, height/8, width/8)`): Scaled latents.
-        num_samples (`int`): Samples of the batch, a multiple of the number of pictures.
+        batch_size (`int`): Number of prompts.
+        num_images_per_prompt (`int`): Samples per prompt, which stand next to each other.
         timestep (`torch.Tensor` of shape `()`): The scheduler's timestep to start from.
         scheduler (`FlowMatchEulerDiscreteScheduler`): Mixes latents and noise.
         generator (`torch.Generator` or a list, *optional*): Source of the noise.
@@ -133,15 +159,14 @@ def noised_image(
         `tuple[torch.Tensor, torch.Tensor]`: packed latents and packed noise, each `(num_samples, length, 64)`.
 
     Raises:
-        ValueError: if the pictures cannot be spread evenly over the samples.
+        ValueError: if there is neither one picture nor one per prompt.
     """
-    pictures = image_latents.shape[0]
-    if num_samples % pictures:
+    num_samples, pictures = batch_size * num_images_per_prompt, image_latents.shape[0]
+    if pictures not in (1, batch_size, num_samples):
         raise ValueError(
-            f"{pictures} pictures cannot be spread over {num_samples} samples. Give one `image`, or as many as there "
-            f"are prompts."
+            f"{pictures} pictures cannot be spread over {batch_size} prompts. Give one `image`, or one per prompt."
         )
-    image_latents = image_latents.repeat(num_samples // pictures, 1, 1, 1)
+    image_latents = image_latents.repeat_interleave(num_samples // pictures, dim=0)
     noise = randn_tensor(
         image_latents.shape, generator=generator, device=image_latents.device, dtype=image_latents.dtype
     )

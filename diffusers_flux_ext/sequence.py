@@ -99,8 +99,9 @@ class JointLayout:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"Token groups need unique names, but {twice} are given more than once. Give every condition's groups "
-                f"names of their own; the groups are {list(self.names)}."
+                f"Token groups need unique names, but {twice} are given more than once. Two conditions of one kind "
+                f"cannot run together: join them into one, for example all entities into one `EntityRegions`. The "
+                f"groups are {list(self.names)}."
             )
 
     @property

@@ -30,6 +30,9 @@ class FluxCondition(ABC):
     per_step: ClassVar[bool] = False
     """Whether `contribute` depends on the step; otherwise it runs once per branch, before the loop."""
 
+    once: ClassVar[bool] = False
+    """Whether at most one condition of this class may run in a call."""
+
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Turn the user's inputs into tensors, once per call.
 
@@ -129,7 +132,7 @@ class EncodedConditions:
 
 
 def check_conditions(conditions: Any) -> list[FluxCondition]:
-    """The conditions as a list; raises a `TypeError` that names what is not a condition."""
+    """The conditions as a list; raises an error that names what is not a condition, or may not come twice."""
     if conditions is None:
         return []
     given = list(conditions) if isinstance(conditions, Sequence) else [conditions]
@@ -139,6 +142,13 @@ def check_conditions(conditions: Any) -> list[FluxCondition]:
             f"`conditions` takes conditions such as `EntityRegions(...)`, but it holds {wrong}. Give a list of "
             f"`FluxCondition` instances."
         )
+    names = [type(condition).__name__ for condition in given if condition.once]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} conditions of the class {name} were given, but each would undo the others' "
+                f"work. Join them into one, for example their masks."
+            )
     return given
 
 

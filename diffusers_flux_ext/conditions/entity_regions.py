@@ -114,11 +114,17 @@ class EntityRegions(FluxCondition):
         return Contribution(text=groups, rules=rules)
 
     def _samples(self) -> list[tuple[Sequence[str], Sequence[RegionMask]]]:
-        if isinstance(self.prompts, str) or is_box(self.masks):
+        single = isinstance(self.prompts, str) or is_box(self.masks)
+        if single or not all(isinstance(given, (list, tuple)) for given in (self.prompts, self.masks)):
             raise ValueError(
-                f"`EntityRegions` takes lists: `prompts=[...]` and `masks=[...]`, but {self.prompts!r} came."
+                f"`EntityRegions` takes lists, `prompts=[...]` and `masks=[...]`, but prompts of type "
+                f"{type(self.prompts).__name__} and masks of type {type(self.masks).__name__} came. A single box or "
+                f"picture goes into a list, too."
             )
-        if not self.prompts or isinstance(self.prompts[0], str):
+        kinds = {isinstance(prompt, str) for prompt in self.prompts}
+        if len(kinds) > 1:
+            raise ValueError("`EntityRegions` mixes texts and lists of texts in `prompts`; nest all of them or none.")
+        if kinds != {False}:
             return [(self.prompts, self.masks)]  # type: ignore[list-item]
         if len(self.prompts) != len(self.masks):
             raise ValueError(

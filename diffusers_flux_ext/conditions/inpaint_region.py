@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers.utils import logging
 from PIL import Image
 
+from .._compat import execution_device
 from ..denoise import DenoisingStep
-from ..latents import Canvas, encode_image, pack_latents
+from ..latents import Canvas, encode_image, pack_latents, plain_picture
 from ..sequence import Contribution
 from .base import FluxCondition
 from .region_masks import RegionMask, is_box, mask_to_pixels
@@ -35,10 +36,12 @@ class InpaintRegion(FluxCondition):
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The picture, resized to the canvas; a list gives one per prompt.
+            The picture, resized to the canvas; a list gives one per prompt. Floats in [0, 1] or integers up to 255.
         mask (`RegionMask` or a list of them):
             White is redrawn, black is kept; a list gives one per prompt. Resized by nearest neighbour.
     """
+
+    once: ClassVar[bool] = True
 
     image: Image.Image | np.ndarray | torch.Tensor | list[Image.Image]
     mask: RegionMask | Sequence[RegionMask]
@@ -63,9 +66,10 @@ class InpaintRegion(FluxCondition):
                 "`InpaintRegion` must know the noise that the loop starts from, but `latents` were given together "
                 "with `image`. Leave out one of the two."
             )
-        source = pipe.image_processor.preprocess(self.image, height=canvas.height, width=canvas.width)
-        source = canvas.per_sample(source.to(canvas.device, torch.float32))
-        latents = encode_image(pipe.vae, source.to(pipe.vae.dtype)).to(canvas.dtype)
+        pixels = pipe.image_processor.preprocess(plain_picture(self.image), height=canvas.height, width=canvas.width)
+        latents = encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
+        latents = canvas.per_sample(latents.to(canvas.device, canvas.dtype))
+        source = canvas.per_sample(pixels.to(canvas.device, torch.float32))
         pixel_mask = canvas.per_sample(self._pixel_masks(canvas)).to(canvas.device)
         factor = canvas.token_size // 2
         latent_mask = torch.nn.functional.max_pool2d(pixel_mask.float(), factor).expand(-1, latents.shape[1], -1, -1)
@@ -85,8 +89,8 @@ class InpaintRegion(FluxCondition):
         self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
     ) -> torch.Tensor:
         """Put the picture, at the noise level reached, back outside of the mask."""
-        sigma = step.latents.new_zeros(()) if step.next_timestep is None else step.next_timestep[:, None, None]
-        kept = (1 - sigma) * encoded["source_latents"] + sigma * encoded["noise"]
+        sigma = 0.0 if step.next_timestep is None else step.next_timestep[:, None, None].float()
+        kept = (1 - sigma) * encoded["source_latents"].float() + sigma * encoded["noise"].float()
         return torch.where(encoded["latent_mask"], latents, kept.to(latents.dtype))
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
@@ -95,7 +99,11 @@ class InpaintRegion(FluxCondition):
 
     def _pixel_masks(self, canvas: Canvas) -> torch.Tensor:
         several = isinstance(self.mask, Sequence) and not is_box(self.mask)
-        masks = [mask_to_pixels(mask, canvas) for mask in (self.mask if several else [self.mask])]  # type: ignore
-        if not all(mask.any() for mask in masks):
-            logger.warning("The mask of `InpaintRegion` is black everywhere, so nothing will be redrawn.")
+        given: Any = self.mask if several else [self.mask]
+        masks = [mask_to_pixels(mask, canvas) for mask in given]
+        for index, inside in enumerate(masks):
+            if not inside.any():
+                logger.warning(
+                    f"Mask {index} of `InpaintRegion` is black everywhere, so nothing will be redrawn there."
+                )
         return torch.stack(masks)[:, None]

@@ -71,9 +71,9 @@ def read_mask(mask: RegionMask, canvas: Canvas) -> np.ndarray:
         return _read_picture(mask)
     if isinstance(mask, torch.Tensor):
         array = mask.detach().float().cpu().numpy() if mask.is_floating_point() else mask.detach().cpu().numpy()
-        return _read_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
+        return _read_array(array, channels_first=True)
     if isinstance(mask, np.ndarray):
-        return _read_array(mask)
+        return _read_array(mask, channels_first=False)
     raise TypeError(
         f"A region mask is a PIL image, an array, a tensor or a box (left, top, right, bottom), but {mask!r} of type "
         f"{type(mask).__name__} came."
@@ -87,6 +87,10 @@ def is_box(mask: Any) -> bool:
 
 def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:
     left, top, right, bottom = box
+    if 1 < max(box) < 2 and not all(value.is_integer() for value in box):
+        raise ValueError(
+            f"The box {box} is neither in fractions of the canvas, which go from 0 to 1, nor in pixels. Cut it at 1."
+        )
     if max(box) <= 1:
         left, right, top, bottom = (
             left * canvas.width,
@@ -107,7 +111,7 @@ def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:
 
 def _read_picture(picture: Image.Image) -> np.ndarray:
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        return _read_array(np.asarray(picture))
+        return _read_array(np.asarray(picture), channels_first=False)
     if picture.has_transparency_data:
         alpha = np.asarray(picture.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
@@ -115,11 +119,14 @@ def _read_picture(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"), dtype=np.float32).mean(axis=-1) > 127.5
 
 
-def _read_array(array: np.ndarray) -> np.ndarray:
+def _read_array(array: np.ndarray, channels_first: bool) -> np.ndarray:
+    if array.ndim == 3:
+        axes = [axis for axis in ((0, 2) if channels_first else (2, 0)) if array.shape[axis] <= 4]
+        array = np.moveaxis(array, axes[0], -1) if axes else array[None]
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
-            f"A region mask has the shape {array.shape}; expected (height, width), (height, width, channels) for an "
-            f"array, or (channels, height, width) for a tensor."
+            f"A region mask has the shape {array.shape}; expected (height, width), (height, width, channels) or "
+            f"(channels, height, width) with 1 to 4 channels."
         )
     full_scale = next((scale for scale in (1, 255) if array.max() <= scale), 65535)
     plane = array.mean(axis=-1, dtype=np.float64) if array.ndim == 3 else array

@@ -29,9 +29,11 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         Raises:
             ValueError: if the file is in DiffSynth's layout and holds keys that are not understood.
         """
-        state_dict = fetch_lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        state_dict, metadata = fetch_lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         if not is_diffsynth_lora(state_dict):
-            return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+            loaded = super().lora_state_dict(state_dict, **kwargs)
+            # A state dict has no header, so the file's metadata is put back where diffusers returns it.
+            return (*loaded[:-1], metadata) if kwargs.get("return_lora_metadata") else loaded
         converted = convert_diffsynth_lora(state_dict)
         alphas = {key: value for key, value in converted.items() if key.endswith(".alpha")}
         tensors = {key: value for key, value in converted.items() if key not in alphas}

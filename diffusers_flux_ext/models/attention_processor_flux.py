@@ -1,8 +1,11 @@
 """The attention processor that executes an attention plan."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -10,7 +13,10 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 
 from .._compat import get_qkv_projections
-from ..attention_plan import AttentionPlan
+
+
+if TYPE_CHECKING:
+    from ..attention_plan import AttentionPlan
 
 
 class FluxRegionalAttnProcessor:
@@ -29,6 +35,8 @@ class FluxRegionalAttnProcessor:
 
     def __init__(self, image_only: bool = False) -> None:
         self.image_only = image_only
+        self.stands_in_for: FluxAttnProcessor | None = None
+        self.users = 0
 
     def __call__(
         self,
@@ -99,22 +107,24 @@ def _rotate(tensor: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor],
     return torch.cat([tensor[:, :start], rotated], dim=1)
 
 
-def set_regional_processors(transformer: torch.nn.Module) -> list[tuple[FluxAttention, FluxAttnProcessor]]:
+def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]:
     """Give every attention layer that has diffusers' stock processor a [`FluxRegionalAttnProcessor`].
 
     Args:
         transformer (`torch.nn.Module`): A `FluxTransformer2DModel`.
 
     Returns:
-        `list`: the layers and the processors they had, to put back.
+        `list[FluxAttention]`: the layers that were given one; it remembers the processor it `stands_in_for`.
     """
     layers = [module for module in transformer.modules() if isinstance(module, FluxAttention)]
-    replaced = [(layer, layer.processor) for layer in layers if type(layer.processor) is FluxAttnProcessor]
-    for layer, stock in replaced:
+    replaced = [layer for layer in layers if type(layer.processor) is FluxAttnProcessor]
+    for layer in replaced:
+        stock = layer.processor
         # Nothing reads the text tokens after the last single block, which is the last layer of the model.
         processor = FluxRegionalAttnProcessor(image_only=layer is layers[-1] and layer.added_kv_proj_dim is None)
         processor._attention_backend = stock._attention_backend
         processor._parallel_config = stock._parallel_config
+        processor.stands_in_for = stock
         layer.processor = processor
     return replaced
 
@@ -130,14 +140,25 @@ def regional_attention(transformer: torch.nn.Module) -> Iterator[None]:
     """Let the stock attention layers of `transformer` execute attention plans inside this context.
 
     Layers that have another processor than diffusers' stock one (an IP-Adapter's, say) are left alone; attention
-    rules are then executed through a dense mask. On leaving, the former processors are back.
+    rules are then executed through a dense mask. On leaving, the former processors are back; contexts over the same
+    transformer may overlap, and the last one to end puts them back.
 
     Args:
         transformer (`torch.nn.Module`): A `FluxTransformer2DModel`, compiled, offloaded, quantised or not.
     """
-    replaced = set_regional_processors(transformer)
+    fresh = set_regional_processors(transformer)
+    shared = [
+        module
+        for module in transformer.modules()
+        if isinstance(module, FluxAttention) and getattr(module.processor, "users", 0) > 0
+    ]
+    used = [(layer, layer.processor) for layer in (*fresh, *shared)]
+    for _, processor in used:
+        processor.users += 1
     try:
         yield
     finally:
-        for layer, stock in replaced:
-            layer.processor = stock
+        for layer, processor in used:
+            processor.users -= 1
+            if processor.users == 0 and layer.processor is processor:
+                layer.processor = processor.stands_in_for

@@ -10,7 +10,7 @@ import torch
 from diffusers.utils import logging
 
 from .._compat import calculate_shift, retrieve_timesteps
-from ..latents import noised_image, sample_image_latents
+from ..latents import Canvas, noised_image, plain_picture, sample_image_latents
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 
 
@@ -57,6 +57,16 @@ def check_same_shape(prompt_embeds: torch.Tensor | None, negative_prompt_embeds:
         )
 
 
+def is_guided(true_cfg_scale: float, negative: dict[str, Any]) -> bool:
+    """Whether a call has an unconditional branch; warns when a scale is given without a negative prompt."""
+    given = negative["negative_prompt"] is not None or negative["negative_prompt_embeds"] is not None
+    if true_cfg_scale > 1 and not given:
+        logger.warning(
+            f"`true_cfg_scale={true_cfg_scale}` has no effect without `negative_prompt`; give an empty one at least."
+        )
+    return true_cfg_scale > 1 and given
+
+
 def matching_negative(negative: str | list[str] | None, batch_size: int) -> str | list[str] | None:
     """One negative prompt serves every prompt of the batch."""
     if isinstance(negative, str) and batch_size > 1:
@@ -74,10 +84,7 @@ def ip_adapter_kwargs(
     pipe: FluxConditionedPipeline,
     images: tuple[Any, Any],
     embeds: tuple[Any, Any],
-    height: int,
-    width: int,
-    device: torch.device,
-    num_samples: int,
+    canvas: Canvas,
     guided: bool,
 ) -> list[dict[str, Any]]:
     """The IP-Adapter's attention arguments of the conditional and the unconditional branch.
@@ -86,10 +93,7 @@ def ip_adapter_kwargs(
         pipe (`FluxConditionedPipeline`): The pipeline.
         images (`tuple`): Pictures of the two branches.
         embeds (`tuple`): Embeddings of the two branches.
-        height (`int`): Of the canvas, for the zero picture that stands in for a branch without inputs.
-        width (`int`): Of the canvas.
-        device (`torch.device`): Where the embeddings go.
-        num_samples (`int`): Samples of the batch.
+        canvas (`Canvas`): Gives the size of the zero picture that stands in for a branch without inputs.
         guided (`bool`): Whether there is an unconditional branch; its inputs are not encoded otherwise.
 
     Returns:
@@ -97,12 +101,14 @@ def ip_adapter_kwargs(
     """
     if all(value is None for value in (*images, *embeds)):
         return [{}, {}]
+    if getattr(pipe.transformer, "encoder_hid_proj", None) is None:
+        raise ValueError("IP-Adapter pictures were given, but no IP-Adapter is loaded. Call `load_ip_adapter` first.")
     kwargs: list[dict[str, Any]] = []
     for image, embed in list(zip(images, embeds))[: 1 + guided]:
         if image is None and embed is None:
-            blank = np.zeros((width, height, 3), dtype=np.uint8)
+            blank = np.zeros((canvas.width, canvas.height, 3), dtype=np.uint8)
             image = [blank] * pipe.transformer.encoder_hid_proj.num_ip_adapters
-        prepared = pipe.prepare_ip_adapter_image_embeds(image, embed, device, num_samples)
+        prepared = pipe.prepare_ip_adapter_image_embeds(image, embed, canvas.device, canvas.num_samples)
         kwargs.append({"ip_adapter_image_embeds": prepared})
     return kwargs if guided else [*kwargs, {}]
 
@@ -112,8 +118,7 @@ def set_timesteps(
     num_inference_steps: int,
     sigmas: Sequence[float] | None,
     strength: float | None,
-    num_tokens: int,
-    device: torch.device,
+    canvas: Canvas,
 ) -> torch.Tensor:
     """Set the scheduler's timesteps as diffusers' pipelines do, or on the grid of [`FluxFlowMatchScheduler`].
 
@@ -122,32 +127,33 @@ def set_timesteps(
         num_inference_steps (`int`): Number of steps.
         sigmas (`Sequence[float]`, *optional*): Noise levels before the shift, in place of the default grid.
         strength (`float`, *optional*): Strength of image-to-image, in [0, 1].
-        num_tokens (`int`): Tokens of the target, for the resolution-dependent shift.
-        device (`torch.device`): Where the timesteps go.
+        canvas (`Canvas`): Gives the number of tokens for the resolution-dependent shift, and the device.
 
     Returns:
         `torch.Tensor` of shape `(steps,)`: the timesteps of the loop.
     """
+    if num_inference_steps < 1:
+        raise ValueError(f"`num_inference_steps` must be at least 1, but {num_inference_steps} came.")
     scheduler = pipe.scheduler
     own_grid = isinstance(scheduler, FluxFlowMatchScheduler) and scheduler.config.base_grid == "diffsynth"
     config = scheduler.config
     mu = calculate_shift(
-        num_tokens,
+        canvas.num_tokens,
         config.get("base_image_seq_len", 256),
         config.get("max_image_seq_len", 4096),
         config.get("base_shift", 0.5),
         config.get("max_shift", 1.15),
     )
-    if own_grid and sigmas is None:
+    if own_grid and sigmas is None and strength != 0:
         scheduler.set_timesteps(
-            num_inference_steps, device=device, mu=mu, denoising_strength=1.0 if strength is None else strength
+            num_inference_steps, device=canvas.device, mu=mu, denoising_strength=1.0 if strength is None else strength
         )
         scheduler.set_begin_index(0)
         return scheduler.timesteps
     grid: Any = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps) if sigmas is None else sigmas
     if config.get("use_flow_sigmas", False):
         grid = None
-    timesteps, num_steps = retrieve_timesteps(scheduler, num_inference_steps, device, sigmas=grid, mu=mu)
+    timesteps, num_steps = retrieve_timesteps(scheduler, num_inference_steps, canvas.device, sigmas=grid, mu=mu)
     start = 0 if strength is None else int(max(num_steps - min(num_steps * strength, num_steps), 0))
     scheduler.set_begin_index(start * scheduler.order)
     remaining = timesteps[start * scheduler.order :]
@@ -163,10 +169,7 @@ def starting_latents(
     image: Any,
     latents: torch.Tensor | None,
     timestep: torch.Tensor,
-    size: tuple[int, int],
-    num_samples: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    canvas: Canvas,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Packed latents to start from, their ids, and the noise in them where it is known.
@@ -176,27 +179,35 @@ def starting_latents(
         image (*optional*): The picture of image-to-image, or its scaled latents `(n, 16, height/8, width/8)`.
         latents (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*): Given packed latents.
         timestep (`torch.Tensor` of shape `()`): The first timestep.
-        size (`tuple[int, int]`): Height and width in pixels.
-        num_samples (`int`): Samples of the batch.
-        dtype (`torch.dtype`): Data type of the latents.
-        device (`torch.device`): Where they go.
+        canvas (`Canvas`): Size, batch, device and data type.
         generator (*optional*): Source of the noise.
 
     Returns:
         `tuple`: latents `(num_samples, num_tokens, 64)`, ids `(num_tokens, 3)` and noise like the latents or `None`.
+
+    Raises:
+        ValueError: if `latents` have another shape, or the numbers of pictures or generators do not fit the batch.
     """
-    height, width = size
+    size, device, dtype = (canvas.height, canvas.width), canvas.device, canvas.dtype
     channels = pipe.vae.config.latent_channels if pipe.vae is not None else pipe.transformer.config.in_channels // 4
+    expected = (canvas.num_samples, canvas.num_tokens, 4 * channels)
+    if latents is not None and tuple(latents.shape) != expected:
+        raise ValueError(
+            f"`latents` has the shape {tuple(latents.shape)}, but packed latents of this call have the shape "
+            f"(samples, tokens, channels) = {expected}."
+        )
     if image is None or latents is not None:
-        prepared, ids = pipe.prepare_latents(num_samples, channels, height, width, dtype, device, generator, latents)
+        prepared, ids = pipe.prepare_latents(canvas.num_samples, channels, *size, dtype, device, generator, latents)
         return prepared, ids, prepared if image is None else None
-    if isinstance(generator, list) and len(generator) != num_samples:
-        raise ValueError(f"There are {len(generator)} generators for {num_samples} samples. Give one or one each.")
-    token = 2 * pipe.vae_scale_factor
-    ids = pipe._prepare_latent_image_ids(num_samples, height // token, width // token, device, dtype)
-    pixels = pipe.image_processor.preprocess(image, height=height, width=width).to(torch.float32)
-    pixels = pixels.to(device=device, dtype=dtype)
+    if isinstance(generator, list) and len(generator) != canvas.num_samples:
+        raise ValueError(
+            f"There are {len(generator)} generators for {canvas.num_samples} samples. Give one or one each."
+        )
+    ids = pipe._prepare_latent_image_ids(canvas.num_samples, *canvas.grid, device, dtype)
+    pixels = pipe.image_processor.preprocess(plain_picture(image), height=size[0], width=size[1])
+    pixels = pixels.to(torch.float32).to(device=device, dtype=dtype)
     if pixels.shape[1] != channels:
         pixels = sample_image_latents(pipe.vae, pixels, generator)
-    prepared, noise = noised_image(pixels, num_samples, timestep, pipe.scheduler, generator)
+    batch = (canvas.batch_size, canvas.num_images_per_prompt)
+    prepared, noise = noised_image(pixels, *batch, timestep, pipe.scheduler, generator)
     return prepared, ids, noise

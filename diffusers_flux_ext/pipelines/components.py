@@ -26,7 +26,7 @@ def extends_call(base: type) -> Callable[[CallT], CallT]:
     """
 
     def decorate(call: CallT) -> CallT:
-        shown = dict(inspect.signature(base.__call__).parameters)  # type: ignore[operator]
+        shown = dict(inspect.signature(base.__call__).parameters)
         own = inspect.signature(call).parameters.values()
         added = {part.name: part for part in own if part.kind is part.KEYWORD_ONLY and part.name not in shown}
         returns = inspect.signature(call).return_annotation

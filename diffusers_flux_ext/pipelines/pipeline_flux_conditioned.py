@@ -38,6 +38,7 @@ from .call_inputs import (
     check_same_shape,
     count_prompts,
     ip_adapter_kwargs,
+    is_guided,
     matching_negative,
     set_timesteps,
     starting_latents,
@@ -189,17 +190,20 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         """
         conditions = check_conditions(conditions)
         height, width = canvas_size(self, height, width)
+        negative = {
+            "negative_prompt": negative_prompt,
+            "negative_prompt_2": negative_prompt_2,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
         self.check_inputs(
             prompt,
             prompt_2,
             height,
             width,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
+            **negative,
             prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             max_sequence_length=max_sequence_length,
         )
@@ -209,89 +213,114 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         self._joint_attention_kwargs = dict(joint_attention_kwargs or {})
         self._current_timestep = None
         self._interrupt = False
-        device = self._execution_device
         batch_size = count_prompts(prompt, prompt_embeds)
-        num_samples = batch_size * num_images_per_prompt
 
-        shared = {
-            "device": device,
-            "num_images_per_prompt": num_images_per_prompt,
-            "max_sequence_length": max_sequence_length,
-            "lora_scale": self._joint_attention_kwargs.get("scale"),
-        }
-        given_embeds = prompt_embeds
-        prompt_embeds, pooled_prompt_embeds, text_ids = self.encode_prompt(
-            prompt, prompt_2, prompt_embeds=prompt_embeds, pooled_prompt_embeds=pooled_prompt_embeds, **shared
-        )
-        negative = None
-        if true_cfg_scale > 1 and (negative_prompt is not None or negative_prompt_embeds is not None):
-            check_same_shape(given_embeds, negative_prompt_embeds)
-            negative = PromptEmbeds(
-                *self.encode_prompt(
-                    matching_negative(negative_prompt, batch_size),
-                    matching_negative(negative_prompt_2, batch_size),
-                    prompt_embeds=negative_prompt_embeds,
-                    pooled_prompt_embeds=negative_pooled_prompt_embeds,
-                    **shared,
-                )
-            )
+        lengths = (num_images_per_prompt, max_sequence_length)
+        cond = self._encode((prompt, prompt_2), (prompt_embeds, pooled_prompt_embeds), *lengths)
+        uncond = None
+        if is_guided(true_cfg_scale, negative):
+            check_same_shape(prompt_embeds, negative_prompt_embeds)
+            texts = (matching_negative(negative_prompt, batch_size), matching_negative(negative_prompt_2, batch_size))
+            uncond = self._encode(texts, (negative_prompt_embeds, negative_pooled_prompt_embeds), *lengths)
 
-        num_tokens = (height // self.vae_scale_factor // 2) * (width // self.vae_scale_factor // 2)
-        timesteps = set_timesteps(
-            self, num_inference_steps, sigmas, None if image is None else strength, num_tokens, device
-        )
-        self._num_timesteps = len(timesteps)
-        dtype = prompt_embeds.dtype
-        latents, latent_ids, noise = starting_latents(
-            self, image, latents, timesteps[0], (height, width), num_samples, dtype, device, generator
-        )
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.full([1], guidance_scale, device=device, dtype=torch.float32).expand(num_samples)
-        adapter_kwargs = ip_adapter_kwargs(
-            self,
-            (ip_adapter_image, negative_ip_adapter_image),
-            (ip_adapter_image_embeds, negative_ip_adapter_image_embeds),
-            height,
-            width,
-            device,
-            num_samples,
-            guided=negative is not None,
-        )
         canvas = Canvas(
             height=height,
             width=width,
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
-            device=device,
-            dtype=dtype,
+            device=self._execution_device,
+            dtype=cond.hidden_states.dtype,
             token_size=2 * self.vae_scale_factor,
             max_sequence_length=max_sequence_length,
-            noise=noise,
+        )
+        timesteps = set_timesteps(self, num_inference_steps, sigmas, None if image is None else strength, canvas)
+        self._num_timesteps = len(timesteps)
+        latents, latent_ids, noise = starting_latents(self, image, latents, timesteps[0], canvas, generator)
+        canvas = replace(canvas, noise=noise)
+        adapter_kwargs = ip_adapter_kwargs(
+            self,
+            (ip_adapter_image, negative_ip_adapter_image),
+            (ip_adapter_image_embeds, negative_ip_adapter_image_embeds),
+            canvas,
+            guided=uncond is not None,
         )
         encoded = EncodedConditions(self, conditions, canvas)
-        plan_cache = PlanCache()
+        latents = self.denoise(
+            latents,
+            latent_ids,
+            timesteps,
+            cond,
+            uncond,
+            encoded,
+            adapter_kwargs,
+            true_cfg_scale,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
 
+        images = latents
+        if output_type != "latent":
+            images = encoded.after_decode(self.decode_latents(latents, height, width))
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return FluxPipelineOutput(images=images) if return_dict else (images,)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        latent_ids: torch.Tensor,
+        timesteps: torch.Tensor,
+        cond: PromptEmbeds,
+        uncond: PromptEmbeds | None,
+        encoded: EncodedConditions,
+        adapter_kwargs: Sequence[dict[str, Any]],
+        true_cfg_scale: float,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> torch.Tensor:
+        """The loop.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): Where it starts.
+            latent_ids (`torch.Tensor` of shape `(num_tokens, 3)`): Rotary positions of the latents.
+            timesteps (`torch.Tensor` of shape `(steps,)`): The scheduler's timesteps.
+            cond (`PromptEmbeds`): The prompt.
+            uncond (`PromptEmbeds`, *optional*): The negative prompt; turns classifier-free guidance on.
+            encoded (`EncodedConditions`): The conditions.
+            adapter_kwargs (`Sequence[dict[str, Any]]`): IP-Adapter arguments of the two branches.
+            true_cfg_scale (`float`): Scale of classifier-free guidance.
+            callback_on_step_end (`Callable`, *optional*): Called after each step, as in diffusers.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`): What it gets: `"latents"`, `"prompt_embeds"`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_tokens, 64)`
+        """
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
+            guidance = guidance.expand(latents.shape[0])
+        prompt_embeds, plan_cache = cond.hidden_states, PlanCache()
         with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
+                following = timesteps[i + 1] if i + 1 < len(timesteps) else torch.zeros_like(t)
                 step = DenoisingStep(
                     index=i,
                     num_steps=len(timesteps),
                     branch="cond",
-                    timestep=t.expand(num_samples).to(latents.dtype) / 1000,
+                    timestep=t.expand(latents.shape[0]).to(latents.dtype) / 1000,
                     latents=latents,
                     latent_ids=latent_ids,
-                    prompt=PromptEmbeds(prompt_embeds, pooled_prompt_embeds, text_ids),
+                    prompt=replace(cond, hidden_states=prompt_embeds),
                     guidance=guidance,
-                    next_timestep=self._next_timestep(i, timesteps, num_samples, latents.dtype),
+                    next_timestep=following.expand(latents.shape[0]) / 1000,
                 )
                 velocity = self._velocity(step, encoded, adapter_kwargs[0], plan_cache)
-                if negative is not None:
-                    uncond = replace(step, branch="uncond", prompt=negative)
-                    uncond_velocity = self._velocity(uncond, encoded, adapter_kwargs[1], plan_cache)
+                if uncond is not None:
+                    negative_step = replace(step, branch="uncond", prompt=uncond)
+                    uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], plan_cache)
                     velocity = combine_velocities(velocity, uncond_velocity, true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)
@@ -306,13 +335,29 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
                 if i == len(timesteps) - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
         self._current_timestep = None
+        return latents
 
-        images = latents
-        if output_type != "latent":
-            images = encoded.after_decode(self.decode_latents(latents, height, width))
-            images = self.image_processor.postprocess(images, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return FluxPipelineOutput(images=images) if return_dict else (images,)
+    def _encode(
+        self,
+        texts: tuple[str | list[str] | None, str | list[str] | None],
+        embeds: tuple[torch.Tensor | None, torch.Tensor | None],
+        num_images_per_prompt: int,
+        max_sequence_length: int,
+    ) -> PromptEmbeds:
+        prompt_embeds, pooled_prompt_embeds = (
+            given if given is None else given.repeat_interleave(num_images_per_prompt, dim=0) for given in embeds
+        )
+        return PromptEmbeds(
+            *self.encode_prompt(
+                *texts,
+                device=self._execution_device,
+                num_images_per_prompt=num_images_per_prompt,
+                prompt_embeds=prompt_embeds,
+                pooled_prompt_embeds=pooled_prompt_embeds,
+                max_sequence_length=max_sequence_length,
+                lora_scale=self._joint_attention_kwargs.get("scale"),
+            )
+        )
 
     def decode_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decode packed latents.
@@ -336,8 +381,3 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         given = Contribution(attention_kwargs={**self._joint_attention_kwargs, **adapter_kwargs})
         with self.transformer.cache_context(step.branch):
             return predict_velocity(self.transformer, step, [given, *encoded.contributions(step)], plan_cache)
-
-    @staticmethod
-    def _next_timestep(index: int, timesteps: torch.Tensor, num_samples: int, dtype: torch.dtype) -> torch.Tensor:
-        following = timesteps[index + 1] if index + 1 < len(timesteps) else timesteps.new_zeros(())
-        return following.expand(num_samples).to(dtype) / 1000
