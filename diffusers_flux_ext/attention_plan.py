@@ -60,6 +60,10 @@ class AttentionPlan:
         mask (`torch.Tensor` of shape `(batch_size or 1, 1, length, length)`, *optional*): Who sees whom.
         num_text_tokens (`int`): Length of the text part of the joint sequence.
         num_unrotated (`int`): How many leading tokens have zero rotary positions, so that rotating them is void.
+        table (`torch.Tensor` of shape `(runs, 4)`, *optional*):
+            `classes` as rows `(class, 1 for keys, start, stop)` on the CPU, for compiled blocks: as data, regions can
+            change without another compilation.
+        image_table (`torch.Tensor` of shape `(runs, 4)`, *optional*): `image_classes` in that form.
     """
 
     classes: tuple[AttentionClass, ...] = ()
@@ -70,6 +74,8 @@ class AttentionPlan:
     mask: torch.Tensor | None = None
     num_text_tokens: int = 0
     num_unrotated: int = 0
+    table: torch.Tensor | None = None
+    image_table: torch.Tensor | None = None
 
     def attend(
         self,
@@ -146,14 +152,47 @@ def build_attention_plan(
         )
     order, classes = samples[0]
     text, image = order.split([layout.num_text_tokens, layout.total - layout.num_text_tokens])
+    image_classes = _without_text_queries(classes, len(text))
     return AttentionPlan(
         classes,
-        _without_text_queries(classes, len(text)),
+        image_classes,
         _order_or_none(text, device),
         _order_or_none(image - len(text), device),
         num_text_tokens=len(text),
         num_unrotated=len(text) if text_is_unrotated else 0,
+        table=_to_table(classes),
+        image_table=_to_table(image_classes),
     )
+
+
+def attend_table(
+    table: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: AttentionFunction
+) -> torch.Tensor:
+    """[`AttentionPlan.attend`] for classes in the form of a table.
+
+    Args:
+        table (`torch.Tensor` of shape `(runs, 4)`): Rows `(class, 1 for keys, start, stop)`.
+        query, key, value (`torch.Tensor` of shape `(batch_size, length, heads, head_dim)`): The sorted sequence.
+        attention (`Callable`): Unmasked attention on tensors of that layout.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, length, heads, head_dim)`
+    """
+    runs: dict[int, tuple[list[Run], list[Run]]] = {}
+    for index, is_key, start, stop in table.tolist():
+        runs.setdefault(index, ([], []))[is_key].append((start, stop))
+    classes = [AttentionClass(tuple(queries), tuple(keys)) for queries, keys in runs.values()]
+    return _attend(classes, query, key, value, attention)
+
+
+def _to_table(classes: Sequence[AttentionClass]) -> torch.Tensor:
+    rows = [
+        (index, is_key, start, stop)
+        for index, part in enumerate(classes)
+        for is_key, runs in enumerate((part.query_runs, part.key_runs))
+        for start, stop in runs
+    ]
+    return torch.tensor(rows)
 
 
 def _without_text_queries(classes: Sequence[AttentionClass], text: int) -> tuple[AttentionClass, ...]:

@@ -28,7 +28,7 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    pipe = FluxEliGenPipeline.from_pretrained(args.model or tiny_flux_path(), torch_dtype=dtype).to(device)
+    pipe = FluxEliGenPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype).to(device)
     pipe.load_lora_weights(args.lora or str(Path(tiny_flux_path()).parent / "tiny_flux_eligen_lora.safetensors"))
     size = TINY if args.model is None else {}
     guided: dict[str, Any] = {"negative_prompt": "", "true_cfg_scale": 2.0, **size}

@@ -14,6 +14,7 @@ from diffusers_flux_ext import (
     regional_attention,
 )
 from diffusers_flux_ext.conditions.entity_regions import entity_rules
+from diffusers_flux_ext.models.attention_processor_flux import runs_attention_plans
 from tests.fixtures.tiny import seeded, tiny_transformer
 
 
@@ -39,8 +40,8 @@ def make_step(**overrides):
     return DenoisingStep(**{**state, **overrides})
 
 
-def entities(per_sample=False, references=0):
-    masks = torch.rand(BATCH if per_sample else 1, 3, ROWS * COLUMNS, generator=seeded(4)) > 0.5
+def entities(per_sample=False, references=0, seed=4):
+    masks = torch.rand(BATCH if per_sample else 1, 3, ROWS * COLUMNS, generator=seeded(seed)) > 0.5
     texts = [
         TokenGroup(f"entity_{i}", torch.randn(1, 4 + i, 40, generator=seeded(5 + i)), torch.zeros(4 + i, 3))
         for i in range(3)
@@ -217,6 +218,26 @@ def test_compiled_blocks_do_not_recompile_per_step(classes_always):
     assert len(compiles) == first
 
 
+def test_compiled_blocks_are_not_compiled_again_for_every_set_of_regions(classes_always):
+    torch._dynamo.reset()
+    transformer, reference = tiny_transformer(0), tiny_transformer(0)
+    compiles = []
+    backend = lambda graph, inputs: compiles.append(1) or graph.forward  # noqa: E731
+    counts = []
+    with torch.no_grad(), regional_attention(transformer):
+        transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+        for seed in range(12):
+            contribution = entities(seed=seed)
+            actual = predict_velocity(transformer, make_step(), [contribution])
+            expected = predict_velocity(reference, make_step(), [contribution])
+            torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+            counts.append(len(compiles))
+    torch._dynamo.reset()
+    assert counts[0] > 0
+    # The number of runs may become dynamic once; after that nothing is compiled again.
+    assert counts[-1] == counts[2]
+
+
 def test_plans_are_built_once_per_branch(transformer, monkeypatch):
     import diffusers_flux_ext.denoise as denoise
 
@@ -247,6 +268,11 @@ BAD = {
         r"ids must have.*\(3, 3\)",
     ),
     "twice": (Contribution(text=[group(), group()]), "value.*more than once"),
+    "residual length": (Contribution(block_residuals=[torch.zeros(BATCH, 3, 32)]), r"block residuals.*\(2, 3, 32\)"),
+    "residual dtype": (
+        Contribution(single_block_residuals=[torch.zeros(BATCH, ROWS * COLUMNS, 32, dtype=torch.float64)]),
+        "block residuals are torch.float64",
+    ),
     "prompt": (Contribution(text=[group("prompt")]), "prompt.*more than once"),
     "no group": (Contribution(rules=[AttentionRule("entity_0", "target", False)]), "entity_0"),
     "mask": (
@@ -275,6 +301,26 @@ def test_attention_arguments_of_two_conditions_clash(transformer):
     parts = [Contribution(attention_kwargs={"scale": 1.0}), Contribution(attention_kwargs={"scale": 0.5})]
     with pytest.raises(ValueError, match="scale"):
         predict_velocity(transformer, make_step(), parts)
+
+
+def test_a_plan_cache_notices_what_the_processors_can_run(classes_always, transformer):
+    contribution, cache = entities(), PlanCache()
+    with torch.no_grad():
+        with regional_attention(transformer):
+            inside = predict_velocity(transformer, make_step(), [contribution], cache)
+        outside = predict_velocity(transformer, make_step(), [contribution], cache)
+    torch.testing.assert_close(inside, outside, atol=2e-5, rtol=1e-4)
+
+
+def test_overlapping_contexts_keep_the_processors_until_the_last_one_ends(transformer):
+    before = dict(transformer.attn_processors)
+    first, second = regional_attention(transformer), regional_attention(transformer)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert runs_attention_plans(transformer)
+    second.__exit__(None, None, None)
+    assert all(after is before[name] for name, after in transformer.attn_processors.items())
 
 
 def test_processors_are_restored_even_after_an_error(transformer):

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import Entity, parse_entity, parse_size
+from .parsing import Entity, parse_entity, parse_positive, parse_size
 
 
+TINY = "tiny"
 EXAMPLES = """\
 examples:
   flux-ext demo --out demo
@@ -53,9 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="tiny", help="repository or folder in diffusers' layout, or `tiny` (default)")
+    add("--model", default=TINY, help="repository or folder in diffusers' layout, or `tiny` (default)")
     add("--prompt", required=True, help="the global prompt")
-    add("--negative-prompt", help="turns true classifier-free guidance on together with --true-cfg")
+    add("--negative-prompt", help="what to steer away from, with --true-cfg (default: empty)")
     add(
         "--entity",
         action="append",
@@ -64,14 +65,14 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT@LEFT,TOP,RIGHT,BOTTOM",
         help="an entity and its box, in pixels or in fractions of the picture; may be given several times",
     )
-    add("--steps", type=int, help="denoising steps (default: 28; tiny: 20)")
+    add("--steps", type=parse_positive, help="denoising steps (default: 28; tiny: 20)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     add("--size", type=parse_size, metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024; tiny: 128)")
     add("--guidance", type=float, default=3.5, help="distilled guidance scale (default: 3.5)")
     add("--true-cfg", type=float, help="true classifier-free guidance scale (default: off; tiny: 2)")
     add("--lora", help="LoRA file, folder or repository; `none` leaves tiny's own EliGen LoRA out")
     add("--lora-weight-name", metavar="FILE", help="the file of a --lora repository, where it holds several")
-    add("--text-tokens", type=int, help="text tokens of a prompt, at most 512 (default: 512; tiny: 32)")
+    add("--text-tokens", type=parse_positive, help="text tokens of a prompt, at most 512 (default: 512; tiny: 32)")
     add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
     add("--offload", choices=["none", "model", "sequential"], default="none", help="move unused parts off the GPU")
     add("--out", type=Path, default=Path("flux-ext.png"), help="picture to write (default: flux-ext.png)")
@@ -86,13 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit code.
     """
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if getattr(args, "negative_prompt", None) is not None and args.true_cfg is None and args.model != TINY:
+        parser.error("--negative-prompt has no effect without --true-cfg above 1")
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     from . import run
 
     try:
         written = run.demo(args) if args.command == "demo" else run.generate(args)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.stderr.write(f"flux-ext {args.command}: {error}\n")
         return 1
     sys.stdout.write(f"{written.resolve()}\n")

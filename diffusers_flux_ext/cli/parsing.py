@@ -36,6 +36,23 @@ def parse_entity(value: str) -> Entity:
     return Entity(text.strip(), box)
 
 
+def parse_positive(value: str) -> int:
+    """Read a whole number of at least 1.
+
+    Args:
+        value (`str`): The number.
+
+    Returns:
+        `int`
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not one.
+    """
+    if not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
+    return int(value)
+
+
 def parse_size(value: str) -> tuple[int, int]:
     """Read `N` or `WIDTHxHEIGHT` in pixels.
 

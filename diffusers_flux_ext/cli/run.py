@@ -15,11 +15,11 @@ from PIL import Image
 from .. import flux_shapes, tiny_flux_path
 from ..pipelines.pipeline_flux_eligen import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
+from .main import TINY
 
 
 logger = logging.get_logger(__name__)
 
-TINY = "tiny"
 TINY_LORA = "tiny_flux_eligen_lora.safetensors"
 # The tiny model was trained on short texts and without guidance distillation.
 TINY_CALL: dict[str, Any] = {
@@ -83,6 +83,8 @@ def generate(args: argparse.Namespace) -> Path:
         "height": args.size and args.size[1],
     }
     call |= {name: value for name, value in given.items() if value is not None}
+    if call.get("true_cfg_scale", 1) > 1:
+        call.setdefault("negative_prompt", "")
     if args.entity:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
@@ -129,10 +131,11 @@ def load_pipeline(
     device = device or best_device()
     path = tiny_flux_path() if model == TINY else model
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    pipe = FluxEliGenPipeline.from_pretrained(path, torch_dtype=dtype)
+    pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
     if lora is None and model == TINY and with_regions:
         lora = os.path.join(os.path.dirname(tiny_flux_path()), TINY_LORA)
-    if lora not in (None, "none"):
+    if lora is not None and lora != "none":
+        _check_local_file(lora)
         pipe.load_lora_weights(lora, weight_name=lora_weight_name)
     elif with_regions:
         logger.warning("Entities are hardly followed without an EliGen LoRA, for example DiffSynth-Studio/Eligen.")
@@ -143,6 +146,13 @@ def load_pipeline(
     else:
         pipe.to(device)
     return pipe
+
+
+def _check_local_file(path: str) -> None:
+    """Something that can only be a local path must exist; otherwise diffusers would look for a repository."""
+    looks_local = os.path.isabs(path) or path.startswith(".") or path.endswith((".safetensors", ".bin"))
+    if looks_local and not os.path.exists(path):
+        raise FileNotFoundError(f"There is no LoRA at {path}.")
 
 
 def quiet_libraries() -> None:

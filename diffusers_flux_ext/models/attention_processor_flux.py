@@ -13,6 +13,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 
 from .._compat import get_qkv_projections
+from .compiled_attention import attend_classes
 
 
 if TYPE_CHECKING:
@@ -73,13 +74,29 @@ class FluxRegionalAttnProcessor:
         if attention_plan is None:
             output = attention(query, key, value, attn_mask=attention_mask)
         else:
-            output = attention_plan.attend(query, key, value, attention, self.image_only)
+            output = self._attend(attention_plan, query, key, value, attention)
         output = output.flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return output
         text_length = encoder_hidden_states.shape[1]
         image = attn.to_out[1](attn.to_out[0](output[:, text_length:].contiguous()))
         return image, attn.to_add_out(output[:, :text_length].contiguous())
+
+    def _attend(
+        self,
+        plan: AttentionPlan,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: partial[torch.Tensor],
+    ) -> torch.Tensor:
+        opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled() and self._parallel_config is None
+        table = plan.image_table if self.image_only else plan.table
+        if opaque and table is not None:
+            chosen = self._attention_backend
+            backend = "" if chosen is None else str(getattr(chosen, "value", chosen))
+            return attend_classes(query, key, value, table, backend)
+        return plan.attend(query, key, value, attention, self.image_only)
 
     @staticmethod
     def _joint_heads(

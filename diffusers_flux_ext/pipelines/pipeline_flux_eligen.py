@@ -28,7 +28,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
     >>> import torch
     >>> from diffusers_flux_ext import FluxEliGenPipeline
 
-    >>> pipe = FluxEliGenPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.bfloat16)
+    >>> pipe = FluxEliGenPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", dtype=torch.bfloat16)
     >>> pipe.load_lora_weights("DiffSynth-Studio/Eligen", weight_name="model_bf16.safetensors")
     >>> pipe.enable_model_cpu_offload()
     >>> image = pipe(

@@ -51,6 +51,9 @@ KINDS = {
     "color array": np.stack([GRAY] * 3, axis=-1),
     "bool tensor": torch.from_numpy(INSIDE),
     "bfloat16 tensor": torch.from_numpy(INSIDE).to(torch.bfloat16),
+    "channels first array": np.stack([GRAY] * 3),
+    "one channel array": GRAY[None],
+    "channels last tensor": torch.from_numpy(np.stack([GRAY] * 3, axis=-1)),
     "color tensor": torch.from_numpy(GRAY).expand(3, -1, -1),
 }
 
@@ -99,6 +102,7 @@ def test_a_box_may_reach_over_the_edge():
         ((-5, 0, 10, 20), ValueError, "does not lie on the canvas of 96 x 64"),
         ((96, 0, 100, 20), ValueError, "does not lie on the canvas"),
         (np.zeros((2, 2, 2, 2)), ValueError, r"shape \(2, 2, 2, 2\)"),
+        (np.zeros((8, 9, 10)), ValueError, "1 to 4 channels"),
         (np.zeros((0, 4)), ValueError, r"shape \(0, 4\)"),
         ("mask.png", TypeError, "mask.png"),
         ((1, 2, 3), TypeError, "box"),

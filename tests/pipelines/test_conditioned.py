@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
@@ -69,6 +70,44 @@ def test_image_to_image_is_bit_equal(pipes, strength, kind):
     arguments = {"prompt": ["a cat", "a dog"], "image": image, "strength": strength, "num_inference_steps": 4}
     results = [pipe(**call_kwargs(**arguments, guidance_scale=3.5)).images for pipe in pipes[1:]]
     assert torch.equal(*results)
+
+
+def test_each_prompt_keeps_its_picture_with_several_images_per_prompt(pipes):
+    latents = torch.randn(2, 16, 4, 6, generator=seeded(1))
+    arguments = {"prompt": ["a cat", "a dog"], "num_images_per_prompt": 2, "strength": 0.5, "output_type": "latent"}
+    both, first, second = (
+        pipes[1](**call_kwargs(image=image, **arguments)).images for image in (latents, latents[:1], latents[1:])
+    )
+    torch.testing.assert_close(both, torch.cat([first[:2], second[2:]]))
+    assert (first - second).abs().max() > 0.1
+
+
+def test_embeddings_serve_several_images_per_prompt(pipes):
+    given = {**embeds(pipes[1], ["a cat", "a dog"]), "prompt": None, "num_images_per_prompt": 2}
+    texts = {"prompt": ["a cat", "a dog"], "num_images_per_prompt": 2}
+    assert torch.equal(pipes[1](**call_kwargs(**given)).images, pipes[1](**call_kwargs(**texts)).images)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pictures_of_any_mode_start_image_to_image(pipes, mode):
+    picture = Image.effect_mandelbrot((48, 32), (-2, -1, 1, 1), 20).convert(mode)
+    rgb = picture.convert("RGB")
+    results = [pipes[1](**call_kwargs(image=image, strength=0.5)).images for image in (picture, rgb)]
+    assert torch.equal(*results)
+
+
+def test_integer_pictures_count_to_255(pipes):
+    picture = Image.effect_mandelbrot((48, 32), (-2, -1, 1, 1), 20).convert("RGB")
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)[None]
+    results = [pipes[1](**call_kwargs(image=image, strength=0.5)).images for image in (picture, array, tensor)]
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(results[0], results[2], atol=1e-5, rtol=0)
+
+
+def test_a_guidance_scale_without_a_negative_prompt_warns(pipes, caplog):
+    pipes[1](**call_kwargs(true_cfg_scale=3.0))
+    assert "has no effect without `negative_prompt`" in caplog.text
 
 
 def test_callbacks_see_and_change_the_same_things(pipes):
@@ -149,6 +188,10 @@ def test_the_package_scheduler_runs_its_own_grid():
         ({"image": torch.zeros(3, 3, 32, 48), "prompt": ["a", "b"]}, ValueError, "3 pictures.*2 prompts"),
         ({"negative_prompt": ["a", "b", "c"], "true_cfg_scale": 2.0, "prompt": ["a", "b"]}, ValueError, "3 negative"),
         ({"prompt": None}, ValueError, "Provide either"),
+        ({"latents": torch.zeros(1, 16, 4, 6)}, ValueError, r"packed latents.*\(1, 6, 64\)"),
+        ({"latents": torch.zeros(2, 6, 64)}, ValueError, r"\(2, 6, 64\)"),
+        ({"num_inference_steps": 0}, ValueError, "at least 1"),
+        ({"ip_adapter_image": Image.new("RGB", (8, 8))}, ValueError, "no IP-Adapter is loaded"),
         ({"callback_on_step_end_tensor_inputs": ["velocity"]}, ValueError, "velocity"),
     ],
 )

@@ -171,6 +171,13 @@ BAD = {
     "no prompts": ({"entity_masks": [LEFT]}, ValueError, "`entity_masks` came without `entity_prompts`"),
     "string": ({"entity_prompts": "a dog", "entity_masks": [LEFT]}, ValueError, "takes lists"),
     "one box": ({"entity_prompts": ["a dog"], "entity_masks": LEFT}, ValueError, "takes lists"),
+    "one picture": ({"entity_prompts": ["a"], "entity_masks": Image.new("L", (8, 8))}, ValueError, "takes lists"),
+    "mixed": ({"entity_prompts": ["a", ["b"]], "entity_masks": [LEFT, [LEFT]]}, ValueError, "mixes texts"),
+    "neither": (
+        {"entity_prompts": ["a"], "entity_masks": [(0.5, 0.2, 1.02, 0.9)]},
+        ValueError,
+        "neither in fractions",
+    ),
     "outside": (
         {"entity_prompts": ["a"], "entity_masks": [(60, 0, 90, 20)]},
         ValueError,
@@ -290,6 +297,25 @@ class TestInpaintRegion:
         condition = InpaintRegion(self.picture, Image.new("L", (48, 32)))
         pipe(**call_kwargs(conditions=[condition]))
         assert "black everywhere" in warnings.text
+
+    @pytest.mark.parametrize("kind", ["array", "tensor", "L", "RGBA"])
+    def test_pictures_of_any_kind(self, pipe, kind):
+        rgb = self.picture.resize((48, 32))
+        given = {
+            "array": np.asarray(rgb),
+            "tensor": torch.from_numpy(np.asarray(rgb).copy()).permute(2, 0, 1)[None],
+            "L": rgb.convert("L"),
+            "RGBA": rgb.convert("RGBA"),
+        }[kind]
+        condition = InpaintRegion(given, self.mask)
+        image = pipe(**call_kwargs(output_type="pil", conditions=[condition])).images[0]
+        expected = np.asarray(given.convert("RGB") if isinstance(given, Image.Image) else rgb)
+        assert (np.asarray(image)[20:] == expected[20:]).all()
+
+    def test_two_of_them_are_refused(self, pipe):
+        condition = InpaintRegion(self.picture, self.mask)
+        with pytest.raises(ValueError, match="2 conditions of the class InpaintRegion.*Join them"):
+            pipe(**call_kwargs(conditions=[condition, condition]))
 
     def test_unknown_noise_is_an_error(self, pipe):
         condition = InpaintRegion(self.picture, self.mask)

@@ -160,6 +160,10 @@ def test_a_plain_folder_loads_with_our_class(plain_folder):
 SCRIPTS = {
     "package first": "import diffusers_flux_ext; from diffusers import DiffusionPipeline",
     "diffusers first": "from diffusers import DiffusionPipeline; import diffusers_flux_ext",
+    "a question in between": (
+        "import diffusers_flux_ext, importlib.util; importlib.util.find_spec('diffusers'); "
+        "from diffusers import DiffusionPipeline"
+    ),
 }
 
 
