@@ -1,6 +1,6 @@
 """Convert a FLUX.1 transformer between the diffusers, Black Forest Labs and DiffSynth-Studio key layouts.
 
-    python conversion_scripts/convert_transformer.py flux1-dev.safetensors flux1-dev-diffsynth.safetensors --to diffsynth
+    python conversion_scripts/convert_transformer.py flux1-dev.safetensors dev-diffsynth.safetensors --to diffsynth
     python conversion_scripts/convert_transformer.py Flex.2-preview.safetensors flex2/transformer
 
 A target with the ending `.safetensors` becomes one file; any other becomes a folder for `from_pretrained`.
