@@ -55,7 +55,7 @@ def test_the_stock_pipeline_loads_the_lora() -> None:
 
 
 def test_entities_appear_in_their_regions_only_with_their_prompts(eligen: FluxEliGenPipeline) -> None:
-    scenes = flux_shapes.held_out_entity_scenes(6)
+    scenes = flux_shapes.held_out_entity_scenes(12)
     prompts = [flux_shapes.background_caption(scene) for scene in scenes]
     boxes = [flux_shapes.entity_boxes(scene) for scene in scenes]
     phrases = [flux_shapes.entity_prompts(scene) for scene in scenes]
