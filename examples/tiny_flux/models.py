@@ -60,7 +60,7 @@ def build_text_encoder_2(tokenizer: T5Tokenizer) -> T5EncoderModel:
         dropout_rate=0.0,
         is_encoder_decoder=False,
         use_cache=False,
-        tie_word_embeddings=False,  # type: ignore[call-arg]
+        tie_word_embeddings=False,
     )
     return T5EncoderModel(config)
 
