@@ -42,6 +42,8 @@ def demo(args: argparse.Namespace) -> Path:
     Returns:
         `Path`: the contact sheet.
     """
+    # Tiny tensors gain little from threads, which on a busy machine wait for each other for minutes.
+    torch.set_num_threads(1)
     pipe = load_pipeline(TINY, None, None, "cpu", "none", with_regions=True)
     rng = random.Random(args.seed)
     scenes = [flux_shapes.sample_free_scene(rng, count, held_out=True) for count in DEMO_ENTITIES]
