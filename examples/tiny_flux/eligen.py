@@ -78,7 +78,7 @@ def train_eligen(settings: Settings) -> None:
         settings (`Settings`): The run; writes its `lora` file.
     """
     torch.manual_seed(settings.seed)
-    pipeline = FluxPipeline.from_pretrained(settings.pipeline, torch_dtype=torch.float32).to(settings.device)
+    pipeline = FluxPipeline.from_pretrained(settings.pipeline, dtype=torch.float32).to(settings.device)
     transformer = pipeline.transformer.requires_grad_(False)
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora_targets(transformer)))
     parameters = {name: value for name, value in transformer.named_parameters() if value.requires_grad}

@@ -57,7 +57,7 @@ def score_prompts(folder: Path, count: int, steps: int, device: str = "cpu", tru
     """
     rng = random.Random(777)
     scenes = [flux_shapes.sample_scene(rng, held_out=True, layouts=("single", "pos")) for _ in range(count)]
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     prompts = [flux_shapes.caption(scene, rng) for scene in scenes]
     pictures = draw(pipeline, prompts, steps, true_cfg_scale)
     summary = flux_shapes.summarize_scenes([flux_shapes.score_scene(*pair) for pair in zip(pictures, scenes)])
@@ -89,7 +89,7 @@ def score_entity_control(
     """
     scenes, rng = flux_shapes.held_out_entity_scenes(count), random.Random(5)
     prompts = [flux_shapes.caption(scene, rng) for scene in scenes]
-    pipeline = FluxEliGenPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = FluxEliGenPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
 
     def run(name: str, entities: bool) -> tuple[Row, list[np.ndarray]]:
         pictures = draw(pipeline, prompts, steps, true_cfg_scale, scenes if entities else None)
