@@ -1,0 +1,181 @@
+"""Every generated LoRA file through diffusers' loader, the reference's and ours: who applies what the file means.
+
+Run from the repository's root with the reference package installed (see the README's second command):
+
+    python -m benchmarks.lora_conformance --write docs/lora_conformance.md
+    python -m benchmarks.lora_conformance --format kohya --list
+"""
+
+import argparse
+import contextlib
+import io
+import signal
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from diffusers.utils import logging
+
+from tests.fixtures.lora_files import FORMATS, LoRAFile, cases, make
+from tests.fixtures.lora_files.readers import read_converted, read_diffsynth, read_diffusers, read_loaded
+from tests.fixtures.lora_files.verdict import VERDICTS, Reading, judge, keeps_magnitudes
+
+
+READERS: dict[str, Callable[[LoRAFile, Path], Reading]] = {
+    "diffusers": read_diffusers,
+    "reference": read_diffsynth,
+    "ours": read_converted,
+    "ours, loaded": read_loaded,
+}
+SECONDS = 10
+PAGE = """# LoRA files: who reads what
+
+Made by `python -m benchmarks.lora_conformance --write docs/lora_conformance.md`: {files} generated files of {formats}
+formats for tiny models, each with a known change of every layer, read by diffusers {diffusers}
+(`FluxPipeline.load_lora_weights`, read back from PEFT's layers), by the reference package {reference}
+(`FluxLoRALoader`, fused into zeros), and by this package: `convert_lora` to diffusers' layout, and
+`FluxConditionedPipeline.load_lora_weights` with the change measured on the outputs of every Linear.
+
+- **exact**: every layer changes as the file says, to 1e-5 relative, biases and overwritten norms included, and no
+  other layer changes. **partial**: some layers are left out, none is wrong. **wrong**: at least one layer changes
+  otherwise. **no-op**: nothing changes. **error**: an exception, or no answer within {seconds} seconds.
+- Files with DoRA are judged by the change before normalisation; the second table tells who also applies the
+  magnitudes.
+- diffusers' converters hard-code the released width and depth; these were replaced by the tiny model's, so the table
+  shows what the loader does with files of the released size.
+- Every format counts alike however common it is, so the totals are coverage, not a share of files in the wild.
+
+"""
+
+
+@dataclass
+class Results:
+    """Verdicts of every reader: by format, and by case where asked for."""
+
+    verdicts: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    magnitudes: dict[tuple[str, str], Counter[bool]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, file: LoRAFile, reader: str, verdict: str, kept: bool, detail: str) -> None:
+        """Counts one verdict."""
+        key = (file.format, reader)
+        self.verdicts.setdefault(key, Counter())[verdict] += 1
+        if file.dora:
+            self.magnitudes.setdefault(key, Counter())[kept] += 1
+        self.lines.append(f"{file.format}\t{file.case}\t{reader}\t{verdict}\t{detail}")
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raises `TimeoutError` in a block that takes longer: a loader that never ends counts as an error."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no answer within {seconds} seconds")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def run(file: LoRAFile, reader: str) -> tuple[str, bool, str]:
+    """Verdict, whether the magnitudes are applied, and the error's first line."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        try:
+            with time_limit(SECONDS):
+                reading = READERS[reader](file, Path(folder))
+        # Any exception of a loader is a result here.
+        except Exception as error:
+            return "error", False, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"[:200]
+    return judge(file, reading), keeps_magnitudes(file, reading), ""
+
+
+def measure(formats: list[str], readers: list[str]) -> Results:
+    """Runs every case of the formats through the readers."""
+    results = Results()
+    for format in formats:
+        for case in cases(format):
+            file = make(format, case)
+            for reader in readers:
+                results.add(file, reader, *run(file, reader))
+    return results
+
+
+def cell(counts: Counter[str]) -> str:
+    """`25/25`, or the number of exact files and what became of the others."""
+    total = sum(counts.values())
+    others = [f"{name} {counts[name]}" for name in VERDICTS[1:] if counts[name]]
+    return f"**{total}/{total}**" if not others else f"{counts['exact']}/{total}: {', '.join(others)}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(line) + " |" for line in ([*head], ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def conformance_table(results: Results, formats: list[str], readers: list[str]) -> str:
+    """A row a format, and the totals."""
+    rows = [[f"`{name}`", *(cell(results.verdicts[name, reader]) for reader in readers)] for name in formats]
+    totals = [sum((results.verdicts[name, reader] for name in formats), Counter()) for reader in readers]
+    return table(["format", *readers], [*rows, ["all", *map(cell, totals)]])
+
+
+def magnitude_table(results: Results, readers: list[str]) -> str:
+    """A row for every format with DoRA: in how many files all magnitudes are applied."""
+    names = sorted({name for name, _ in results.magnitudes})
+    counts = {key: f"{found[True]}/{sum(found.values())}" for key, found in results.magnitudes.items()}
+    return table(
+        ["format", *readers], [[f"`{name}`", *(counts[name, reader] for reader in readers)] for name in names]
+    )
+
+
+def page(results: Results, formats: list[str], readers: list[str]) -> str:
+    """The whole page of the documentation."""
+    from importlib.metadata import version
+
+    files = sum(len(cases(name)) for name in formats)
+    versions = {"diffusers": version("diffusers"), "reference": version("diffsynth")}
+    text = PAGE.format(files=files, formats=len(formats), seconds=SECONDS, **versions)
+    text += conformance_table(results, formats, readers)
+    # Magnitudes do not show in the difference of outputs, so the loaded pipeline has no column here.
+    shown = [reader for reader in readers if reader != "ours, loaded"]
+    return f"{text}\nDoRA magnitudes applied:\n\n{magnitude_table(results, shown)}"
+
+
+def parse_args() -> argparse.Namespace:
+    """What to run and where to write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--reader", nargs="+", choices=READERS, default=list(READERS))
+    parser.add_argument("--list", action="store_true", help="print a line for every file that is not read exactly")
+    parser.add_argument("--write", type=Path, help="write the page to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print or write the table."""
+    args = parse_args()
+    logging.set_verbosity(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    results = measure(args.format, args.reader)
+    if args.list:
+        sys.stdout.write("\n".join(line for line in results.lines if "\texact\t" not in line) + "\n")
+    if args.write:
+        temporary = args.write.with_suffix(".tmp")
+        temporary.write_text(page(results, args.format, args.reader))
+        temporary.rename(args.write)
+    else:
+        sys.stdout.write(conformance_table(results, args.format, args.reader))
+
+
+if __name__ == "__main__":
+    main()
