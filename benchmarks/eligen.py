@@ -6,17 +6,16 @@ Run from the repository's root with the reference package installed (see the REA
 """
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
 
+from benchmarks.memory import peak_mib, reset_peak
 from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
 from diffusers_flux_ext.conditions.entity_regions import entity_rules
 from diffusers_flux_ext.models.attention_processor_flux import regional_attention
@@ -121,17 +120,6 @@ def measure_memory(args: argparse.Namespace, image_tokens: int, entities: int, n
     command += ["--image-tokens", str(image_tokens), "--entities", str(entities)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(result.stdout.strip().splitlines()[-1])
-
-
-def reset_peak() -> None:
-    """Forget the peak resident memory of this process so far (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process since [`reset_peak`] (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
 
 
 def parse_args() -> argparse.Namespace:
