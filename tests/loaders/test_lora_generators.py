@@ -14,6 +14,7 @@ from tests.fixtures.lora_files.readers import (
     diffusers_reading,
     read_diffsynth,
     read_diffusers,
+    read_loaded,
     save_lora,
 )
 from tests.fixtures.lora_files.sizes import clip_modules, t5_modules, transformer_modules
@@ -157,6 +158,17 @@ def test_diffusers_control_lora_is_wrong_in_one_layer_only(tmp_path):
 def test_a_file_in_diffusers_layout_is_evaluated(format, case):
     file = make(format, case)
     assert judge(file, diffusers_reading(file.state_dict, file.metadata)) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("format", "case"),
+    [("diffusers_peft", "with_clip"), ("diffusers_peft_bias", "default"), ("diffusers_peft_dora", "default")],
+)
+def test_a_loaded_file_is_measured_on_outputs(tmp_path, format, case):
+    file = make(format, case)
+    reading = read_loaded(file, tmp_path)
+    assert judge(file, reading) == "exact"
+    assert keeps_magnitudes(file, reading)
 
 
 def test_verdicts():
