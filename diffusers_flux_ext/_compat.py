@@ -1,9 +1,13 @@
 """Private and moving parts of diffusers, imported in one place."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import _fetch_state_dict
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.loaders import FluxLoraLoaderMixin
+from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
@@ -16,9 +20,12 @@ __all__ = [
     "calculate_shift",
     "component_names",
     "execution_device",
+    "expand_linears",
     "fetch_lora_state_dict",
     "get_qkv_projections",
     "has_offload_hook",
+    "offloading_suspended",
+    "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
 ]
@@ -65,3 +72,32 @@ def fetch_lora_state_dict(
         user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
         allow_pickle=use_safetensors is None,
     )
+
+
+@contextmanager
+def offloading_suspended(pipe: Any) -> Iterator[None]:
+    """Takes accelerate's hooks off a pipeline's modules, and has all offloading cover what was added meanwhile."""
+    model, sequential, group = _func_optionally_disable_offloading(pipe)
+    try:
+        yield
+    finally:
+        if model:
+            pipe.enable_model_cpu_offload()
+        elif sequential:
+            pipe.enable_sequential_cpu_offload()
+        elif group:
+            for component in pipe.components.values():
+                if isinstance(component, torch.nn.Module):
+                    _maybe_remove_and_reapply_group_offloading(component)
+
+
+def expand_linears(transformer: torch.nn.Module, lora_state_dict: dict[str, torch.Tensor]) -> bool:
+    """Widens with zeros the Linears that a control LoRA needs wider; says whether there were any."""
+    return FluxLoraLoaderMixin._maybe_expand_transformer_param_shape_or_error_(transformer, lora_state_dict)
+
+
+def restore_linears(pipe: Any) -> None:
+    """Gives Linears that [`expand_linears`] widened their old weights, after all LoRAs are gone."""
+    if getattr(pipe.transformer, "_overwritten_params", None):
+        FluxLoraLoaderMixin.unload_lora_weights(pipe, reset_to_overwritten_params=True)
+        pipe.transformer._overwritten_params = None

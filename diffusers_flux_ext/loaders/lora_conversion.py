@@ -1,117 +1,154 @@
-"""Converting LoRA files: state dict -> {module: LoRA pair} -> state dict."""
+"""Converting LoRA files: state dict -> {module: update} -> state dict."""
 
-import re
+from __future__ import annotations
+
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from .checkpoint_formats import SWAPPED_HALVES
-from .lora_formats import DIFFSYNTH_LINEARS, DIFFSYNTH_MARKS
+from .checkpoint_formats import list_keys
+from .lora_errors import LoRAError
+from .lora_files import LoRASource, OpenedLoRA, check_writable, materialize, nonfinite, open_lora, save_lora
+from .lora_layouts import LoRALayout, lora_layout
+from .lora_reading import LoRAAdapter, read_lora
+from .lora_writing import Entries, write_lora
 
 
-_PREFIX = re.compile(r"^(pipe\.)?(dit\.)?")
-_SUFFIX = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight$|\.(alpha)$")
-_INDEX = re.compile(r"(?<=blocks\.)\d+(?=\.)")
-_PART = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
-
-
-@dataclass(frozen=True)
-class LoRAPair:
-    """The update `delta W = alpha / rank * up @ down` of one Linear.
-
-    Args:
-        down (`torch.Tensor` of shape `(rank, in_features)`): First factor.
-        up (`torch.Tensor` of shape `(out_features, rank)`): Second factor.
-        alpha (`float`, *optional*): `None` stands for the rank, that is a scale of 1.
+def load_adapter(
+    source: LoRASource,
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    default_alpha: float | None = None,
+    strict: bool = True,
+) -> tuple[LoRAAdapter, OpenedLoRA]:
     """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float | None = None
-
-
-def is_diffsynth_lora(state_dict: Mapping[str, object]) -> bool:
-    """Whether a LoRA's keys are in DiffSynth's layout."""
-    return any(mark in key for key in state_dict for mark in DIFFSYNTH_MARKS) or any(
-        re.match(r"(pipe\.)?(dit\.)?single_blocks\.\d+\.(proj_out|norm\.linear)\.", key) for key in state_dict
-    )
-
-
-def convert_diffsynth_lora(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | float]:
-    """Convert a LoRA from DiffSynth's layout to diffusers'.
-
-    Fused layers are split by rows; each part gets a copy of the first factor, so nothing is lost. The given tensors
-    are not changed.
+    Opens and reads a LoRA.
 
     Args:
-        state_dict (`Mapping[str, torch.Tensor]`):
-            Keys such as `blocks.0.attn.a_to_qkv.lora_A.default.weight`, with or without `.default` or `pipe.dit.`.
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A file, a folder with one, or the tensors.
+        metadata (`Mapping[str, str]`, *optional*):
+            A header that replaces the file's; `{}` reads it without.
+        adapter_config (`Mapping[str, Any]`, *optional*):
+            PEFT's config, in place of the `adapter_config.json` beside the file.
+        default_alpha (`float`, *optional*):
+            Alpha of layers that say nothing.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether keys that are not understood are an error.
 
     Returns:
-        `dict`: keys such as `transformer.transformer_blocks.0.attn.to_q.lora_A.weight`, and `.alpha` as a number
-        where the source has one.
+        `tuple`: The adapter, and the file it was read from.
 
     Raises:
-        ValueError: if a key is not understood (up to ten are listed), a pair is incomplete or does not fit its layer.
+        LoRAError: If it cannot be read; see [`read_lora`].
     """
-    converted: dict[str, torch.Tensor | float] = {}
-    for module, pair in _read_diffsynth(state_dict).items():
-        for target, part in _split(module, pair).items():
-            converted[f"transformer.{target}.lora_A.weight"] = part.down
-            converted[f"transformer.{target}.lora_B.weight"] = part.up
-            if part.alpha is not None:
-                converted[f"transformer.{target}.alpha"] = part.alpha
-    return converted
+    opened = open_lora(source)
+    adapter = read_lora(
+        opened.tensors,
+        opened.metadata if metadata is None else metadata,
+        opened.adapter_config if adapter_config is None else adapter_config,
+        default_alpha,
+        strict,
+    )
+    return adapter, opened
 
 
-def _read_diffsynth(state_dict: Mapping[str, torch.Tensor]) -> dict[str, LoRAPair]:
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    unknown = []
-    for key, tensor in state_dict.items():
-        suffix = _SUFFIX.search(key)
-        module = _PREFIX.sub("", key[: suffix.start()] if suffix else key)
-        if suffix is None or _INDEX.sub("{}", module) not in DIFFSYNTH_LINEARS:
-            unknown.append(key)
-        else:
-            parts.setdefault(module, {})[suffix.group(3) or _PART[suffix.group(1)]] = tensor
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(state_dict)} keys of this LoRA in DiffSynth's layout are not understood: "
-            f"{unknown[:10]}. The file may belong to another model than FLUX.1."
-        )
-    return {module: _pair(module, found) for module, found in parts.items()}
+def convert_lora(
+    source: LoRASource,
+    to: str = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    *,
+    default_alpha: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """
+    Converts a FLUX.1 LoRA between the layouts of all trainers, without loss.
+
+    For every layer `delta W = alpha / rank * up @ down` stays the same. Fused layers are split by rows and split ones
+    joined in blocks, so no rank grows where the parts share `down`; what was joined comes apart with its old rank.
+    Tensors keep their dtype, unless a scale has to be multiplied into one that cannot hold the product exactly; that
+    one becomes float32. LyCORIS' products (LoKr, LoHa) and dense updates become LoRAs where the target has no others.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A safetensors file, a pickle of tensors, a folder with one of them, or the tensors. They are not changed.
+        to (`str`, *optional*, defaults to `"diffusers"`):
+            `"diffusers"`, `"kohya"`, `"bfl"` (ComfyUI's dotted names), `"diffsynth"` or `"onetrainer"`.
+        metadata (`Mapping[str, str]`, *optional*):
+            A header that replaces the file's, such as that of a file whose tensors are given.
+        adapter_config (`Mapping[str, Any]`, *optional*):
+            The content of PEFT's `adapter_config.json`; the one beside a file is found.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether keys that are not understood, parts that the target cannot hold and numbers that are not finite are
+            errors; else the former are left out, with a warning.
+        default_alpha (`float`, *optional*):
+            Alpha of layers for which neither the file nor a config gives one; their scale is 1 without it.
+        dtype (`torch.dtype`, *optional*):
+            A dtype that all factors are cast to, with its rounding.
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], dict[str, str]]`: The tensors, each with memory of its own, and the header.
+
+    Raises:
+        ForeignLoRAError: If it is a LoRA for another model, or no static update of weights.
+        UnknownLoRAKeysError: If there are keys that no layout has.
+        UnsupportedLoRAError: If the target cannot hold a part.
+        LoRAError: If the file is broken, incomplete, or contradicts itself or its metadata.
+    """
+    entries, header = _convert(source, to, metadata, adapter_config, strict, default_alpha)
+    return materialize(entries, dtype), header
 
 
-def _pair(module: str, found: Mapping[str, torch.Tensor]) -> LoRAPair:
-    missing = sorted({"down", "up"} - found.keys())
-    if missing or found["down"].shape[0] != found["up"].shape[1]:
-        shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-        raise ValueError(
-            f"The LoRA pair of {module!r} is incomplete or its ranks differ: {shapes}. Expected `lora_A` of shape "
-            f"(rank, in_features) and `lora_B` of shape (out_features, rank)."
-        )
-    alpha = float(found["alpha"]) if "alpha" in found else None
-    return LoRAPair(found["down"], found["up"], alpha)
+def convert_lora_file(
+    source: LoRASource,
+    target: str | os.PathLike[str],
+    to: str = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    *,
+    default_alpha: float | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """
+    Converts a LoRA to a file, holding one layer at a time in memory.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            As for [`convert_lora`].
+        target (`str` or `os.PathLike`):
+            The safetensors file to write. It appears when it is complete.
+        to, metadata, adapter_config, strict, default_alpha, dtype:
+            As for [`convert_lora`].
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether an existing file may be replaced.
+
+    Raises:
+        LoRAError: As for [`convert_lora`], and if the file exists or cannot be written.
+    """
+    check_writable(target, overwrite)
+    entries, header = _convert(source, to, metadata, adapter_config, strict, default_alpha)
+    save_lora(target, entries, header, overwrite, dtype)
 
 
-def _split(module: str, pair: LoRAPair) -> dict[str, LoRAPair]:
-    template = _INDEX.sub("{}", module)
-    index = _INDEX.search(module)
-    targets = [target.format(index.group()) if index else target for target in DIFFSYNTH_LINEARS[template]]
-    rows, width = pair.up.shape[0], pair.down.shape[1]
-    if len(targets) == 3:
-        sizes = [rows // 3] * 3
-    elif len(targets) == 4:
-        sizes = [width] * 3 + [rows - 3 * width]
-    else:
-        sizes = [rows]
-    if sum(sizes) != rows or min(sizes) < 1:
-        raise ValueError(f"`lora_B` of {module!r} has {rows} rows, which cannot be split over {targets}.")
-    if targets[0] in SWAPPED_HALVES:
-        pair = replace(pair, up=torch.cat(pair.up.chunk(2)[::-1]))
-    # Every part gets a first factor of its own: loaded without a copy, a shared one would be trained and saved as one.
-    return {
-        target: replace(pair, down=pair.down.clone(), up=up.contiguous())
-        for target, up in zip(targets, pair.up.split(sizes))
-    }
+def _convert(
+    source: LoRASource,
+    to: str,
+    metadata: Mapping[str, str] | None,
+    adapter_config: Mapping[str, Any] | None,
+    strict: bool,
+    default_alpha: float | None,
+) -> tuple[Entries, dict[str, str]]:
+    layout: LoRALayout = lora_layout(to)
+    adapter, opened = load_adapter(source, metadata, adapter_config, default_alpha, strict)
+    if strict:
+        broken = list(nonfinite(opened.tensors))
+        if broken:
+            raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
+    return write_lora(adapter, layout, strict)

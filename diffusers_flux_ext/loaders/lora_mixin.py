@@ -1,46 +1,132 @@
-"""LoRA loading of the pipelines: diffusers' formats, and those that diffusers does not read."""
+"""LoRA loading of the pipelines: every layout, every part."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
 
-from .._compat import fetch_lora_state_dict
-from .lora_conversion import convert_diffsynth_lora, is_diffsynth_lora
+from .lora_files import LoRASource, materialize
+from .lora_layouts import lora_layout
+from .lora_loading import COMPONENTS, active_weights, load_into, read_source, unload_lora
+from .lora_patches import apply_patches, patched_adapters
+from .lora_writing import write_lora
 
 
 class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
-    """Adds DiffSynth's layout, in which EliGen's LoRA is published, to the LoRA files that diffusers loads."""
+    """
+    LoRA loading for pipelines: files of any trainer, with all of their parts, T5's included.
+
+    What diffusers' methods do they do here as well; see [`load_lora`] for what is loaded.
+    """
+
+    _lora_loadable_modules: ClassVar[list[str]] = list(COMPONENTS)
 
     @classmethod
     def lora_state_dict(
         cls, pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor], **kwargs: Any
     ) -> Any:
-        """Read a LoRA in diffusers' layout, converting it where needed.
+        """
+        Reads a LoRA into diffusers' layout.
 
         Args:
             pretrained_model_name_or_path_or_dict (`str` or `dict[str, torch.Tensor]`):
                 Repository, folder, file or state dict.
-            kwargs: As for [`~diffusers.loaders.FluxLoraLoaderMixin.lora_state_dict`].
+            kwargs:
+                As for [`~diffusers.loaders.FluxLoraLoaderMixin.lora_state_dict`], and `strict`.
 
         Returns:
             `dict`, or a `tuple` with the alphas and the metadata when `return_alphas` or `return_lora_metadata`.
 
         Raises:
-            ValueError: if the file is in DiffSynth's layout and holds keys that are not understood.
+            LoRAError: If it cannot be read.
         """
-        state_dict, metadata = fetch_lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        if not is_diffsynth_lora(state_dict):
-            loaded = super().lora_state_dict(state_dict, **kwargs)
-            # A state dict has no header, so the file's metadata is put back where diffusers returns it.
-            return (*loaded[:-1], metadata) if kwargs.get("return_lora_metadata") else loaded
-        converted = convert_diffsynth_lora(state_dict)
-        alphas = {key: value for key, value in converted.items() if key.endswith(".alpha")}
-        tensors = {key: value for key, value in converted.items() if key not in alphas}
-        return cls._prepare_outputs(
-            tensors,
-            metadata=None,
-            alphas=alphas,
-            return_alphas=kwargs.get("return_alphas", False),
-            return_metadata=kwargs.get("return_lora_metadata", False),
-        )
+        with_alphas, with_metadata = kwargs.pop("return_alphas", False), kwargs.pop("return_lora_metadata", False)
+        strict = kwargs.pop("strict", True)
+        adapter = read_source(pretrained_model_name_or_path_or_dict, None, None, strict, **kwargs)
+        adapter.metadata.clear()
+        entries, _ = write_lora(adapter, lora_layout("diffusers"), strict)
+        tensors = materialize(entries)
+        alphas = {key: float(tensors.pop(key)) for key in list(tensors) if key.endswith(".alpha")}
+        if not with_alphas:
+            tensors.update(alphas)  # type: ignore[arg-type]
+        outputs = (tensors, *([alphas] if with_alphas else []), *([None] if with_metadata else []))
+        return outputs if len(outputs) > 1 else tensors
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: LoRASource,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Loads a LoRA of any layout. It becomes the active adapter; [`set_adapters`] activates several.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+                A file, a folder, a repository of the Hub, or the tensors.
+            adapter_name (`str`, *optional*):
+                The adapter's name; `default_0`, `default_1`, ... without.
+            hotswap (`bool`, *optional*, defaults to `False`):
+                Whether to replace the weights of an adapter of this name in place.
+            kwargs:
+                `weight_name` and the other arguments for the Hub; `metadata`, `adapter_config` and `strict` as for
+                [`convert_lora`]; `low_cpu_mem_usage`.
+
+        Raises:
+            LoRAError: If the file cannot be read, fits no layer, or the name is taken.
+            TypeError: If there are unknown arguments.
+        """
+        load_into(self, pretrained_model_name_or_path_or_dict, adapter_name, hotswap=hotswap, **kwargs)
+
+    def unload_lora_weights(self, reset_to_overwritten_params: bool = True) -> None:
+        """
+        Takes all LoRAs out; the weights are as before, to the bit.
+
+        Args:
+            reset_to_overwritten_params (`bool`, *optional*, defaults to `True`):
+                Whether an `x_embedder` that a control LoRA widened is narrowed again. diffusers keeps it by default.
+        """
+        if not reset_to_overwritten_params:
+            self.transformer._overwritten_params = None
+        unload_lora(self)
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """
+        Takes adapters out.
+
+        Args:
+            adapter_names (`str` or `Sequence[str]`): Their names.
+
+        Raises:
+            LoRAError: If there is none of a name.
+        """
+        unload_lora(self, adapter_names)
+        self._sync_patches()
+
+    def set_adapters(
+        self, adapter_names: str | list[str], adapter_weights: float | dict[str, Any] | list[Any] | None = None
+    ) -> None:
+        """As diffusers', for text encoders and patched norms too."""
+        super().set_adapters(adapter_names, adapter_weights)
+        self._sync_patches()
+
+    def disable_lora(self) -> None:
+        """Switches all LoRAs off."""
+        super().disable_lora()
+        self._sync_patches()
+
+    def enable_lora(self) -> None:
+        """Switches LoRAs that were switched off on again."""
+        super().enable_lora()
+        self._sync_patches()
+
+    def _sync_patches(self) -> None:
+        weights = active_weights(self)
+        for component in COMPONENTS:
+            model = getattr(self, component, None)
+            if isinstance(model, torch.nn.Module) and patched_adapters(model):
+                apply_patches(model, weights)

@@ -1,0 +1,277 @@
+"""LoRA files on disk: read lazily from their header, written in one stream and renamed when complete."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .lora_errors import LoRAError
+from .lora_layers import BlockMatrix
+
+
+logger = logging.getLogger(__name__)
+
+LoRASource = str | os.PathLike[str] | Mapping[str, Any]
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+FOLDER_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+ADAPTER_CONFIG = "adapter_config.json"
+_DTYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpenedLoRA:
+    """
+    A LoRA as it was found.
+
+    Attributes:
+        tensors (`Mapping[str, Any]`):
+            Its tensors; those of a safetensors file are mapped into memory and read when they are used.
+        metadata (`dict[str, str]`):
+            Its header.
+        adapter_config (`dict[str, Any]`, *optional*):
+            PEFT's config beside the file.
+        path (`Path`, *optional*):
+            The file.
+        is_mapped (`bool`):
+            Whether the tensors live in the file.
+    """
+
+    tensors: Mapping[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)
+    adapter_config: dict[str, Any] | None = None
+    path: Path | None = None
+    is_mapped: bool = False
+
+
+def open_lora(source: LoRASource) -> OpenedLoRA:
+    """
+    Opens a LoRA.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A safetensors file; a pickle, which is read with `weights_only=True`; a folder with one of them; or the
+            tensors themselves.
+
+    Returns:
+        `OpenedLoRA`: Its tensors and header.
+
+    Raises:
+        LoRAError: If there is no such file, or if it is no safetensors file or pickle of tensors.
+    """
+    if isinstance(source, Mapping):
+        return OpenedLoRA(source)
+    if not isinstance(source, str | os.PathLike):
+        raise LoRAError(f"A LoRA is {type(source).__name__}; expected a path or a mapping of names to tensors.")
+    path = _find_file(Path(source))
+    config = _read_adapter_config(path.parent / ADAPTER_CONFIG)
+    if path.suffix.lower() in PICKLES:
+        return OpenedLoRA(_read_pickle(path), {}, config, path)
+    tensors, metadata = _read_safetensors(path)
+    return OpenedLoRA(tensors, metadata, config, path, is_mapped=True)
+
+
+def _find_file(path: Path) -> Path:
+    try:
+        if not path.exists():
+            raise LoRAError(f"There is no file `{path}`.")
+        if path.is_file():
+            return path
+        found = sorted(child for child in path.iterdir() if child.suffix.lower() in (".safetensors", *PICKLES))
+    except OSError as error:
+        raise LoRAError(f"`{path}` cannot be read: {error}.") from error
+    named = [child for child in found if child.name in FOLDER_NAMES] or found
+    if len(named) != 1:
+        raise LoRAError(
+            f"`{path}` is a directory with {len(found)} weight files: {[child.name for child in found[:10]]}. Give "
+            "the path of the LoRA's file itself."
+        )
+    return named[0]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    size = path.stat().st_size
+    if size < 8:
+        raise LoRAError(f"`{path}` has {size} bytes; it is no safetensors file. The download may have failed.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        start = path.read_bytes()[:15].lstrip().lower() if size < 2**20 else b""
+        page = " It starts like an HTML page: the download may have failed." if start.startswith(b"<") else ""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoRAError(f"`{path}` is no intact safetensors file: {reason}.{page}") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, RuntimeError, KeyError, IndexError,
+            AttributeError, ImportError, UnicodeDecodeError, OverflowError, MemoryError) as error:  # fmt: skip
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LoRAError(
+            f"`{path}` was refused: it is no pickle of tensors alone, and others can run code. {reason[:300]}"
+        ) from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise LoRAError(f"`{path}` holds a {type(loaded).__name__}; expected a mapping of names to tensors.")
+    return dict(loaded)
+
+
+def _read_adapter_config(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoRAError(f"`{path}` is no JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise LoRAError(f"`{path}` holds a {type(config).__name__}; expected a JSON object.")
+    return config
+
+
+def materialize(entries: Mapping[str, Any], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """
+    The tensors of `entries`, each with memory of its own.
+
+    Args:
+        entries (`Mapping[str, torch.Tensor | BlockMatrix]`):
+            Tensors that may share memory, and matrices that are put together here.
+        dtype (`torch.dtype`, *optional*):
+            What floating-point factors are cast to; alphas keep theirs.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Contiguous tensors.
+    """
+    return {key: _owned(_tensor(key, entry, dtype), entry) for key, entry in entries.items()}
+
+
+def _owned(tensor: Tensor, entry: Any) -> Tensor:
+    if isinstance(entry, BlockMatrix) or tensor.untyped_storage().data_ptr() != entry.untyped_storage().data_ptr():
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _tensor(key: str, entry: Any, dtype: torch.dtype | None) -> Tensor:
+    tensor = entry.build() if isinstance(entry, BlockMatrix) else entry
+    if dtype is None or not tensor.is_floating_point() or key.endswith(".alpha"):
+        return tensor.contiguous()
+    return tensor.to(dtype).contiguous()
+
+
+def save_lora(
+    path: str | os.PathLike[str],
+    entries: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """
+    Writes a safetensors file, one tensor after another, under a temporary name and renames it when it is complete.
+
+    safetensors' own `save_file` needs all tensors in memory at once, which joined layers would multiply.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            Where to.
+        entries (`Mapping[str, torch.Tensor | BlockMatrix]`):
+            The tensors.
+        metadata (`Mapping[str, str]`):
+            The header's metadata.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether an existing file may be replaced.
+        dtype (`torch.dtype`, *optional*):
+            What floating-point factors are cast to.
+
+    Raises:
+        LoRAError: If the file exists and may not be replaced, if its folder does not, or if writing fails.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    # The largest items first keeps every tensor aligned, as in files that safetensors writes.
+    order = sorted(entries, key=lambda key: (-_itemsize(key, entries[key], dtype), key))
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_header(order, entries, metadata, dtype))
+            for key in order:
+                flat = _tensor(key, entries[key], dtype).cpu().reshape(-1)
+                if flat.numel():
+                    file.write(flat.view(torch.uint8).numpy().data)
+        # A temporary file is private; the finished one has the rights of any new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LoRAError(f"`{path}` could not be written: {error}.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """
+    Checks that a file can be written.
+
+    Raises:
+        LoRAError: If it exists and `overwrite` is not set, if it is a directory, or if its folder does not exist.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise LoRAError(f"`{path}` cannot be written: it is a directory, or its folder does not exist.")
+    if path.exists() and not overwrite:
+        raise LoRAError(f"`{path}` exists. Choose another name, or allow it to be overwritten.")
+
+
+def _itemsize(key: str, entry: Any, dtype: torch.dtype | None) -> int:
+    return _written_dtype(key, entry, dtype).itemsize
+
+
+def _written_dtype(key: str, entry: Any, dtype: torch.dtype | None) -> torch.dtype:
+    return entry.dtype if dtype is None or not entry.dtype.is_floating_point or key.endswith(".alpha") else dtype
+
+
+def _header(
+    order: list[str], entries: Mapping[str, Any], metadata: Mapping[str, str], dtype: torch.dtype | None
+) -> bytes:
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for key in order:
+        kind = _written_dtype(key, entries[key], dtype)
+        stop = start + entries[key].shape.numel() * kind.itemsize
+        table[key] = {
+            "dtype": _DTYPE_NAMES[kind], "shape": list(entries[key].shape), "data_offsets": [start, stop]
+        }  # fmt: skip
+        start = stop
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def nonfinite(tensors: Mapping[str, Any]) -> Iterator[str]:
+    """The names of tensors with NaN or infinite values."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
+            yield name
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.to(torch.float16)
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -1,0 +1,90 @@
+"""The safetensors header of a written LoRA."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .lora_errors import LoRAError
+from .lora_layers import LayerUpdate
+from .lora_layouts import LoRALayout
+from .lora_reading import LoRAAdapter
+from .lora_scale import PEFT_HEADER, read_peft_scales
+
+
+@dataclass
+class TargetLayer:
+    """
+    A layer of the target layout with its update.
+
+    Attributes:
+        component (`str`):
+            The model that it belongs to.
+        body (`str`):
+            The layer as the layout spells it, dotted.
+        update (`LayerUpdate`):
+            Its update.
+        is_norm (`bool`):
+            Whether it is a normalisation.
+    """
+
+    component: str
+    body: str
+    update: LayerUpdate
+    is_norm: bool = False
+
+
+def write_header(
+    adapter: LoRAAdapter, layout: LoRALayout, targets: Sequence[TargetLayer]
+) -> tuple[dict[str, str], bool]:
+    """
+    The header of a written file.
+
+    PEFT's config stays where diffusers will read it and it is still right; alphas take its place elsewhere.
+
+    Args:
+        adapter (`LoRAAdapter`):
+            What was read.
+        layout (`LoRALayout`):
+            What is written.
+        targets (`Sequence[TargetLayer]`):
+            The layers that are written.
+
+    Returns:
+        `tuple`: The header, and whether alphas are written.
+    """
+    metadata = dict(adapter.metadata)
+    scaled = [target.update for target in targets if target.update.rank is not None]
+    said = any(update.alpha is not None or update.scale != 1 for update in scaled)
+    if layout.name != "diffusers":
+        if layout.alpha == "never":
+            metadata.pop(PEFT_HEADER, None)
+        return metadata, said or layout.alpha == "always"
+    if PEFT_HEADER not in metadata:
+        return metadata, said
+    described = _described(metadata, targets)
+    if described is not None:
+        return {**metadata, PEFT_HEADER: described}, False
+    # diffusers refuses a file that has both alphas and PEFT's config.
+    metadata.pop(PEFT_HEADER)
+    return metadata, said
+
+
+def _described(metadata: Mapping[str, str], targets: Sequence[TargetLayer]) -> str | None:
+    """PEFT's config for diffusers' names, if it gives every layer the scale that it has."""
+    scales = read_peft_scales(metadata, None)
+    if scales is None or any(target.update.kind != "lora" or target.is_norm for target in targets):
+        return None
+    for target in targets:
+        try:
+            scale = scales.scale(target.component, target.body, target.update.rank or 1)
+        except LoRAError:
+            return None
+        if scale is None or not math.isclose(scale, target.update.scale, rel_tol=1e-12):
+            return None
+    flat = {f"{component}.{name}": value for component, config in scales.configs.items()
+            for name, value in config.items()}  # fmt: skip
+    entries = json.loads(metadata[PEFT_HEADER])
+    return metadata[PEFT_HEADER] if entries == flat else json.dumps(flat, indent=2, sort_keys=True)

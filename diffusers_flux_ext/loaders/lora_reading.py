@@ -1,0 +1,325 @@
+"""Reading a LoRA's state dict: every key taken apart, every layer checked, nothing dropped."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .lora_detection import describe_format
+from .lora_errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
+from .lora_families import find_foreign, find_qwen_image
+from .lora_formats import LoRAKey, is_extra, parse_lora_key
+from .lora_layers import LOHA, LORA, LayerUpdate, StoredLayer, map_rows, split_rows, swap_halves
+from .lora_products import dense_delta, to_lora
+from .lora_scale import PeftScales, layer_scale, read_peft_scales
+
+
+logger = logging.getLogger(__name__)
+
+# Parts that are no update by themselves: the shape of a widened layer, and what a dynamic adapter needs.
+INFORMATIVE_PARTS = frozenset({"reshape_weight"})
+_MATRICES = LORA | LOHA | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
+# Outputs and inputs of diffusers' layers in units of the model's width; `None` where they are something else.
+_SIZES: dict[str, tuple[int | None, int | None]] = {
+    "ff.net.0.proj": (4, 1), "ff.net.2": (1, 4), "ff_context.net.0.proj": (4, 1), "ff_context.net.2": (1, 4),
+    "norm1.linear": (6, 1), "norm1_context.linear": (6, 1), "norm.linear": (3, 1), "proj_mlp": (4, 1),
+    "single.proj_out": (1, 5), "x_embedder": (1, None), "context_embedder": (1, None), "linear_1": (1, None),
+    "norm_out.linear": (2, 1), "proj_out": (None, 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoRAAdapter:
+    """
+    A LoRA file, read.
+
+    Attributes:
+        layers (`dict[str, StoredLayer]`):
+            The layers by the names that the file gives them, in its order.
+        modules (`dict[str, tuple[str, int]]`):
+            For every diffusers layer (`"transformer.transformer_blocks.0.attn.to_q"`) the layer of the file that
+            holds it, and which of its parts it is.
+        extras (`dict[str, torch.Tensor]`):
+            Textual inversions that travel with the file.
+        metadata (`dict[str, str]`):
+            The header.
+        unknown (`tuple[str, ...]`):
+            Keys that were left out because `strict=False`.
+        format (`str`):
+            The name of the format, a diagnosis only.
+        peft (`PeftScales`, *optional*):
+            PEFT's config from the header or from `adapter_config`.
+    """
+
+    layers: dict[str, StoredLayer]
+    modules: dict[str, tuple[str, int]]
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    format: str = ""
+    peft: PeftScales | None = None
+
+    def updates(self) -> Iterator[tuple[str, LayerUpdate]]:
+        """Every diffusers layer with its update, one layer of the file at a time."""
+        for name, layer in self.layers.items():
+            for index, update in enumerate(diffusers_updates(layer)):
+                target = layer.key.targets[index]
+                if update is not None and self.modules.get(target) == (name, index):
+                    yield target, update
+
+
+def diffusers_updates(layer: StoredLayer) -> list[LayerUpdate | None]:
+    """
+    The updates of the diffusers layers that a layer of a file stacks, in diffusers' order of rows.
+
+    Raises:
+        LoRAError: If its rows cannot be divided.
+        UnsupportedLoRAError: If it has DoRA magnitudes that mix its parts.
+    """
+    name, update = layer.key.layer, layer.update
+    if len(name.targets) == 1 and not name.swap_halves:
+        return [update]
+    if name.swap_halves:
+        return [swapped(update)]
+    return split_rows(to_lora(update) if update.kind == "lokr" else update, name.shares, layer.name)
+
+
+def swapped(update: LayerUpdate) -> LayerUpdate:
+    """The update with the two halves of its rows exchanged."""
+    if update.kind != "lokr":
+        return map_rows(update, swap_halves)
+    first = "lokr_w1" if "lokr_w1" in update.parts else "lokr_w1_a"
+    if update.parts[first].shape[0] % 2:
+        return map_rows(to_lora(update), swap_halves)
+    # The rows of a Kronecker product follow those of its first factor.
+    halves = map_rows(update, swap_halves)
+    return replace(halves, parts={**halves.parts, first: swap_halves(update.parts[first])})
+
+
+def read_lora(
+    state_dict: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    default_alpha: float | None = None,
+    strict: bool = True,
+) -> LoRAAdapter:
+    """
+    Reads a LoRA in any layout.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            The file's tensors; alphas may be numbers. Nothing is changed or copied.
+        metadata (`Mapping[str, str]`, *optional*):
+            The file's header.
+        adapter_config (`Mapping[str, Any]`, *optional*):
+            The content of PEFT's `adapter_config.json`.
+        default_alpha (`float`, *optional*):
+            Alpha of layers for which neither the tensors nor a config give one. Without it their scale is 1.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether keys that are not understood are an error; else they are left out with a warning.
+
+    Returns:
+        `LoRAAdapter`: Its layers.
+
+    Raises:
+        ForeignLoRAError: If it belongs to another model or is no static update of weights.
+        UnknownLoRAKeysError: If keys are not understood and `strict`.
+        LoRAError: If a layer is incomplete, does not chain, contradicts the metadata or another spelling of itself.
+    """
+    metadata = dict(metadata or {})
+    tensors = {str(key): _as_tensor(str(key), value) for key, value in state_dict.items()}
+    parsed = {key: parse_lora_key(key) for key in tensors if not is_extra(key)}
+    _refuse_foreign(parsed, tensors)
+    unknown = [key for key, found in parsed.items() if found is None]
+    known = {key: found for key, found in parsed.items() if found is not None}
+    named = describe_format(list(known.values()), metadata)
+    _report_unknown(unknown, known, len(tensors), named, strict)
+    _check_adapter_names(known)
+    peft = read_peft_scales(metadata, adapter_config)
+    layers = {
+        name: _read_layer(keys, {key.part: tensors[spelled] for spelled, key in keys}, peft, default_alpha)
+        for name, keys in _group(known).items()
+    }
+    _check_sizes(layers)
+    return LoRAAdapter(
+        layers=layers,
+        modules=_assign(layers),
+        extras={key: tensor for key, tensor in tensors.items() if is_extra(key)},
+        metadata=metadata,
+        unknown=tuple(unknown),
+        format=named,
+        peft=peft,
+    )
+
+
+def _as_tensor(key: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, int | float) and key.endswith(".alpha"):
+        return torch.tensor(float(value))
+    raise LoRAError(f"`{key}` holds a {type(value).__name__}; expected a tensor.")
+
+
+def _refuse_foreign(parsed: Mapping[str, LoRAKey | None], tensors: Mapping[str, Tensor]) -> None:
+    if not parsed:
+        raise LoRAError(f"There are no keys of a LoRA among {len(tensors)} keys.")
+    reason = find_foreign([key for key, found in parsed.items() if found is None])
+    reason = reason or find_qwen_image(parsed, {key: tensor.shape for key, tensor in tensors.items()})
+    if reason:
+        raise ForeignLoRAError(reason)
+
+
+def _report_unknown(
+    unknown: Sequence[str], known: Mapping[str, LoRAKey], total: int, named: str, strict: bool
+) -> None:
+    if not unknown:
+        return
+    error = UnknownLoRAKeysError(unknown, total, named if known else None)
+    if strict or not known:
+        raise error
+    logger.warning("%s They are left out.", str(error).replace(" Pass `strict=False` to leave them out.", ""))
+
+
+def _check_adapter_names(known: Mapping[str, LoRAKey]) -> None:
+    names = sorted({key.adapter_name for key in known.values() if key.adapter_name})
+    if len(names) > 1:
+        raise LoRAError(f"The keys name several adapters: {names}. Save each to a file of its own.")
+
+
+def _group(known: Mapping[str, LoRAKey]) -> dict[str, list[tuple[str, LoRAKey]]]:
+    groups: dict[str, list[tuple[str, LoRAKey]]] = {}
+    for spelled, key in known.items():
+        groups.setdefault(key.prefix + key.body, []).append((spelled, key))
+    return groups
+
+
+def _read_layer(
+    keys: Sequence[tuple[str, LoRAKey]],
+    parts: dict[str, Tensor],
+    peft: PeftScales | None,
+    default_alpha: float | None,
+) -> StoredLayer:
+    name = keys[0][1].prefix + keys[0][1].body
+    if len(parts) != len(keys):
+        raise LoRAError(f"`{name}` has a part twice: {[spelled for spelled, _ in keys]}.")
+    alpha = parts.pop("alpha", None)
+    update = LayerUpdate(parts, 1.0, alpha)
+    _check_parts(name, update)
+    key = keys[0][1]
+    return StoredLayer(key, LayerUpdate(parts, layer_scale(key, update, peft, default_alpha), alpha))
+
+
+def _check_parts(name: str, update: LayerUpdate) -> None:
+    parts = update.parts
+    shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+    if not parts:
+        raise LoRAError(f"`{name}` has an alpha and nothing that it scales.")
+    wrong = sorted(part for part in parts if part in _MATRICES and len(shapes[part]) != 2)
+    if wrong:
+        raise LoRAError(f"`{name}` has parts {wrong} that are no matrices: {shapes}.")
+    kinds = [kind for kind, present in _complete_kinds(parts).items() if present is not None]
+    broken = [kind for kind in kinds if not _complete_kinds(parts)[kind]]
+    if broken:
+        raise LoRAError(f"`{name}` has an incomplete {broken[0]}: only {shapes} is there.")
+    if len(kinds) > 1:
+        raise LoRAError(f"`{name}` has several updates of its matrix at once: {kinds} with {shapes}.")
+    if kinds and not _chains(update):
+        raise LoRAError(f"The factors of `{name}` do not chain: their shapes are {shapes}.")
+
+
+def _complete_kinds(parts: Mapping[str, Tensor]) -> dict[str, bool | None]:
+    """For each kind of update whether it is complete, `None` if nothing of it is there."""
+
+    def lokr(factor: str) -> bool:
+        return factor in parts or {f"{factor}_a", f"{factor}_b"} <= parts.keys()
+
+    matrix = "diff" in parts and parts["diff"].ndim == 2
+    return {
+        "LoRA": LORA <= parts.keys() if LORA & parts.keys() else None,
+        "LoHa": LOHA <= parts.keys() if LOHA & parts.keys() else None,
+        "LoKr": lokr("lokr_w1") and lokr("lokr_w2") if any(part.startswith("lokr_") for part in parts) else None,
+        "matrix": True if matrix else None,
+    }
+
+
+def _chains(update: LayerUpdate) -> bool:
+    parts = update.parts
+    pairs = {
+        "lora": (("up", "down"),),
+        "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
+        "lokr": (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
+    }.get(update.kind, ())
+    if any(a in parts and b in parts and parts[a].shape[1] != parts[b].shape[0] for a, b in pairs):
+        return False
+    if update.kind == "loha" and any(
+        parts[f"hada_w1_{side}"].shape[axis] != parts[f"hada_w2_{side}"].shape[axis]
+        for side, axis in (("a", 0), ("b", 1))
+    ):
+        return False
+    vectors = [parts[part] for part in ("bias", "diff_b") if part in parts]
+    return all(vector.ndim == 1 and vector.shape[0] == update.out_features for vector in vectors)
+
+
+def _sizes(layer: StoredLayer) -> tuple[int | None, int | None]:
+    outputs, inputs = 0, None
+    for target in layer.key.layer.targets:
+        name = target.removeprefix("transformer_blocks.{}.").removeprefix("time_text_embed.")
+        if name == "single_transformer_blocks.{}.proj_out":
+            name = "single.proj_out"
+        name = name.removeprefix("single_transformer_blocks.{}.")
+        name = "linear_1" if name.endswith("embedder.linear_1") else name
+        size = _SIZES.get(name, (1, 1))
+        if size[0] is None:
+            return size
+        outputs, inputs = outputs + size[0], size[1]
+    return outputs, inputs
+
+
+def _check_sizes(layers: Mapping[str, StoredLayer]) -> None:
+    """Holds the layers of the transformer against the width that most of them have."""
+    widths: dict[str, set[float]] = {}
+    for name, layer in layers.items():
+        if layer.key.component != "transformer" or layer.key.layer.is_norm or layer.update.kind == "none":
+            continue
+        features = (layer.update.out_features, layer.update.in_features)
+        widths[name] = {have / size for have, size in zip(features, _sizes(layer)) if size and have is not None}
+    counts = Counter(width for found in widths.values() for width in found)
+    if not counts:
+        return
+    width = counts.most_common(1)[0][0]
+    for name, found in widths.items():
+        if found != {width}:
+            update = layers[name].update
+            raise LoRAError(
+                f"`{name}` updates a matrix of shape {(update.out_features, update.in_features)}, which is not that "
+                f"of this layer in a model {width:g} wide, as most layers of the file have it."
+            )
+
+
+def _assign(layers: Mapping[str, StoredLayer]) -> dict[str, tuple[str, int]]:
+    modules: dict[str, tuple[str, int]] = {}
+    for name, layer in layers.items():
+        for index, target in enumerate(layer.key.targets):
+            if target not in modules:
+                modules[target] = (name, index)
+            elif not _same_update(layers, modules[target], (name, index)):
+                raise LoRAError(
+                    f"The file updates `{target}` twice and differently: as `{modules[target][0]}` and as `{name}`."
+                )
+    return modules
+
+
+def _same_update(layers: Mapping[str, StoredLayer], first: tuple[str, int], second: tuple[str, int]) -> bool:
+    updates = [diffusers_updates(layers[name])[index] for name, index in (first, second)]
+    if updates[0] is None or updates[1] is None:
+        return updates[0] is updates[1]
+    dense = [dense_delta(update, torch.float64) for update in updates if update is not None]
+    if dense[0] is None or dense[1] is None or dense[0].shape != dense[1].shape:
+        return dense[0] is dense[1] and updates[0].parts.keys() == updates[1].parts.keys()
+    return bool((dense[0] - dense[1]).norm() <= 1e-6 * dense[0].norm())

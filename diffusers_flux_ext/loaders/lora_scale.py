@@ -1,0 +1,193 @@
+"""The scale of a LoRA's layers: alpha in the file, or PEFT's config in its header or beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .lora_errors import LoRAError
+from .lora_formats import LoRAKey
+from .lora_layers import LayerUpdate
+
+
+logger = logging.getLogger(__name__)
+
+PEFT_HEADER = "lora_adapter_metadata"
+
+
+class PeftScales:
+    """
+    The scales that PEFT's config gives to layers.
+
+    Args:
+        configs (`Mapping[str, Mapping[str, Any]]`):
+            A config for each component: `"transformer"`, `"text_encoder"`, `"text_encoder_2"`.
+        source (`str`):
+            Where the configs come from, for errors.
+    """
+
+    def __init__(self, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
+        self.configs = configs
+        self.source = source
+
+    def scale(self, component: str, module: str, rank: int) -> float | None:
+        """
+        The scale of a layer.
+
+        Args:
+            component (`str`):
+                The component that the layer belongs to.
+            module (`str`):
+                Its name there, as PEFT saw it.
+            rank (`int`):
+                The rank that its tensors have.
+
+        Returns:
+            `float`, or `None` if no config speaks of its component.
+
+        Raises:
+            LoRAError: If the config gives another rank than the tensors.
+        """
+        config = self.configs.get(component)
+        if not config or "lora_alpha" not in config:
+            return None
+        expected = self._lookup(config, "rank_pattern", module, config.get("r"))
+        if expected is not None and int(expected) != rank:
+            raise LoRAError(
+                f"The metadata contradicts the tensors: {self.source} gives `{module}` rank {expected}, its tensors "
+                f"have rank {rank}. Correct the metadata, or pass `metadata={{}}` to convert without it."
+            )
+        alpha = float(self._lookup(config, "alpha_pattern", module, config["lora_alpha"]))
+        if not math.isfinite(alpha):
+            raise LoRAError(f"{self.source} gives `{module}` the alpha {alpha}; expected a finite number.")
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+    @staticmethod
+    def _lookup(config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
+        # PEFT's rule: the first pattern that matches the end of the name, unless it is anchored, wins.
+        for pattern, value in (config.get(table) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        return default
+
+
+def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, Any] | None) -> PeftScales | None:
+    """
+    Reads PEFT's config from the header of a file, or from the `adapter_config.json` beside it.
+
+    Args:
+        metadata (`Mapping[str, str]`):
+            The header.
+        adapter_config (`Mapping[str, Any]`, *optional*):
+            The content of `adapter_config.json`; the header comes first.
+
+    Returns:
+        `PeftScales`, or `None` if there is neither.
+
+    Raises:
+        LoRAError: If the header's entry is no JSON object.
+    """
+    text = metadata.get(PEFT_HEADER)
+    if text is not None:
+        try:
+            entries = json.loads(text)
+        except (json.JSONDecodeError, TypeError, RecursionError) as error:
+            raise LoRAError(f"The header's `{PEFT_HEADER}` is no JSON: {error}.") from error
+        return _checked(_by_component(entries), f"the header's `{PEFT_HEADER}`")
+    if adapter_config:
+        return _checked({"transformer": adapter_config}, "`adapter_config`")
+    return None
+
+
+def _by_component(entries: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(entries, dict):
+        raise LoRAError(f"The header's `{PEFT_HEADER}` is {type(entries).__name__}; expected a JSON object.")
+    configs: dict[str, dict[str, Any]] = {}
+    for name, value in entries.items():
+        component, _, entry = name.partition(".")
+        if not entry:
+            component, entry = "transformer", name
+        configs.setdefault(component, {})[entry] = value
+    return configs
+
+
+def _checked(configs: dict[str, Any], source: str) -> PeftScales:
+    for config in configs.values():
+        tables = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")] if config else []
+        numbers = [config.get("r", 1), config.get("lora_alpha", 1)] if config else []
+        if not all(isinstance(table, Mapping) for table in tables):
+            raise LoRAError(f"`rank_pattern` and `alpha_pattern` of {source} should be tables, they are {tables}.")
+        numbers += [value for table in tables for value in table.values()]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise LoRAError(f"Ranks and alphas of {source} should be numbers, they are {numbers}.")
+        for pattern in {key for table in tables for key in table}:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise LoRAError(f"The pattern {pattern!r} of {source} is no regular expression: {error}.") from error
+    return PeftScales(configs, source)
+
+
+def layer_scale(
+    key: LoRAKey, update: LayerUpdate, peft: PeftScales | None, default_alpha: float | None = None
+) -> float:
+    """
+    The scale of a layer: its own alpha, else PEFT's config, else `default_alpha`, else 1.
+
+    Args:
+        key (`LoRAKey`):
+            A key of the layer.
+        update (`LayerUpdate`):
+            Its parts, with `alpha` as stored.
+        peft (`PeftScales`, *optional*):
+            PEFT's config.
+        default_alpha (`float`, *optional*):
+            Alpha of layers that say nothing.
+
+    Returns:
+        `float`: May be 0 or negative.
+
+    Raises:
+        LoRAError: If alpha is no finite number, or if the config contradicts the tensors.
+    """
+    rank = update.rank
+    # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
+    if rank is None:
+        return 1.0
+    if rank == 0:
+        raise LoRAError(f"`{key.prefix}{key.body}` has rank 0.")
+    if update.alpha is not None:
+        alpha = _number(update.alpha, key)
+        if peft is not None and not key.is_flat:
+            _warn_if_different(alpha / rank, key, rank, peft)
+        return alpha / rank
+    # PEFT never wrote flat names, so its config does not speak of them.
+    scale = peft.scale(key.component, key.body, rank) if peft is not None and not key.is_flat else None
+    if scale is not None:
+        return scale
+    return 1.0 if default_alpha is None else default_alpha / rank
+
+
+def _number(alpha: Any, key: LoRAKey) -> float:
+    if alpha.numel() != 1:
+        raise LoRAError(f"`{key.prefix}{key.body}.alpha` has shape {tuple(alpha.shape)}; expected a single number.")
+    value = float(alpha)
+    if not math.isfinite(value):
+        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected a finite number.")
+    return value
+
+
+def _warn_if_different(scale: float, key: LoRAKey, rank: int, peft: PeftScales) -> None:
+    try:
+        other = peft.scale(key.component, key.body, rank)
+    except LoRAError:
+        return
+    if other is not None and not math.isclose(other, scale, rel_tol=1e-5):
+        logger.warning(
+            "`%s%s` has a scale of %g by its own alpha and of %g by %s; its own is used.",
+            key.prefix, key.body, scale, other, peft.source,
+        )  # fmt: skip

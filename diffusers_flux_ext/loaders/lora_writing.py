@@ -1,0 +1,270 @@
+"""Writing a LoRA in a layout: `{module: update}` -> keys, alphas and header."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .lora_errors import UnsupportedLoRAError
+from .lora_formats import flatten, layer_in_namespace
+from .lora_header import TargetLayer, write_header
+from .lora_layers import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied
+from .lora_layouts import LoRALayout
+from .lora_products import to_lora
+from .lora_reading import LoRAAdapter, diffusers_updates, swapped
+
+
+logger = logging.getLogger(__name__)
+
+Entries = dict[str, "Tensor | BlockMatrix"]
+
+
+def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) -> tuple[Entries, dict[str, str]]:
+    """
+    Spells an adapter in a layout.
+
+    Args:
+        adapter (`LoRAAdapter`):
+            The adapter.
+        layout (`LoRALayout`):
+            The layout.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether parts that the layout cannot hold are an error; else they are left out with a warning.
+
+    Returns:
+        `tuple`: The tensors by key, which share memory with the source and each other, and the header.
+
+    Raises:
+        UnsupportedLoRAError: If the layout cannot hold a part and `strict`.
+    """
+    refusals: list[str] = []
+    targets: list[TargetLayer] = []
+    for target in _target_layers(adapter, layout, refusals):
+        try:
+            targets.append(_fitted(target, layout))
+        except UnsupportedLoRAError as error:
+            refusals.append(str(error))
+    _report(refusals, layout, strict)
+    if not targets:
+        raise UnsupportedLoRAError(f"Nothing of this LoRA can be held by the layout {layout.name!r}.")
+    metadata, alphas = write_header(adapter, layout, targets)
+    if alphas:
+        _protect_proj_out(targets, layout)
+    entries: Entries = {}
+    for target in targets:
+        entries.update(_spell(target, layout, alphas))
+    return {**entries, **adapter.extras}, metadata
+
+
+def _report(refusals: list[str], layout: LoRALayout, strict: bool) -> None:
+    if not refusals:
+        return
+    listed = " ".join(refusals[:10]) + (f" And {len(refusals) - 10} more." if len(refusals) > 10 else "")
+    if strict:
+        raise UnsupportedLoRAError(
+            f"The layout {layout.name!r} cannot hold {len(refusals)} parts of this LoRA. {listed} Pass `strict=False` "
+            "to leave them out."
+        )
+    logger.warning("%d parts are left out, the layout %r cannot hold them. %s", len(refusals), layout.name, listed)
+
+
+# ---- layers of the target -----------------------------------------------------------------------------------------
+
+
+class _Cuts:
+    """The parts of the layers of a file, the last few kept: a layer's parts are asked for one after another."""
+
+    def __init__(self, adapter: LoRAAdapter) -> None:
+        self.adapter = adapter
+        self.recent: dict[str, list[LayerUpdate | None]] = {}
+
+    def __call__(self, where: tuple[str, int]) -> LayerUpdate | None:
+        name, index = where
+        if name not in self.recent:
+            while len(self.recent) > 8:
+                self.recent.pop(next(iter(self.recent)))
+            self.recent[name] = diffusers_updates(self.adapter.layers[name])
+        return self.recent[name][index]
+
+
+def _target_layers(adapter: LoRAAdapter, layout: LoRALayout, refusals: list[str]) -> Iterator[TargetLayer]:
+    cuts = _Cuts(adapter)
+    seen: set[tuple[str, str]] = set()
+    for module, (name, position) in adapter.modules.items():
+        stored = adapter.layers[name]
+        key = stored.key
+        if key.component not in layout.prefixes:
+            if (key.component, name) not in seen:
+                refusals.append(f"`{name}` belongs to a text encoder.")
+            seen.add((key.component, name))
+            continue
+        form = key.layer.targets[position]
+        if key.component != "transformer":
+            yield TargetLayer(key.component, _text_body(form.format(key.index), key.component, layout), stored.update,
+                          key.layer.is_norm)  # fmt: skip
+            continue
+        layer = layer_in_namespace(form, layout.namespace)
+        body = layer.form.format(key.index)
+        if (key.component, body) in seen:
+            continue
+        seen.add((key.component, body))
+        members = [adapter.modules.get(f"{key.component}.{target.format(key.index)}") for target in layer.targets]
+        same_rows = key.layer.targets == layer.targets and key.layer.swap_halves == layer.swap_halves
+        if same_rows and all(member is not None and member[0] == name for member in members):
+            yield TargetLayer(key.component, body, stored.update, layer.is_norm)
+            continue
+        try:
+            update = _joined([cuts(member) if member else None for member in members], layer.shares, body)
+        except UnsupportedLoRAError as error:
+            refusals.append(str(error))
+            continue
+        if update is not None:
+            update = swapped(update) if layer.swap_halves else update
+            yield TargetLayer(key.component, body, update, layer.is_norm)
+
+
+def _text_body(name: str, component: str, layout: LoRALayout) -> str:
+    if component == "text_encoder" and layout.name != "diffusers" and not name.startswith("text_model."):
+        return f"text_model.{name}"
+    return name
+
+
+def _joined(members: list[LayerUpdate | None], shares: tuple[int, ...], body: str) -> LayerUpdate | None:
+    if len(members) == 1:
+        return members[0]
+    if all(member is None for member in members):
+        return None
+    kinds = {member.kind for member in members if member is not None} - {"none"}
+    if kinds != {"diff"}:
+        members = [member and to_lora(member) for member in members]
+    return join_rows(members, shares, body)
+
+
+# ---- what a layout can hold ---------------------------------------------------------------------------------------
+
+
+def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
+    update = target.update
+    name = f"`{target.body}`"
+    dynamic = sorted(part for part in update.parts if part.startswith(("lora_time_", "oft_", "rescale", "on_input"))
+                     or part[:2] in ("a1", "a2", "b1", "b2"))  # fmt: skip
+    if dynamic:
+        raise UnsupportedLoRAError(f"{name} has {dynamic}, so its update depends on the base weights or the timestep.")
+    if layout.namespace == "diffsynth":
+        beyond = sorted(update.parts.keys() & {"bias", "diff_b", "magnitude"}) or (["norm"] if target.is_norm else [])
+        if beyond:
+            raise UnsupportedLoRAError(f"{name} has {beyond}, which its reader drops.")
+    if target.is_norm:
+        return target
+    if update.kind not in layout.kinds:
+        update = _as_lora(update, name)
+    if layout.bias is None and "bias" in update.parts:
+        update = _bias_as_delta(update)
+    elif layout.bias is not None and layout.name == "diffusers" and "diff_b" in update.parts and update.kind == "lora":
+        update = to_lora(update)
+    if layout.alpha == "never" and update.kind == "lora":
+        update = fold_scale(update)
+    return replace(target, update=update)
+
+
+def _as_lora(update: LayerUpdate, name: str) -> LayerUpdate:
+    converted = to_lora(update)
+    before, after = (sum(part.numel() for part in u.parts.values()) for u in (update, converted))
+    if after > 4 * before and after > 2**20:
+        logger.warning(
+            "%s is a %s, which becomes a LoRA of rank %d, %.1f times its size. `resize_lora` reduces it.",
+            name, update.kind, converted.rank, after / before,
+        )  # fmt: skip
+    return converted
+
+
+def _bias_as_delta(update: LayerUpdate) -> LayerUpdate:
+    parts = dict(update.parts)
+    bias = multiplied(parts.pop("bias"), update.scale)
+    parts["diff_b"] = parts["diff_b"] + bias if "diff_b" in parts else bias
+    return replace(update, parts=parts)
+
+
+def fold_scale(update: LayerUpdate, scale: float = 1.0) -> LayerUpdate:
+    """The same LoRA with another `scale`: the difference goes into `up` and `bias`, exactly."""
+    if update.scale == scale:
+        return replace(update, alpha=None)
+    factor = update.scale / scale
+    parts = {n: multiplied(_built(p), factor) if n in ("up", "bias") else p for n, p in update.parts.items()}
+    return LayerUpdate(parts, scale)
+
+
+def _built(part: Tensor | BlockMatrix) -> Tensor:
+    return part.build() if isinstance(part, BlockMatrix) else part
+
+
+# ---- alphas ---------------------------------------------------------------------------------------------------------
+
+
+def _protect_proj_out(targets: list[TargetLayer], layout: LoRALayout) -> None:
+    """
+    Gives the final `proj_out` the alpha that most layers have: diffusers would give its own to all single blocks'.
+    """
+    if layout.name != "diffusers":
+        return
+    alphas = Counter(_alpha(t.update) for t in targets if t.update.kind == "lora" and t.component == "transformer")
+    for target in targets:
+        update = target.update
+        if target.body != "proj_out" or update.kind != "lora" or update.rank is None or len(alphas) < 2:
+            continue
+        common = alphas.most_common(1)[0][0]
+        if common and _alpha(update) != common:
+            target.update = fold_scale(update, common / update.rank)
+
+
+def _alpha(update: LayerUpdate) -> float:
+    return update.scale * (update.rank or 1)
+
+
+def _alpha_entry(update: LayerUpdate, layout: LoRALayout) -> Tensor | None:
+    if update.alpha is not None and layout.name != "diffusers":
+        return update.alpha
+    if update.rank is None:
+        return update.alpha
+    value = _alpha(update)
+    if update.alpha is None:
+        return alpha_tensor(value)
+    # diffusers divides in alpha's own dtype, and refuses integers.
+    stored = update.alpha
+    if not stored.is_floating_point():
+        return alpha_tensor(value)
+    exact = float(stored.reshape(()) / update.rank) == float(stored.reshape(())) / update.rank
+    return stored if exact else alpha_tensor(value)
+
+
+def _spell(target: TargetLayer, layout: LoRALayout, alphas: bool) -> Iterator[tuple[str, Any]]:
+    body = flatten(target.body) if layout.is_flat else target.body
+    name = layout.prefixes[target.component] + body
+    update = target.update
+    for part, tensor in update.parts.items():
+        if part == "reshape_weight":
+            continue
+        if part == "magnitude":
+            yield _spell_magnitude(name, tensor, layout)
+        elif part in ("set", "set_weight"):
+            yield name + (layout.norm or ".set_weight" if part == "set" else ".set_weight"), tensor
+        else:
+            suffix = {"down": layout.down, "up": layout.up, "bias": layout.bias}.get(part) or f".{part}"
+            yield name + suffix, tensor
+    needed = layout.alpha in ("always", "together") or update.alpha is not None or update.scale != 1
+    if alphas and needed and not target.is_norm and (update.rank is not None or update.alpha is not None):
+        alpha = _alpha_entry(update, layout)
+        if alpha is not None:
+            yield f"{name}.alpha", alpha
+
+
+def _spell_magnitude(name: str, magnitude: Tensor, layout: LoRALayout) -> tuple[str, Tensor]:
+    if magnitude_axis(magnitude) == "in":
+        return f"{name}.dora_scale", magnitude
+    shape = (-1,) if layout.magnitude == ".lora_magnitude_vector" else (-1, 1)
+    return name + (layout.magnitude or ".dora_scale"), magnitude.reshape(shape)
