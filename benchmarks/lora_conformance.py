@@ -60,15 +60,13 @@ class Results:
 
     verdicts: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     magnitudes: dict[tuple[str, str], Counter[bool]] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
 
-    def add(self, file: LoRAFile, reader: str, verdict: str, kept: bool, detail: str) -> None:
+    def add(self, file: LoRAFile, reader: str, verdict: str, kept: bool) -> None:
         """Counts one verdict."""
         key = (file.format, reader)
         self.verdicts.setdefault(key, Counter())[verdict] += 1
         if file.dora:
             self.magnitudes.setdefault(key, Counter())[kept] += 1
-        self.lines.append(f"{file.format}\t{file.case}\t{reader}\t{verdict}\t{detail}")
 
 
 @contextlib.contextmanager
@@ -93,20 +91,26 @@ def run(file: LoRAFile, reader: str) -> tuple[str, bool, str]:
         try:
             with time_limit(SECONDS):
                 reading = READERS[reader](file, Path(folder))
-        # Any exception of a loader is a result here.
+        except ImportError:
+            raise
+        # Any other exception of a loader is a result here.
         except Exception as error:
             return "error", False, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"[:200]
     return judge(file, reading), keeps_magnitudes(file, reading), ""
 
 
-def measure(formats: list[str], readers: list[str]) -> Results:
-    """Runs every case of the formats through the readers."""
+def measure(formats: list[str], readers: list[str], listed: bool) -> Results:
+    """Runs every case of the formats through the readers; prints those that are not exact if `listed`."""
     results = Results()
     for format in formats:
         for case in cases(format):
             file = make(format, case)
             for reader in readers:
-                results.add(file, reader, *run(file, reader))
+                verdict, kept, detail = run(file, reader)
+                results.add(file, reader, verdict, kept)
+                if listed and verdict != "exact":
+                    sys.stdout.write(f"{format}\t{case}\t{reader}\t{verdict}\t{detail}\n")
+                    sys.stdout.flush()
     return results
 
 
@@ -165,9 +169,7 @@ def main() -> None:
     args = parse_args()
     logging.set_verbosity(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    results = measure(args.format, args.reader)
-    if args.list:
-        sys.stdout.write("\n".join(line for line in results.lines if "\texact\t" not in line) + "\n")
+    results = measure(args.format, args.reader, args.list)
     if args.write:
         temporary = args.write.with_suffix(".tmp")
         temporary.write_text(page(results, args.format, args.reader))
