@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .latents import Canvas
+    from .loaders.lora_algebra import LoRAResult, extract_lora, merge_loras, resize_lora
+    from .loaders.lora_conversion import convert_lora, convert_lora_file
+    from .loaders.lora_errors import LoRAError
+    from .loaders.lora_fusing import fuse_lora_into
+    from .loaders.lora_loading import load_lora, unload_lora
+    from .loaders.lora_mixin import FluxExtLoraLoaderMixin
+    from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
@@ -35,6 +42,13 @@ _MODULES = {
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "latents": ["Canvas"],
+    "loaders.lora_algebra": ["LoRAResult", "extract_lora", "merge_loras", "resize_lora"],
+    "loaders.lora_conversion": ["convert_lora", "convert_lora_file"],
+    "loaders.lora_errors": ["LoRAError"],
+    "loaders.lora_fusing": ["fuse_lora_into"],
+    "loaders.lora_loading": ["load_lora", "unload_lora"],
+    "loaders.lora_mixin": ["FluxExtLoraLoaderMixin"],
+    "loaders.lora_report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
@@ -59,19 +73,33 @@ __all__ = [
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",
+    "FluxExtLoraLoaderMixin",
     "FluxExtTransformer2DModel",
     "FluxFlowMatchScheduler",
     "FluxRegionalAttnProcessor",
     "InpaintRegion",
+    "LoRAError",
+    "LoRAReport",
+    "LoRAResult",
     "PlanCache",
     "PromptEmbeds",
     "TokenGroup",
     "build_attention_plan",
     "combine_velocities",
+    "convert_lora",
+    "convert_lora_file",
     "custom_pipeline",
+    "detect_lora_format",
+    "extract_lora",
+    "fuse_lora_into",
+    "inspect_lora",
+    "load_lora",
+    "merge_loras",
     "predict_velocity",
     "regional_attention",
+    "resize_lora",
     "tiny_flux_path",
+    "unload_lora",
 ]
 
 

@@ -12,6 +12,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
+from diffusers.utils.peft_utils import get_peft_kwargs
 from diffusers.utils.torch_utils import get_module_execution_device as execution_device
 
 
@@ -22,6 +23,7 @@ __all__ = [
     "execution_device",
     "expand_linears",
     "fetch_lora_state_dict",
+    "get_peft_kwargs",
     "get_qkv_projections",
     "has_offload_hook",
     "offloading_suspended",

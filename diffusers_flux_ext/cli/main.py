@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .lora import add_lora_commands, run_lora
 from .parsing import Entity, parse_entity, parse_positive, parse_size
 
 
@@ -14,6 +15,7 @@ examples:
   flux-ext demo --out demo
   flux-ext generate --model tiny --prompt "a white background" --entity "a red circle@0.1,0.3,0.45,0.7" \\
       --entity "a blue star@0.55,0.3,0.9,0.7" --out shapes.png
+  flux-ext lora inspect style.safetensors
   flux-ext generate --model black-forest-labs/FLUX.1-dev --prompt "a cat and a dog on a sofa" \\
       --entity "a black cat@60,300,480,950" --entity "a brown dog@540,300,960,950" \\
       --lora DiffSynth-Studio/Eligen --offload model --out pets.png
@@ -49,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     _add_generate_arguments(generate)
+    add_lora_commands(commands)
     return parser
 
 
@@ -91,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if getattr(args, "negative_prompt", None) is not None and args.true_cfg is None and args.model != TINY:
         parser.error("--negative-prompt has no effect without --true-cfg above 1")
+    if args.command == "lora":
+        return run_lora(args)
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     from . import run
 

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .lora_errors import LoRAError
-from .lora_layers import BlockMatrix
 
 
 logger = logging.getLogger(__name__)
@@ -150,8 +149,8 @@ def materialize(entries: Mapping[str, Any], dtype: torch.dtype | None = None) ->
     The tensors of `entries`, each with memory of its own.
 
     Args:
-        entries (`Mapping[str, torch.Tensor | BlockMatrix]`):
-            Tensors that may share memory, and matrices that are put together here.
+        entries (`Mapping[str, Any]`):
+            Tensors that may share memory, and objects with `shape`, `dtype` and `build()` that are computed here.
         dtype (`torch.dtype`, *optional*):
             What floating-point factors are cast to; alphas keep theirs.
 
@@ -162,13 +161,13 @@ def materialize(entries: Mapping[str, Any], dtype: torch.dtype | None = None) ->
 
 
 def _owned(tensor: Tensor, entry: Any) -> Tensor:
-    if isinstance(entry, BlockMatrix) or tensor.untyped_storage().data_ptr() != entry.untyped_storage().data_ptr():
+    if not isinstance(entry, Tensor) or tensor.untyped_storage().data_ptr() != entry.untyped_storage().data_ptr():
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _tensor(key: str, entry: Any, dtype: torch.dtype | None) -> Tensor:
-    tensor = entry.build() if isinstance(entry, BlockMatrix) else entry
+    tensor = entry if isinstance(entry, Tensor) else entry.build()
     if dtype is None or not tensor.is_floating_point() or key.endswith(".alpha"):
         return tensor.contiguous()
     return tensor.to(dtype).contiguous()
@@ -189,8 +188,8 @@ def save_lora(
     Args:
         path (`str` or `os.PathLike`):
             Where to.
-        entries (`Mapping[str, torch.Tensor | BlockMatrix]`):
-            The tensors.
+        entries (`Mapping[str, Any]`):
+            The tensors, as for [`materialize`].
         metadata (`Mapping[str, str]`):
             The header's metadata.
         overwrite (`bool`, *optional*, defaults to `False`):

@@ -185,6 +185,11 @@ def _live_name(name: str, layers: Mapping[str, nn.Module]) -> str:
     return other if other in layers else name
 
 
+def _linear_size(layer: Any) -> tuple[int, int]:
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    return base.out_features, base.in_features
+
+
 def _is_linear(layer: nn.Module) -> bool:
     # Quantised layers are no `nn.Linear` but have its sizes.
     return hasattr(layer, "in_features") and hasattr(layer, "out_features")
@@ -195,11 +200,10 @@ def _add_update(plan: _Plan, name: str, update: LayerUpdate, layer: nn.Module) -
         raise LoRAError(
             f"`{name}` has {sorted(update.parts)}: such an update depends on the timestep or on the weights."
         )
-    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-    outputs, inputs = base.out_features, base.in_features
+    outputs, inputs = _linear_size(layer)
     if update.kind == "none":
         bias = {n: p for n, p in update.parts.items() if n in ("bias", "diff_b")}
-        zeros = {"down": torch.zeros(1, int(inputs)), "up": torch.zeros(int(outputs), 1)}
+        zeros = {"down": torch.zeros(1, inputs), "up": torch.zeros(outputs, 1)}
         update = LayerUpdate({**zeros, **bias}, update.scale)
     if update.out_features != outputs or update.in_features != inputs and name != "x_embedder":
         raise LoRAError(

@@ -1,0 +1,390 @@
+"""Merging and resizing LoRAs, and extracting one from the difference of two models."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint_formats import TransformerLayout, list_keys
+from .lora_conversion import load_adapter
+from .lora_errors import LoRAError, UnsupportedLoRAError
+from .lora_files import LoRASource, materialize
+from .lora_formats import parse_lora_key
+from .lora_layers import LayerUpdate, StoredLayer, lossless, multiplied
+from .lora_layouts import lora_layout
+from .lora_products import to_lora
+from .lora_reading import LoRAAdapter
+from .lora_scale import PEFT_HEADER
+from .lora_writing import Entries, write_lora
+from .transformer_files import open_transformer
+
+
+logger = logging.getLogger(__name__)
+
+# Where a truncated product is computed exactly, and where by random projection.
+EXACT_SVD_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class LoRAResult:
+    """
+    A LoRA that was made. It unpacks like the result of [`convert_lora`]: `state_dict, metadata = result`.
+
+    Attributes:
+        state_dict (`dict[str, torch.Tensor]`):
+            The tensors.
+        metadata (`dict[str, str]`):
+            The header.
+        error (`float`):
+            `norm(delta W - its approximation) / norm(delta W)` over all layers; 0 if nothing was approximated.
+        errors (`dict[str, float]`):
+            The same for every layer that was approximated.
+    """
+
+    state_dict: dict[str, Tensor]
+    metadata: dict[str, str]
+    error: float = 0.0
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.state_dict, self.metadata))
+
+
+class _Errors:
+    """Relative errors of layers, and of all of them together."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, float] = {}
+        self.lost = self.total = 0.0
+
+    def add(self, name: str, lost: float, total: float) -> None:
+        """Counts the squared norms of what was lost of a layer and of the layer."""
+        if lost > 0:
+            self.layers[name] = math.sqrt(lost / total) if total else 0.0
+        self.lost, self.total = self.lost + lost, self.total + total
+
+    def result(self, entries: Entries, metadata: dict[str, str], dtype: torch.dtype | None) -> LoRAResult:
+        error = math.sqrt(self.lost / self.total) if self.total else 0.0
+        return LoRAResult(materialize(entries, dtype), metadata, error, self.layers)
+
+
+def adapter_of(updates: Mapping[str, LayerUpdate], metadata: Mapping[str, str] | None = None) -> LoRAAdapter:
+    """An adapter of diffusers' layers, such as `"transformer.proj_out"`."""
+    layers, modules = {}, {}
+    for name, update in updates.items():
+        key = parse_lora_key(f"{name}.diff")
+        if key is None:
+            raise LoRAError(f"`{name}` is no layer of FLUX.1.")
+        layers[name] = StoredLayer(key, update)
+        modules[name] = (name, 0)
+    return LoRAAdapter(layers, modules, metadata=dict(metadata or {}))
+
+
+def merge_loras(
+    loras: Sequence[LoRASource],
+    weights: Sequence[float] | None = None,
+    to: str = "diffusers",
+    rank: int | None = None,
+    strict: bool = True,
+    dtype: torch.dtype | None = None,
+) -> LoRAResult:
+    """
+    Merges LoRAs into one, `delta W = sum(weight * delta W_i)`.
+
+    Without `rank` the result is exact: factors are stacked, and the rank of a layer is the sum of the ranks, or less
+    where LoRAs share a factor.
+
+    Args:
+        loras (`Sequence`):
+            Files, folders or state dicts, each in any layout.
+        weights (`Sequence[float]`, *optional*):
+            A weight for each; 1 without.
+        to (`str`, *optional*, defaults to `"diffusers"`):
+            The layout of the result.
+        rank (`int`, *optional*):
+            The highest rank of a layer; products of a higher one are cut by their singular values.
+        strict (`bool`, *optional*, defaults to `True`):
+            As for [`convert_lora`].
+        dtype (`torch.dtype`, *optional*):
+            A dtype that all factors are cast to.
+
+    Returns:
+        `LoRAResult`: The LoRA, and the relative error where it was cut.
+
+    Raises:
+        UnsupportedLoRAError: If one has DoRA magnitudes or replaces norms, which do not add up.
+        LoRAError: If one cannot be read, or numbers do not fit.
+    """
+    chosen = [1.0] * len(loras) if weights is None else [float(weight) for weight in weights]
+    if not loras or len(chosen) != len(loras) or not all(map(math.isfinite, chosen)):
+        raise LoRAError(f"{len(loras)} LoRAs and the weights {chosen}; expected one finite number for each LoRA.")
+    _check_rank(rank)
+    merged: dict[str, LayerUpdate] = {}
+    for source, weight in zip(loras, chosen):
+        for name, update in load_adapter(source, strict=strict)[0].updates():
+            module = name.replace("text_encoder.text_model.", "text_encoder.")
+            scaled = _weighted(module, update, weight)
+            merged[module] = _sum(merged[module], scaled) if module in merged else scaled
+    return _finish(merged, to, rank, None, {"merged_weights": str(chosen)}, strict, dtype)
+
+
+def _finish(
+    updates: Mapping[str, LayerUpdate],
+    to: str,
+    rank: int | None,
+    energy: float | None,
+    metadata: Mapping[str, str],
+    strict: bool,
+    dtype: torch.dtype | None,
+) -> LoRAResult:
+    errors = _Errors()
+    cut = {name: _cut(name, update, rank, energy, errors) for name, update in updates.items()}
+    entries, header = write_lora(adapter_of(cut, metadata), lora_layout(to), strict)
+    return errors.result(entries, header, dtype)
+
+
+def _check_rank(rank: int | None) -> None:
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise LoRAError(f"`rank` is {rank!r}; expected a whole number of at least 1.")
+
+
+def _weighted(name: str, update: LayerUpdate, weight: float) -> LayerUpdate:
+    beyond = sorted(update.parts.keys() & {"magnitude", "set", "set_weight"})
+    if beyond:
+        raise UnsupportedLoRAError(f"`{name}` has {beyond}, which cannot be merged: they do not add up.")
+    if update.kind == "none" or update.kind == "diff" and update.parts["diff"].ndim == 1:
+        parts = {part: multiplied(value, weight * (update.scale if part == "bias" else 1))
+                 for part, value in update.parts.items()}  # fmt: skip
+        return LayerUpdate(parts)
+    pair = to_lora(update)
+    return replace(pair, scale=pair.scale * weight, alpha=None)
+
+
+def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
+    """The sum of two LoRAs of one layer; the scale of the first stays."""
+    if "down" not in first.parts or "down" not in second.parts:
+        if "down" in second.parts:
+            first, second = second, first
+        parts = dict(first.parts)
+        for part, value in second.parts.items():
+            target = "bias" if part == "diff_b" and "down" in parts else part
+            value = multiplied(value, 1 / first.scale) if target == "bias" and first.scale else value
+            parts[target] = parts[target] + value if target in parts else value
+        return replace(first, parts=parts)
+    scale = first.scale or 1.0
+    first_up = first.parts["up"] if first.scale else torch.zeros_like(first.parts["up"])
+    second_up = multiplied(second.parts["up"], second.scale / scale)
+    downs = [first.parts["down"], second.parts["down"]]
+    if downs[0].shape == downs[1].shape and torch.equal(downs[0], downs[1]):
+        parts = {"down": downs[0], "up": lossless(first_up.float() + second_up.float(), first_up.dtype)}
+    else:
+        down = _padded(downs)
+        parts = {"down": torch.cat(down), "up": torch.cat([first_up.float(), second_up.float()], dim=1)}
+        parts["up"] = lossless(parts["up"], first_up.dtype)
+    for update in (first, second):
+        if "bias" in update.parts:
+            bias = multiplied(update.parts["bias"], update.scale / scale)
+            parts["bias"] = parts["bias"] + bias if "bias" in parts else bias
+    return LayerUpdate(parts, scale)
+
+
+def _padded(downs: Sequence[Tensor]) -> list[Tensor]:
+    """Factors with the inputs of the widest: a control LoRA's `x_embedder` takes more channels than another's."""
+    width = max(down.shape[1] for down in downs)
+    dtype = torch.promote_types(*(down.dtype if down.dtype.itemsize > 1 else torch.float32 for down in downs))
+    return [torch.nn.functional.pad(down.to(dtype), (0, width - down.shape[1])) for down in downs]
+
+
+def resize_lora(
+    source: LoRASource,
+    rank: int | None = None,
+    energy: float | None = None,
+    to: str = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    dtype: torch.dtype | None = None,
+) -> LoRAResult:
+    """
+    Lowers the ranks of a LoRA by the singular values of every `delta W`, the best approximation of a given rank.
+
+    Fused layers are cut as a whole where the target fuses them too. LoKr, LoHa and dense updates become LoRAs. Layers
+    that are small enough stay as they are.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A file, a folder or a state dict in any layout.
+        rank (`int`, *optional*):
+            The highest rank of a layer.
+        energy (`float`, *optional*):
+            The share of the squared singular values that is kept, in (0, 1]; each layer gets the lowest rank for it.
+        to (`str`, *optional*, defaults to `"diffusers"`):
+            The layout of the result.
+        metadata, adapter_config, strict, dtype:
+            As for [`convert_lora`].
+
+    Returns:
+        `LoRAResult`: The LoRA and the relative errors.
+
+    Raises:
+        UnsupportedLoRAError: If it has DoRA magnitudes, whose norms depend on the whole product.
+        LoRAError: If neither `rank` nor `energy` is given, or they are out of range, or it cannot be read.
+    """
+    if rank is None and energy is None:
+        raise LoRAError("Give `rank`, the highest rank of a layer, or `energy`, the share of it that is kept.")
+    _check_rank(rank)
+    if energy is not None and not 0 < energy <= 1:
+        raise LoRAError(f"`energy` is {energy}; expected a number in (0, 1].")
+    layout = lora_layout(to)
+    adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
+    errors = _Errors()
+    if layout.namespace == "diffusers":
+        updates = {name: _cut(name, update, rank, energy, errors) for name, update in adapter.updates()}
+        adapter = replace(adapter_of(updates, adapter.metadata), extras=adapter.extras)
+    else:
+        layers = {name: replace(layer, update=_cut(name, layer.update, rank, energy, errors))
+                  for name, layer in adapter.layers.items()}  # fmt: skip
+        adapter = replace(adapter, layers=layers)
+    # PEFT's config gives the old ranks.
+    header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
+    entries, header = write_lora(replace(adapter, metadata=header), layout, strict)
+    return errors.result(entries, header, dtype)
+
+
+def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: _Errors) -> LayerUpdate:
+    """The update with a lower rank, if there is one to lower."""
+    if update.kind == "none" or update.kind == "diff" and update.parts["diff"].ndim == 1:
+        return update
+    if "magnitude" in update.parts:
+        if rank is None and energy is None:
+            return update
+        raise UnsupportedLoRAError(f"`{name}` has DoRA magnitudes, whose norms depend on the whole product.")
+    pair = to_lora(update) if update.kind != "lora" else update
+    current = pair.rank or 1
+    if rank is None and energy is None or energy is None and rank is not None and current <= rank:
+        return pair
+    up, values, down = product_svd(pair.parts["up"], pair.parts["down"])
+    squares = (values.double() * pair.scale) ** 2
+    kept = min(rank or current, rank_for_energy(squares, energy), current)
+    errors.add(name, float(squares[kept:].sum()), float(squares.sum()))
+    if kept == current:
+        return pair
+    root = values[:kept].sqrt()
+    dtype = pair.parts["up"].dtype if pair.parts["up"].dtype.itemsize > 1 else torch.float32
+    scale = 1.0 if pair.scale == 0 else pair.scale
+    sign = math.copysign(1.0, scale)
+    size = abs(scale) ** 0.5
+    factors = {"up": (up[:, :kept] * root * size * sign).to(dtype), "down": (root * size)[:, None] * down[:kept]}
+    factors["down"] = factors["down"].to(dtype)
+    rest = {part: value for part, value in pair.parts.items() if part not in ("up", "down")}
+    if "bias" in rest:
+        rest["bias"] = multiplied(rest["bias"], pair.scale)
+    if pair.scale == 0:
+        factors["up"] = torch.zeros_like(factors["up"])
+    return LayerUpdate({**factors, **rest})
+
+
+def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular value decomposition of `up @ down` from matrices of the rank's size, in float32."""
+    left, left_core = torch.linalg.qr(up.float())
+    right, right_core = torch.linalg.qr(down.float().T)
+    a, values, b = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    return left @ a, values, b @ right.T
+
+
+def rank_for_energy(squares: Tensor, energy: float | None) -> int:
+    """The lowest number of leading values that sum up to the share `energy` of all."""
+    total = float(squares.sum())
+    if energy is None or total == 0:
+        return max(1, len(squares)) if energy is None else 1
+    shares = squares.cumsum(0) / total
+    return min(int((shares < energy - 1e-12).sum()) + 1, len(squares))
+
+
+def extract_lora(
+    base: Any,
+    tuned: Any,
+    rank: int,
+    energy: float | None = None,
+    to: str = "diffusers",
+    dtype: torch.dtype | None = None,
+) -> LoRAResult:
+    """
+    Makes a LoRA of the difference between a tuned transformer and the one that it was tuned from.
+
+    Layers that do not differ are left out; biases that differ are kept as biases of the LoRA. Norms that differ are
+    kept where the layout can hold them, and are an error elsewhere.
+
+    Args:
+        base, tuned (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            Transformers in diffusers', Black Forest Labs' or DiffSynth's layout: files, folders or state dicts.
+        rank (`int`):
+            The highest rank of a layer.
+        energy (`float`, *optional*):
+            The share of the squared singular values that is enough, in (0, 1].
+        to (`str`, *optional*, defaults to `"diffusers"`):
+            The layout of the LoRA.
+        dtype (`torch.dtype`, *optional*, defaults to the dtype of `tuned`):
+            The dtype of the factors.
+
+    Returns:
+        `LoRAResult`: The LoRA and the relative errors.
+
+    Raises:
+        LoRAError: If the models do not have the same layers, or do not differ.
+    """
+    _check_rank(rank)
+    layout: TransformerLayout = "diffusers"
+    first, second = open_transformer(base, layout), open_transformer(tuned, layout)
+    if first.shapes != second.shapes:
+        odd = {key for key in first.shapes.keys() | second.shapes.keys()
+               if first.shapes.get(key) != second.shapes.get(key)}  # fmt: skip
+        raise LoRAError(f"The models differ in {len(odd)} layers or their shapes: {list_keys(odd)}.")
+    updates: dict[str, dict[str, Tensor]] = {}
+    errors = _Errors()
+    for key in first.shapes:
+        stored = second.read(key)
+        difference = stored.float() - first.read(key).float()
+        if not difference.any():
+            continue
+        kind = dtype or (stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16)
+        module, _, which = key.rpartition(".")
+        parts = updates.setdefault(f"transformer.{module}", {})
+        if which == "bias":
+            parts["diff_b"] = difference.to(kind)
+        elif difference.ndim == 1:
+            parts["diff"] = difference.to(kind)
+        else:
+            parts.update(_extracted(module, difference, rank, energy, kind, errors))
+    if not updates:
+        raise LoRAError("The two models do not differ.")
+    adapter = adapter_of({name: LayerUpdate(parts) for name, parts in updates.items()})
+    entries, header = write_lora(adapter, lora_layout(to))
+    return errors.result(entries, header, None)
+
+
+def _extracted(
+    name: str, difference: Tensor, rank: int, energy: float | None, dtype: torch.dtype, errors: _Errors
+) -> dict[str, Tensor]:
+    if min(difference.shape) <= max(EXACT_SVD_SIZE, 4 * rank):
+        up, values, down = torch.linalg.svd(difference, full_matrices=False)
+    else:
+        # Random projections with power iterations: the leading values to about 1e-3, in a fraction of the time.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            up, values, right = torch.svd_lowrank(difference, q=rank + 16, niter=4)
+        down = right.T
+    total = float(difference.double().square().sum())
+    squares = values.double() ** 2
+    kept = min(rank, len(values), int((squares.cumsum(0) < (energy or 1.0) * total - 1e-12 * total).sum()) + 1)
+    root = values[:kept].sqrt()
+    factors = {"up": (up[:, :kept] * root).to(dtype), "down": (root[:, None] * down[:kept]).to(dtype)}
+    lost = float((difference - factors["up"].float() @ factors["down"].float()).double().square().sum())
+    errors.add(name, lost, total)
+    return factors

@@ -1,0 +1,87 @@
+"""Reading the weights of a transformer one by one, in the layout that is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint_formats import TransformerLayout, detect_transformer_layout, plan_transformer_conversion
+from .lora_errors import LoRAError
+from .lora_files import open_lora
+
+
+TransformerSource = str | os.PathLike[str] | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class OpenedTransformer:
+    """
+    A transformer's weights.
+
+    Attributes:
+        layout (`str`):
+            The layout that they were found in.
+        shapes (`dict[str, tuple[int, ...]]`):
+            Shapes by key, in the layout that was asked for.
+        read (`Callable[[str], torch.Tensor]`):
+            Gives the weight of a key; it may share memory with the file.
+        metadata (`dict[str, str]`):
+            The file's header.
+    """
+
+    layout: TransformerLayout
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+    metadata: dict[str, str]
+
+
+def open_transformer(source: TransformerSource, layout: TransformerLayout | None = None) -> OpenedTransformer:
+    """
+    Opens a transformer without reading its weights.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A safetensors file, a folder with the files of a sharded model, or a state dict.
+        layout (`str`, *optional*):
+            The layout to read it in: `"diffusers"`, `"bfl"` or `"diffsynth"`; the one it has by default.
+
+    Returns:
+        `OpenedTransformer`: Its shapes, and how to read them.
+
+    Raises:
+        LoRAError: If it cannot be read or is no FLUX.1 transformer.
+    """
+    tensors, metadata = _tensors(source)
+    try:
+        found = detect_transformer_layout(tensors)
+        plan = plan_transformer_conversion({key: tensor.shape for key, tensor in tensors.items()}, layout or found)
+    except ValueError as error:
+        raise LoRAError(str(error)) from error
+    shapes = {key: tuple(recipe.shape) for key, recipe in plan.items()}
+    return OpenedTransformer(found, shapes, lambda key: plan[key].build(tensors.__getitem__), metadata)
+
+
+def _tensors(source: TransformerSource) -> tuple[Mapping[str, Any], dict[str, str]]:
+    if isinstance(source, Mapping):
+        return source, {}
+    path = Path(source)
+    if not path.is_dir():
+        opened = open_lora(path)
+        return opened.tensors, opened.metadata
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise LoRAError(f"`{path}` has no safetensors files of a transformer.")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        shard = open_lora(file).tensors
+        if twice := sorted(tensors.keys() & shard.keys()):
+            raise LoRAError(f"`{folder}` holds several models: `{twice[0]}` is in more than one file. Give one file.")
+        tensors.update(shard)
+    return tensors, {}
