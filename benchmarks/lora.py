@@ -73,7 +73,7 @@ def plain_copy() -> Convert:
 
 def ours(target_format: str) -> Convert:
     """This package's converter from file to file."""
-    from diffusers_flux_ext.loaders.lora_conversion import convert_lora_file
+    from diffusers_flux_ext import convert_lora_file
 
     return lambda source, target: convert_lora_file(source, target, to=target_format)
 
