@@ -47,6 +47,7 @@ _DYNAMIC: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
+_WEIGHTS = (".weight", ".bias", ".scale")
 RELEASED_WIDTH, RELEASED_DOUBLE_BLOCKS = 3072, 19
 _INDEX = re.compile(r"(?<![a-z_])transformer_blocks[._](\d+)[._]")
 
@@ -72,6 +73,13 @@ def find_foreign(keys: Collection[str]) -> str | None:
             f"This is a LoRA for {name}, not for FLUX.1: {counts[name]} of {len(keys)} keys show it, such as "
             f"`{next(key for key in keys if dict(_MODELS)[name].search(key))}`."
         )
+    return None
+
+
+def find_checkpoint(keys: Collection[str]) -> str | None:
+    """Recognises whole weights, given the keys of a file that has none of a LoRA."""
+    if keys and all(key.endswith(_WEIGHTS) and "lora" not in key for key in keys):
+        return f"This holds whole weights and no updates of them, such as `{next(iter(keys))}`: it is a checkpoint."
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -110,20 +110,30 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        start = path.read_bytes()[:15].lstrip().lower() if size < 2**20 else b""
-        page = " It starts like an HTML page: the download may have failed." if start.startswith(b"<") else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoRAError(f"`{path}` is no intact safetensors file: {reason}.{page}") from error
+        raise LoRAError(f"`{path}` is no intact safetensors file: {reason}.{_guess(path)}") from error
+
+
+def _guess(path: Path) -> str:
+    """What a file is that is no safetensors file, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return " It is a Git LFS pointer: fetch the file itself, with `git lfs pull`."
+    if start.startswith((b"pk\x03\x04", b"\x80")):
+        return " It looks like a pickle: rename it to end in `.pt`, and it is read as one, tensors only."
+    return " It looks like an HTML page: the download has failed." if start.startswith(b"<") else ""
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, RuntimeError, KeyError, IndexError,
-            AttributeError, ImportError, UnicodeDecodeError, OverflowError, MemoryError) as error:  # fmt: skip
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # The unpickler raises whatever a hostile byte makes it run into.
+    except Exception as error:
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        reason = f"it asks for `{found.group(1)}`" if found else f"{type(error).__name__} while reading it"
         raise LoRAError(
-            f"`{path}` was refused: it is no pickle of tensors alone, and others can run code. {reason[:300]}"
+            f"`{path}` was refused, {reason}: only a pickle of plain tensors is read, because others can run code."
         ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]

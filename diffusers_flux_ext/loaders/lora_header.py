@@ -38,7 +38,7 @@ class TargetLayer:
 
 def write_header(
     adapter: LoRAAdapter, layout: LoRALayout, targets: Sequence[TargetLayer]
-) -> tuple[dict[str, str], bool]:
+) -> tuple[dict[str, str], str]:
     """
     The header of a written file.
 
@@ -53,20 +53,23 @@ def write_header(
             The layers that are written.
 
     Returns:
-        `tuple`: The header, and whether alphas are written.
+        `tuple`: The header, and whether alphas are written for `"all"` layers, where they are `"needed"`, or for
+        `"none"`.
     """
     metadata = dict(adapter.metadata)
-    scaled = [target.update for target in targets if target.update.rank is not None]
-    said = any(update.alpha is not None or update.scale != 1 for update in scaled)
+    if layout.alpha == "never":
+        metadata.pop(PEFT_HEADER, None)
+        return metadata, "none"
     if layout.name != "diffusers":
-        if layout.alpha == "never":
-            metadata.pop(PEFT_HEADER, None)
-        return metadata, said or layout.alpha == "always"
+        # PEFT's config stays for the way back; alphas everywhere keep it from being applied to other ranks.
+        return metadata, "all" if layout.alpha == "always" or PEFT_HEADER in metadata else layout.alpha
+    scaled = [target.update for target in targets if target.update.rank is not None]
+    said = "all" if any(update.alpha is not None or update.scale != 1 for update in scaled) else "none"
     if PEFT_HEADER not in metadata:
         return metadata, said
     described = _described(metadata, targets)
     if described is not None:
-        return {**metadata, PEFT_HEADER: described}, False
+        return {**metadata, PEFT_HEADER: described}, "none"
     # diffusers refuses a file that has both alphas and PEFT's config.
     metadata.pop(PEFT_HEADER)
     return metadata, said

@@ -139,6 +139,21 @@ class StoredLayer:
         return self.key.prefix + self.key.body
 
 
+_DYNAMIC_PARTS = (
+    ("lora_time_", "a timestep LoRA, whose update depends on the timestep"),
+    ("oft_", "OFT, which multiplies the base weights"),
+    ("rescale", "OFT, which multiplies the base weights"),
+    ("on_input", "IA3, which multiplies the base weights"),
+    ("a1.", "GLoRA, whose update depends on the base weights"),
+    ("b1.", "GLoRA, whose update depends on the base weights"),
+)
+
+
+def dynamic_kind(update: LayerUpdate) -> str | None:
+    """What an update is that depends on more than its own tensors, `None` for an ordinary one."""
+    return next((text for mark, text in _DYNAMIC_PARTS for part in update.parts if part.startswith(mark)), None)
+
+
 def lossless(tensor: Tensor, like: torch.dtype) -> Tensor:
     """`tensor` in the dtype `like` if that changes no value, else as it is."""
     narrow = tensor.to(like)

@@ -22,7 +22,7 @@ from .lora_conversion import load_adapter
 from .lora_errors import LoRAError
 from .lora_files import LoRASource
 from .lora_formats import Component
-from .lora_layers import LayerUpdate
+from .lora_layers import LayerUpdate, dynamic_kind
 from .lora_patches import Patch, add_patches, apply_patches, patched_adapters, remove_patches
 from .lora_products import to_lora
 from .lora_reading import LoRAAdapter
@@ -196,10 +196,9 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def _add_update(plan: _Plan, name: str, update: LayerUpdate, layer: nn.Module) -> None:
-    if any(part.startswith(("lora_time_", "oft_", "rescale", "on_input")) for part in update.parts):
-        raise LoRAError(
-            f"`{name}` has {sorted(update.parts)}: such an update depends on the timestep or on the weights."
-        )
+    dynamic = dynamic_kind(update)
+    if dynamic is not None:
+        raise LoRAError(f"`{name}` is {dynamic}; it cannot be loaded as a LoRA.")
     outputs, inputs = _linear_size(layer)
     if update.kind == "none":
         bias = {n: p for n, p in update.parts.items() if n in ("bias", "diff_b")}
@@ -268,7 +267,7 @@ def _free_name(models: Any) -> str:
 def _inject(model: nn.Module, component: str, plan: _Plan, name: str, hotswap: bool, low_cpu_mem_usage: bool) -> None:
     if not plan.updates:
         return
-    dtype = compute_dtype(model)
+    dtype = _computing_dtype(model)
     special = _special(plan)
     pairs = {layer: to_lora(update) for layer, update in plan.updates.items() if layer not in special}
     with_bias = any({"bias", "diff_b"} & update.parts.keys() for update in plan.updates.values())
@@ -283,28 +282,33 @@ def _inject(model: nn.Module, component: str, plan: _Plan, name: str, hotswap: b
         inject_adapter_in_model(LoraConfig(**config), model, name, state_dict=state_dict)
         set_peft_model_state_dict(model, state_dict, name)
         model._hf_peft_config_loaded = True  # type: ignore[assignment]
-    layers = dict(model.named_modules()) if special else {}
+    layers: dict[str, Any] = dict(model.named_modules())
+    _restore_dtypes(layers, state_dict, name)
     for layer, update in special.items():
-        tuned: Any = layers[layer]
-        placeholder = tuned.lora_B[name].weight
-        tuned.lora_B[name] = make_delta(update, placeholder.dtype, with_bias).to(placeholder.device)
-        tuned.lora_variant[name] = DeltaVariant()
+        placeholder = layers[layer].lora_B[name].weight
+        layers[layer].lora_B[name] = make_delta(update, placeholder.dtype, with_bias).to(placeholder.device)
+        layers[layer].lora_variant[name] = DeltaVariant()
 
 
-class compute_dtype:
-    """
-    The dtype in which the factors of a LoRA are kept: their own, or the model's if they are stored in 8 bits.
+def _restore_dtypes(layers: Mapping[str, Any], state_dict: Mapping[str, Tensor], name: str) -> None:
+    """PEFT casts factors to the dtype of the layer; where that is one of 8 bits, nothing can be computed in it."""
+    for key, value in state_dict.items():
+        layer, side, which = key.rsplit(".", 2)
+        factor = getattr(layers[layer], side)[name]
+        if getattr(factor, which).dtype.itemsize == 1:
+            setattr(factor, which, nn.Parameter(value.to(getattr(factor, which).device), requires_grad=False))
 
-    Args:
-        model (`torch.nn.Module`): The model; if it is stored in 8 bits itself, bfloat16 takes its place.
-    """
 
-    def __init__(self, model: nn.Module) -> None:
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1), None)
-        self.fallback = own or torch.bfloat16
+def _computing_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's weights, leaving out those that are stored in 8 bits."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1), None)
+    return own or torch.bfloat16
 
-    def __call__(self, factor: Tensor) -> torch.dtype:
-        return factor.dtype if factor.is_floating_point() and factor.dtype.itemsize > 1 else self.fallback
+
+def _usable(factor: Tensor, fallback: torch.dtype) -> Tensor:
+    """A factor in its own dtype, or in `fallback` if that is one of 8 bits, in which nothing can be computed."""
+    usable = factor.is_floating_point() and factor.dtype.itemsize > 1
+    return factor if usable else factor.to(fallback)
 
 
 def _peft_state(
@@ -312,18 +316,20 @@ def _peft_state(
     pairs: Mapping[str, LayerUpdate],
     special: Mapping[str, LayerUpdate],
     with_bias: bool,
-    dtype: compute_dtype,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state: dict[str, Tensor] = {}
     for layer, update in pairs.items():
         for part, suffix in (("down", "lora_A.weight"), ("up", "lora_B.weight"), ("bias", "lora_B.bias")):
             if part in update.parts:
-                value = update.parts[part]
-                state[f"{layer}.{suffix}"] = value.to(dtype(value)).clone(memory_format=torch.contiguous_format)
+                value = _usable(update.parts[part], dtype)
+                state[f"{layer}.{suffix}"] = value.clone(memory_format=torch.contiguous_format)
             elif part == "bias" and with_bias:
-                state[f"{layer}.{suffix}"] = torch.zeros(update.out_features, dtype=dtype(update.parts["up"]))
+                state[f"{layer}.{suffix}"] = torch.zeros(
+                    update.out_features, dtype=_usable(update.parts["up"], dtype).dtype
+                )
     for layer, update in special.items():
-        kind = dtype(next(iter(update.parts.values())))
+        kind = _usable(next(iter(update.parts.values())), dtype).dtype
         state[f"{layer}.lora_A.weight"] = torch.zeros(1, update.in_features or 1, dtype=kind)
         state[f"{layer}.lora_B.weight"] = torch.zeros(update.out_features, 1, dtype=kind)
         if with_bias:
@@ -336,7 +342,8 @@ def _peft_state(
         "lora_alpha": alpha,
         "rank_pattern": {f"^{re.escape(layer)}": value for layer, value in ranks.items() if value != rank},
         "alpha_pattern": {f"^{re.escape(layer)}": value for layer, value in alphas.items() if value != alpha},
-        "target_modules": list(ranks),
+        # A list would match by ends of names, a pattern matches whole ones.
+        "target_modules": "|".join(re.escape(layer) for layer in ranks),
         "lora_bias": with_bias,
     }
     return state, config

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .lora_detection import describe_format
 from .lora_errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
-from .lora_families import find_foreign, find_qwen_image
+from .lora_families import find_checkpoint, find_foreign, find_qwen_image
 from .lora_formats import LoRAKey, is_extra, parse_lora_key
 from .lora_layers import LOHA, LORA, LayerUpdate, StoredLayer, map_rows, split_rows, swap_halves
 from .lora_products import dense_delta, to_lora
@@ -169,7 +169,8 @@ def _as_tensor(key: str, value: Any) -> Tensor:
 def _refuse_foreign(parsed: Mapping[str, LoRAKey | None], tensors: Mapping[str, Tensor]) -> None:
     if not parsed:
         raise LoRAError(f"There are no keys of a LoRA among {len(tensors)} keys.")
-    reason = find_foreign([key for key, found in parsed.items() if found is None])
+    unknown = [key for key, found in parsed.items() if found is None]
+    reason = find_foreign(unknown) or (find_checkpoint(unknown) if len(unknown) == len(parsed) else None)
     reason = reason or find_qwen_image(parsed, {key: tensor.shape for key, tensor in tensors.items()})
     if reason:
         raise ForeignLoRAError(reason)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .lora_errors import UnsupportedLoRAError
 from .lora_formats import flatten, layer_in_namespace
 from .lora_header import TargetLayer, write_header
-from .lora_layers import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied
+from .lora_layers import BlockMatrix, LayerUpdate, alpha_tensor, dynamic_kind, join_rows, magnitude_axis, multiplied
 from .lora_layouts import LoRALayout
 from .lora_products import to_lora
 from .lora_reading import LoRAAdapter, diffusers_updates, swapped
@@ -53,7 +53,7 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
     if not targets:
         raise UnsupportedLoRAError(f"Nothing of this LoRA can be held by the layout {layout.name!r}.")
     metadata, alphas = write_header(adapter, layout, targets)
-    if alphas:
+    if alphas == "all":
         _protect_proj_out(targets, layout)
     entries: Entries = {}
     for target in targets:
@@ -151,10 +151,9 @@ def _joined(members: list[LayerUpdate | None], shares: tuple[int, ...], body: st
 def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
     update = target.update
     name = f"`{target.body}`"
-    dynamic = sorted(part for part in update.parts if part.startswith(("lora_time_", "oft_", "rescale", "on_input"))
-                     or part[:2] in ("a1", "a2", "b1", "b2"))  # fmt: skip
-    if dynamic:
-        raise UnsupportedLoRAError(f"{name} has {dynamic}, so its update depends on the base weights or the timestep.")
+    dynamic = dynamic_kind(update)
+    if dynamic is not None:
+        raise UnsupportedLoRAError(f"{name} is {dynamic}.")
     if layout.namespace == "diffsynth":
         beyond = sorted(update.parts.keys() & {"bias", "diff_b", "magnitude"}) or (["norm"] if target.is_norm else [])
         if beyond:
@@ -212,14 +211,12 @@ def _protect_proj_out(targets: list[TargetLayer], layout: LoRALayout) -> None:
     """
     if layout.name != "diffusers":
         return
-    alphas = Counter(_alpha(t.update) for t in targets if t.update.kind == "lora" and t.component == "transformer")
-    for target in targets:
-        update = target.update
-        if target.body != "proj_out" or update.kind != "lora" or update.rank is None or len(alphas) < 2:
-            continue
-        common = alphas.most_common(1)[0][0]
-        if common and _alpha(update) != common:
-            target.update = fold_scale(update, common / update.rank)
+    layers = [t for t in targets if t.update.kind == "lora" and t.component == "transformer"]
+    alphas = Counter(_alpha(target.update) for target in layers if target.body != "proj_out")
+    common = alphas.most_common(1)[0][0] if alphas else 0.0
+    for target in layers:
+        if target.body == "proj_out" and common and _alpha(target.update) != common:
+            target.update = fold_scale(target.update, common / (target.update.rank or 1))
 
 
 def _alpha(update: LayerUpdate) -> float:
@@ -242,7 +239,7 @@ def _alpha_entry(update: LayerUpdate, layout: LoRALayout) -> Tensor | None:
     return stored if exact else alpha_tensor(value)
 
 
-def _spell(target: TargetLayer, layout: LoRALayout, alphas: bool) -> Iterator[tuple[str, Any]]:
+def _spell(target: TargetLayer, layout: LoRALayout, alphas: str) -> Iterator[tuple[str, Any]]:
     body = flatten(target.body) if layout.is_flat else target.body
     name = layout.prefixes[target.component] + body
     update = target.update
@@ -256,8 +253,8 @@ def _spell(target: TargetLayer, layout: LoRALayout, alphas: bool) -> Iterator[tu
         else:
             suffix = {"down": layout.down, "up": layout.up, "bias": layout.bias}.get(part) or f".{part}"
             yield name + suffix, tensor
-    needed = layout.alpha in ("always", "together") or update.alpha is not None or update.scale != 1
-    if alphas and needed and not target.is_norm and (update.rank is not None or update.alpha is not None):
+    wanted = alphas == "all" or alphas == "needed" and (update.alpha is not None or update.scale != 1)
+    if wanted and not target.is_norm and (update.rank is not None or update.alpha is not None):
         alpha = _alpha_entry(update, layout)
         if alpha is not None:
             yield f"{name}.alpha", alpha

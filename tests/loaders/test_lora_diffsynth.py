@@ -5,9 +5,8 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
-from diffusers_flux_ext import FluxConditionedPipeline, FluxEliGenPipeline
+from diffusers_flux_ext import FluxConditionedPipeline, FluxEliGenPipeline, convert_lora, detect_lora_format
 from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
-from diffusers_flux_ext.loaders.lora_conversion import convert_diffsynth_lora, is_diffsynth_lora
 from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
 
 
@@ -84,7 +83,7 @@ def test_a_partial_lora_and_a_state_dict():
 def test_the_converted_dict_loads_into_a_stock_pipeline():
     stock, ours = tiny_pipeline(FluxPipeline), tiny_pipeline(FluxConditionedPipeline)
     lora = make_lora(stock.transformer)
-    stock.load_lora_weights(convert_diffsynth_lora(lora))
+    stock.load_lora_weights(convert_lora(lora)[0])
     ours.load_lora_weights(lora)
     assert torch.equal(stock(**call_kwargs()).images, ours(**call_kwargs()).images)
 
@@ -100,7 +99,7 @@ def test_diffusers_files_still_load(tmp_path):
     FluxPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name="lora.safetensors")
     target.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     torch.testing.assert_close(source(**call_kwargs()).images, target(**call_kwargs()).images)
-    assert not is_diffsynth_lora({f"transformer.{key}": value for key, value in layers.items()})
+    assert detect_lora_format({f"transformer.{key}": value for key, value in layers.items()}) == "diffusers_peft"
 
 
 @pytest.mark.parametrize(
@@ -114,14 +113,14 @@ def test_diffusers_files_still_load(tmp_path):
                 "blocks.9.attn.a_to_qkv.lora_A.default.weight": (3, 32),
                 "blocks.9.attn.a_to_qkv.lora_B.default.weight": (96, 4),
             },
-            "ranks differ",
+            "do not chain",
         ),
         (
             {
                 "blocks.9.attn.a_to_qkv.lora_A.default.weight": (3, 32),
                 "blocks.9.attn.a_to_qkv.lora_B.default.weight": (97, 3),
             },
-            "97 rows, which cannot be split",
+            "97",
         ),
     ],
 )
@@ -129,4 +128,4 @@ def test_files_that_are_not_understood_are_refused(change, message):
     lora = make_lora(tiny_pipeline(FluxConditionedPipeline).transformer)
     lora |= {key: torch.zeros(shape) for key, shape in change.items()}
     with pytest.raises(ValueError, match=message):
-        convert_diffsynth_lora(lora)
+        convert_lora(lora)

@@ -1,0 +1,51 @@
+"""What a state dict in any layout means, layer by layer, for comparisons."""
+
+import torch
+
+from diffusers_flux_ext.loaders.lora_products import bias_delta, dense_delta
+from diffusers_flux_ext.loaders.lora_reading import read_lora
+
+
+def flat_clip(name):
+    return name.replace("text_encoder.text_model.", "text_encoder.")
+
+
+def meaning(state_dict, metadata=None, adapter_config=None):
+    """Dense updates, bias updates and replaced norms by diffusers name, in float64."""
+    weights, biases, norms = {}, {}, {}
+    for name, update in read_lora(state_dict, metadata, adapter_config).updates():
+        name = flat_clip(name)
+        delta, bias = dense_delta(update, torch.float64), bias_delta(update, torch.float64)
+        if delta is not None and delta.any():
+            weights[name] = delta
+        if bias is not None and bias.any():
+            biases[name] = bias
+        for part in ("set", "set_weight"):
+            if part in update.parts:
+                norms[name] = update.parts[part].double()
+    return weights, biases, norms
+
+
+def assert_same(found, expected, tolerance=1e-6):
+    for got, wanted in zip(found, expected, strict=True):
+        wanted = {name: value.double() for name, value in wanted.items() if value.any()}
+        assert got.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert got[name].shape == value.shape, name
+            assert (got[name] - value).norm() <= tolerance * value.norm(), name
+
+
+def expected_of(file):
+    return file.expected, file.expected_bias, file.expected_norms
+
+
+def bits(tensor):
+    return tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor
+
+
+def assert_bit_equal(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert value.dtype == second[key].dtype, key
+        assert value.shape == second[key].shape, key
+        assert torch.equal(bits(value), bits(second[key])), key
