@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .latents import Canvas
-    from .loaders.lora_algebra import LoRAResult, extract_lora, merge_loras, resize_lora
+    from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
     from .loaders.lora_conversion import convert_lora, convert_lora_file
     from .loaders.lora_errors import LoRAError
+    from .loaders.lora_extraction import extract_lora
     from .loaders.lora_fusing import fuse_lora_into
     from .loaders.lora_loading import load_lora, unload_lora
     from .loaders.lora_mixin import FluxExtLoraLoaderMixin
@@ -42,9 +43,10 @@ _MODULES = {
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "latents": ["Canvas"],
-    "loaders.lora_algebra": ["LoRAResult", "extract_lora", "merge_loras", "resize_lora"],
+    "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
     "loaders.lora_conversion": ["convert_lora", "convert_lora_file"],
     "loaders.lora_errors": ["LoRAError"],
+    "loaders.lora_extraction": ["extract_lora"],
     "loaders.lora_fusing": ["fuse_lora_into"],
     "loaders.lora_loading": ["load_lora", "unload_lora"],
     "loaders.lora_mixin": ["FluxExtLoraLoaderMixin"],

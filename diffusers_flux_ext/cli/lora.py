@@ -137,7 +137,7 @@ def _resize(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from ..loaders.lora_algebra import extract_lora
+    from ..loaders.lora_extraction import extract_lora
 
     _save(args, lambda: extract_lora(args.base, args.tuned, **_options(args, "rank", "energy", "to")))
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_formats import TransformerLayout, list_keys
 from .lora_conversion import load_adapter
 from .lora_errors import LoRAError, UnsupportedLoRAError
 from .lora_files import LoRASource, materialize
@@ -22,13 +21,9 @@ from .lora_products import to_lora
 from .lora_reading import LoRAAdapter
 from .lora_scale import PEFT_HEADER
 from .lora_writing import Entries, write_lora
-from .transformer_files import open_transformer
 
 
 logger = logging.getLogger(__name__)
-
-# Where a truncated product is computed exactly, and where by random projection.
-EXACT_SVD_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class LoRAResult:
         return iter((self.state_dict, self.metadata))
 
 
-class _Errors:
+class ErrorSum:
     """Relative errors of layers, and of all of them together."""
 
     def __init__(self) -> None:
@@ -70,6 +65,7 @@ class _Errors:
         self.lost, self.total = self.lost + lost, self.total + total
 
     def result(self, entries: Entries, metadata: dict[str, str], dtype: torch.dtype | None) -> LoRAResult:
+        """The LoRA with these errors."""
         error = math.sqrt(self.lost / self.total) if self.total else 0.0
         return LoRAResult(materialize(entries, dtype), metadata, error, self.layers)
 
@@ -124,7 +120,7 @@ def merge_loras(
     chosen = [1.0] * len(loras) if weights is None else [float(weight) for weight in weights]
     if not loras or len(chosen) != len(loras) or not all(map(math.isfinite, chosen)):
         raise LoRAError(f"{len(loras)} LoRAs and the weights {chosen}; expected one finite number for each LoRA.")
-    _check_rank(rank)
+    check_rank(rank)
     merged: dict[str, LayerUpdate] = {}
     for source, weight in zip(loras, chosen):
         for name, update in load_adapter(source, strict=strict)[0].updates():
@@ -143,13 +139,14 @@ def _finish(
     strict: bool,
     dtype: torch.dtype | None,
 ) -> LoRAResult:
-    errors = _Errors()
+    errors = ErrorSum()
     cut = {name: _cut(name, update, rank, energy, errors) for name, update in updates.items()}
     entries, header = write_lora(adapter_of(cut, metadata), lora_layout(to), strict)
     return errors.result(entries, header, dtype)
 
 
-def _check_rank(rank: int | None) -> None:
+def check_rank(rank: int | None) -> None:
+    """Raises a [`LoRAError`] unless `rank` is a whole number of at least 1, or `None`."""
     if rank is not None and (not isinstance(rank, int) or rank < 1):
         raise LoRAError(f"`rank` is {rank!r}; expected a whole number of at least 1.")
 
@@ -238,12 +235,12 @@ def resize_lora(
     """
     if rank is None and energy is None:
         raise LoRAError("Give `rank`, the highest rank of a layer, or `energy`, the share of it that is kept.")
-    _check_rank(rank)
+    check_rank(rank)
     if energy is not None and not 0 < energy <= 1:
         raise LoRAError(f"`energy` is {energy}; expected a number in (0, 1].")
     layout = lora_layout(to)
     adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
-    errors = _Errors()
+    errors = ErrorSum()
     if layout.namespace == "diffusers":
         updates = {name: _cut(name, update, rank, energy, errors) for name, update in adapter.updates()}
         adapter = replace(adapter_of(updates, adapter.metadata), extras=adapter.extras)
@@ -257,7 +254,7 @@ def resize_lora(
     return errors.result(entries, header, dtype)
 
 
-def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: _Errors) -> LayerUpdate:
+def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: ErrorSum) -> LayerUpdate:
     """The update with a lower rank, if there is one to lower."""
     if update.kind == "none" or update.kind == "diff" and update.parts["diff"].ndim == 1:
         return update
@@ -305,86 +302,3 @@ def rank_for_energy(squares: Tensor, energy: float | None) -> int:
         return max(1, len(squares)) if energy is None else 1
     shares = squares.cumsum(0) / total
     return min(int((shares < energy - 1e-12).sum()) + 1, len(squares))
-
-
-def extract_lora(
-    base: Any,
-    tuned: Any,
-    rank: int,
-    energy: float | None = None,
-    to: str = "diffusers",
-    dtype: torch.dtype | None = None,
-) -> LoRAResult:
-    """
-    Makes a LoRA of the difference between a tuned transformer and the one that it was tuned from.
-
-    Layers that do not differ are left out; biases that differ are kept as biases of the LoRA. Norms that differ are
-    kept where the layout can hold them, and are an error elsewhere.
-
-    Args:
-        base, tuned (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
-            Transformers in diffusers', Black Forest Labs' or DiffSynth's layout: files, folders or state dicts.
-        rank (`int`):
-            The highest rank of a layer.
-        energy (`float`, *optional*):
-            The share of the squared singular values that is enough, in (0, 1].
-        to (`str`, *optional*, defaults to `"diffusers"`):
-            The layout of the LoRA.
-        dtype (`torch.dtype`, *optional*, defaults to the dtype of `tuned`):
-            The dtype of the factors.
-
-    Returns:
-        `LoRAResult`: The LoRA and the relative errors.
-
-    Raises:
-        LoRAError: If the models do not have the same layers, or do not differ.
-    """
-    _check_rank(rank)
-    layout: TransformerLayout = "diffusers"
-    first, second = open_transformer(base, layout), open_transformer(tuned, layout)
-    if first.shapes != second.shapes:
-        odd = {key for key in first.shapes.keys() | second.shapes.keys()
-               if first.shapes.get(key) != second.shapes.get(key)}  # fmt: skip
-        raise LoRAError(f"The models differ in {len(odd)} layers or their shapes: {list_keys(odd)}.")
-    updates: dict[str, dict[str, Tensor]] = {}
-    errors = _Errors()
-    for key in first.shapes:
-        stored = second.read(key)
-        difference = stored.float() - first.read(key).float()
-        if not difference.any():
-            continue
-        kind = dtype or (stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16)
-        module, _, which = key.rpartition(".")
-        parts = updates.setdefault(f"transformer.{module}", {})
-        if which == "bias":
-            parts["diff_b"] = difference.to(kind)
-        elif difference.ndim == 1:
-            parts["diff"] = difference.to(kind)
-        else:
-            parts.update(_extracted(module, difference, rank, energy, kind, errors))
-    if not updates:
-        raise LoRAError("The two models do not differ.")
-    adapter = adapter_of({name: LayerUpdate(parts) for name, parts in updates.items()})
-    entries, header = write_lora(adapter, lora_layout(to))
-    return errors.result(entries, header, None)
-
-
-def _extracted(
-    name: str, difference: Tensor, rank: int, energy: float | None, dtype: torch.dtype, errors: _Errors
-) -> dict[str, Tensor]:
-    if min(difference.shape) <= max(EXACT_SVD_SIZE, 4 * rank):
-        up, values, down = torch.linalg.svd(difference, full_matrices=False)
-    else:
-        # Random projections with power iterations: the leading values to about 1e-3, in a fraction of the time.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            up, values, right = torch.svd_lowrank(difference, q=rank + 16, niter=4)
-        down = right.T
-    total = float(difference.double().square().sum())
-    squares = values.double() ** 2
-    kept = min(rank, len(values), int((squares.cumsum(0) < (energy or 1.0) * total - 1e-12 * total).sum()) + 1)
-    root = values[:kept].sqrt()
-    factors = {"up": (up[:, :kept] * root).to(dtype), "down": (root[:, None] * down[:kept]).to(dtype)}
-    lost = float((difference - factors["up"].float() @ factors["down"].float()).double().square().sum())
-    errors.add(name, lost, total)
-    return factors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from .._compat import get_peft_kwargs
 from .checkpoint_formats import list_keys
 from .lora_errors import LoRAError
+from .lora_formats import parse_lora_key
 from .lora_layers import LayerUpdate
 from .lora_products import bias_delta
 from .lora_reading import LoRAAdapter
@@ -23,6 +25,8 @@ from .lora_scale import PEFT_HEADER, PeftScales, read_peft_scales
 
 # Products that differ by less agree; bfloat16 factors that were multiplied once differ by this much.
 TOLERANCE = 5e-3
+_WHOLE_BLOCK = re.compile(r"transformer\.(single_)?transformer_blocks\.\d+\.lora_")
+_PEFT_SUFFIXES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 _STATES = {
     "right": "are applied",
     "wrong": "get another update",
@@ -96,6 +100,9 @@ def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAAdapter) -> st
         return "it refuses alphas beside PEFT's config"
     if any(".lora_A." in key and not key.endswith(".lora_A.weight") for key in loaded):
         return "it does not know PEFT's adapter name in the keys and leaves the weights unset"
+    blocks = [key for key in loaded if _WHOLE_BLOCK.match(key)]
+    if blocks:
+        return f"it takes whole blocks for layers and raises a KeyError: {list_keys(blocks)}"
     components = {key.split(".")[0] for key in loaded if ".lora_A.weight" in key}
     if adapter.peft is not None and PEFT_HEADER in adapter.metadata:
         missing = components & {"transformer", "text_encoder"} - set(adapter.peft.configs)
@@ -105,6 +112,7 @@ def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAAdapter) -> st
 
 
 def _compare(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> DiffusersVerdict:
+    loaded = _in_peft_names(loaded)
     scales = _scales(adapter, loaded, alphas)
     found: dict[str, list[str]] = {state: [] for state in _STATES}
     for module, update in adapter.updates():
@@ -122,6 +130,17 @@ def _compare(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[st
     if found["wrong"]:
         return DiffusersVerdict("wrongly", reasons)
     return DiffusersVerdict("partly" if found["right"] or found["partial"] else "not", reasons)
+
+
+def _in_peft_names(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that diffusers goes on with, in PEFT's names as it puts them later; T5's it leaves out."""
+    renamed = {}
+    for key, value in loaded.items():
+        found = parse_lora_key(key)
+        if found is not None and found.layer.namespace in ("diffusers", "clip") and found.part in _PEFT_SUFFIXES:
+            key = found.targets[0] + _PEFT_SUFFIXES[found.part] if found.prefix == f"{found.component}." else key
+        renamed[key] = value
+    return {key: value for key, value in renamed.items() if not key.startswith("text_encoder_2.")}
 
 
 def _clip_spelling(name: str, loaded: Mapping[str, Any]) -> str:

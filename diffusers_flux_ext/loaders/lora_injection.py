@@ -1,0 +1,145 @@
+"""Updates of a model's layers as PEFT layers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .._compat import expand_linears
+from .lora_errors import LoRAError
+from .lora_layers import LayerUpdate
+from .lora_planning import ModelPlan
+from .lora_products import to_lora
+from .lora_variants import DeltaVariant, make_delta
+
+
+def inject(
+    model: nn.Module, component: str, plan: ModelPlan, name: str, hotswap: bool, low_cpu_mem_usage: bool
+) -> None:
+    """
+    Adds a model's updates as PEFT layers.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model.
+        component (`str`):
+            Which it is in its pipeline.
+        plan (`ModelPlan`):
+            The updates of its layers.
+        name (`str`):
+            The adapter's name.
+        hotswap, low_cpu_mem_usage (`bool`):
+            As for diffusers' `load_lora_adapter`.
+
+    Raises:
+        LoRAError: If `x_embedder` has to be widened and cannot be.
+    """
+    if not plan.updates:
+        return
+    dtype = _computing_dtype(model)
+    special = plan.special
+    pairs = {layer: to_lora(update) for layer, update in plan.updates.items() if layer not in special}
+    with_bias = any({"bias", "diff_b"} & update.parts.keys() for update in plan.updates.values())
+    state_dict, config = _peft_state(model, pairs, special, with_bias, dtype)
+    if component == "transformer":
+        state_dict = _fit_x_embedder(model, state_dict)
+        model.load_lora_adapter(  # type: ignore[operator]
+            state_dict, prefix=None, adapter_name=name, metadata=config, hotswap=hotswap,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+        )  # fmt: skip
+    else:
+        inject_adapter_in_model(LoraConfig(**config), model, name, state_dict=state_dict)
+        set_peft_model_state_dict(model, state_dict, name)
+        model._hf_peft_config_loaded = True  # type: ignore[assignment]
+    layers: dict[str, Any] = dict(model.named_modules())
+    _restore_dtypes(layers, state_dict, name)
+    for layer, update in special.items():
+        placeholder = layers[layer].lora_B[name].weight
+        layers[layer].lora_B[name] = make_delta(update, placeholder.dtype, with_bias).to(placeholder.device)
+        layers[layer].lora_variant[name] = DeltaVariant()
+
+
+def _restore_dtypes(layers: Mapping[str, Any], state_dict: Mapping[str, Tensor], name: str) -> None:
+    """PEFT casts factors to the dtype of the layer; where that is one of 8 bits, nothing can be computed in it."""
+    for key, value in state_dict.items():
+        layer, side, which = key.rsplit(".", 2)
+        factor = getattr(layers[layer], side)[name]
+        if getattr(factor, which).dtype.itemsize == 1:
+            setattr(factor, which, nn.Parameter(value.to(getattr(factor, which).device), requires_grad=False))
+
+
+def _computing_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's weights, leaving out those that are stored in 8 bits."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1), None)
+    return own or torch.bfloat16
+
+
+def _usable(factor: Tensor, fallback: torch.dtype) -> Tensor:
+    """A factor in its own dtype, or in `fallback` if that is one of 8 bits, in which nothing can be computed."""
+    usable = factor.is_floating_point() and factor.dtype.itemsize > 1
+    return factor if usable else factor.to(fallback)
+
+
+def _peft_state(
+    model: nn.Module,
+    pairs: Mapping[str, LayerUpdate],
+    special: Mapping[str, LayerUpdate],
+    with_bias: bool,
+    dtype: torch.dtype,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state: dict[str, Tensor] = {}
+    for layer, update in pairs.items():
+        for part, suffix in (("down", "lora_A.weight"), ("up", "lora_B.weight"), ("bias", "lora_B.bias")):
+            if part in update.parts:
+                value = _usable(update.parts[part], dtype)
+                state[f"{layer}.{suffix}"] = value.clone(memory_format=torch.contiguous_format)
+            elif part == "bias" and with_bias:
+                state[f"{layer}.{suffix}"] = torch.zeros(
+                    update.out_features, dtype=_usable(update.parts["up"], dtype).dtype
+                )
+    for layer, update in special.items():
+        kind = _usable(next(iter(update.parts.values())), dtype).dtype
+        state[f"{layer}.lora_A.weight"] = torch.zeros(1, update.in_features or 1, dtype=kind)
+        state[f"{layer}.lora_B.weight"] = torch.zeros(update.out_features, 1, dtype=kind)
+        if with_bias:
+            state[f"{layer}.lora_B.bias"] = torch.zeros(update.out_features, dtype=kind)
+    ranks = {layer: update.rank or 1 for layer, update in pairs.items()} | dict.fromkeys(special, 1)
+    alphas = {layer: update.scale * ranks[layer] for layer, update in pairs.items()} | dict.fromkeys(special, 1.0)
+    rank, alpha = (Counter(table.values()).most_common(1)[0][0] for table in (ranks, alphas))
+    config = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{re.escape(layer)}": value for layer, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"^{re.escape(layer)}": value for layer, value in alphas.items() if value != alpha},
+        # A list would match by ends of names, a pattern matches whole ones.
+        "target_modules": "|".join(re.escape(layer) for layer in ranks),
+        "lora_bias": with_bias,
+    }
+    return state, config
+
+
+def _fit_x_embedder(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Widens the model for a control LoRA, or the LoRA for a widened model; new columns are zeros."""
+    key = "x_embedder.lora_A.weight"
+    if key not in state_dict:
+        return state_dict
+    layer: Any = model.x_embedder
+    width = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).in_features
+    down = state_dict[key]
+    if down.shape[1] > width:
+        if isinstance(layer, BaseTunerLayer):
+            raise LoRAError(
+                f"This control LoRA takes {down.shape[1]} channels and widens `x_embedder`, which another adapter "
+                "updates already. Load the control LoRA first."
+            )
+        expand_linears(model, {f"transformer.{name}": value for name, value in state_dict.items()})
+    elif down.shape[1] < width:
+        state_dict[key] = torch.cat([down, down.new_zeros(down.shape[0], width - down.shape[1])], dim=1)
+    return state_dict

@@ -1,0 +1,164 @@
+"""What a LoRA does to the models of a pipeline: which layers it updates, and what it cannot find."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .checkpoint_formats import list_keys
+from .lora_errors import LoRAError
+from .lora_layers import LayerUpdate, dynamic_kind
+from .lora_patches import Patch, patched_adapters
+from .lora_reading import LoRAAdapter
+from .lora_variants import needs_variant
+
+
+logger = logging.getLogger(__name__)
+
+_PATCH_PARTS = {"set": True, "set_weight": True, "diff": False, "w_norm": False, "diff_b": False, "b_norm": False}
+
+
+@dataclass
+class ModelPlan:
+    """What an adapter does to one model."""
+
+    updates: dict[str, LayerUpdate] = field(default_factory=dict)
+    patches: list[Patch] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def special(self) -> dict[str, LayerUpdate]:
+        """The updates that are no plain LoRA."""
+        return {name: update for name, update in self.updates.items() if needs_variant(update)}
+
+
+def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module]) -> dict[str, ModelPlan]:
+    """
+    Finds the layers of an adapter in models. Layers that none has are reported in a warning.
+
+    Args:
+        adapter (`LoRAAdapter`):
+            The adapter.
+        models (`Mapping[str, torch.nn.Module]`):
+            The models by component.
+
+    Returns:
+        `dict[str, ModelPlan]`: What is done to each model that the adapter touches.
+
+    Raises:
+        LoRAError: If a layer has another size, or if the models have none of the layers.
+    """
+    plans = {component: ModelPlan() for component in models}
+    absent: Counter[str] = Counter()
+    layers = {component: dict(model.named_modules()) for component, model in models.items()}
+    for target, update in adapter.updates():
+        component, _, name = target.partition(".")
+        if component not in models:
+            absent[component] += 1
+            continue
+        name = _live_name(name, layers[component])
+        plan, layer = plans[component], layers[component].get(name)
+        if layer is None:
+            plan.missing.append(name)
+        elif isinstance(layer, nn.Linear | BaseTunerLayer) or _is_linear(layer):
+            _add_update(plan, name, update, layer)
+        else:
+            plan.patches.extend(_patches(name, update))
+    for component, count in absent.items():
+        logger.warning("%d layers of the LoRA belong to `%s`, which the pipeline does not have.", count, component)
+    _report_missing(plans)
+    return {component: plan for component, plan in plans.items() if plan.updates or plan.patches}
+
+
+def _live_name(name: str, layers: Mapping[str, nn.Module]) -> str:
+    """The name as the loaded model has it: transformers 5 dropped CLIP's level `text_model.`."""
+    if name in layers:
+        return name
+    other = name.removeprefix("text_model.") if name.startswith("text_model.") else f"text_model.{name}"
+    return other if other in layers else name
+
+
+def _linear_size(layer: Any) -> tuple[int, int]:
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    return base.out_features, base.in_features
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    # Quantised layers are no `nn.Linear` but have its sizes.
+    return hasattr(layer, "in_features") and hasattr(layer, "out_features")
+
+
+def _add_update(plan: ModelPlan, name: str, update: LayerUpdate, layer: nn.Module) -> None:
+    dynamic = dynamic_kind(update)
+    if dynamic is not None:
+        raise LoRAError(f"`{name}` is {dynamic}; it cannot be loaded as a LoRA.")
+    outputs, inputs = _linear_size(layer)
+    if update.kind == "none":
+        bias = {n: p for n, p in update.parts.items() if n in ("bias", "diff_b")}
+        zeros = {"down": torch.zeros(1, inputs), "up": torch.zeros(outputs, 1)}
+        update = LayerUpdate({**zeros, **bias}, update.scale)
+    if update.out_features != outputs or update.in_features != inputs and name != "x_embedder":
+        raise LoRAError(
+            f"The LoRA updates `{name}` with a matrix of shape {(update.out_features, update.in_features)}; the "
+            f"model's is {(outputs, inputs)}. It was trained on a model of another size."
+        )
+    plan.updates[name] = update
+
+
+def _patches(name: str, update: LayerUpdate) -> Iterator[Patch]:
+    for part, value in update.parts.items():
+        if part not in _PATCH_PARTS:
+            raise LoRAError(f"`{name}` is no Linear, and the LoRA has {sorted(update.parts)} for it.")
+        which = "bias" if part in ("diff_b", "b_norm") else "weight"
+        yield Patch(f"{name}.{which}", value, _PATCH_PARTS[part])
+
+
+def _report_missing(plans: Mapping[str, ModelPlan]) -> None:
+    missing = [f"{component}.{name}" for component, plan in plans.items() for name in plan.missing]
+    if not missing:
+        return
+    found = sum(len(plan.updates) + len(plan.patches) for plan in plans.values())
+    if not found:
+        raise LoRAError(f"The pipeline has none of the layers of this LoRA: {list_keys(missing)}.")
+    logger.warning(
+        "The pipeline does not have %d of the %d layers of this LoRA, they are left out: %s.",
+        len(missing), found + len(missing), list_keys(missing),
+    )  # fmt: skip
+
+
+def check_plans(plans: Mapping[str, ModelPlan], models: Mapping[str, nn.Module], name: str, hotswap: bool) -> None:
+    """
+    Checks that plans can be carried out under an adapter's name.
+
+    Raises:
+        LoRAError: If there is nothing to do, the name is taken or unfit, or an update cannot be swapped in place.
+    """
+    if not plans:
+        raise LoRAError("The LoRA updates no layer of this pipeline.")
+    if not name or "." in name:
+        raise LoRAError(f"The adapter's name is {name!r}; expected a word without a dot.")
+    taken = [component for component, model in models.items() if name in adapter_names(model)]
+    if taken and not hotswap:
+        raise LoRAError(f"There already is an adapter {name!r} in {taken}. Delete it, or choose another name.")
+    if hotswap and (set(plans) != {"transformer"} or plans["transformer"].patches or plans["transformer"].special):
+        raise LoRAError(
+            "Only LoRAs of the transformer can be swapped in place: no text encoders, norms, DoRA or LoKr."
+        )
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The adapters of a model."""
+    return list(dict.fromkeys([*getattr(model, "peft_config", {}), *patched_adapters(model)]))
+
+
+def free_name(models: Iterable[nn.Module]) -> str:
+    """A name that no adapter of the models has."""
+    taken = {name for model in models for name in adapter_names(model)}
+    return next(name for number in range(len(taken) + 1) if (name := f"default_{number}") not in taken)
