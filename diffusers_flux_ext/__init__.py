@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from .conditions.base import FluxCondition
     from .conditions.entity_regions import EntityRegions
     from .conditions.inpaint_region import InpaintRegion
+    from .conditions.ip_adapter_images import IPAdapterImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
+    from .models.ip_adapter_flux import FluxIPAdapter
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
@@ -32,11 +35,14 @@ _MODULES = {
     "conditions.base": ["FluxCondition"],
     "conditions.entity_regions": ["EntityRegions"],
     "conditions.inpaint_region": ["InpaintRegion"],
+    "conditions.ip_adapter_images": ["IPAdapterImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
+    "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
+    "models.ip_adapter_flux": ["FluxIPAdapter"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
@@ -61,7 +67,10 @@ __all__ = [
     "FluxEliGenPipeline",
     "FluxExtTransformer2DModel",
     "FluxFlowMatchScheduler",
+    "FluxIPAdapter",
     "FluxRegionalAttnProcessor",
+    "IPAdapterImages",
+    "ImagePrompt",
     "InpaintRegion",
     "PlanCache",
     "PromptEmbeds",

@@ -9,6 +9,7 @@ from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
 from .attention_plan import AttentionPlan, build_attention_plan
+from .image_prompt import IMAGE_PROMPTS, place_image_prompts
 from .models.attention_processor_flux import runs_attention_plans
 from .sequence import AttentionRule, Contribution, JointLayout, TokenGroup
 
@@ -114,6 +115,8 @@ def predict_velocity(
     text_order = plan.text_order if plan is not None else None
     image_order = plan.image_order if plan is not None else None
     residuals = _collect_residuals(transformer, contributions, step.latents, layout, image_order)
+    attention_kwargs = place_image_prompts(_attention_kwargs(contributions, plan), transformer, layout, image_order)
+    _check_processors(transformer, attention_kwargs)
     velocity = transformer(
         hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
         timestep=step.timestep,
@@ -122,7 +125,7 @@ def predict_velocity(
         encoder_hidden_states=_sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
         txt_ids=_sort(text_ids, text_order, dim=0),
         img_ids=_sort(_join_ids(image), image_order, dim=0),
-        joint_attention_kwargs=_attention_kwargs(contributions, plan),
+        joint_attention_kwargs=attention_kwargs,
         return_dict=False,
         **residuals,
     )[0]
@@ -222,14 +225,29 @@ def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan
     if plan is not None:
         merged = {"attention_plan": plan} if plan.mask is None else {"attention_mask": plan.mask}
     for part in contributions:
-        clash = sorted(merged.keys() & part.attention_kwargs.keys())
+        given = dict(part.attention_kwargs)
+        for name in merged.keys() & given.keys():
+            if isinstance(merged[name], tuple) and isinstance(given[name], tuple):
+                merged[name] += given.pop(name)
+        clash = sorted(merged.keys() & given.keys())
         if clash:
             raise ValueError(
                 f"Two sources give the attention arguments {clash}. Each name can be given once; attention rules use "
                 f"'attention_plan' or 'attention_mask' themselves, so state your mask as `AttentionRule`s instead."
             )
-        merged.update(part.attention_kwargs)
+        merged.update(given)
     return merged
+
+
+def _check_processors(transformer: FluxTransformer2DModel, attention_kwargs: dict[str, Any]) -> None:
+    if IMAGE_PROMPTS in attention_kwargs and not runs_attention_plans(transformer):
+        processors = getattr(transformer, "attn_processors", {}).values()
+        names = sorted({type(processor).__name__ for processor in processors} - {"FluxRegionalAttnProcessor"})
+        raise ValueError(
+            f"Image prompts need `FluxRegionalAttnProcessor` on every block, but this transformer has {names}. Call "
+            f"it inside `regional_attention(transformer)`; if diffusers' own IP-Adapter is loaded, unload it with "
+            f"`unload_ip_adapter()` and give its weights as a `FluxIPAdapter`."
+        )
 
 
 def _collect_residuals(
