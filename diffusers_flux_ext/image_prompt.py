@@ -54,12 +54,22 @@ class PlacedPrompt:
     mask: torch.Tensor | None
     after_block: bool
 
-    def attend(self, block: int, query: torch.Tensor, attention: Callable[..., torch.Tensor]) -> torch.Tensor | None:
-        """What the tokens of `query` `(batch_size, length, heads, head_dim)` read; `None` where the scale is zero."""
-        if self.used is not None and not torch.compiler.is_compiling() and not self.used[block]:
+    def attend(
+        self, block: int | torch.Tensor, query: torch.Tensor, attention: Callable[..., torch.Tensor]
+    ) -> torch.Tensor | None:
+        """What the tokens of a block read.
+
+        Args:
+            block (`int`, or `torch.Tensor` of shape `(1,)` in compiled blocks): Number of the block.
+            query (`torch.Tensor` of shape `(batch_size, length, heads, head_dim)`): The tokens' queries.
+            attention (`Callable`): Attention on tensors of that layout.
+
+        Returns:
+            `torch.Tensor` like `query`, or `None` where the scale is zero.
+        """
+        if self.used is not None and isinstance(block, int) and not self.used[block]:
             return None
-        key, value = (tensor[block].expand(len(query), -1, -1, -1) for tensor in (self.keys, self.values))
-        output = attention(query, key, value)
+        output = attention(query, _of_block(self.keys, block, query), _of_block(self.values, block, query))
         return output if self.mask is None else output * self.mask
 
 
@@ -108,6 +118,11 @@ def place_image_prompts(
         if len(prompt.keys) > first:
             single.append(_part(prompt, slice(first, None), mask))
     return {**kwargs, IMAGE_PROMPTS: PlacedPrompts(tuple(double), tuple(single))}
+
+
+def _of_block(stacked: torch.Tensor, block: int | torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    selected = stacked[block] if isinstance(block, int) else stacked.index_select(0, block.to(stacked.device))[0]
+    return selected.expand(len(query), -1, -1, -1)
 
 
 def _part(prompt: ImagePrompt, blocks: slice, mask: torch.Tensor | None) -> PlacedPrompt:

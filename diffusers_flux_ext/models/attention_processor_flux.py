@@ -40,6 +40,7 @@ class FluxRegionalAttnProcessor:
     def __init__(self, image_only: bool = False, block: int | None = None) -> None:
         self.image_only = image_only
         self.block = block
+        self._block_index = None if block is None else torch.tensor([block])
         self.stands_in_for: FluxAttnProcessor | FluxRegionalAttnProcessor | None = None
         self.users = 0
 
@@ -120,13 +121,15 @@ class FluxRegionalAttnProcessor:
             total = part if total is None else _plus(total, part)
         return total
 
-    def _known_block(self) -> int:
-        if self.block is None:
+    def _known_block(self) -> int | torch.Tensor:
+        # A number would be a constant of a compiled block, and every block compiled anew.
+        block = self._block_index if torch.compiler.is_compiling() else self.block
+        if block is None:
             raise ValueError(
                 "Image prompts need to know the block, but this `FluxRegionalAttnProcessor` was made without `block`. "
                 "Call the transformer inside `regional_attention(transformer)`."
             )
-        return self.block
+        return block
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         # Every device holds all of a prompt's keys, so nothing is exchanged between devices.
