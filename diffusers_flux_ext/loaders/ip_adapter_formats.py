@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,14 +60,12 @@ def read_ip_adapter_file(path: str | Path) -> NestedStateDict:
         if path.suffix in SAFETENSORS_SUFFIXES:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"`{path}` cannot be read as weights: {error}") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError as error:
         raise ValueError(
             f"`{path}` is no pickle of plain tensors, so it is not read: it could run code. ({error})"
         ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"`{path}` cannot be read as weights: {error}") from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"`{path}` holds a {type(loaded).__name__}; expected a state dict.")
     return loaded
