@@ -16,7 +16,7 @@ from ..sequence import Contribution
 from .base import FluxCondition
 from .image_embeds import embed_images
 from .region_masks import RegionMask, is_box, mask_to_tokens
-from .windows import check_window, is_in_window
+from .windows import check_window, is_active
 
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class IPAdapterImages(FluxCondition):
     negative_scale: float | Sequence[float] = 1.0
 
     def __post_init__(self) -> None:
-        check_window(self.start, self.end, type(self).__name__)
+        check_window(type(self).__name__, self.start, self.end)
         if (self.images is None) == (self.image_embeds is None):
             raise ValueError("`IPAdapterImages` takes either `images` or `image_embeds`; give one of the two.")
         if self.image_embeds is not None and self.image_embeds.ndim not in (2, 3):
@@ -112,7 +112,7 @@ class IPAdapterImages(FluxCondition):
 
     def phase(self, step: DenoisingStep) -> Hashable:
         """Whether the step lies in the window."""
-        return is_in_window(step, self.start, self.end)
+        return is_active(step, self.start, self.end)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """The keys and values of all blocks.

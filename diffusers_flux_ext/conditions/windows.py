@@ -3,7 +3,7 @@
 from ..denoise import DenoisingStep
 
 
-def check_window(start: float, end: float, owner: str) -> None:
+def check_window(owner: str, start: float, end: float) -> None:
     """Raise a `ValueError` unless `0 <= start <= end <= 1`; `owner` is the class name in the message."""
     if not 0 <= start <= end <= 1:
         raise ValueError(
@@ -12,7 +12,7 @@ def check_window(start: float, end: float, owner: str) -> None:
         )
 
 
-def is_in_window(step: DenoisingStep, start: float, end: float) -> bool:
+def is_active(step: DenoisingStep, start: float, end: float) -> bool:
     """Whether the whole of a step lies in a window, by diffusers' rule for `control_guidance_start` and `_end`.
 
     Args:
