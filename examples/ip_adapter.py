@@ -53,14 +53,14 @@ def main() -> None:
         parser.error("--model needs --adapter")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device == "cuda" and args.model else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype).to(device)
     if args.adapter:
         adapter = FluxIPAdapter.from_single_file(args.adapter, dtype=dtype)
         encoder = SiglipVisionModel.from_pretrained(args.encoder, dtype=dtype)
     else:
         adapter, encoder = random_modules(pipe.transformer)
-    adapter, encoder = adapter.to(device, dtype), encoder.to(device, dtype)
+    adapter, encoder = adapter.to(device), encoder.to(device)
     colours = [Image.new("RGB", (64, 64), name) for name in ("orange", "navy")]
     pictures = [load_image(path) for path in args.image] if args.image else colours
     size = {} if args.model else TINY

@@ -40,7 +40,7 @@ class FluxRegionalAttnProcessor:
     def __init__(self, image_only: bool = False, block: int | None = None) -> None:
         self.image_only = image_only
         self.block = block
-        self._block_index = None if block is None else torch.tensor([block])
+        self._block_index = None if block is None else torch.tensor([block], device="cpu")
         self.stands_in_for: FluxAttnProcessor | FluxRegionalAttnProcessor | None = None
         self.users = 0
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
 
 from diffusers_flux_ext import (
@@ -12,6 +12,7 @@ from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
     FluxEliGenPipeline,
+    FluxExtTransformer2DModel,
     FluxRegionalAttnProcessor,
     ImagePrompt,
     IPAdapterImages,
@@ -19,7 +20,7 @@ from diffusers_flux_ext import (
     predict_velocity,
 )
 from diffusers_flux_ext.conditions.base import EncodedConditions
-from diffusers_flux_ext.conditions.image_embeds import embed_images
+from diffusers_flux_ext.conditions.image_embeds import embed_images, image_processor_for
 from diffusers_flux_ext.models.attention_processor_flux import regional_attention
 from tests.fixtures.ip_adapter import (
     XLABS,
@@ -290,9 +291,18 @@ class TestImages:
         own = run(pipe, IPAdapterImages(adapter, picture(), image_encoder=encoder))
         assert torch.equal(run(pipe, IPAdapterImages(adapter, picture())), own)
 
-    def test_a_processor_of_ones_own(self, pipe, adapter):
-        from diffusers_flux_ext.conditions.image_embeds import image_processor_for
+    @pytest.mark.parametrize("make", [tiny_siglip, tiny_clip_vision])
+    def test_a_pipeline_keeps_its_encoder(self, adapter, make, tmp_path):
+        encoder = make(2)
+        parts = {"image_encoder": encoder, "feature_extractor": image_processor_for(encoder)}
+        pipe = tiny_pipeline(FluxConditionedPipeline, **parts)
+        condition = IPAdapterImages(adapter, picture())
+        expected = run(pipe, condition)
+        pipe.save_pretrained(tmp_path)
+        assert torch.equal(run(quiet(DiffusionPipeline.from_pretrained(tmp_path)), condition), expected)
+        assert torch.equal(run(quiet(FluxEliGenPipeline.from_pipe(pipe)), condition), expected)
 
+    def test_a_processor_of_ones_own(self, pipe, adapter):
         encoder = tiny_siglip()
         processor = image_processor_for(encoder)
         same = IPAdapterImages(adapter, picture(), image_encoder=encoder, image_processor=processor)
@@ -399,7 +409,8 @@ class TestExecution:
         assert torch.equal(run(other, condition, **GUIDED), expected)
         assert len(set(map(id, moved))) >= 5 + adapter.config.num_blocks
 
-    def test_compiled_blocks_are_compiled_once(self, pipe):
+    @pytest.mark.parametrize("own_class", [False, True])
+    def test_compiled_blocks_are_compiled_once(self, own_class):
         """With more blocks than torch compiles one code for, so that the number of a block must not matter."""
         torch._dynamo.reset()
         depth = {"num_layers": 10, "num_single_layers": 10}
@@ -407,7 +418,11 @@ class TestExecution:
         adapter = tiny_ip_adapter(1, num_blocks=20)
         conditions = [IPAdapterImages(adapter, image_embeds=image_embeds(), mask=LEFT)]
         expected = run(eager, *conditions)
-        compiled = tiny_pipeline(FluxConditionedPipeline, transformer=tiny_transformer(0, **depth))
+        transformer = tiny_transformer(0, **depth)
+        if own_class:
+            weights, axes = transformer.state_dict(), transformer.config.axes_dims_rope
+            transformer = FluxExtTransformer2DModel.from_state_dict(weights, axes_dims_rope=axes)
+        compiled = tiny_pipeline(FluxConditionedPipeline, transformer=transformer)
         count: list[int] = []
         backend = lambda graph, inputs: count.append(1) or graph.forward  # noqa: E731
         compiled.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
