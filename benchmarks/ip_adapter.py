@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor, FluxPosEmbed
 
+from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
 from diffusers_flux_ext import DenoisingStep, FluxIPAdapter, IPAdapterImages, PromptEmbeds, predict_velocity
 from diffusers_flux_ext.image_prompt import PlacedPrompt, PlacedPrompts
 from diffusers_flux_ext.models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
@@ -25,7 +25,7 @@ from tests.parity.reference.ip_adapter import reference_ip_adapter
 from tests.parity.reference.pipeline import flux_image
 
 
-HEAD_DIM, CROSS_DIM, EMBED_DIM, CONTEXT, POOLED = 128, 4096, 64, 64, 32
+HEAD_DIM, CROSS_DIM, EMBED_DIM = 128, 4096, 64
 Sides = Mapping[str, Callable[[], Any]]
 
 
@@ -60,17 +60,8 @@ def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) 
 
 def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
     """One step of a transformer with an adapter in InstantX' structure, keys and values made beforehand on both."""
-    torch.manual_seed(0)
     heads, side = args.width // HEAD_DIM, round(image_tokens**0.5)
-    transformer = FluxTransformer2DModel(
-        num_layers=args.double,
-        num_single_layers=args.single,
-        attention_head_dim=HEAD_DIM,
-        num_attention_heads=heads,
-        joint_attention_dim=CONTEXT,
-        pooled_projection_dim=POOLED,
-        guidance_embeds=True,
-    ).eval()
+    transformer = tiny_transformer(args.width, args.double, args.single)
     adapter = FluxIPAdapter(
         num_blocks=args.double + args.single,
         num_attention_heads=heads,

@@ -7,13 +7,13 @@ The layouts of InstantX, XLabs, diffusers and DiffSynth-Studio are told apart by
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import torch
 
 from diffusers_flux_ext import FluxIPAdapter
+from diffusers_flux_ext.loaders.output_folder import check_new_folder, save_to_new_folder
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -27,15 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="data type of the result (default: that of the file)")
     parser.add_argument("--attention-head-dim", type=int, default=128, help="width of the transformer's heads")
     args = parser.parse_args(arguments)
-    temporary = args.target.with_name(f".{args.target.name}.{os.getpid()}")
     try:
-        if args.target.exists():
-            raise ValueError(f"{args.target} exists already. Give a new folder, or remove it first.")
-        adapter = FluxIPAdapter.from_single_file(
-            args.source, dtype=DTYPES.get(args.dtype), attention_head_dim=args.attention_head_dim
-        )
-        adapter.save_pretrained(temporary)
-        temporary.replace(args.target)
+        check_new_folder(args.target)
+        heads = {"attention_head_dim": args.attention_head_dim}
+        adapter = FluxIPAdapter.from_single_file(args.source, dtype=DTYPES.get(args.dtype), **heads)
+        save_to_new_folder(adapter, args.target)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

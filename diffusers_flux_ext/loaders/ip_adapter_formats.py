@@ -52,10 +52,7 @@ def read_ip_adapter_file(path: str | Path) -> NestedStateDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no file `{path}`. Pass a local path; files on the Hub are fetched by "
-            "`huggingface_hub.hf_hub_download`, which returns one."
-        )
+        raise FileNotFoundError(f"There is no file `{path}`. Pass a local path, such as `hf_hub_download` returns.")
     try:
         if path.suffix in SAFETENSORS_SUFFIXES:
             return load_file(path)

@@ -186,10 +186,8 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
         cls,
         pretrained_model_link_or_path_or_dict: str | Path | Mapping[str, Any],
         *,
-        torch_dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        **overrides: Any,
+        **kwargs: Any,
     ) -> FluxIPAdapter:
         """
         Makes an adapter from one local file: `ip-adapter.bin` or a safetensors file, in any published layout.
@@ -197,14 +195,10 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping`):
                 Path of the file. Pickles are read with `weights_only=True`. A mapping goes to [`from_state_dict`].
-            torch_dtype (`torch.dtype`, *optional*):
-                Dtype of the model; that of each tensor of the file by default.
-            device (`str` or `torch.device`, *optional*):
-                Device of the model; CPU by default.
             dtype (`torch.dtype`, *optional*):
-                The newer name of `torch_dtype`.
-            overrides:
-                See [`from_state_dict`].
+                Dtype of the model; that of each tensor of the file by default.
+            kwargs:
+                See [`from_state_dict`]; `torch_dtype` is the older name of `dtype`.
 
         Returns:
             `FluxIPAdapter` in eval mode.
@@ -216,7 +210,8 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
         """
         source = pretrained_model_link_or_path_or_dict
         state_dict = source if isinstance(source, Mapping) else read_ip_adapter_file(source)
-        return cls.from_state_dict(state_dict, torch_dtype=dtype or torch_dtype, device=device, **overrides)
+        kwargs["torch_dtype"] = dtype or kwargs.get("torch_dtype")
+        return cls.from_state_dict(state_dict, **kwargs)
 
 
 def _check_weights(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
