@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 from ._compat import attention_accepts_mask
 from .attention_plan import AttentionPlan, build_attention_plan
 from .image_prompt import IMAGE_PROMPTS, place_image_prompts
-from .models.attention_processor_flux import runs_attention_plans
+from .models.attention_processor_flux import check_image_prompts_run, runs_attention_plans
 from .sequence import AttentionRule, Contribution, JointLayout, TokenGroup
 
 
@@ -116,7 +116,8 @@ def predict_velocity(
     image_order = plan.image_order if plan is not None else None
     residuals = _collect_residuals(transformer, contributions, step.latents, layout, image_order)
     attention_kwargs = place_image_prompts(_attention_kwargs(contributions, plan), transformer, layout, image_order)
-    _check_processors(transformer, attention_kwargs)
+    if IMAGE_PROMPTS in attention_kwargs:
+        check_image_prompts_run(transformer)
     velocity = transformer(
         hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
         timestep=step.timestep,
@@ -237,17 +238,6 @@ def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan
             )
         merged.update(given)
     return merged
-
-
-def _check_processors(transformer: FluxTransformer2DModel, attention_kwargs: dict[str, Any]) -> None:
-    if IMAGE_PROMPTS in attention_kwargs and not runs_attention_plans(transformer):
-        processors = getattr(transformer, "attn_processors", {}).values()
-        names = sorted({type(processor).__name__ for processor in processors} - {"FluxRegionalAttnProcessor"})
-        raise ValueError(
-            f"Image prompts need `FluxRegionalAttnProcessor` on every block, but this transformer has {names}. Call "
-            f"it inside `regional_attention(transformer)`; if diffusers' own IP-Adapter is loaded, unload it with "
-            f"`unload_ip_adapter()` and give its weights as a `FluxIPAdapter`."
-        )
 
 
 def _collect_residuals(

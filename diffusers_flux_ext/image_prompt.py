@@ -140,22 +140,40 @@ def _place_mask(prompt: ImagePrompt, layout: JointLayout, image_order: torch.Ten
     return mask[:, :, None, None].to(prompt.values.dtype)
 
 
-def _check_prompt(prompt: ImagePrompt, transformer: FluxTransformer2DModel, layout: JointLayout) -> None:
-    depth, width = len(prompt.keys), prompt.keys.shape[3] * prompt.keys.shape[4]
+def check_adapter_fits(
+    name: str, depth: int, heads: tuple[int, int], after_block: bool, transformer: FluxTransformer2DModel
+) -> None:
+    """Check an adapter's sizes against a transformer's.
+
+    Args:
+        name (`str`): What error messages call it.
+        depth (`int`): Blocks that it has keys and values for.
+        heads (`tuple[int, int]`): Number and width of its attention heads.
+        after_block (`bool`): Whether it is added after the double blocks.
+        transformer (`FluxTransformer2DModel`): The transformer.
+
+    Raises:
+        ValueError: if it was made for another depth or width.
+    """
     double, single = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
-    heads = (transformer.config.num_attention_heads, transformer.config.attention_head_dim)
-    if depth not in (double, double + single) or tuple(prompt.keys.shape[3:]) != heads:
+    wanted = (transformer.config.num_attention_heads, transformer.config.attention_head_dim)
+    if depth not in (double, double + single) or heads != wanted:
         raise ValueError(
-            f"The {prompt.name} has {depth} blocks of {width} channels in {prompt.keys.shape[3]} heads, but the "
-            f"transformer has {double} double and {single} single blocks of {heads[0] * heads[1]} channels in "
-            f"{heads[0]} heads. An adapter serves either the double blocks or all of them; load the one that was "
+            f"The adapter of {name} has {depth} blocks of {heads[0] * heads[1]} channels in {heads[0]} heads, but the "
+            f"transformer has {double} double and {single} single blocks of {wanted[0] * wanted[1]} channels in "
+            f"{wanted[0]} heads. An adapter serves either the double blocks or all of them; load the one that was "
             f"trained for this model."
         )
-    if prompt.after_block and depth != double:
+    if after_block and depth != double:
         raise ValueError(
-            f"The {prompt.name} is added after the blocks and has {depth} of them, but only the {double} double "
+            f"The adapter of {name} is added after the blocks and has {depth} of them, but only the {double} double "
             f"blocks of the transformer allow that."
         )
+
+
+def _check_prompt(prompt: ImagePrompt, transformer: FluxTransformer2DModel, layout: JointLayout) -> None:
+    num_heads, head_dim = prompt.keys.shape[3:]
+    check_adapter_fits(prompt.name, len(prompt.keys), (num_heads, head_dim), prompt.after_block, transformer)
     target = layout.lengths[layout.kinds.index("target")]
     batches = {len(tensor) for tensor in (prompt.keys[0], prompt.values[0], prompt.mask) if tensor is not None}
     if not batches <= {1, layout.batch_size} or (prompt.mask is not None and prompt.mask.shape[1] != target):

@@ -43,7 +43,7 @@ def image_processor_for(image_encoder: torch.nn.Module) -> Any:
     return processor(size={"shortest_edge": config.image_size}, crop_size=side)
 
 
-def embed_images(images: Any, image_encoder: torch.nn.Module, image_processor: Any = None) -> torch.Tensor:
+def embed_images(images: Any, image_encoder: torch.nn.Module | None, image_processor: Any = None) -> torch.Tensor:
     """Embeddings of pictures.
 
     Args:
@@ -59,9 +59,16 @@ def embed_images(images: Any, image_encoder: torch.nn.Module, image_processor: A
         one, as CLIP, and its pooled output otherwise, as SigLIP.
 
     Raises:
-        ValueError: if the lists are empty, mixed or of different lengths, or a picture has a wrong shape.
+        ValueError: if there is no encoder; if the lists are empty, mixed or of different lengths, or a picture has a
+            wrong shape.
         TypeError: if something is no picture.
     """
+    if image_encoder is None:
+        raise ValueError(
+            "There are pictures but no `image_encoder`, neither with the condition nor in the pipeline. Give the one "
+            "that the adapter was trained with, for example `SiglipVisionModel.from_pretrained(...)`, or give "
+            "`image_embeds`."
+        )
     samples = _list_samples(images)
     processor = image_processor_for(image_encoder) if image_processor is None else image_processor
     pictures = [to_pil(picture) for sample in samples for picture in sample]

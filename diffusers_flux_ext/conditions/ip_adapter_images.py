@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..denoise import DenoisingStep
-from ..image_prompt import IMAGE_PROMPTS, ImagePrompt
+from ..image_prompt import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
 from ..latents import Canvas
+from ..models.attention_processor_flux import check_image_prompts_run, regional_attention
 from ..models.ip_adapter_flux import FluxIPAdapter
 from ..sequence import Contribution
 from .base import FluxCondition
@@ -71,11 +72,6 @@ class IPAdapterImages(FluxCondition):
         check_window(type(self).__name__, self.start, self.end)
         if (self.images is None) == (self.image_embeds is None):
             raise ValueError("`IPAdapterImages` takes either `images` or `image_embeds`; give one of the two.")
-        if self.image_embeds is not None and self.image_embeds.ndim not in (2, 3):
-            raise ValueError(
-                f"`image_embeds` has the shape {tuple(self.image_embeds.shape)}; expected (images, dim), or (prompts, "
-                f"images, dim)."
-            )
         if self.negative not in ("zeros", None):
             raise ValueError(f"`negative` is {self.negative!r}; expected 'zeros' or None.")
         if not isinstance(self.adapter, FluxIPAdapter):
@@ -90,7 +86,7 @@ class IPAdapterImages(FluxCondition):
         """Embed the pictures and put the mask on the token grid.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the image encoder where the condition has none.
+            pipe (`FluxConditionedPipeline`): Gives the transformer, and the encoder by default.
             canvas (`Canvas`): Gives the size, the batch, the device and the data type.
 
         Returns:
@@ -98,10 +94,15 @@ class IPAdapterImages(FluxCondition):
             `(1 or num_samples, num_tokens)`, boolean.
 
         Raises:
-            ValueError: if there is no image encoder, or the inputs do not fit the batch.
+            ValueError: if the adapter does not fit the transformer, or the inputs do not fit the adapter or the batch.
         """
-        embeds = self._embed(pipe) if self.image_embeds is None else self.image_embeds
-        embeds = embeds[None] if embeds.ndim == 2 else embeds
+        config = self.adapter.config
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        check_adapter_fits(type(self).__name__, config.num_blocks, heads, config.after_block, pipe.transformer)
+        with regional_attention(pipe.transformer):
+            check_image_prompts_run(pipe.transformer)
+        embeds = self._embed(pipe)
+        self.adapter.check_image_embeds(embeds)
         encoded = {"image_embeds": canvas.per_sample(embeds).to(canvas.device, canvas.dtype)}
         if self.mask is not None:
             several = isinstance(self.mask, Sequence) and not is_box(self.mask)
@@ -115,16 +116,7 @@ class IPAdapterImages(FluxCondition):
         return is_active(step, self.start, self.end)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The keys and values of all blocks.
-
-        Args:
-            encoded (`Mapping[str, torch.Tensor]`): What `encode` returned.
-            step (`DenoisingStep`): The step.
-
-        Returns:
-            `Contribution`: `attention_kwargs`; empty outside of the window, at scale 0, and on the unconditional
-            branch with `negative=None`.
-        """
+        """Keys and values of all blocks; nothing outside of the window, at scale 0, or where `negative` is `None`."""
         uncond, scales = step.branch == "uncond", self._scales(self.scale)
         if not self.phase(step) or not any(scales) or (uncond and self.negative is None):
             return Contribution()
@@ -150,12 +142,8 @@ class IPAdapterImages(FluxCondition):
         return scales
 
     def _embed(self, pipe: FluxConditionedPipeline) -> torch.Tensor:
-        encoder = pipe.image_encoder if self.image_encoder is None else self.image_encoder
-        processor = pipe.feature_extractor if self.image_encoder is None else None
-        if encoder is None:
-            raise ValueError(
-                "`IPAdapterImages` has pictures but no `image_encoder`, and the pipeline has none either. Give the "
-                "one that the adapter was trained with, for example `SiglipVisionModel.from_pretrained(...)`, or give "
-                "`image_embeds`."
-            )
-        return embed_images(self.images, encoder, self.image_processor or processor)
+        if self.image_embeds is not None:
+            return self.image_embeds[None] if self.image_embeds.ndim == 2 else self.image_embeds
+        if self.image_encoder is not None:
+            return embed_images(self.images, self.image_encoder, self.image_processor)
+        return embed_images(self.images, pipe.image_encoder, self.image_processor or pipe.feature_extractor)

@@ -73,7 +73,8 @@ class FluxRegionalAttnProcessor:
             it, what is added to the image tokens after the block.
         """
         query, key, value = self._joint_heads(attn, hidden_states, encoder_hidden_states)
-        unrotated = query
+        # The double blocks' adapters were trained on queries without rotary positions.
+        unrotated = query if image_prompts is not None else None
         if image_rotary_emb is not None:
             start = 0 if attention_plan is None else attention_plan.num_unrotated
             query, key = _rotate(query, image_rotary_emb, start), _rotate(key, image_rotary_emb, start)
@@ -91,8 +92,7 @@ class FluxRegionalAttnProcessor:
         output = output.to(query.dtype)
         text, image = output.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
         after = None
-        if image_prompts is not None:
-            # The double blocks' adapters were trained on queries without rotary positions.
+        if image_prompts is not None and unrotated is not None:
             unrotated = unrotated[:, -image.shape[1] :]
             after = self._sum(unrotated, [part for part in image_prompts.double if part.after_block])
             within = [part for part in image_prompts.double if not part.after_block]
@@ -220,6 +220,18 @@ def runs_attention_plans(transformer: torch.nn.Module) -> bool:
     """Whether every attention layer of `transformer` has a [`FluxRegionalAttnProcessor`]."""
     processors = [module.processor for module in transformer.modules() if isinstance(module, FluxAttention)]
     return bool(processors) and all(isinstance(processor, FluxRegionalAttnProcessor) for processor in processors)
+
+
+def check_image_prompts_run(transformer: torch.nn.Module) -> None:
+    """Raise a `ValueError` unless every attention layer of `transformer` can add image prompts."""
+    if not runs_attention_plans(transformer):
+        processors = getattr(transformer, "attn_processors", {}).values()
+        names = sorted({type(processor).__name__ for processor in processors} - {"FluxRegionalAttnProcessor"})
+        raise ValueError(
+            f"Image prompts need `FluxRegionalAttnProcessor` on every block, but this transformer has {names}. Call "
+            f"it inside `regional_attention(transformer)`; if diffusers' own IP-Adapter is loaded, unload it with "
+            f"`unload_ip_adapter()` and give its weights as a `FluxIPAdapter`."
+        )
 
 
 @contextmanager

@@ -126,12 +126,8 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If the embeddings have another shape.
         """
+        self.check_image_embeds(image_embeds)
         config = self.config
-        if image_embeds.ndim != 3 or image_embeds.shape[2] != config.image_embed_dim:
-            raise ValueError(
-                f"`image_embeds` has the shape {tuple(image_embeds.shape)}; expected (batch_size, num_images, "
-                f"{config.image_embed_dim}). Use the image encoder that the adapter was trained with."
-            )
         tokens = self.image_proj(image_embeds).flatten(1, 2)
         pairs = [block(tokens) for block in self.ip_adapter]
         keys, values = (
@@ -141,6 +137,15 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
         if config.key_norm_eps is not None:
             keys = nn.functional.rms_norm(keys, (config.attention_head_dim,), eps=config.key_norm_eps)
         return keys, values
+
+    def check_image_embeds(self, image_embeds: torch.Tensor) -> None:
+        """Raise a `ValueError` unless embeddings have the shape `(batch_size, num_images, image_embed_dim)`."""
+        if image_embeds.ndim != 3 or image_embeds.shape[2] != self.config.image_embed_dim:
+            raise ValueError(
+                f"`image_embeds` has the shape {tuple(image_embeds.shape)}; expected (batch_size, num_images, "
+                f"{self.config.image_embed_dim}), where a condition may leave the first out. Use the image encoder "
+                f"that the adapter was trained with."
+            )
 
     @classmethod
     def from_state_dict(

@@ -341,7 +341,7 @@ class TestOtherMethods:
         load_into_diffusers(other, adapter)
         embeds = {"ip_adapter_image_embeds": [image_embeds()[None]]}
         with pytest.raises(ValueError, match="FluxIPAdapterAttnProcessor.*unload_ip_adapter"):
-            run(other, IPAdapterImages(adapter, image_embeds=image_embeds()), **embeds)
+            run(other, IPAdapterImages(adapter, image_embeds=image_embeds(), start=0.5), **embeds)
         other.unload_ip_adapter()
         run(other, IPAdapterImages(adapter, image_embeds=image_embeds()))
 
@@ -474,9 +474,9 @@ BAD = {
     "window": ({"image_embeds": image_embeds(), "start": 0.7, "end": 0.2}, ValueError, "start=0.7 and end=0.2"),
     "scales": ({"image_embeds": image_embeds(), "scale": [1.0, 2.0]}, ValueError, "2 numbers for the adapter's 5"),
     "negative": ({"image_embeds": image_embeds(), "negative": "black"}, ValueError, "'black'; expected 'zeros'"),
-    "embeds": ({"image_embeds": torch.zeros(12)}, ValueError, r"shape \(12,\); expected"),
+    "embeds": ({"image_embeds": torch.zeros(12)}, ValueError, r"shape \(12,\); expected \(batch_size"),
     "width": ({"image_embeds": torch.zeros(1, 7)}, ValueError, r"expected \(batch_size, num_images, 12\)"),
-    "encoder": ({"images": picture()}, ValueError, "no `image_encoder`"),
+    "encoder": ({"images": picture()}, ValueError, "pictures but no `image_encoder`"),
     "empty": ({"images": [], "image_encoder": tiny_siglip()}, ValueError, r"holds \[0\] pictures"),
     "counts": (
         {"images": [[picture()], [picture()] * 2], "image_encoder": tiny_siglip()},
@@ -513,9 +513,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments, error, message", BAD.values(), ids=BAD)
-def test_bad_input(pipe, arguments, error, message):
+def test_bad_input_is_an_error_before_the_first_step(pipe, arguments, error, message, monkeypatch):
+    monkeypatch.setattr(pipe.transformer, "forward", None)
     with pytest.raises(error, match=message):
-        run(pipe, IPAdapterImages(**{"adapter": tiny_ip_adapter(1), **arguments}))
+        run(pipe, IPAdapterImages(**{"adapter": tiny_ip_adapter(1), "start": 0.4, **arguments}))
 
 
 def test_a_prompt_of_another_batch_is_refused(pipe):

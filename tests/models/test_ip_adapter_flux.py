@@ -122,7 +122,7 @@ class Evil:
 def test_a_pickle_with_code_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("evil.bin", "wb") as file:
-        pickle.dump({"image_proj": Evil()}, file)
+        pickle.dump({"image_proj": Evil()}, file, protocol=2)
     with pytest.raises(ValueError, match="could run code"):
         FluxIPAdapter.from_single_file("evil.bin")
     assert not Path("ran").exists()
