@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_flux_ext import FluxExtTransformer2DModel
 from diffusers_flux_ext.loaders.checkpoint_formats import LAYOUTS, convert_transformer_state_dict
-from diffusers_flux_ext.loaders.output_folder import check_new_folder, save_to_new_folder
 
 
 def convert_to_file(source: Path, target: Path, layout: str) -> None:
@@ -29,10 +28,14 @@ def convert_to_file(source: Path, target: Path, layout: str) -> None:
 
 
 def convert_to_folder(source: Path, target: Path, axes: list[int] | None) -> None:
-    """Write a folder in diffusers' layout."""
-    check_new_folder(target)
+    """Write a folder in diffusers' layout, under a temporary name until it is complete."""
+    if target.exists():
+        raise ValueError(f"{target} exists already. Give a new folder, or remove it first.")
     overrides = {"axes_dims_rope": tuple(axes)} if axes else {}
-    save_to_new_folder(FluxExtTransformer2DModel.from_single_file(source, **overrides), target)
+    model = FluxExtTransformer2DModel.from_single_file(source, **overrides)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    model.save_pretrained(temporary)
+    temporary.replace(target)
 
 
 def main(arguments: list[str] | None = None) -> int:
