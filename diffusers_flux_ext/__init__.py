@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from .conditions.base import FluxCondition
     from .conditions.entity_regions import EntityRegions
     from .conditions.inpaint_region import InpaintRegion
+    from .conditions.ip_adapter_images import IPAdapterImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
     from .loaders.lora_conversion import convert_lora, convert_lora_file
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
+    from .models.ip_adapter_flux import FluxIPAdapter
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
@@ -40,8 +43,10 @@ _MODULES = {
     "conditions.base": ["FluxCondition"],
     "conditions.entity_regions": ["EntityRegions"],
     "conditions.inpaint_region": ["InpaintRegion"],
+    "conditions.ip_adapter_images": ["IPAdapterImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
+    "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
     "loaders.lora_conversion": ["convert_lora", "convert_lora_file"],
@@ -53,6 +58,7 @@ _MODULES = {
     "loaders.lora_report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
+    "models.ip_adapter_flux": ["FluxIPAdapter"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
@@ -78,7 +84,10 @@ __all__ = [
     "FluxExtLoraLoaderMixin",
     "FluxExtTransformer2DModel",
     "FluxFlowMatchScheduler",
+    "FluxIPAdapter",
     "FluxRegionalAttnProcessor",
+    "IPAdapterImages",
+    "ImagePrompt",
     "InpaintRegion",
     "LoRAError",
     "LoRAReport",

@@ -9,7 +9,8 @@ from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
 from .attention_plan import AttentionPlan, build_attention_plan
-from .models.attention_processor_flux import runs_attention_plans
+from .image_prompt import IMAGE_PROMPTS, place_image_prompts
+from .models.attention_processor_flux import check_image_prompts_run, runs_attention_plans
 from .sequence import AttentionRule, Contribution, JointLayout, TokenGroup
 
 
@@ -114,6 +115,9 @@ def predict_velocity(
     text_order = plan.text_order if plan is not None else None
     image_order = plan.image_order if plan is not None else None
     residuals = _collect_residuals(transformer, contributions, step.latents, layout, image_order)
+    attention_kwargs = place_image_prompts(_attention_kwargs(contributions, plan), transformer, layout, image_order)
+    if IMAGE_PROMPTS in attention_kwargs:
+        check_image_prompts_run(transformer)
     velocity = transformer(
         hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
         timestep=step.timestep,
@@ -122,7 +126,7 @@ def predict_velocity(
         encoder_hidden_states=_sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
         txt_ids=_sort(text_ids, text_order, dim=0),
         img_ids=_sort(_join_ids(image), image_order, dim=0),
-        joint_attention_kwargs=_attention_kwargs(contributions, plan),
+        joint_attention_kwargs=attention_kwargs,
         return_dict=False,
         **residuals,
     )[0]
@@ -222,13 +226,17 @@ def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan
     if plan is not None:
         merged = {"attention_plan": plan} if plan.mask is None else {"attention_mask": plan.mask}
     for part in contributions:
-        clash = sorted(merged.keys() & part.attention_kwargs.keys())
+        given = dict(part.attention_kwargs)
+        for name in merged.keys() & given.keys():
+            if isinstance(merged[name], tuple) and isinstance(given[name], tuple):
+                merged[name] += given.pop(name)
+        clash = sorted(merged.keys() & given.keys())
         if clash:
             raise ValueError(
                 f"Two sources give the attention arguments {clash}. Each name can be given once; attention rules use "
                 f"'attention_plan' or 'attention_mask' themselves, so state your mask as `AttentionRule`s instead."
             )
-        merged.update(part.attention_kwargs)
+        merged.update(given)
     return merged
 
 

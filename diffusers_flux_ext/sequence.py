@@ -67,7 +67,8 @@ class Contribution:
         block_residuals (`Sequence[torch.Tensor]`, each `(batch_size, target_length, inner_dim)`):
             Added after the double blocks; spread over them when there are fewer than blocks, summed over conditions.
         single_block_residuals (`Sequence[torch.Tensor]`): The same for the single blocks.
-        attention_kwargs (`Mapping[str, Any]`): Reaches the attention processors.
+        attention_kwargs (`Mapping[str, Any]`):
+            Reaches the attention processors. Tuples of one name are joined; anything else can be given once.
     """
 
     text: Sequence[TokenGroup] = ()

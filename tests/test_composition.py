@@ -1,33 +1,27 @@
 """Conditions of every kind together, and the clashes that are refused."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import combinations, permutations
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffusers_flux_ext import (
-    Contribution,
-    EntityRegions,
-    FluxCondition,
-    FluxConditionedPipeline,
-    InpaintRegion,
-    PromptEmbeds,
-)
-from tests.fixtures.synthetic import AddedReference, AddedResiduals, AddedText
+import diffusers_flux_ext
+from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
+from tests.fixtures.conditions import CASES, METHODS, REFUSED, REFUSED_TWICE, draw
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
 
-LEFT = (0.0, 0.0, 0.5, 1.0)
-PICTURE = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-PARTS = {
-    "entities": EntityRegions(["a red dog"], [LEFT], on_negative=True),
-    "inpaint": InpaintRegion(PICTURE, (16, 0, 48, 16)),
-    "text": AddedText(4),
-    "reference": AddedReference(4),
-    "residuals": AddedResiduals(),
-}
+CLOSE = {"atol": 1e-5, "rtol": 0}
+VISIBLE = 1e-4
+PAIRS = [pair for pair in permutations(CASES, 2) if frozenset(pair) not in REFUSED]
+TRIPLES = [
+    triple
+    for triple in combinations(CASES, 3)
+    if len(set(triple) & set(METHODS)) >= 2 and not any(frozenset(pair) in REFUSED for pair in combinations(triple, 2))
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,48 +29,85 @@ def pipe():
     return tiny_pipeline(FluxConditionedPipeline)
 
 
-@dataclass(frozen=True, eq=False)
-class OtherPrompt(FluxCondition):
-    """Replaces the prompt by one of another length."""
-
-    scale: float = 1.0
-
-    def replace_prompt(self, encoded, step):
-        tokens = torch.full((1, 5, step.prompt.hidden_states.shape[2]), self.scale)
-        batch = step.latents.shape[0]
-        return PromptEmbeds(tokens.expand(batch, -1, -1), step.prompt.pooled, torch.zeros(5, 3))
-
-    def contribute(self, encoded, step):
-        return Contribution()
+def title(names):
+    return " + ".join(names)
 
 
-class AnotherPrompt(OtherPrompt):
-    """A second class that replaces the prompt."""
+class TestRegistry:
+    def test_every_public_condition_is_there(self):
+        public = {getattr(diffusers_flux_ext, name) for name in diffusers_flux_ext.__all__}
+        conditions = {part for part in public if isinstance(part, type) and issubclass(part, FluxCondition)}
+        assert conditions - {FluxCondition} == {CASES[name].make for name in METHODS}
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_every_input_is_changed_or_says_why_not(self, name):
+        case = CASES[name]
+        assert case.changes.keys() | case.fixed.keys() == {part.name for part in fields(case.make)}
+        assert not case.changes.keys() & case.fixed.keys()
 
 
-@pytest.mark.parametrize("left_out", PARTS)
-def test_any_four_of_five_run_together_and_each_counts(pipe, left_out):
-    arguments = {"prompt": ["a", "b"], "negative_prompt": "ugly", "true_cfg_scale": 2.0}
-    every = pipe(**call_kwargs(conditions=list(PARTS.values()), **arguments)).images
-    fewer = [condition for name, condition in PARTS.items() if name != left_out]
-    assert (every - pipe(**call_kwargs(conditions=fewer, **arguments)).images).abs().max() > 1e-4
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0] < pair[1]], ids=title)
+def test_a_pair_is_the_same_in_both_orders(pair):
+    torch.testing.assert_close(draw(*pair), draw(*pair[::-1]), **CLOSE)
 
 
-def test_order_of_conditions_does_not_matter(pipe):
-    parts = list(PARTS.values())
-    results = [pipe(**call_kwargs(conditions=order)).images for order in (parts, parts[::-1])]
-    torch.testing.assert_close(*results, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("pair", PAIRS, ids=title)
+def test_every_input_of_the_first_counts_beside_the_second(pair):
+    base = draw(*pair)
+    assert (base - draw(pair[1])).abs().max() > VISIBLE
+    ignored = [
+        change for change in CASES[pair[0]].changes if (draw(*pair, change=change) - base).abs().max() < VISIBLE
+    ]
+    assert ignored == []
 
 
-def test_a_replaced_prompt_composes_with_entities(pipe):
-    plain = pipe(**call_kwargs(conditions=[PARTS["entities"]])).images
-    replaced = pipe(**call_kwargs(conditions=[OtherPrompt(), PARTS["entities"]])).images
-    assert (plain - replaced).abs().max() > 1e-3
+@pytest.mark.parametrize("triple", TRIPLES, ids=title)
+def test_a_triple_is_the_same_in_other_orders_and_each_part_counts(triple):
+    base = draw(*triple)
+    for order in (triple[::-1], triple[1:] + triple[:1]):
+        torch.testing.assert_close(base, draw(*order), **CLOSE)
+    for pair in combinations(triple, 2):
+        assert (base - draw(*pair)).abs().max() > VISIBLE
 
 
-def test_two_replaced_prompts_are_refused_by_name(pipe):
-    with pytest.raises(ValueError, match="OtherPrompt and AnotherPrompt"):
-        pipe(**call_kwargs(conditions=[OtherPrompt(), AnotherPrompt()]))
+def test_all_of_them_together():
+    names = [name for name in CASES if name != "another prompt"]
+    base = draw(*names)
+    torch.testing.assert_close(base, draw(*names[::-1]), atol=1e-4, rtol=0)
+    for name in names:
+        if not CASES[name].channels:
+            assert (base - draw(*[other for other in names if other != name])).abs().max() > VISIBLE, name
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: title(sorted(pair)))
+def test_a_refused_pair_names_both(pair):
+    for order in permutations(sorted(pair)):
+        with pytest.raises(ValueError, match=REFUSED[pair]):
+            draw(*order)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_condition_twice_counts_twice_or_is_refused(name):
+    if name in REFUSED_TWICE:
+        with pytest.raises(ValueError, match=REFUSED_TWICE[name]):
+            draw(name, name)
+    else:
+        assert (draw(name, name) - draw(name)).abs().max() > VISIBLE
+
+
+def test_batches_of_every_pair_of_methods_are_their_samples(pipe):
+    """Two prompts and two pictures each equal single calls, for the methods two by two."""
+    latents = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(5))
+    prompts = ["a cat", "a tree"]
+    for pair in combinations(METHODS, 2):
+        conditions = [CASES[name].build() for name in pair]
+        together = pipe(
+            **call_kwargs(prompt=prompts, num_images_per_prompt=2, latents=latents, conditions=conditions)
+        ).images
+        for index in (0, 3):
+            inputs = {"prompt": prompts[index // 2], "latents": latents[index : index + 1]}
+            alone = pipe(**call_kwargs(**inputs, conditions=conditions)).images
+            torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=0, msg=title(pair))
 
 
 def test_contribute_runs_once_per_branch_unless_per_step(pipe):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +28,7 @@ class FluxCondition(ABC):
     """
 
     per_step: ClassVar[bool] = False
-    """Whether `contribute` depends on the step; otherwise it runs once per branch, before the loop."""
+    """Whether `contribute` depends on the step; otherwise it runs once per branch and `phase`."""
 
     once: ClassVar[bool] = False
     """Whether at most one condition of this class may run in a call."""
@@ -47,6 +47,10 @@ class FluxCondition(ABC):
 
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
         """A prompt that replaces the text encoders' at this step, or `None`. At most one condition may replace it."""
+        return None
+
+    def phase(self, step: DenoisingStep) -> Hashable:
+        """Names the part of the schedule: what `contribute` returned in a phase is used again at its other steps."""
         return None
 
     @abstractmethod
@@ -89,7 +93,7 @@ class EncodedConditions:
         for condition in conditions:
             _check_modules(condition, canvas)
         self.encoded = [condition.encode(pipe, canvas) for condition in conditions]
-        self._once: dict[tuple[str, int], Contribution] = {}
+        self._once: dict[tuple[str, int, Hashable], Contribution] = {}
 
     def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
         """The step with the prompt that a condition puts in place of the text encoders', if one does."""
@@ -113,7 +117,7 @@ class EncodedConditions:
         condition, encoded = self.conditions[index], self.encoded[index]
         if condition.per_step:
             return condition.contribute(encoded, step)
-        key = (step.branch, index)
+        key = (step.branch, index, condition.phase(step))
         if key not in self._once:
             self._once[key] = condition.contribute(encoded, step)
         return self._once[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,25 +18,30 @@ from .compiled_attention import attend_classes
 
 if TYPE_CHECKING:
     from ..attention_plan import AttentionPlan
+    from ..image_prompt import PlacedPrompt, PlacedPrompts
 
 
 class FluxRegionalAttnProcessor:
-    """Attention of FLUX.1 that executes an [`AttentionPlan`].
+    """Attention of FLUX.1 that executes an [`AttentionPlan`] and adds [`ImagePrompt`]s.
 
-    Without a plan it computes exactly what `FluxAttnProcessor` computes. It has no weights, works for double and
+    With neither it computes exactly what `FluxAttnProcessor` computes. It has no weights, works for double and
     single blocks, with fused projections and with every attention backend of diffusers.
 
     Args:
         image_only (`bool`, defaults to `False`):
             Whether the text tokens' attention is not needed, as in the last single block. Plans then skip it.
+        block (`int`, *optional*):
+            Number of the block among those of its kind, which image prompts need. [`regional_attention`] sets it.
     """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, image_only: bool = False) -> None:
+    def __init__(self, image_only: bool = False, block: int | None = None) -> None:
         self.image_only = image_only
-        self.stands_in_for: FluxAttnProcessor | None = None
+        self.block = block
+        self._block_index = None if block is None else torch.tensor([block], device="cpu")
+        self.stands_in_for: FluxAttnProcessor | FluxRegionalAttnProcessor | None = None
         self.users = 0
 
     def __call__(
@@ -47,7 +52,8 @@ class FluxRegionalAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_plan: AttentionPlan | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        image_prompts: PlacedPrompts | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run one attention layer.
 
         Args:
@@ -60,11 +66,15 @@ class FluxRegionalAttnProcessor:
             image_rotary_emb (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
                 Cosines and sines, each `(length, head_dim)`.
             attention_plan (`AttentionPlan`, *optional*): Classes of tokens over the joint sequence.
+            image_prompts (`PlacedPrompts`, *optional*): Extra keys and values of the tokens.
 
         Returns:
-            `torch.Tensor`, or image and text tokens as a `tuple` for a double block.
+            `torch.Tensor`, or for a double block a `tuple` of image tokens, text tokens and, where a prompt asks for
+            it, what is added to the image tokens after the block.
         """
         query, key, value = self._joint_heads(attn, hidden_states, encoder_hidden_states)
+        # The double blocks' adapters were trained on queries without rotary positions.
+        unrotated = query if image_prompts is not None else None
         if image_rotary_emb is not None:
             start = 0 if attention_plan is None else attention_plan.num_unrotated
             query, key = _rotate(query, image_rotary_emb, start), _rotate(key, image_rotary_emb, start)
@@ -75,12 +85,55 @@ class FluxRegionalAttnProcessor:
             output = attention(query, key, value, attn_mask=attention_mask)
         else:
             output = self._attend(attention_plan, query, key, value, attention)
-        output = output.flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
-            return output
-        text_length = encoder_hidden_states.shape[1]
-        image = attn.to_out[1](attn.to_out[0](output[:, text_length:].contiguous()))
-        return image, attn.to_add_out(output[:, :text_length].contiguous())
+            if image_prompts is not None:
+                output = self._add_to_joint(output, query, image_prompts.single)
+            return output.flatten(2, 3).to(query.dtype)
+        output = output.to(query.dtype)
+        text, image = output.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
+        after = None
+        if image_prompts is not None and unrotated is not None:
+            unrotated = unrotated[:, -image.shape[1] :]
+            after = self._sum(unrotated, [part for part in image_prompts.double if part.after_block])
+            within = [part for part in image_prompts.double if not part.after_block]
+            image = _plus(image, self._sum(unrotated, within))
+        image = attn.to_out[1](attn.to_out[0](image.flatten(2, 3).contiguous()))
+        text = attn.to_add_out(text.flatten(2, 3).contiguous())
+        return (image, text) if after is None else (image, text, after.flatten(2, 3).to(query.dtype))
+
+    def _add_to_joint(
+        self, output: torch.Tensor, query: torch.Tensor, prompts: Sequence[PlacedPrompt]
+    ) -> torch.Tensor:
+        masked = [part for part in prompts if part.mask is not None]
+        output = _plus(output, self._sum(query, [part for part in prompts if part.mask is None]))
+        if masked:
+            # A mask says nothing about text, which would carry the prompt to the whole picture.
+            num_image = masked[0].mask.shape[1]  # type: ignore[union-attr]
+            text, image = output[:, :-num_image], output[:, -num_image:]
+            output = torch.cat([text, _plus(image, self._sum(query[:, -num_image:], masked))], dim=1)
+        return output
+
+    def _sum(self, query: torch.Tensor, prompts: Sequence[PlacedPrompt]) -> torch.Tensor | None:
+        """What the tokens of `query` read from all prompts; `None` for nothing."""
+        total = None
+        for prompt in prompts:
+            part = prompt.attend(self._known_block(), query, self._attention)
+            total = part if total is None else _plus(total, part)
+        return total
+
+    def _known_block(self) -> int | torch.Tensor:
+        # A number would be a constant of a compiled block, and every block compiled anew.
+        block = self._block_index if torch.compiler.is_compiling() else self.block
+        if block is None:
+            raise ValueError(
+                "Image prompts need to know the block, but this `FluxRegionalAttnProcessor` was made without `block`. "
+                "Call the transformer inside `regional_attention(transformer)`."
+            )
+        return block
+
+    def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # Every device holds all of a prompt's keys, so nothing is exchanged between devices.
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
 
     def _attend(
         self,
@@ -124,8 +177,21 @@ def _rotate(tensor: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor],
     return torch.cat([tensor[:, :start], rotated], dim=1)
 
 
+def _plus(tensor: torch.Tensor, part: torch.Tensor | None) -> torch.Tensor:
+    return tensor if part is None else tensor + part
+
+
+def _has_replaceable_processor(layer: FluxAttention) -> bool:
+    processor = layer.processor
+    return type(processor) is FluxAttnProcessor or (
+        type(processor) is FluxRegionalAttnProcessor and processor.block is None
+    )
+
+
 def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]:
     """Give every attention layer that has diffusers' stock processor a [`FluxRegionalAttnProcessor`].
+
+    So do layers with a [`FluxRegionalAttnProcessor`] that does not know its block.
 
     Args:
         transformer (`torch.nn.Module`): A `FluxTransformer2DModel`.
@@ -134,11 +200,15 @@ def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]
         `list[FluxAttention]`: the layers that were given one; it remembers the processor it `stands_in_for`.
     """
     layers = [module for module in transformer.modules() if isinstance(module, FluxAttention)]
-    replaced = [layer for layer in layers if type(layer.processor) is FluxAttnProcessor]
+    replaced = [layer for layer in layers if _has_replaceable_processor(layer)]
+    num_double = sum(layer.added_kv_proj_dim is not None for layer in layers)
     for layer in replaced:
-        stock = layer.processor
+        stock, index = layer.processor, layers.index(layer)
+        is_single = layer.added_kv_proj_dim is None
         # Nothing reads the text tokens after the last single block, which is the last layer of the model.
-        processor = FluxRegionalAttnProcessor(image_only=layer is layers[-1] and layer.added_kv_proj_dim is None)
+        processor = FluxRegionalAttnProcessor(
+            image_only=layer is layers[-1] and is_single, block=index - num_double if is_single else index
+        )
         processor._attention_backend = stock._attention_backend
         processor._parallel_config = stock._parallel_config
         processor.stands_in_for = stock
@@ -150,6 +220,18 @@ def runs_attention_plans(transformer: torch.nn.Module) -> bool:
     """Whether every attention layer of `transformer` has a [`FluxRegionalAttnProcessor`]."""
     processors = [module.processor for module in transformer.modules() if isinstance(module, FluxAttention)]
     return bool(processors) and all(isinstance(processor, FluxRegionalAttnProcessor) for processor in processors)
+
+
+def check_image_prompts_run(transformer: torch.nn.Module) -> None:
+    """Raise a `ValueError` unless every attention layer of `transformer` can add image prompts."""
+    if not runs_attention_plans(transformer):
+        processors = getattr(transformer, "attn_processors", {}).values()
+        names = sorted({type(processor).__name__ for processor in processors} - {"FluxRegionalAttnProcessor"})
+        raise ValueError(
+            f"Image prompts need `FluxRegionalAttnProcessor` on every block, but this transformer has {names}. Call "
+            f"it inside `regional_attention(transformer)`; if diffusers' own IP-Adapter is loaded, unload it with "
+            f"`unload_ip_adapter()` and give its weights as a `FluxIPAdapter`."
+        )
 
 
 @contextmanager

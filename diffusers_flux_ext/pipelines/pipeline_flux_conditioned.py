@@ -19,6 +19,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    SiglipImageProcessor,
+    SiglipVisionModel,
     T5EncoderModel,
     T5TokenizerFast,
 )
@@ -65,8 +67,9 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         text_encoder_2 (`T5EncoderModel`): Gives the prompt's hidden states.
         tokenizer_2 (`T5TokenizerFast`): Its tokenizer.
         transformer ([`~diffusers.FluxTransformer2DModel`] or [`FluxExtTransformer2DModel`]): The transformer.
-        image_encoder (`CLIPVisionModelWithProjection`, *optional*): For diffusers' own IP-Adapter.
-        feature_extractor (`CLIPImageProcessor`, *optional*): For diffusers' own IP-Adapter.
+        image_encoder (`CLIPVisionModelWithProjection` or `SiglipVisionModel`, *optional*):
+            For [`IPAdapterImages`] that carry none; diffusers' own IP-Adapter needs the former.
+        feature_extractor (`CLIPImageProcessor` or `SiglipImageProcessor`, *optional*): Its processor.
     """
 
     def __init__(
@@ -78,8 +81,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         text_encoder_2: T5EncoderModel,
         tokenizer_2: T5TokenizerFast,
         transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection = None,
-        feature_extractor: CLIPImageProcessor = None,
+        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
+        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
     ) -> None:
         super().__init__(
             scheduler=scheduler,

@@ -13,6 +13,7 @@ _MODULES = {
     "boot": ["import_reference"],
     "components": ["tiny_components", "tiny_text_encoder", "tiny_text_encoder_2", "tiny_transformer", "tiny_vae"],
     "dit": ["reference_dit", "reference_dit_weights", "reference_velocity"],
+    "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],

@@ -1,0 +1,149 @@
+"""IP-Adapter: pictures as prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..denoise import DenoisingStep
+from ..image_prompt import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
+from ..latents import Canvas
+from ..models.attention_processor_flux import check_image_prompts_run, regional_attention
+from ..models.ip_adapter_flux import FluxIPAdapter
+from ..sequence import Contribution
+from .base import FluxCondition
+from .image_embeds import embed_images
+from .region_masks import RegionMask, is_box, mask_to_tokens
+from .windows import check_window, is_active
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class IPAdapterImages(FluxCondition):
+    """Pictures as prompts, by an IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)).
+
+    Several pictures in one condition become one sequence of tokens; several conditions, each with an adapter, a scale
+    and a mask of its own, are summed. Keys and values are made once per branch, not per step.
+
+    Args:
+        adapter (`FluxIPAdapter`): The adapter, on the pipeline's device and of its dtype, or offloaded.
+        images (*optional*):
+            A picture, a list of pictures for all prompts, or such a list for each prompt, of equal lengths. PIL
+            images, arrays `(height, width, channels)` or tensors `(channels, height, width)`, of any size.
+        scale (`float` or `Sequence[float]`, defaults to 1.0):
+            Strength, one number or one per block of the adapter. 0 everywhere switches the condition off.
+        start (`float`, defaults to 0.0): Where it begins, as a fraction of the schedule.
+        end (`float`, defaults to 1.0): Where it ends.
+        mask (`RegionMask` or a list of one per prompt, *optional*):
+            Only this region of the picture being drawn looks at the images; text tokens do not, then.
+        negative (`"zeros"` or `None`, defaults to `"zeros"`):
+            What the unconditional branch gets: the adapter on zero embeddings as the reference, or no adapter.
+        image_encoder (`torch.nn.Module`, *optional*):
+            `SiglipVisionModel` (InstantX) or `CLIPVisionModelWithProjection` (XLabs); the pipeline's by default.
+        image_processor (*optional*): The encoder's processor; made from its config by default.
+        image_embeds (`torch.Tensor` of shape `(images, dim)` or `(prompts, images, dim)`, *optional*):
+            Embeddings in place of `images`; no encoder is needed then.
+        negative_scale (`float` or `Sequence[float]`, defaults to 1.0):
+            Strength on the unconditional branch; the reference always takes 1.
+
+    Raises:
+        ValueError: if inputs are missing or contradict each other.
+    """
+
+    adapter: FluxIPAdapter
+    images: Any = None
+    scale: float | Sequence[float] = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mask: RegionMask | Sequence[RegionMask] | None = None
+    negative: Literal["zeros"] | None = "zeros"
+    image_encoder: torch.nn.Module | None = None
+    image_processor: Any = None
+    image_embeds: torch.Tensor | None = None
+    negative_scale: float | Sequence[float] = 1.0
+
+    def __post_init__(self) -> None:
+        check_window(type(self).__name__, self.start, self.end)
+        if (self.images is None) == (self.image_embeds is None):
+            raise ValueError("`IPAdapterImages` takes either `images` or `image_embeds`; give one of the two.")
+        if self.negative not in ("zeros", None):
+            raise ValueError(f"`negative` is {self.negative!r}; expected 'zeros' or None.")
+        if not isinstance(self.adapter, FluxIPAdapter):
+            raise TypeError(
+                f"`adapter` is a {type(self.adapter).__name__}; expected a `FluxIPAdapter`, for example from "
+                f"`FluxIPAdapter.from_single_file(path)`."
+            )
+        for scale in (self.scale, self.negative_scale):
+            self._scales(scale)
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Embed the pictures and put the mask on the token grid.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer, and the encoder by default.
+            canvas (`Canvas`): Gives the size, the batch, the device and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"image_embeds"` `(1 or num_samples, images, dim)` and, with a mask, `"mask"`
+            `(1 or num_samples, num_tokens)`, boolean.
+
+        Raises:
+            ValueError: if the adapter does not fit the transformer, or the inputs do not fit the adapter or the batch.
+        """
+        config = self.adapter.config
+        heads = (config.num_attention_heads, config.attention_head_dim)
+        check_adapter_fits(type(self).__name__, config.num_blocks, heads, config.after_block, pipe.transformer)
+        with regional_attention(pipe.transformer):
+            check_image_prompts_run(pipe.transformer)
+        embeds = self._embed(pipe)
+        self.adapter.check_image_embeds(embeds)
+        encoded = {"image_embeds": canvas.per_sample(embeds).to(canvas.device, canvas.dtype)}
+        if self.mask is not None:
+            several = isinstance(self.mask, Sequence) and not is_box(self.mask)
+            given: Any = self.mask if several else [self.mask]
+            masks = torch.stack([mask_to_tokens(mask, canvas) for mask in given])
+            encoded["mask"] = canvas.per_sample(masks).to(canvas.device)
+        return encoded
+
+    def phase(self, step: DenoisingStep) -> Hashable:
+        """Whether the step lies in the window."""
+        return is_active(step, self.start, self.end)
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """Keys and values of all blocks; nothing outside of the window, at scale 0, or where `negative` is `None`."""
+        uncond, scales = step.branch == "uncond", self._scales(self.scale)
+        if not self.phase(step) or not any(scales) or (uncond and self.negative is None):
+            return Contribution()
+        embeds = encoded["image_embeds"]
+        if uncond:
+            embeds, scales = torch.zeros_like(embeds[:1]), self._scales(self.negative_scale)
+        keys, values = self.adapter(embeds)
+        prompt = ImagePrompt(
+            keys,
+            values * torch.tensor(scales, device=values.device, dtype=values.dtype)[:, None, None, None, None],
+            used=None if all(scales) else tuple(bool(scale) for scale in scales),
+            mask=encoded.get("mask"),
+            after_block=self.adapter.config.after_block,
+            name=type(self).__name__,
+        )
+        return Contribution(attention_kwargs={IMAGE_PROMPTS: (prompt,)})
+
+    def _scales(self, scale: float | Sequence[float]) -> list[float]:
+        depth = self.adapter.config.num_blocks
+        scales = [float(each) for each in scale] if isinstance(scale, Sequence) else [float(scale)] * depth
+        if len(scales) != depth:
+            raise ValueError(f"`scale` has {len(scales)} numbers for the adapter's {depth} blocks; give 1 or {depth}.")
+        return scales
+
+    def _embed(self, pipe: FluxConditionedPipeline) -> torch.Tensor:
+        if self.image_embeds is not None:
+            return self.image_embeds[None] if self.image_embeds.ndim == 2 else self.image_embeds
+        if self.image_encoder is not None:
+            return embed_images(self.images, self.image_encoder, self.image_processor)
+        return embed_images(self.images, pipe.image_encoder, self.image_processor or pipe.feature_extractor)
