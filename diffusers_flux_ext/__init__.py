@@ -14,6 +14,7 @@ from ._registration import register
 if TYPE_CHECKING:
     from .attention_plan import AttentionPlan, build_attention_plan
     from .conditions.base import FluxCondition
+    from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
     from .conditions.inpaint_region import InpaintRegion
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .latents import Canvas
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
+    from .models.controlnet_flux_ext import FluxExtControlNetModel
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "attention_plan": ["AttentionPlan", "build_attention_plan"],
     "conditions.base": ["FluxCondition"],
+    "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
@@ -37,6 +40,7 @@ _MODULES = {
     "latents": ["Canvas"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
+    "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
@@ -54,11 +58,13 @@ __all__ = [
     "AutoencoderKLFlux",
     "Canvas",
     "Contribution",
+    "ControlNetImage",
     "DenoisingStep",
     "EntityRegions",
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",
+    "FluxExtControlNetModel",
     "FluxExtTransformer2DModel",
     "FluxFlowMatchScheduler",
     "FluxRegionalAttnProcessor",
