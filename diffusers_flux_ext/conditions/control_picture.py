@@ -45,6 +45,8 @@ def encode_control_picture(
         ValueError: if the numbers of pictures, masks and prompts differ.
     """
     pixels = pipe.image_processor.preprocess(plain_picture(image), height=canvas.height, width=canvas.width)
+    # The memory layout picks the convolution kernel, and diffusers' pipelines encode contiguous pictures.
+    pixels = pixels.contiguous()
     if controlnet.input_hint_block is not None:
         return canvas.per_sample(pixels).to(canvas.device, canvas.dtype)
     if inpaint_mask is None:

@@ -52,8 +52,8 @@ def check_scale(owner: str, controlnet: Any, scale: float | Sequence[float]) -> 
         raise TypeError(f"`scale` of {owner} is a number or a list of numbers, but {scale!r} came.")
     if isinstance(scale, Sequence) and len(numbers) != double + single:
         raise ValueError(
-            f"`scale` of {owner} has {len(numbers)} numbers, but its ControlNet has {double} double and {single} single "
-            f"blocks. Give one number for all, or {double + single}: the double blocks first."
+            f"`scale` of {owner} has {len(numbers)} numbers, but its ControlNet has {double} double and {single} "
+            f"single blocks. Give one number for all, or {double + single}: the double blocks first."
         )
 
 
