@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 
 from diffusers_flux_ext import (
     Contribution,
+    ControlNetImage,
     EntityRegions,
     FluxCondition,
     FluxConditionedPipeline,
     InpaintRegion,
     PromptEmbeds,
 )
+from tests.fixtures.controlnet import PICTURE as CONTROL
+from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.synthetic import AddedReference, AddedResiduals, AddedText
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
@@ -27,7 +31,11 @@ PARTS = {
     "text": AddedText(4),
     "reference": AddedReference(4),
     "residuals": AddedResiduals(),
+    "controlnet": ControlNetImage(tiny_controlnet(5), CONTROL, 0.7, end=0.7),
+    "xlabs": ControlNetImage(tiny_controlnet(6, "xlabs"), CONTROL, 0.5, mask_region=LEFT, negative="own"),
 }
+PAIRS = list(combinations(PARTS, 2))
+TRIPLES = [names for names in combinations(PARTS, 3) if "controlnet" in names]
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +63,21 @@ class AnotherPrompt(OtherPrompt):
 
 
 @pytest.mark.parametrize("left_out", PARTS)
-def test_any_four_of_five_run_together_and_each_counts(pipe, left_out):
+def test_all_but_one_run_together_and_each_counts(pipe, left_out):
     arguments = {"prompt": ["a", "b"], "negative_prompt": "ugly", "true_cfg_scale": 2.0}
     every = pipe(**call_kwargs(conditions=list(PARTS.values()), **arguments)).images
     fewer = [condition for name, condition in PARTS.items() if name != left_out]
     assert (every - pipe(**call_kwargs(conditions=fewer, **arguments)).images).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("names", [*PAIRS, *TRIPLES], ids="-".join)
+def test_both_orders_agree_and_each_one_counts(pipe, names):
+    parts = [PARTS[name] for name in names]
+    results = [pipe(**call_kwargs(conditions=order)).images for order in (parts, parts[::-1])]
+    torch.testing.assert_close(*results, atol=1e-5, rtol=0)
+    for index in range(len(parts)):
+        without = pipe(**call_kwargs(conditions=parts[:index] + parts[index + 1 :])).images
+        assert (results[0] - without).abs().max() > 1e-4
 
 
 def test_order_of_conditions_does_not_matter(pipe):
