@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from diffusers import FluxTransformer2DModel
 
-from ._compat import attention_accepts_mask
+from ._compat import attention_accepts_mask, skips_blocks_without_residuals
 from .attention_plan import AttentionPlan, build_attention_plan
 from .models.attention_processor_flux import runs_attention_plans
 from .sequence import AttentionRule, Contribution, JointLayout, TokenGroup
@@ -261,6 +261,12 @@ def _collect_residuals(
                 padded = torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) if num_reference else residual
                 moved[key] = _sort(padded, image_order, dim=1)
             collected[argument] = [moved[id(residual)] for residual in summed]
+    cache = skips_blocks_without_residuals(transformer) if collected else None
+    if cache is not None:
+        raise ValueError(
+            f"The transformer runs with {cache}, which would count the residuals of ControlNets and InfiniteYou twice "
+            f"on the steps that it skips. Call `transformer.disable_cache()`, or use `TaylorSeerCacheConfig`."
+        )
     return collected
 
 

@@ -9,7 +9,7 @@ import torch
 
 from .._compat import execution_device
 from ..latents import Canvas, encode_image, pack_latents, plain_picture, sample_image_latents
-from .region_masks import RegionMask, is_box, mask_to_pixels
+from .region_masks import RegionMask, list_regions, mask_to_pixels
 
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def encode_control_picture(
         return canvas.per_sample(pixels).to(canvas.device, canvas.dtype)
     if inpaint_mask is None:
         return pack_latents(_encode(pipe, canvas, pixels, generator))
-    masks = canvas.per_sample(_pixel_masks(inpaint_mask, canvas))
+    masks = canvas.per_sample(
+        torch.stack([mask_to_pixels(mask, canvas) for mask in list_regions(inpaint_mask)])[:, None]
+    )
     latents = _encode(pipe, canvas, torch.where(masks, -1.0, canvas.per_sample(pixels)), generator)
     factor = canvas.token_size // 2
     kept = 1 - masks[:, :, ::factor, ::factor].to(latents)
@@ -78,9 +80,3 @@ def _encode(
 
 def _spread(tensor: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     return tensor if tensor.shape[0] == canvas.num_samples else canvas.per_sample(tensor)
-
-
-def _pixel_masks(inpaint_mask: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
-    several = isinstance(inpaint_mask, (list, tuple)) and not is_box(inpaint_mask)
-    masks: Any = inpaint_mask if several else [inpaint_mask]
-    return torch.stack([mask_to_pixels(mask, canvas) for mask in masks])[:, None]

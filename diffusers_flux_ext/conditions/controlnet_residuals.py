@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from ..denoise import DenoisingStep, PromptEmbeds
 from ..latents import Canvas
 from ..sequence import Contribution
-from .region_masks import RegionMask, is_box, mask_to_tokens
+from .region_masks import RegionMask, list_regions, mask_to_tokens
 
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas
     Returns:
         `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside.
     """
-    several = isinstance(region, (list, tuple)) and not is_box(region)
-    masks = [mask_to_tokens(mask, canvas) for mask in (region if several else [region])]  # type: ignore[list-item]
+    masks = [mask_to_tokens(mask, canvas) for mask in list_regions(region)]
     for index, inside in enumerate(masks):
         if not inside.any():
             logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")

@@ -85,6 +85,12 @@ def is_box(mask: Any) -> bool:
     return isinstance(mask, Sequence) and len(mask) == 4 and all(isinstance(value, Real) for value in mask)
 
 
+def list_regions(regions: RegionMask | Sequence[RegionMask]) -> list[RegionMask]:
+    """One region for all prompts, or a list or tuple of one per prompt, as a list."""
+    several: Any = regions
+    return list(several) if isinstance(regions, (list, tuple)) and not is_box(regions) else [several]
+
+
 def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:
     left, top, right, bottom = box
     if 1 < max(box) < 2 and not all(value.is_integer() for value in box):
