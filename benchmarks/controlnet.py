@@ -68,15 +68,15 @@ def make_sides(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, Call
 
 
 def measure(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, float]:
-    """Median seconds per step of each side, interleaved in one process."""
+    """Median processor seconds per step of each side, interleaved in one process."""
     sides = make_sides(args, case)
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     for repeat in range(args.repeats + 1):
         for name in SIDES if repeat % 2 else SIDES[::-1]:
-            start = time.perf_counter()
+            start = time.process_time()
             sides[name]()
             if repeat:
-                seconds[name].append((time.perf_counter() - start) / args.steps)
+                seconds[name].append((time.process_time() - start) / args.steps)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

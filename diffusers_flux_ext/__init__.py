@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .conditions.base import FluxCondition
     from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
+    from .conditions.face_keypoints import draw_face_keypoints
+    from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
     from .models.controlnet_flux_ext import FluxExtControlNetModel
+    from .models.face_encoder import FaceEmbedding, FaceEncoder
+    from .models.infinite_you_image_projector import InfiniteYouImageProjector
+    from .models.insightface_encoder import InsightFaceEncoder
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
+    from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
@@ -34,6 +40,8 @@ _MODULES = {
     "conditions.base": ["FluxCondition"],
     "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
+    "conditions.face_keypoints": ["draw_face_keypoints"],
+    "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
@@ -41,9 +49,13 @@ _MODULES = {
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
+    "models.face_encoder": ["FaceEmbedding", "FaceEncoder"],
+    "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
+    "models.insightface_encoder": ["InsightFaceEncoder"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
+    "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }
@@ -61,20 +73,28 @@ __all__ = [
     "ControlNetImage",
     "DenoisingStep",
     "EntityRegions",
+    "FaceEmbedding",
+    "FaceEncoder",
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",
     "FluxExtControlNetModel",
     "FluxExtTransformer2DModel",
     "FluxFlowMatchScheduler",
+    "FluxInfiniteYouPipeline",
     "FluxRegionalAttnProcessor",
+    "InfiniteYouIdentity",
+    "InfiniteYouImageProjector",
     "InpaintRegion",
+    "InsightFaceEncoder",
     "PlanCache",
     "PromptEmbeds",
     "TokenGroup",
     "build_attention_plan",
     "combine_velocities",
     "custom_pipeline",
+    "draw_face_keypoints",
+    "infinite_you_preset",
     "predict_velocity",
     "regional_attention",
     "tiny_flux_path",

@@ -1,5 +1,7 @@
 """Region masks: from pictures, arrays, tensors or boxes to the pixels and tokens of a canvas."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, TypeAlias

@@ -14,6 +14,7 @@ _MODULES = {
     "components": ["tiny_components", "tiny_text_encoder", "tiny_text_encoder_2", "tiny_transformer", "tiny_vae"],
     "controlnet": ["controlnet_input", "reference_controlnet", "reference_multi_controlnet"],
     "dit": ["reference_dit", "reference_dit_weights", "reference_velocity"],
+    "infinite_you": ["EmbeddedFace", "reference_projector"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],
