@@ -1,5 +1,7 @@
 """Whole calls with a ControlNet: the reference's pipeline, diffusers' `FluxControlNetPipeline`, and ours.
 
+All three encode the prompt and the control picture, take their steps and decode; the time is per step.
+
 Run from the repository's root with the reference package installed (see the README's second command):
 
     python -m benchmarks.controlnet --image-size 512
@@ -43,7 +45,7 @@ def make_sides(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, Call
     picture = Image.effect_mandelbrot((args.image_size,) * 2, (-2, -1, 1, 1), 20).convert("RGB")
     window, guided = case.get("window", False), case.get("guided", False)
     shared = {"height": args.image_size, "width": args.image_size, "num_inference_steps": args.steps}
-    ours = {"max_sequence_length": args.text_tokens, "output_type": "latent", "guidance_scale": 3.5, **shared}
+    ours = {"max_sequence_length": args.text_tokens, "guidance_scale": 3.5, **shared}
     ours |= {"negative_prompt": "ugly", "true_cfg_scale": 2.0} if guided else {}
     theirs = {"negative_prompt": "ugly", "cfg_scale": 2.0} if guided else {}
     end = 0.5 if window else 1.0

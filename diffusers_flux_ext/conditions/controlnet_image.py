@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FluxControlNetModel
@@ -12,19 +12,8 @@ from diffusers import FluxControlNetModel
 from ..denoise import DenoisingStep
 from ..latents import Canvas
 from ..sequence import Contribution
-from .base import FluxCondition
 from .control_picture import encode_control_picture
-from .controlnet_residuals import (
-    Negative,
-    check_controlnet,
-    check_fits_pipeline,
-    check_negative,
-    check_scale,
-    check_window,
-    is_active,
-    region_weights,
-    residual_contribution,
-)
+from .controlnet_residuals import ControlNetCondition, Negative, region_weights, residual_contribution
 from .region_masks import RegionMask
 
 
@@ -37,7 +26,7 @@ UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 
 
 
 @dataclass(frozen=True, eq=False)
-class ControlNetImage(FluxCondition):
+class ControlNetImage(ControlNetCondition):
     """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
 
     Several run at once: their residuals are summed. Residuals reach the picture that is drawn only, never references,
@@ -72,8 +61,6 @@ class ControlNetImage(FluxCondition):
         ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
     """
 
-    per_step: ClassVar[bool] = True
-
     controlnet: FluxControlNetModel
     image: Any
     scale: float | Sequence[float] = 1.0
@@ -86,11 +73,7 @@ class ControlNetImage(FluxCondition):
     generator: torch.Generator | Sequence[torch.Generator] | None = None
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        check_controlnet(name, self.controlnet)
-        check_window(name, self.start, self.end)
-        check_scale(name, self.controlnet, self.scale)
-        check_negative(name, self.negative)
+        self.check_residual_fields()
         self._mode_number()
         if self.image is None:
             raise ValueError("`image` of ControlNetImage is None. Give a picture, or leave the condition out.")
@@ -100,11 +83,6 @@ class ControlNetImage(FluxCondition):
                 f"{'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting ControlNets need it, and "
                 f"only they take it; to restrict any other one, use `mask_region`."
             )
-
-    @property
-    def shares_branches(self) -> bool:
-        """Whether both branches get the conditional branch's residuals."""
-        return self.negative == "shared"
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture.
@@ -122,7 +100,7 @@ class ControlNetImage(FluxCondition):
             ValueError: if the ControlNet belongs to a transformer of another size, or the numbers of pictures, masks
                 and prompts differ.
         """
-        check_fits_pipeline(type(self).__name__, self.controlnet, pipe, None)
+        self.check_fits_pipeline(pipe)
         encoded = {
             "control": encode_control_picture(
                 pipe, canvas, self.controlnet, self.image, self.inpaint_mask, self.generator
@@ -135,8 +113,7 @@ class ControlNetImage(FluxCondition):
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """The residuals of this step; empty outside of the window."""
-        silent = self.scale == 0 or (step.branch == "uncond" and self.negative is None)
-        if silent or not is_active(step, self.start, self.end):
+        if self.is_silent(step):
             return Contribution()
         return residual_contribution(
             self.controlnet,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from diffusers.utils import logging
@@ -12,6 +12,7 @@ from diffusers.utils import logging
 from ..denoise import DenoisingStep, PromptEmbeds
 from ..latents import Canvas
 from ..sequence import Contribution
+from .base import FluxCondition
 from .region_masks import RegionMask, list_regions, mask_to_tokens
 
 
@@ -25,27 +26,70 @@ Negative: TypeAlias = Literal["shared", "own"] | None
 """What the unconditional branch gets: the conditional branch's residuals, residuals of its own, or none."""
 
 
-def check_controlnet(owner: str, controlnet: Any) -> None:
-    """Raise a `TypeError` unless `controlnet` is a single FLUX ControlNet."""
-    missing = [name for name in ("controlnet_x_embedder", "controlnet_blocks") if not hasattr(controlnet, name)]
-    if missing:
-        raise TypeError(
-            f"`controlnet` of {owner} is a {type(controlnet).__name__}, which has no {missing}; a "
-            f"`FluxControlNetModel` was expected. Several ControlNets are several conditions."
-        )
+class ControlNetCondition(FluxCondition):
+    """What conditions with a ControlNet share; a subclass is a dataclass with the fields named here."""
+
+    per_step: ClassVar[bool] = True
+
+    controlnet: Any
+    scale: float | Sequence[float]
+    start: float
+    end: float
+    negative: Negative
+
+    @property
+    def shares_branches(self) -> bool:
+        """Whether both branches get the conditional branch's residuals."""
+        return self.negative == "shared"
+
+    def is_silent(self, step: DenoisingStep) -> bool:
+        """Whether there is nothing to add at a step; the window follows diffusers' ControlNet pipelines."""
+        outside = step.index / step.num_steps < self.start or (step.index + 1) / step.num_steps > self.end
+        return outside or self.scale == 0 or (step.branch == "uncond" and self.negative is None)
+
+    def check_residual_fields(self) -> None:
+        """Raise an error unless the fields named above have the right types and ranges."""
+        name = type(self).__name__
+        missing = [
+            part for part in ("controlnet_x_embedder", "controlnet_blocks") if not hasattr(self.controlnet, part)
+        ]
+        if missing:
+            raise TypeError(
+                f"`controlnet` of {name} is a {type(self.controlnet).__name__}, which has no {missing}; a "
+                f"`FluxControlNetModel` was expected. Several ControlNets are several conditions."
+            )
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(
+                f"`start` and `end` of {name} are fractions of the schedule, from 0 (the first step) to 1 (after the "
+                f"last), with start < end; {self.start} and {self.end} came."
+            )
+        if self.negative not in ("shared", "own", None):
+            raise ValueError(f"`negative` of {name} is 'shared', 'own' or None, but {self.negative!r} came.")
+        _check_scale(name, self.controlnet, self.scale)
+
+    def check_fits_pipeline(self, pipe: FluxConditionedPipeline, context: int | None = None) -> None:
+        """Raise a `ValueError` that names both numbers if the ControlNet belongs to a transformer of another size.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer.
+            context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
+        """
+        base, own = pipe.transformer.config, self.controlnet.config
+        wanted = {
+            "inner_dim": (self.controlnet.inner_dim, pipe.transformer.inner_dim),
+            "joint_attention_dim": (own.joint_attention_dim, context or base.joint_attention_dim),
+            "pooled_projection_dim": (own.pooled_projection_dim, base.pooled_projection_dim),
+        }
+        wrong = {name: sizes for name, sizes in wanted.items() if sizes[0] != sizes[1]}
+        if wrong:
+            listed = ", ".join(f"{name} {ours} instead of {theirs}" for name, (ours, theirs) in wrong.items())
+            raise ValueError(
+                f"The ControlNet of {type(self).__name__} was made for another transformer: it has {listed}. Use one "
+                f"that was trained for this base model."
+            )
 
 
-def check_window(owner: str, start: float, end: float) -> None:
-    """Raise a `ValueError` unless `start` and `end` are fractions of the schedule in order."""
-    if not 0 <= start < end <= 1:
-        raise ValueError(
-            f"`start` and `end` of {owner} are fractions of the schedule, from 0 (the first step) to 1 (after the "
-            f"last), with start < end; {start} and {end} came."
-        )
-
-
-def check_scale(owner: str, controlnet: Any, scale: float | Sequence[float]) -> None:
-    """Raise an error unless `scale` is a number, or one number for each block of the ControlNet."""
+def _check_scale(owner: str, controlnet: Any, scale: float | Sequence[float]) -> None:
     double, single = len(controlnet.controlnet_blocks), len(controlnet.controlnet_single_blocks)
     numbers = list(scale) if isinstance(scale, Sequence) and not isinstance(scale, str) else [scale]
     if not all(isinstance(number, Real) for number in numbers):
@@ -54,36 +98,6 @@ def check_scale(owner: str, controlnet: Any, scale: float | Sequence[float]) -> 
         raise ValueError(
             f"`scale` of {owner} has {len(numbers)} numbers, but its ControlNet has {double} double and {single} "
             f"single blocks. Give one number for all, or {double + single}: the double blocks first."
-        )
-
-
-def check_negative(owner: str, negative: Any) -> None:
-    """Raise a `ValueError` unless `negative` is one of `"shared"`, `"own"` and `None`."""
-    if negative not in ("shared", "own", None):
-        raise ValueError(f"`negative` of {owner} is 'shared', 'own' or None, but {negative!r} came.")
-
-
-def check_fits_pipeline(owner: str, controlnet: Any, pipe: FluxConditionedPipeline, context: int | None) -> None:
-    """Raise a `ValueError` that names both numbers if a ControlNet belongs to a transformer of another size.
-
-    Args:
-        owner (`str`): The condition's class name.
-        controlnet (`FluxControlNetModel`): The ControlNet.
-        pipe (`FluxConditionedPipeline`): Gives the transformer.
-        context (`int`, *optional*): Width of the tokens that stand in for the text; the transformer's by default.
-    """
-    base = pipe.transformer.config
-    wanted = {
-        "inner_dim": (controlnet.inner_dim, pipe.transformer.inner_dim),
-        "joint_attention_dim": (controlnet.config.joint_attention_dim, context or base.joint_attention_dim),
-        "pooled_projection_dim": (controlnet.config.pooled_projection_dim, base.pooled_projection_dim),
-    }
-    wrong = {name: sizes for name, sizes in wanted.items() if sizes[0] != sizes[1]}
-    if wrong:
-        listed = ", ".join(f"{name} {ours} instead of {theirs}" for name, (ours, theirs) in wrong.items())
-        raise ValueError(
-            f"The ControlNet of {owner} was made for another transformer: it has {listed}. Use one that was trained "
-            f"for this base model."
         )
 
 
@@ -103,11 +117,6 @@ def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas
         if not inside.any():
             logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")
     return canvas.per_sample(torch.stack(masks))[..., None].to(canvas.device, canvas.dtype)
-
-
-def is_active(step: DenoisingStep, start: float, end: float) -> bool:
-    """Whether a step lies in the window, by the rule of diffusers' ControlNet pipelines."""
-    return not (step.index / step.num_steps < start or (step.index + 1) / step.num_steps > end)
 
 
 def residual_contribution(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FluxControlNetModel
@@ -15,19 +15,8 @@ from ..latents import Canvas
 from ..models.face_encoder import FaceEmbedding, FaceEncoder
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..sequence import Contribution
-from .base import FluxCondition
 from .control_picture import encode_control_picture
-from .controlnet_residuals import (
-    Negative,
-    check_controlnet,
-    check_fits_pipeline,
-    check_negative,
-    check_scale,
-    check_window,
-    is_active,
-    region_weights,
-    residual_contribution,
-)
+from .controlnet_residuals import ControlNetCondition, Negative, region_weights, residual_contribution
 from .face_keypoints import draw_face_keypoints, fit_picture, read_keypoints
 from .region_masks import RegionMask
 
@@ -37,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class InfiniteYouIdentity(FluxCondition):
+class InfiniteYouIdentity(ControlNetCondition):
     """A person's identity by InfuseNet, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
 
     InfuseNet is a ControlNet that sees identity tokens in the place of the text, and five key points of a face as its
@@ -70,8 +59,6 @@ class InfiniteYouIdentity(FluxCondition):
         ValueError: if arguments are missing, contradict each other or are out of range.
     """
 
-    per_step: ClassVar[bool] = True
-
     controlnet: FluxControlNetModel
     image_projector: InfiniteYouImageProjector
     id_image: Image.Image | Sequence[Image.Image] | None = None
@@ -89,10 +76,7 @@ class InfiniteYouIdentity(FluxCondition):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        check_controlnet(name, self.controlnet)
-        check_window(name, self.start, self.end)
-        check_scale(name, self.controlnet, self.scale)
-        check_negative(name, self.negative)
+        self.check_residual_fields()
         for one, other in (("id_image", "id_embeds"), ("control_image", "keypoints")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{name} has both `{one}` and `{other}`. Give one of them.")
@@ -103,11 +87,6 @@ class InfiniteYouIdentity(FluxCondition):
                 f"{name} needs a `face_encoder` to find the face in a picture: `InsightFaceEncoder(...)` (pip install "
                 f"'diffusers-flux-ext[infinite-you]'), or give `id_embeds` and `keypoints` instead of pictures."
             )
-
-    @property
-    def shares_branches(self) -> bool:
-        """Whether both branches get the conditional branch's residuals."""
-        return self.negative == "shared"
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Embed the face and draw the key points.
@@ -123,8 +102,7 @@ class InfiniteYouIdentity(FluxCondition):
         Raises:
             ValueError: if a picture shows no face, a shape is wrong, or the ControlNet does not fit.
         """
-        name = type(self).__name__
-        check_fits_pipeline(name, self.controlnet, pipe, self.image_projector.config.output_dim)
+        self.check_fits_pipeline(pipe, self.image_projector.config.output_dim)
         embeds = self._embeddings().to(canvas.device, canvas.dtype)
         encoded = {
             "identity": canvas.per_sample(self.image_projector(embeds[:, None])),
@@ -132,13 +110,12 @@ class InfiniteYouIdentity(FluxCondition):
             "guidance": torch.tensor([self.guidance_scale], device=canvas.device),
         }
         if self.region is not None:
-            encoded["weights"] = region_weights(name, self.region, canvas)
+            encoded["weights"] = region_weights(type(self).__name__, self.region, canvas)
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """InfuseNet's residuals of this step; empty outside of the window and, by default, on the negative side."""
-        silent = self.scale == 0 or (step.branch == "uncond" and self.negative is None)
-        if silent or not is_active(step, self.start, self.end):
+        if self.is_silent(step):
             return Contribution()
         tokens = encoded["identity"]
         context = PromptEmbeds(
