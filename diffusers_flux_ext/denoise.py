@@ -261,13 +261,19 @@ def _collect_residuals(
                 padded = torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) if num_reference else residual
                 moved[key] = _sort(padded, image_order, dim=1)
             collected[argument] = [moved[id(residual)] for residual in summed]
-    cache = skips_blocks_without_residuals(transformer) if collected else None
+    if collected:
+        check_cache_allows_residuals(transformer)
+    return collected
+
+
+def check_cache_allows_residuals(transformer: FluxTransformer2DModel) -> None:
+    """Raise a `ValueError` if the transformer runs with a cache that would count residuals twice."""
+    cache = skips_blocks_without_residuals(transformer)
     if cache is not None:
         raise ValueError(
             f"The transformer runs with {cache}, which would count the residuals of ControlNets and InfiniteYou twice "
             f"on the steps that it skips. Call `transformer.disable_cache()`, or use `TaylorSeerCacheConfig`."
         )
-    return collected
 
 
 def _sum_residuals(parts: Sequence[tuple[Sequence[torch.Tensor], bool]], depth: int) -> list[torch.Tensor]:

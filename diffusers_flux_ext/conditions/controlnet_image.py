@@ -105,7 +105,8 @@ class ControlNetImage(ControlNetCondition):
             "control": encode_control_picture(
                 pipe, canvas, self.controlnet, self.image, self.inpaint_mask, self.generator
             ),
-            "guidance": torch.tensor([pipe.guidance_scale], device=canvas.device),
+            # Outside of a call, as in training, the step brings its own.
+            "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
         if self.mask_region is not None:
             encoded["weights"] = region_weights(type(self).__name__, self.mask_region, canvas)
@@ -120,7 +121,7 @@ class ControlNetImage(ControlNetCondition):
             step,
             encoded["control"],
             context=step.prompt,
-            guidance=encoded["guidance"],
+            guidance=encoded["guidance"] if step.guidance is None else step.guidance,
             scale=self.scale,
             mode=self._mode_number(),
             weights=encoded.get("weights"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from diffusers.utils import logging
 
-from ..denoise import DenoisingStep, PromptEmbeds
+from ..denoise import DenoisingStep, PromptEmbeds, check_cache_allows_residuals
 from ..latents import Canvas
 from ..sequence import Contribution
 from .base import FluxCondition
@@ -68,12 +68,13 @@ class ControlNetCondition(FluxCondition):
         _check_scale(name, self.controlnet, self.scale)
 
     def check_fits_pipeline(self, pipe: FluxConditionedPipeline, context: int | None = None) -> None:
-        """Raise a `ValueError` that names both numbers if the ControlNet belongs to a transformer of another size.
+        """Raise a `ValueError` if the ControlNet was made for another size, or if a cache forbids residuals.
 
         Args:
             pipe (`FluxConditionedPipeline`): Gives the transformer.
             context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
         """
+        check_cache_allows_residuals(pipe.transformer)
         base, own = pipe.transformer.config, self.controlnet.config
         wanted = {
             "inner_dim": (self.controlnet.inner_dim, pipe.transformer.inner_dim),
@@ -138,7 +139,8 @@ def residual_contribution(
         control (`torch.Tensor` of shape `(1 or num_samples, num_tokens, C)`, or pixels for one with a hint block):
             The encoded control picture.
         context (`PromptEmbeds`): What stands in the place of the text.
-        guidance (`torch.Tensor` of shape `(1,)`): Read only if the ControlNet takes an embedded guidance.
+        guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
+            Read only if the ControlNet takes an embedded guidance.
         scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
         mode (`int`, *optional*): Number of a union ControlNet's mode.
         weights (`torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`, *optional*): Factors per token.

@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxControlNetImg2ImgPipeline, FluxControlNetInpaintPipeline, FluxControlNetPipeline
+from diffusers.hooks import apply_group_offloading
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
 
-from diffusers_flux_ext import Contribution, ControlNetImage, EntityRegions, FluxCondition, FluxConditionedPipeline
+from diffusers_flux_ext import (
+    Canvas,
+    Contribution,
+    ControlNetImage,
+    DenoisingStep,
+    EntityRegions,
+    FluxCondition,
+    FluxConditionedPipeline,
+    PromptEmbeds,
+    predict_velocity,
+)
 from diffusers_flux_ext.latents import pack_latents, sample_image_latents
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
@@ -325,6 +336,31 @@ class TestInputs:
         ours = condition(kind)
         ours.controlnet.to(torch.bfloat16)
         assert torch.isfinite(pipe(**call_kwargs(conditions=[ours], **GUIDED)).images.float()).all()
+
+
+def test_training_reaches_the_controlnet(pipe):
+    bare = tiny_pipeline(FluxConditionedPipeline)
+    ours = condition()
+    ours.controlnet.requires_grad_(True)
+    canvas = Canvas(32, 48, 2, 1, torch.device("cpu"), torch.float32, max_sequence_length=16)
+    with torch.no_grad():
+        encoded = ours.encode(bare, canvas)
+        prompt = PromptEmbeds(*bare.encode_prompt(["a", "b"], None, max_sequence_length=16))
+    latents = torch.randn(2, 6, 64, generator=seeded(1))
+    ids = bare._prepare_latent_image_ids(2, 2, 3, torch.device("cpu"), torch.float32)
+    guidance = torch.tensor([3.5, 1.0])
+    step = DenoisingStep(0, 1, "cond", torch.tensor([0.5, 0.2]), latents, ids, prompt, guidance)
+    velocity = predict_velocity(bare.transformer, step, [ours.contribute(encoded, step)])
+    velocity.square().mean().backward()
+    gradients = [weight.grad for weight in ours.controlnet.controlnet_blocks.parameters()]
+    assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
+
+
+def test_an_offloaded_controlnet_draws_the_same(pipe):
+    ours = condition()
+    expected = pipe(**call_kwargs(conditions=[ours])).images
+    apply_group_offloading(ours.controlnet, onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(pipe(**call_kwargs(conditions=[ours])).images, expected)
 
 
 BAD = {
