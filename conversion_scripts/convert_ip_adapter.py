@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusers_flux_ext import FluxIPAdapter
-from diffusers_flux_ext.loaders.output_folder import check_new_folder, save_to_new_folder
+from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,10 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attention-head-dim", type=int, default=128, help="width of the transformer's heads")
     args = parser.parse_args(arguments)
     try:
-        check_new_folder(args.target)
+        check_new(args.target)
         heads = {"attention_head_dim": args.attention_head_dim}
         adapter = FluxIPAdapter.from_single_file(args.source, dtype=DTYPES.get(args.dtype), **heads)
-        save_to_new_folder(adapter, args.target)
+        with written_at_once(args.target) as temporary:
+            adapter.save_pretrained(temporary)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

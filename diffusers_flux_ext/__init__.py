@@ -14,7 +14,10 @@ from ._registration import register
 if TYPE_CHECKING:
     from .attention_plan import AttentionPlan, build_attention_plan
     from .conditions.base import FluxCondition
+    from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
+    from .conditions.face_keypoints import draw_face_keypoints
+    from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
@@ -31,17 +34,25 @@ if TYPE_CHECKING:
     from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
+    from .models.controlnet_flux_ext import FluxExtControlNetModel
+    from .models.face_encoder import FaceEmbedding, FaceEncoder
+    from .models.infinite_you_image_projector import InfiniteYouImageProjector
+    from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
+    from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
 _MODULES = {
     "attention_plan": ["AttentionPlan", "build_attention_plan"],
     "conditions.base": ["FluxCondition"],
+    "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
+    "conditions.face_keypoints": ["draw_face_keypoints"],
+    "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
@@ -59,9 +70,14 @@ _MODULES = {
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.ip_adapter_flux": ["FluxIPAdapter"],
+    "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
+    "models.face_encoder": ["FaceEmbedding", "FaceEncoder"],
+    "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
+    "models.insightface_encoder": ["InsightFaceEncoder"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
+    "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }
@@ -76,19 +92,27 @@ __all__ = [
     "AutoencoderKLFlux",
     "Canvas",
     "Contribution",
+    "ControlNetImage",
     "DenoisingStep",
     "EntityRegions",
+    "FaceEmbedding",
+    "FaceEncoder",
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",
+    "FluxExtControlNetModel",
     "FluxExtLoraLoaderMixin",
     "FluxExtTransformer2DModel",
     "FluxFlowMatchScheduler",
     "FluxIPAdapter",
+    "FluxInfiniteYouPipeline",
     "FluxRegionalAttnProcessor",
     "IPAdapterImages",
     "ImagePrompt",
+    "InfiniteYouIdentity",
+    "InfiniteYouImageProjector",
     "InpaintRegion",
+    "InsightFaceEncoder",
     "LoRAError",
     "LoRAReport",
     "LoRAResult",
@@ -101,8 +125,10 @@ __all__ = [
     "convert_lora_file",
     "custom_pipeline",
     "detect_lora_format",
+    "draw_face_keypoints",
     "extract_lora",
     "fuse_lora_into",
+    "infinite_you_preset",
     "inspect_lora",
     "load_lora",
     "merge_loras",

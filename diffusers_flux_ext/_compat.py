@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
@@ -30,6 +31,7 @@ __all__ = [
     "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
+    "skips_blocks_without_residuals",
 ]
 
 # The attention backends of diffusers that take a dense mask.
@@ -53,6 +55,15 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
 def has_offload_hook(module: torch.nn.Module) -> bool:
     """Whether accelerate or group offloading moves the module's weights by itself."""
     return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+
+
+def skips_blocks_without_residuals(transformer: torch.nn.Module) -> str | None:
+    """Name of an active cache that skips blocks while the transformer goes on adding their residuals, if there is one.
+
+    What such a cache reuses already contains the residuals, so that they would count twice.
+    """
+    config = getattr(transformer, "_cache_config", None)
+    return type(config).__name__ if isinstance(config, (FirstBlockCacheConfig, MagCacheConfig)) else None
 
 
 def fetch_lora_state_dict(

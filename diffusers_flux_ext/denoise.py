@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
 from diffusers import FluxTransformer2DModel
 
-from ._compat import attention_accepts_mask
+from ._compat import attention_accepts_mask, skips_blocks_without_residuals
 from .attention_plan import AttentionPlan, build_attention_plan
 from .image_prompt import IMAGE_PROMPTS, place_image_prompts
 from .models.attention_processor_flux import check_image_prompts_run, runs_attention_plans
@@ -252,29 +253,55 @@ def _collect_residuals(
     for part in contributions:
         for residual in (*part.block_residuals, *part.single_block_residuals):
             _check_tensor("block residuals", residual, latents, num_target, transformer.inner_dim)
+    doubles = [(part.block_residuals, part.residuals_repeat) for part in contributions]
+    singles = [(part.single_block_residuals, False) for part in contributions]
     slots = {
-        "controlnet_block_samples": ("transformer_blocks", [part.block_residuals for part in contributions]),
-        "controlnet_single_block_samples": (
-            "single_transformer_blocks",
-            [part.single_block_residuals for part in contributions],
-        ),
+        "controlnet_block_samples": (len(transformer.transformer_blocks), doubles),
+        "controlnet_single_block_samples": (len(transformer.single_transformer_blocks), singles),
     }
-    collected = {}
-    for argument, (blocks, parts) in slots.items():
-        summed = _sum_residuals([part for part in parts if len(part)], len(getattr(transformer, blocks)))
-        if summed and num_reference:
-            summed = [torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) for residual in summed]
+    collected: dict[str, list[torch.Tensor]] = {}
+    for argument, (depth, parts) in slots.items():
+        summed = _sum_residuals([part for part in parts if len(part[0])], depth)
         if summed:
-            collected[argument] = [_sort(residual, image_order, dim=1) for residual in summed]
+            # Neighbouring blocks share a residual: it is padded and sorted once.
+            moved = {id(residual): residual for residual in summed}
+            for key, residual in moved.items():
+                padded = torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) if num_reference else residual
+                moved[key] = _sort(padded, image_order, dim=1)
+            collected[argument] = [moved[id(residual)] for residual in summed]
+    if collected:
+        check_cache_allows_residuals(transformer)
     return collected
 
 
-def _sum_residuals(parts: Sequence[Sequence[torch.Tensor]], depth: int) -> list[torch.Tensor]:
-    if len(parts) < 2:
-        return list(parts[0]) if parts else []
-    # One condition's residual serves several blocks: its share per block follows from its own count.
-    shares = [[part[block // -(-depth // len(part))] for block in range(depth)] for part in parts]
-    return [torch.stack(list(residuals)).sum(dim=0) for residuals in zip(*shares)]
+def check_cache_allows_residuals(transformer: FluxTransformer2DModel) -> None:
+    """Raise a `ValueError` if the transformer runs with a cache that would count residuals twice."""
+    cache = skips_blocks_without_residuals(transformer)
+    if cache is not None:
+        raise ValueError(
+            f"The transformer runs with {cache}, which would count the residuals of ControlNets and InfiniteYou twice "
+            f"on the steps that it skips. Call `transformer.disable_cache()`, or use `TaylorSeerCacheConfig`."
+        )
+
+
+def _sum_residuals(parts: Sequence[tuple[Sequence[torch.Tensor], bool]], depth: int) -> list[torch.Tensor]:
+    if len(parts) == 1 and not parts[0][1]:
+        # The transformer spreads them over its blocks by itself.
+        return list(parts[0][0])
+    if not parts:
+        return []
+    sums: dict[tuple[int, ...], torch.Tensor] = {}
+    aligned = []
+    for block in range(depth):
+        # One condition's residual serves several blocks: its share per block follows from its own count.
+        chosen = tuple(
+            block % len(residuals) if repeat else block // -(-depth // len(residuals)) for residuals, repeat in parts
+        )
+        if chosen not in sums:
+            # Added in the order given, as diffusers does, so that the sums are bit-equal.
+            sums[chosen] = reduce(torch.add, [residuals[index] for (residuals, _), index in zip(parts, chosen)])
+        aligned.append(sums[chosen])
+    return aligned
 
 
 def _join(tensors: Sequence[torch.Tensor], batch_size: int) -> torch.Tensor:

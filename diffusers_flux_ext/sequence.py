@@ -67,6 +67,9 @@ class Contribution:
         block_residuals (`Sequence[torch.Tensor]`, each `(batch_size, target_length, inner_dim)`):
             Added after the double blocks; spread over them when there are fewer than blocks, summed over conditions.
         single_block_residuals (`Sequence[torch.Tensor]`): The same for the single blocks.
+        residuals_repeat (`bool`):
+            The residuals of the double blocks take turns (block i gets residual i modulo their number, as XLabs'
+            ControlNets) instead of serving runs of neighbouring blocks.
         attention_kwargs (`Mapping[str, Any]`):
             Reaches the attention processors. Tuples of one name are joined; anything else can be given once.
     """
@@ -77,6 +80,7 @@ class Contribution:
     rules: Sequence[AttentionRule] = ()
     block_residuals: Sequence[torch.Tensor] = ()
     single_block_residuals: Sequence[torch.Tensor] = ()
+    residuals_repeat: bool = False
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 import diffusers_flux_ext
 from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
@@ -128,6 +129,19 @@ def test_contribute_runs_once_per_branch_unless_per_step(pipe):
     pipe(**call_kwargs(conditions=[Counting("once"), CountingSteps("steps")], **guided))
     assert [call for call in calls if call[0] == "once"] == [("once", "cond", 0), ("once", "uncond", 0)]
     assert len([call for call in calls if call[0] == "steps"]) == 6
+
+
+@pytest.mark.parametrize(
+    "cache", [FirstBlockCacheConfig(0.1), MagCacheConfig(num_inference_steps=3, mag_ratios=torch.ones(3))]
+)
+def test_caches_that_would_count_residuals_twice_are_refused(pipe, cache):
+    pipe.transformer.enable_cache(cache)
+    try:
+        with pytest.raises(ValueError, match=f"{type(cache).__name__}, which would count the residuals.*twice"):
+            pipe(**call_kwargs(conditions=[CASES["controlnet"].build()]))
+    finally:
+        pipe.transformer.disable_cache()
+    pipe(**call_kwargs(conditions=[CASES["controlnet"].build()]))
 
 
 def test_a_module_on_another_dtype_is_refused(pipe):

@@ -33,6 +33,11 @@ class FluxCondition(ABC):
     once: ClassVar[bool] = False
     """Whether at most one condition of this class may run in a call."""
 
+    @property
+    def shares_branches(self) -> bool:
+        """Whether the unconditional branch takes what `contribute` gave the conditional one at the same step."""
+        return False
+
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Turn the user's inputs into tensors, once per call.
 
@@ -94,6 +99,7 @@ class EncodedConditions:
             _check_modules(condition, canvas)
         self.encoded = [condition.encode(pipe, canvas) for condition in conditions]
         self._once: dict[tuple[str, int, Hashable], Contribution] = {}
+        self._shared: dict[tuple[int, int], Contribution] = {}
 
     def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
         """The step with the prompt that a condition puts in place of the text encoders', if one does."""
@@ -115,6 +121,11 @@ class EncodedConditions:
 
     def _contribution(self, index: int, step: DenoisingStep) -> Contribution:
         condition, encoded = self.conditions[index], self.encoded[index]
+        if condition.shares_branches:
+            shared = (step.index, index)
+            if shared not in self._shared:
+                self._shared[shared] = condition.contribute(encoded, step)
+            return self._shared[shared]
         if condition.per_step:
             return condition.contribute(encoded, step)
         key = (step.branch, index, condition.phase(step))
@@ -124,6 +135,7 @@ class EncodedConditions:
 
     def after_step(self, step: DenoisingStep, latents: torch.Tensor) -> torch.Tensor:
         """The latents to go on with."""
+        self._shared.clear()
         for condition, encoded in zip(self.conditions, self.encoded):
             latents = condition.after_step(encoded, step, latents)
         return latents

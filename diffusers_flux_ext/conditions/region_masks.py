@@ -1,5 +1,7 @@
 """Region masks: from pictures, arrays, tensors or boxes to the pixels and tokens of a canvas."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, TypeAlias
@@ -83,6 +85,12 @@ def read_mask(mask: RegionMask, canvas: Canvas) -> np.ndarray:
 def is_box(mask: Any) -> bool:
     """Whether `mask` is a box of four numbers."""
     return isinstance(mask, Sequence) and len(mask) == 4 and all(isinstance(value, Real) for value in mask)
+
+
+def list_regions(regions: RegionMask | Sequence[RegionMask]) -> list[RegionMask]:
+    """One region for all prompts, or a list or tuple of one per prompt, as a list."""
+    several: Any = regions
+    return list(several) if isinstance(regions, (list, tuple)) and not is_box(regions) else [several]
 
 
 def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:

@@ -4,10 +4,10 @@ from ..denoise import DenoisingStep
 
 
 def check_window(owner: str, start: float, end: float) -> None:
-    """Raise a `ValueError` unless `0 <= start <= end <= 1`; `owner` is the class name in the message."""
-    if not 0 <= start <= end <= 1:
+    """Raise a `ValueError` unless `0 <= start < end <= 1`; `owner` is the class name in the message."""
+    if not 0 <= start < end <= 1:
         raise ValueError(
-            f"`{owner}` has start={start} and end={end}. Both are fractions of the schedule with 0 <= start <= end "
+            f"`{owner}` has start={start} and end={end}. Both are fractions of the schedule with 0 <= start < end "
             f"<= 1, where 0 is the first step."
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from .checkpoint_formats import MAX_LISTED_KEYS, Shapes, TensorRecipe, Transform
 
 RELEASED_HEAD_DIM, RELEASED_AXES = 128, (16, 56, 56)
 TEXT_EMBEDDER = "time_text_embed.text_embedder.linear_1.weight"
-MATRICES = ("x_embedder.weight", "context_embedder.weight", "proj_out.weight", TEXT_EMBEDDER)
+MATRICES = ("x_embedder.weight", "context_embedder.weight", TEXT_EMBEDDER)
 
 
 def infer_transformer_config(
@@ -39,20 +39,38 @@ def infer_transformer_config(
             and `axes_dims_rope` is not given.
         TypeError: If an override is no argument of the constructor.
     """
-    known = set(inspect.signature(FluxTransformer2DModel.__init__).parameters) - {"self"}
-    if not overrides.keys() <= known:
-        raise TypeError(
-            f"{sorted(overrides.keys() - known)} are no arguments of the transformer; they are {sorted(known)}."
-        )
+    check_overrides(FluxTransformer2DModel, overrides)
+    raise_if_missing(["proj_out.weight"] if "proj_out.weight" not in shapes else [], layout)
+    config = infer_trunk_config(shapes, layout)
+    out_channels = shapes["proj_out.weight"][0]
+    config["out_channels"] = None if out_channels == config["in_channels"] else out_channels
+    config.update(overrides)
+    check_heads(shapes, config)
+    return config
+
+
+def infer_trunk_config(shapes: Shapes, layout: TransformerLayout) -> dict[str, Any]:
+    """What the shapes show of the arguments that a transformer and a ControlNet have in common.
+
+    Args:
+        shapes (`Mapping[str, Sequence[int]]`): Shapes by diffusers key.
+        layout (`str`): The layout in which an error spells missing keys.
+
+    Returns:
+        `dict[str, Any]`: The arguments; `axes_dims_rope` is `None` unless the heads are as wide as the released ones.
+
+    Raises:
+        ValueError: If a key is missing that shows a size.
+    """
     double, single = (_count_blocks(shapes, name) for name in ("transformer_blocks", "single_transformer_blocks"))
     norm = f"{'transformer_blocks' if double else 'single_transformer_blocks'}.0.attn.norm_q.weight"
-    _check_dimensions(shapes, {**dict.fromkeys(MATRICES, 2), norm: 1}, layout)
+    optional = {"proj_out.weight": 2} if "proj_out.weight" in shapes else {}
+    _check_dimensions(shapes, {**dict.fromkeys(MATRICES, 2), **optional, norm: 1}, layout)
     width, in_channels = shapes["x_embedder.weight"]
-    head_dim, out_channels = shapes[norm][0], shapes["proj_out.weight"][0]
-    config = {
+    head_dim = shapes[norm][0]
+    return {
         "patch_size": 1,
         "in_channels": in_channels,
-        "out_channels": None if out_channels == in_channels else out_channels,
         "num_layers": double,
         "num_single_layers": single,
         "attention_head_dim": head_dim,
@@ -61,10 +79,14 @@ def infer_transformer_config(
         "pooled_projection_dim": shapes[TEXT_EMBEDDER][1],
         "guidance_embeds": any(key.startswith("time_text_embed.guidance_embedder.") for key in shapes),
         "axes_dims_rope": RELEASED_AXES if head_dim == RELEASED_HEAD_DIM else None,
-        **overrides,
     }
-    _check_heads(width, config)
-    return config
+
+
+def check_overrides(model_class: type, overrides: Mapping[str, Any], added: Sequence[str] = ()) -> None:
+    """Raises a `TypeError` if an override is no argument of the constructor, nor one of the `added` ones."""
+    known = {*inspect.signature(model_class.__init__).parameters, *added} - {"self"}  # type: ignore[misc]
+    if not overrides.keys() <= known:
+        raise TypeError(f"{sorted(overrides.keys() - known)} are no arguments of the model; they are {sorted(known)}.")
 
 
 def _count_blocks(shapes: Shapes, name: str) -> int:
@@ -80,7 +102,9 @@ def _check_dimensions(shapes: Shapes, dimensions: Mapping[str, int], layout: Tra
         )
 
 
-def _check_heads(width: int, config: Mapping[str, Any]) -> None:
+def check_heads(shapes: Shapes, config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if the heads do not fill the model or the rotary axes do not fill a head."""
+    width = shapes["x_embedder.weight"][0]
     heads, head_dim, axes = (config[n] for n in ("num_attention_heads", "attention_head_dim", "axes_dims_rope"))
     if heads * head_dim != width:
         raise ValueError(f"The model is {width} wide, which {heads} heads of {head_dim} do not fill.")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from safetensors import SafetensorError, safe_open
 
-from ..loaders.checkpoint_formats import Shapes, detect_transformer_layout, plan_transformer_conversion
-from ..loaders.transformer_config import RELEASED_AXES, check_fit, infer_transformer_config
+from ..loaders.checkpoint_formats import (
+    Shapes,
+    TensorRecipe,
+    TransformerLayout,
+    detect_transformer_layout,
+    plan_transformer_conversion,
+)
+from ..loaders.single_file_mixin import SingleFileMixin
+from ..loaders.transformer_config import RELEASED_AXES, infer_transformer_config
 from .attention_processor_flux import set_regional_processors
 
 
@@ -21,7 +25,7 @@ from .attention_processor_flux import set_regional_processors
 __all__ = ["FluxExtTransformer2DModel", "ModelMixin"]
 
 
-class FluxExtTransformer2DModel(FluxTransformer2DModel):
+class FluxExtTransformer2DModel(SingleFileMixin, FluxTransformer2DModel):
     r"""
     The FLUX.1 transformer: [`~diffusers.FluxTransformer2DModel`] with a reader for every published key layout.
 
@@ -88,118 +92,11 @@ class FluxExtTransformer2DModel(FluxTransformer2DModel):
         set_regional_processors(self)
 
     @classmethod
-    def from_state_dict(
-        cls,
-        state_dict: Mapping[str, torch.Tensor],
-        *,
-        torch_dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        **overrides: Any,
-    ) -> FluxExtTransformer2DModel:
-        """
-        Makes a model from weights in any layout; the config follows from their shapes.
-
-        Args:
-            state_dict (`Mapping[str, torch.Tensor]`):
-                Weights in the diffusers, Black Forest Labs or DiffSynth-Studio layout. They are copied: neither the
-                mapping nor its tensors are changed, now or later.
-            torch_dtype (`torch.dtype`, *optional*):
-                Dtype of the model; that of each tensor by default.
-            device (`str` or `torch.device`, *optional*):
-                Device of the model; that of each tensor by default.
-            overrides:
-                Arguments of the constructor that replace inferred ones. `axes_dims_rope` leaves no trace in the
-                weights and is needed unless the heads are 128 wide.
-
-        Returns:
-            `FluxExtTransformer2DModel` in eval mode.
-
-        Raises:
-            ValueError: If keys are unknown or missing; if shapes do not fit together; if `axes_dims_rope` is needed.
-            TypeError: If an override is no argument of the constructor.
-        """
-        shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-        return cls._from_tensors(shapes, state_dict.__getitem__, overrides, torch_dtype, device)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        pretrained_model_link_or_path_or_dict: str | Path | Mapping[str, torch.Tensor],
-        *,
-        torch_dtype: torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **overrides: Any,
-    ) -> FluxExtTransformer2DModel:
-        """
-        Makes a model from one local safetensors file in any layout.
-
-        Only the header is read to plan the load. Tensors are then copied one at a time out of the mapped file, whose
-        pages the system can drop again, so that the load needs the memory of the model once.
-
-        Args:
-            pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
-                Path of a safetensors file, whatever its suffix (`.safetensors`, `.sft`). A mapping goes to
-                [`from_state_dict`].
-            torch_dtype (`torch.dtype`, *optional*):
-                Dtype of the model; that of each tensor of the file by default.
-            device (`str` or `torch.device`, *optional*):
-                Device of the model; CPU by default.
-            dtype (`torch.dtype`, *optional*):
-                The newer name of `torch_dtype`.
-            overrides:
-                See [`from_state_dict`].
-
-        Returns:
-            `FluxExtTransformer2DModel` in eval mode.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is no safetensors file; if keys are unknown or missing; if shapes do not fit
-                together; if `axes_dims_rope` is needed.
-            TypeError: If an override is no argument of the constructor.
-        """
-        source = pretrained_model_link_or_path_or_dict
-        arguments: dict[str, Any] = {"torch_dtype": dtype or torch_dtype, "device": device, **overrides}
-        if isinstance(source, Mapping):
-            return cls.from_state_dict(source, **arguments)
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no file `{source}`. Pass a local path; files on the Hub are fetched by "
-                "`huggingface_hub.hf_hub_download`, which returns one."
-            )
-        try:
-            file = safe_open(path, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise ValueError(
-                f"`{path}` is no safetensors file ({error}). Pickle and GGUF files are not read here."
-            ) from error
-        with file as reader:
-            shapes = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}
-            return cls._from_tensors(
-                shapes, reader.get_tensor, overrides, arguments["torch_dtype"], arguments["device"]
-            )
-
-    @classmethod
-    def _from_tensors(
-        cls,
-        shapes: Shapes,
-        read: Callable[[str], torch.Tensor],
-        overrides: Mapping[str, Any],
-        dtype: torch.dtype | None,
-        device: str | torch.device | None,
-    ) -> FluxExtTransformer2DModel:
+    def plan_load(
+        cls, shapes: Shapes, overrides: Mapping[str, Any]
+    ) -> tuple[dict[str, TensorRecipe], dict[str, Any], TransformerLayout]:
+        """See [`SingleFileMixin.plan_load`]."""
         layout = detect_transformer_layout(shapes)
         plan = plan_transformer_conversion(shapes)
         config = infer_transformer_config({key: recipe.shape for key, recipe in plan.items()}, layout, **overrides)
-        with torch.device("meta"):
-            model = cls(**config)
-        check_fit(model, plan, layout)
-        weights = {
-            # A copy, because a tensor may be a view of the source or of a mapped file.
-            key: recipe.build(read).to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-            for key, recipe in plan.items()
-        }
-        model.load_state_dict(weights, assign=True)
-        return model.eval()
+        return plan, config, layout

@@ -17,8 +17,12 @@ from diffusers_flux_ext import (
     FluxEliGenPipeline,
     FluxExtTransformer2DModel,
     FluxFlowMatchScheduler,
+    FluxInfiniteYouPipeline,
 )
 from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
+
+
+OURS = [FluxConditionedPipeline, FluxEliGenPipeline, FluxInfiniteYouPipeline]
 
 
 def dtypes(pipe):
@@ -29,7 +33,7 @@ def modules(pipe):
     return {name: id(module) for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
 
 
-@pytest.mark.parametrize("pipeline_class", [FluxConditionedPipeline, FluxEliGenPipeline])
+@pytest.mark.parametrize("pipeline_class", OURS)
 def test_from_pipe_keeps_every_dtype_and_leaves_the_source(pipeline_class):
     stock = tiny_pipeline(FluxPipeline)
     stock.transformer.to(torch.bfloat16)
@@ -74,7 +78,7 @@ def test_from_pipe_names_what_is_missing():
         pipe.to_pipeline(FluxControlNetPipeline)
 
 
-@pytest.mark.parametrize("pipeline_class", [FluxConditionedPipeline, FluxEliGenPipeline])
+@pytest.mark.parametrize("pipeline_class", OURS)
 def test_save_and_load(tmp_path, pipeline_class):
     pipe = tiny_pipeline(pipeline_class)
     pipe.save_pretrained(tmp_path)
@@ -108,7 +112,7 @@ def plain_folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name, pipeline_class", [("conditioned", FluxConditionedPipeline), ("eligen", FluxEliGenPipeline)]
+    "name, pipeline_class", list(zip(["conditioned", "eligen", "infinite_you"], OURS, strict=True))
 )
 def test_custom_pipeline_on_a_plain_repository(plain_folder, name, pipeline_class):
     pipe = DiffusionPipeline.from_pretrained(

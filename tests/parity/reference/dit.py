@@ -1,5 +1,7 @@
 """The reference's DiT at any size: it hard-codes the released one, so it is assembled from its own block classes."""
 
+from typing import Any
+
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
@@ -13,23 +15,28 @@ converters = import_reference("diffsynth.utils.state_dict_converters.flux_dit")
 flux_image = import_reference("diffsynth.pipelines.flux_image")
 
 
-def _assemble(transformer: FluxTransformer2DModel) -> nn.Module:
-    config, dim = transformer.config, transformer.inner_dim
+def add_trunk(module: nn.Module, config: Any, dim: int) -> None:
+    """What the reference's DiT and its ControlNet have in common."""
     heads = config.num_attention_heads
-    dit = flux_dit.FluxDiT.__new__(flux_dit.FluxDiT)
-    nn.Module.__init__(dit)
-    dit.pos_embedder = flux_dit.RoPEEmbedding(dim, 10000, list(config.axes_dims_rope))
-    dit.time_embedder = general_modules.TimestepEmbeddings(256, dim)
-    dit.guidance_embedder = general_modules.TimestepEmbeddings(256, dim) if config.guidance_embeds else None
-    dit.pooled_text_embedder = nn.Sequential(
+    module.pos_embedder = flux_dit.RoPEEmbedding(dim, 10000, list(config.axes_dims_rope))
+    module.time_embedder = general_modules.TimestepEmbeddings(256, dim)
+    module.guidance_embedder = general_modules.TimestepEmbeddings(256, dim) if config.guidance_embeds else None
+    module.pooled_text_embedder = nn.Sequential(
         nn.Linear(config.pooled_projection_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
     )
-    dit.context_embedder = nn.Linear(config.joint_attention_dim, dim)
-    dit.x_embedder = nn.Linear(config.in_channels, dim)
-    dit.blocks = nn.ModuleList(flux_dit.FluxJointTransformerBlock(dim, heads) for _ in range(config.num_layers))
-    dit.single_blocks = nn.ModuleList(
+    module.context_embedder = nn.Linear(config.joint_attention_dim, dim)
+    module.blocks = nn.ModuleList(flux_dit.FluxJointTransformerBlock(dim, heads) for _ in range(config.num_layers))
+    module.single_blocks = nn.ModuleList(
         flux_dit.FluxSingleTransformerBlock(dim, heads) for _ in range(config.num_single_layers)
     )
+
+
+def _assemble(transformer: FluxTransformer2DModel) -> nn.Module:
+    config, dim = transformer.config, transformer.inner_dim
+    dit = flux_dit.FluxDiT.__new__(flux_dit.FluxDiT)
+    nn.Module.__init__(dit)
+    add_trunk(dit, config, dim)
+    dit.x_embedder = nn.Linear(config.in_channels, dim)
     dit.final_norm_out = flux_dit.AdaLayerNormContinuous(dim)
     dit.final_proj_out = nn.Linear(dim, transformer.out_channels)
     dit.input_dim = config.in_channels

@@ -1,0 +1,138 @@
+"""What fits into the memory of a graphics card, computed from the shapes of the released models.
+
+Builds every model on the meta device, so it needs neither weights nor memory. Nothing here is measured:
+
+    python -m benchmarks.memory_table
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from diffusers_flux_ext import FluxExtControlNetModel, InfiniteYouImageProjector
+
+
+GIB = 2**30
+CARDS = (8, 12, 16, 24)
+# Left free for the CUDA context, the allocator and the VAE in tiles.
+RESERVE = 1.5
+IMAGE_TOKENS, TEXT_TOKENS, WIDTH, BYTES = 4096, 512, 3072, 2
+# A single block holds the hidden states, their norm, queries, keys, values, the MLP and its concatenation with them.
+WIDTHS_HELD = 1 + 1 + 3 + 4 + 5
+NETS: dict[str, dict[str, Any]] = {
+    "Union-Pro": {"num_layers": 5, "num_single_layers": 10, "num_mode": 10},
+    "Inpainting-Beta": {"num_layers": 6, "num_single_layers": 0, "extra_condition_channels": 4},
+    "XLabs": {"num_layers": 2, "num_single_layers": 0, "patch_size": 2, "conditioning_embedding_channels": 16},
+    "InfuseNet": {"num_layers": 4, "num_single_layers": 10},
+}
+SETUPS: dict[str, tuple[str, ...]] = {
+    "FLUX.1-dev": (),
+    "+ ControlNet Union-Pro": ("Union-Pro",),
+    "+ ControlNet Inpainting-Beta": ("Inpainting-Beta",),
+    "+ ControlNet of XLabs": ("XLabs",),
+    "+ InfiniteYou": ("InfuseNet",),
+    "+ InfiniteYou, Union-Pro": ("InfuseNet", "Union-Pro"),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one model in bfloat16: in all, of its blocks, and of its largest block."""
+
+    total: int
+    blocks: int
+    largest_block: int
+
+
+def build_models() -> dict[str, nn.Module]:
+    """The released models on the meta device."""
+    t5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
+    vae = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {
+            "transformer": FluxTransformer2DModel(guidance_embeds=True),
+            "T5": T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **t5)),
+            "CLIP": CLIPTextModel(
+                CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
+            ),
+            "VAE": AutoencoderKL(**vae),
+            "projector": InfiniteYouImageProjector(),
+        }
+        for name, config in NETS.items():
+            kind = FluxExtControlNetModel if "extra_condition_channels" in config else FluxControlNetModel
+            models[name] = kind(guidance_embeds=True, **config)
+    return models
+
+
+def measure(model: nn.Module) -> Sizes:
+    """Sizes from shapes; the blocks are the items of the model's lists."""
+
+    def weigh(module: nn.Module) -> int:
+        return sum(weight.numel() for weight in module.parameters()) * BYTES
+
+    lists = [each for each in model.modules() if isinstance(each, nn.ModuleList)]
+    outer = [each for each in lists if not any(each is not other and each in set(other.modules()) for other in lists)]
+    blocks = [weigh(block) for each in outer for block in each]
+    return Sizes(weigh(model), sum(blocks), max(blocks, default=0))
+
+
+def residual_bytes(setup: tuple[str, ...]) -> int:
+    """Residuals of one step: one per block of each ControlNet."""
+    count = sum(NETS[name]["num_layers"] + NETS[name]["num_single_layers"] for name in setup)
+    return count * IMAGE_TOKENS * WIDTH * BYTES
+
+
+def peaks(sizes: Mapping[str, Sizes], setup: tuple[str, ...]) -> dict[str, float]:
+    """Peak GiB of each way to place the weights, fastest first, for 1024 x 1024 pixels."""
+    loop = [sizes["transformer"], *(sizes[name] for name in setup)]
+    projector = sizes["projector"].total if "InfuseNet" in setup else 0
+    activations = (IMAGE_TOKENS + TEXT_TOKENS) * WIDTH * WIDTHS_HELD * BYTES + residual_bytes(setup)
+    rest = sum(sizes[name].total for name in ("T5", "CLIP", "VAE")) + projector
+    in_loop = sum(each.total for each in loop)
+    in_fp8 = sum(each.total - each.blocks // 2 for each in loop)
+    # With a stream, the next block is on its way while one runs.
+    streamed = sum(each.total - each.blocks + 2 * each.largest_block for each in loop)
+    text = sizes["T5"]
+    found = {
+        "all on the card": in_loop + rest + activations,
+        "model offload": max(in_loop + activations, text.total),
+        "fp8 storage, model offload": max(in_fp8 + activations, text.total),
+        "group offload": max(streamed + activations, text.total - text.blocks + 2 * text.largest_block),
+    }
+    return {name: value / GIB + RESERVE for name, value in found.items()}
+
+
+def main() -> None:
+    """Print both tables."""
+    sizes = {name: measure(model) for name, model in build_models().items()}
+    for name, each in sizes.items():
+        sys.stdout.write(f"{name}: {each.total / GIB:.2f} GiB\n")
+    names = list(peaks(sizes, ()))
+    sys.stdout.write("\n| GiB, computed | " + " | ".join(names) + " |\n|" + "---|" * (1 + len(names)) + "\n")
+    for title, setup in SETUPS.items():
+        cells = [f"{value:.1f}" for value in peaks(sizes, setup).values()]
+        sys.stdout.write(f"| {title} | " + " | ".join(cells) + " |\n")
+    heads = " | ".join(f"{card} GB" for card in CARDS)
+    sys.stdout.write(f"\n| fastest way that fits, computed | {heads} |\n|" + "---|" * (1 + len(CARDS)) + "\n")
+    for title, setup in SETUPS.items():
+        ways = peaks(sizes, setup)
+        fits = [next((name for name, peak in ways.items() if peak <= card), "nothing") for card in CARDS]
+        sys.stdout.write(f"| {title} | " + " | ".join(fits) + " |\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""ControlNets: structure from a picture, any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import FluxControlNetModel
+
+from ..denoise import DenoisingStep
+from ..latents import Canvas
+from ..sequence import Contribution
+from .control_picture import encode_control_picture
+from .controlnet_residuals import ControlNetCondition, Negative, region_weights, residual_contribution
+from .region_masks import RegionMask
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6, "low quality": 6}
+"""Names of the modes of InstantX' Union-alpha and Shakker Labs' Union-Pro; further numbers are untrained there."""
+
+
+@dataclass(frozen=True, eq=False)
+class ControlNetImage(ControlNetCondition):
+    """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
+
+    Several run at once: their residuals are summed. Residuals reach the picture that is drawn only, never references,
+    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it.
+
+    Args:
+        controlnet (`FluxControlNetModel` or [`FluxExtControlNetModel`]):
+            The ControlNet, with one input for its picture: a VAE latent, a latent and a mask (inpainting) or pixels
+            (XLabs).
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+            The control picture, or one per prompt. It is stretched to the canvas, PIL pictures by Lanczos, arrays and
+            tensors by nearest neighbour. Floats in [0, 1] or integers up to 255. A tensor with 16 channels is taken
+            as scaled VAE latents.
+        scale (`float` or `Sequence[float]`, defaults to 1.0):
+            Factor of the residuals; one number, or one per block of the ControlNet, double blocks first. 0 is no
+            condition.
+        start (`float`, defaults to 0.0): Where it begins, as a fraction of the steps.
+        end (`float`, defaults to 1.0): Where it ends, as a fraction of the steps.
+        mode (`int` or `str`, *optional*):
+            What the picture shows, for union ControlNets: a name of `UNION_MODES` or a number.
+        inpaint_mask (`RegionMask` or a list of them, *optional*):
+            For inpainting ControlNets, which need it: white is redrawn. The picture is black there.
+        mask_region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
+        negative (`"shared"`, `"own"` or `None`, defaults to `"shared"`):
+            What the unconditional branch gets: the conditional branch's residuals as in diffusers, which costs
+            nothing, residuals of its own computed with the negative prompt, or none.
+        generator (`torch.Generator` or a list of one per sample, *optional*):
+            Sample the picture's latents with it, as diffusers' pipelines do. By default their mean is taken.
+
+    Raises:
+        TypeError: if `controlnet` is no FLUX ControlNet, or an argument has another type.
+        ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
+    """
+
+    controlnet: FluxControlNetModel
+    image: Any
+    scale: float | Sequence[float] = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: int | str | None = None
+    inpaint_mask: RegionMask | Sequence[RegionMask] | None = None
+    mask_region: RegionMask | Sequence[RegionMask] | None = None
+    negative: Negative = "shared"
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+
+    def __post_init__(self) -> None:
+        self.check_residual_fields()
+        self._mode_number()
+        if self.image is None:
+            raise ValueError("`image` of ControlNetImage is None. Give a picture, or leave the condition out.")
+        if (self.inpaint_mask is not None) != (self._extra_channels > 0):
+            raise ValueError(
+                f"The ControlNet takes {self._extra_channels} channels for a mask, but `inpaint_mask` "
+                f"{'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting ControlNets need it, and "
+                f"only they take it; to restrict any other one, use `mask_region`."
+            )
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Encode the picture.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the VAE, the image processor and the guidance scale.
+            canvas (`Canvas`): Gives the size, the batch and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"control"` `(1 or num_samples, num_tokens, C)`, or `(1 or num_samples, 3,
+            height, width)` for XLabs' ControlNets; `"guidance"` `(1,)`; and `"weights"`, see [`region_weights`], if
+            there is a `mask_region`.
+
+        Raises:
+            ValueError: if the ControlNet belongs to a transformer of another size, or the numbers of pictures, masks
+                and prompts differ.
+        """
+        self.check_fits_pipeline(pipe)
+        encoded = {
+            "control": encode_control_picture(
+                pipe, canvas, self.controlnet, self.image, self.inpaint_mask, self.generator
+            ),
+            # Outside of a call, as in training, the step brings its own.
+            "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
+        }
+        if self.mask_region is not None:
+            encoded["weights"] = region_weights(type(self).__name__, self.mask_region, canvas)
+        return encoded
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """The residuals of this step; empty outside of the window."""
+        if self.is_silent(step):
+            return Contribution()
+        return residual_contribution(
+            self.controlnet,
+            step,
+            encoded["control"],
+            context=step.prompt,
+            guidance=encoded["guidance"] if step.guidance is None else step.guidance,
+            scale=self.scale,
+            mode=self._mode_number(),
+            weights=encoded.get("weights"),
+        )
+
+    @property
+    def _extra_channels(self) -> int:
+        return self.controlnet.controlnet_x_embedder.in_features - self.controlnet.config.in_channels
+
+    def _mode_number(self) -> int | None:
+        count = self.controlnet.config.num_mode if self.controlnet.union else 0
+        if not count and self.mode is None:
+            return None
+        if not count:
+            raise ValueError(f"`mode={self.mode!r}` was given, but this ControlNet is no union of several modes.")
+        names = ", ".join(f"{name!r} ({number})" for name, number in UNION_MODES.items() if number < count)
+        number = UNION_MODES.get(self.mode, -1) if isinstance(self.mode, str) else self.mode
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
+            raise ValueError(
+                f"A union ControlNet needs the `mode` of its picture: {names}, or a number below {count}; "
+                f"{self.mode!r} came."
+            )
+        return number

@@ -1,0 +1,177 @@
+"""Residuals of a ControlNet: the checks, the call and the scaling that all conditions with a ControlNet share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import torch
+from diffusers.utils import logging
+
+from ..denoise import DenoisingStep, PromptEmbeds, check_cache_allows_residuals
+from ..latents import Canvas
+from ..sequence import Contribution
+from .base import FluxCondition
+from .region_masks import RegionMask, list_regions, mask_to_tokens
+from .windows import check_window, is_active
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+logger = logging.get_logger(__name__)
+
+Negative: TypeAlias = Literal["shared", "own"] | None
+"""What the unconditional branch gets: the conditional branch's residuals, residuals of its own, or none."""
+
+
+class ControlNetCondition(FluxCondition):
+    """What conditions with a ControlNet share; a subclass is a dataclass with the fields named here."""
+
+    per_step: ClassVar[bool] = True
+
+    controlnet: Any
+    scale: float | Sequence[float]
+    start: float
+    end: float
+    negative: Negative
+
+    @property
+    def shares_branches(self) -> bool:
+        """Whether both branches get the conditional branch's residuals."""
+        return self.negative == "shared"
+
+    def is_silent(self, step: DenoisingStep) -> bool:
+        """Whether there is nothing to add at a step; the window follows diffusers' ControlNet pipelines."""
+        return (
+            not is_active(step, self.start, self.end)
+            or self.scale == 0
+            or (step.branch == "uncond" and self.negative is None)
+        )
+
+    def check_residual_fields(self) -> None:
+        """Raise an error unless the fields named above have the right types and ranges."""
+        name = type(self).__name__
+        missing = [
+            part for part in ("controlnet_x_embedder", "controlnet_blocks") if not hasattr(self.controlnet, part)
+        ]
+        if missing:
+            raise TypeError(
+                f"`controlnet` of {name} is a {type(self.controlnet).__name__}, which has no {missing}; a "
+                f"`FluxControlNetModel` was expected. Several ControlNets are several conditions."
+            )
+        check_window(name, self.start, self.end)
+        if self.negative not in ("shared", "own", None):
+            raise ValueError(f"`negative` of {name} is 'shared', 'own' or None, but {self.negative!r} came.")
+        _check_scale(name, self.controlnet, self.scale)
+
+    def check_fits_pipeline(self, pipe: FluxConditionedPipeline, context: int | None = None) -> None:
+        """Raise a `ValueError` if the ControlNet was made for another size, or if a cache forbids residuals.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer.
+            context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
+        """
+        check_cache_allows_residuals(pipe.transformer)
+        base, own = pipe.transformer.config, self.controlnet.config
+        wanted = {
+            "inner_dim": (self.controlnet.inner_dim, pipe.transformer.inner_dim),
+            "joint_attention_dim": (own.joint_attention_dim, context or base.joint_attention_dim),
+            "pooled_projection_dim": (own.pooled_projection_dim, base.pooled_projection_dim),
+        }
+        wrong = {name: sizes for name, sizes in wanted.items() if sizes[0] != sizes[1]}
+        if wrong:
+            listed = ", ".join(f"{name} {ours} instead of {theirs}" for name, (ours, theirs) in wrong.items())
+            raise ValueError(
+                f"The ControlNet of {type(self).__name__} was made for another transformer: it has {listed}. Use one "
+                f"that was trained for this base model."
+            )
+
+
+def _check_scale(owner: str, controlnet: Any, scale: float | Sequence[float]) -> None:
+    double, single = len(controlnet.controlnet_blocks), len(controlnet.controlnet_single_blocks)
+    numbers = list(scale) if isinstance(scale, Sequence) and not isinstance(scale, str) else [scale]
+    if not all(isinstance(number, Real) for number in numbers):
+        raise TypeError(f"`scale` of {owner} is a number or a list of numbers, but {scale!r} came.")
+    if isinstance(scale, Sequence) and len(numbers) != double + single:
+        raise ValueError(
+            f"`scale` of {owner} has {len(numbers)} numbers, but its ControlNet has {double} double and {single} "
+            f"single blocks. Give one number for all, or {double + single}: the double blocks first."
+        )
+
+
+def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
+    """The region of a condition as factors of its residuals.
+
+    Args:
+        owner (`str`): The condition's class name, for the warning about a region without a token.
+        region (`RegionMask` or a list of them): One for all prompts, or one per prompt.
+        canvas (`Canvas`): The canvas.
+
+    Returns:
+        `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside.
+    """
+    masks = [mask_to_tokens(mask, canvas) for mask in list_regions(region)]
+    for index, inside in enumerate(masks):
+        if not inside.any():
+            logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")
+    return canvas.per_sample(torch.stack(masks))[..., None].to(canvas.device, canvas.dtype)
+
+
+def residual_contribution(
+    controlnet: Any,
+    step: DenoisingStep,
+    control: torch.Tensor,
+    *,
+    context: PromptEmbeds,
+    guidance: torch.Tensor,
+    scale: float | Sequence[float],
+    mode: int | None = None,
+    weights: torch.Tensor | None = None,
+) -> Contribution:
+    """Run a ControlNet for one step.
+
+    Args:
+        controlnet (`FluxControlNetModel`): The ControlNet.
+        step (`DenoisingStep`): The step.
+        control (`torch.Tensor` of shape `(1 or num_samples, num_tokens, C)`, or pixels for one with a hint block):
+            The encoded control picture.
+        context (`PromptEmbeds`): What stands in the place of the text.
+        guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
+            Read only if the ControlNet takes an embedded guidance.
+        scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
+        mode (`int`, *optional*): Number of a union ControlNet's mode.
+        weights (`torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`, *optional*): Factors per token.
+
+    Returns:
+        `Contribution`: the residuals.
+    """
+    samples, device = step.latents.shape[0], step.latents.device
+    several = isinstance(scale, Sequence)
+    double, single = controlnet(
+        hidden_states=step.latents,
+        controlnet_cond=control.expand(samples, *control.shape[1:]),
+        controlnet_mode=None if mode is None else torch.full((samples, 1), mode, device=device),
+        conditioning_scale=1.0 if several else scale,
+        timestep=step.timestep,
+        guidance=guidance.expand(samples) if controlnet.config.guidance_embeds else None,
+        pooled_projections=context.pooled,
+        encoder_hidden_states=context.hidden_states,
+        txt_ids=context.ids,
+        img_ids=step.latent_ids,
+        return_dict=False,
+    )
+    double, single = list(double or ()), list(single or ())
+    if several:
+        factors = list(scale)  # type: ignore[arg-type]
+        double = [residual * factor for residual, factor in zip(double, factors)]
+        single = [residual * factor for residual, factor in zip(single, factors[len(double) :])]
+    if weights is not None:
+        double, single = ([residual * weights for residual in residuals] for residuals in (double, single))
+    return Contribution(
+        block_residuals=double,
+        single_block_residuals=single,
+        residuals_repeat=controlnet.input_hint_block is not None,
+    )

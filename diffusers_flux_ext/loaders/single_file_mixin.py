@@ -1,0 +1,155 @@
+"""Reading a model out of a state dict or one safetensors file, whatever its key layout."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .checkpoint_formats import Shapes, TensorRecipe, TransformerLayout
+from .transformer_config import check_fit
+
+
+ModelT = TypeVar("ModelT", bound="SingleFileMixin")
+
+
+class SingleFileMixin:
+    """Gives a model `from_state_dict` and `from_single_file`; the model plans the load from names and shapes."""
+
+    @classmethod
+    @abstractmethod
+    def plan_load(
+        cls, shapes: Shapes, overrides: Mapping[str, Any]
+    ) -> tuple[dict[str, TensorRecipe], dict[str, Any], TransformerLayout]:
+        """How a file's tensors become the model's.
+
+        Args:
+            shapes (`Mapping[str, Sequence[int]]`): Shapes by key, in any layout.
+            overrides (`Mapping[str, Any]`): Arguments of the constructor that replace inferred ones.
+
+        Returns:
+            `tuple`: a recipe for each key of the model, the constructor's arguments and the layout.
+
+        Raises:
+            ValueError: If keys are unknown or missing; if shapes do not fit together.
+            TypeError: If an override is no argument of the constructor.
+        """
+
+    @classmethod
+    def from_state_dict(
+        cls: type[ModelT],
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        **overrides: Any,
+    ) -> ModelT:
+        """
+        Makes a model from weights in any layout; the config follows from their shapes.
+
+        Args:
+            state_dict (`Mapping[str, torch.Tensor]`):
+                Weights in any layout that the class reads. They are copied: neither the mapping nor its tensors are
+                changed, now or later.
+            torch_dtype (`torch.dtype`, *optional*):
+                Dtype of the model; that of each tensor by default.
+            device (`str` or `torch.device`, *optional*):
+                Device of the model; that of each tensor by default.
+            overrides:
+                Arguments of the constructor that replace inferred ones. `axes_dims_rope` leaves no trace in the
+                weights and is needed unless the heads are 128 wide.
+
+        Returns:
+            the model, in eval mode.
+
+        Raises:
+            ValueError: If keys are unknown or missing; if shapes do not fit together; if `axes_dims_rope` is needed.
+            TypeError: If an override is no argument of the constructor.
+        """
+        shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+        return cls._from_tensors(shapes, state_dict.__getitem__, overrides, torch_dtype, device)
+
+    @classmethod
+    def from_single_file(
+        cls: type[ModelT],
+        pretrained_model_link_or_path_or_dict: str | Path | Mapping[str, torch.Tensor],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **overrides: Any,
+    ) -> ModelT:
+        """
+        Makes a model from one local safetensors file in any layout.
+
+        Only the header is read to plan the load. Tensors are then copied one at a time out of the mapped file, whose
+        pages the system can drop again, so that the load needs the memory of the model once.
+
+        Args:
+            pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
+                Path of a safetensors file, whatever its suffix (`.safetensors`, `.sft`). A mapping goes to
+                [`from_state_dict`].
+            torch_dtype (`torch.dtype`, *optional*):
+                Dtype of the model; that of each tensor of the file by default.
+            device (`str` or `torch.device`, *optional*):
+                Device of the model; CPU by default.
+            dtype (`torch.dtype`, *optional*):
+                The newer name of `torch_dtype`.
+            overrides:
+                See [`from_state_dict`].
+
+        Returns:
+            the model, in eval mode.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no safetensors file; if keys are unknown or missing; if shapes do not fit
+                together; if `axes_dims_rope` is needed.
+            TypeError: If an override is no argument of the constructor.
+        """
+        source = pretrained_model_link_or_path_or_dict
+        arguments: dict[str, Any] = {"torch_dtype": dtype or torch_dtype, "device": device, **overrides}
+        if isinstance(source, Mapping):
+            return cls.from_state_dict(source, **arguments)
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no file `{source}`. Pass a local path; files on the Hub are fetched by "
+                "`huggingface_hub.hf_hub_download`, which returns one."
+            )
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            raise ValueError(
+                f"`{path}` is no safetensors file ({error}). Pickle and GGUF files are not read here."
+            ) from error
+        with file as reader:
+            shapes = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}
+            return cls._from_tensors(
+                shapes, reader.get_tensor, overrides, arguments["torch_dtype"], arguments["device"]
+            )
+
+    @classmethod
+    def _from_tensors(
+        cls: type[ModelT],
+        shapes: Shapes,
+        read: Callable[[str], torch.Tensor],
+        overrides: Mapping[str, Any],
+        dtype: torch.dtype | None,
+        device: str | torch.device | None,
+    ) -> ModelT:
+        plan, config, layout = cls.plan_load(shapes, overrides)
+        with torch.device("meta"):
+            model: Any = cls(**config)
+        check_fit(model, plan, layout)
+        weights = {
+            # A copy, because a tensor may be a view of the source or of a mapped file.
+            key: recipe.build(read).to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+            for key, recipe in plan.items()
+        }
+        model.load_state_dict(weights, assign=True)
+        return model.eval()

@@ -1,0 +1,91 @@
+"""What a face encoder is: from a picture to one face's embedding and key points."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import logging
+from PIL import Image
+
+
+logger = logging.get_logger(__name__)
+
+SMALL_FACE = 48
+"""Side in pixels below which a face is small beside the 112 pixels that ArcFace looks at."""
+
+
+@dataclass(frozen=True, eq=False)
+class FaceEmbedding:
+    """One face of a picture.
+
+    Args:
+        embedding (`torch.Tensor` of shape `(512,)`): Normalised ArcFace embedding.
+        keypoints (`torch.Tensor` of shape `(5, 2)`):
+            Pixels `(x, y)` of left eye, right eye, nose and the left and right corner of the mouth, as one sees them.
+        box (`tuple[float, float, float, float]`): Left, top, right and bottom, in pixels.
+    """
+
+    embedding: torch.Tensor
+    keypoints: torch.Tensor
+    box: tuple[float, float, float, float]
+
+
+class FaceEncoder(ABC):
+    """Finds a face and embeds it. Subclass it to use another detector or recognition network."""
+
+    @abstractmethod
+    def encode(self, image: Image.Image, index: int | None = None) -> FaceEmbedding:
+        """Embed one face of a picture.
+
+        Args:
+            image (`PIL.Image.Image`): The picture, in RGB.
+            index (`int`, *optional*): Which face, from left to right; the largest by default.
+
+        Returns:
+            `FaceEmbedding`
+
+        Raises:
+            ValueError: if there is no face, or no face of that index.
+        """
+
+
+def choose_face(boxes: Sequence[Sequence[float]], index: int | None = None) -> int:
+    """Position in `boxes` of the face to use, with warnings about a choice that may surprise.
+
+    Args:
+        boxes (`Sequence[Sequence[float]]`): Left, top, right and bottom of each face found.
+        index (`int`, *optional*): Which face, from left to right; the largest by default.
+
+    Returns:
+        `int`
+
+    Raises:
+        ValueError: if there is no face, or no face of that index.
+    """
+    if not boxes:
+        raise ValueError(
+            "No face was found in the picture. Use one that shows a face from the front, at least "
+            f"{SMALL_FACE} pixels wide, or give `id_embeds` or key points instead."
+        )
+    if index is not None:
+        if not 0 <= index < len(boxes):
+            raise ValueError(f"Face {index} was asked for, but {len(boxes)} faces were found; they count from 0.")
+        chosen = sorted(range(len(boxes)), key=lambda face: boxes[face][0])[index]
+    else:
+        chosen = max(range(len(boxes)), key=lambda face: _area(boxes[face]))
+        if len(boxes) > 1:
+            logger.warning(f"{len(boxes)} faces were found; the largest is used. Choose another one by its index.")
+    left, top, right, bottom = boxes[chosen][:4]
+    if min(right - left, bottom - top) < SMALL_FACE:
+        logger.warning(
+            f"The face is only {right - left:.0f} x {bottom - top:.0f} pixels, so its identity may come out weak. "
+            f"Use a larger picture of it."
+        )
+    return chosen
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

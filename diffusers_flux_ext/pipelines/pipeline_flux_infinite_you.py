@@ -1,0 +1,217 @@
+"""InfiniteYou as a named pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
+)
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from ..conditions.base import FluxCondition, check_conditions
+from ..conditions.infinite_you_identity import InfiniteYouIdentity
+from ..models.autoencoder_kl_flux import AutoencoderKLFlux
+from ..models.controlnet_flux_ext import FluxExtControlNetModel
+from ..models.face_encoder import FaceEncoder
+from ..models.infinite_you_image_projector import InfiniteYouImageProjector
+from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from .components import extends_call
+from .pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+_DEFAULTS: dict[str, Any] = {
+    "num_inference_steps": 30,
+    "guidance_scale": 3.5,
+    "id_guidance_scale": 1.0,
+    "controlnet_conditioning_scale": 1.0,
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+}
+# The model card's advice for `sim_stage1` is to begin a little later.
+_PRESETS: dict[str, dict[str, Any]] = {"aes_stage2": {}, "sim_stage1": {"control_guidance_start": 0.1}}
+
+
+def infinite_you_preset(name: str) -> dict[str, Any]:
+    """Arguments of the call for a published variant ([model card](https://huggingface.co/ByteDance/InfiniteYou)).
+
+    Args:
+        name (`str`): `"aes_stage2"` (better looking, follows the text) or `"sim_stage1"` (more alike).
+
+    Returns:
+        `dict[str, Any]`: steps, scales and window, for `pipe(prompt, id_image=..., **infinite_you_preset(name))`.
+
+    Raises:
+        ValueError: if there is no such variant; the message lists them.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"There is no variant {name!r} of InfiniteYou. Choose one of {sorted(_PRESETS)}.")
+    return {**_DEFAULTS, **_PRESETS[name]}
+
+
+class FluxInfiniteYouPipeline(FluxConditionedPipeline):
+    r"""
+    FLUX.1 with a person's identity, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
+
+    Args:
+        scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer: As for its base class.
+        image_encoder, feature_extractor: As for its base class.
+        controlnet ([`~diffusers.FluxControlNetModel`] or [`FluxExtControlNetModel`], *optional*): InfuseNet.
+        image_projector ([`InfiniteYouImageProjector`], *optional*): Makes identity tokens from a face embedding.
+        face_encoder ([`FaceEncoder`], *optional*):
+            Finds the face in pictures; a plain object, which is not saved with the pipeline. Embeddings and key
+            points do without it.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from diffusers.utils import load_image
+    >>> from diffusers_flux_ext import (
+    ...     FluxExtControlNetModel,
+    ...     FluxInfiniteYouPipeline,
+    ...     InfiniteYouImageProjector,
+    ...     InsightFaceEncoder,
+    ...     infinite_you_preset,
+    ... )
+
+    >>> folder = "InfiniteYou/infu_flux_v1.0/aes_stage2"
+    >>> pipe = FluxInfiniteYouPipeline.from_pretrained(
+    ...     "black-forest-labs/FLUX.1-dev",
+    ...     controlnet=FluxExtControlNetModel.from_pretrained(f"{folder}/InfuseNetModel", torch_dtype=torch.bfloat16),
+    ...     image_projector=InfiniteYouImageProjector.from_single_file(
+    ...         f"{folder}/image_proj_model.bin", torch_dtype=torch.bfloat16
+    ...     ),
+    ...     face_encoder=InsightFaceEncoder(
+    ...         "recognition_arcface_ir_se50.pth", root="InfiniteYou/supports/insightface"
+    ...     ),
+    ...     dtype=torch.bfloat16,
+    ... )
+    >>> pipe.enable_model_cpu_offload()
+    >>> image = pipe(
+    ...     "a woman, portrait, cinematic", id_image=load_image("her.png"), **infinite_you_preset("aes_stage2")
+    ... ).images[0]
+    ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->image_projector->transformer->vae"
+    _optional_components = [*FluxConditionedPipeline._optional_components, "controlnet", "image_projector"]
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderKLFlux,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: T5TokenizerFast,
+        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        feature_extractor: CLIPImageProcessor = None,
+        controlnet: FluxControlNetModel | FluxExtControlNetModel = None,
+        image_projector: InfiniteYouImageProjector = None,  # type: ignore[assignment]
+        face_encoder: FaceEncoder | None = None,
+    ) -> None:
+        super().__init__(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        self.register_modules(controlnet=controlnet, image_projector=image_projector)
+        self.face_encoder = face_encoder
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
+        """See [`FluxConditionedPipeline.from_pipe`]; a face encoder goes along."""
+        if getattr(pipeline, "face_encoder", None) is not None:
+            kwargs.setdefault("face_encoder", pipeline.face_encoder)
+        return super().from_pipe(pipeline, **kwargs)
+
+    @extends_call(FluxConditionedPipeline)
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        id_image: Image.Image | Sequence[Image.Image] | None = None,
+        id_embeds: Any = None,
+        control_image: Image.Image | Sequence[Image.Image] | None = None,
+        id_guidance_scale: float = 1.0,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float = 0.0,
+        control_guidance_end: float = 1.0,
+        conditions: Sequence[FluxCondition] | None = None,
+        **kwargs: Any,
+    ) -> FluxPipelineOutput | tuple:
+        r"""
+        Draw pictures of a person.
+
+        Args:
+            args, kwargs: As for [`FluxConditionedPipeline.__call__`].
+            id_image (`PIL.Image.Image` or a list of them, *optional*):
+                A picture of the person, or one per prompt. Without an identity the pipeline is
+                [`FluxConditionedPipeline`].
+            id_embeds (`torch.Tensor`, `FaceEmbedding` or a list, *optional*):
+                ArcFace embeddings in place of `id_image`, `(512,)` or `(prompts, 512)`.
+            control_image (`PIL.Image.Image` or a list of them, *optional*):
+                A picture whose face gives place, size and direction of the face drawn.
+            id_guidance_scale (`float`, *optional*, defaults to 1.0): InfuseNet's own embedded guidance.
+            controlnet_conditioning_scale (`float` or `Sequence[float]`, *optional*, defaults to 1.0):
+                How strong the identity is; one number, or one per block of InfuseNet.
+            control_guidance_start (`float`, *optional*, defaults to 0.0): Fraction of the steps where it begins.
+            control_guidance_end (`float`, *optional*, defaults to 1.0): Fraction of the steps where it ends.
+            conditions (`Sequence[FluxCondition]`, *optional*): Further conditions, also further identities.
+
+        Returns:
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
+
+        Raises:
+            ValueError: if a component or an argument is missing, or a picture shows no face.
+        """
+        conditions = check_conditions(conditions)
+        if id_image is not None or id_embeds is not None:
+            conditions.insert(
+                0,
+                self._identity(
+                    id_image=id_image,
+                    id_embeds=id_embeds,
+                    control_image=control_image,
+                    guidance_scale=id_guidance_scale,
+                    scale=controlnet_conditioning_scale,
+                    start=control_guidance_start,
+                    end=control_guidance_end,
+                ),
+            )
+        elif control_image is not None:
+            raise ValueError("`control_image` came without an identity. Give `id_image` or `id_embeds`, too.")
+        kwargs["conditions"] = conditions
+        return super().__call__(*args, **kwargs)
+
+    def _identity(self, **arguments: Any) -> InfiniteYouIdentity:
+        missing = [name for name in ("controlnet", "image_projector") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"The pipeline has no {missing}, which an identity needs. Pass them to `from_pretrained` or "
+                f"`from_pipe`: the InfuseNet and the `InfiniteYouImageProjector` of one published variant."
+            )
+        return InfiniteYouIdentity(self.controlnet, self.image_projector, face_encoder=self.face_encoder, **arguments)
