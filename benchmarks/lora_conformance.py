@@ -46,7 +46,8 @@ formats for tiny models, each with a known change of every layer, read by diffus
   otherwise. **no-op**: nothing changes. **error**: an exception, or no answer within {seconds} seconds of
   processor time.
 - Files with DoRA are judged by the change before normalisation; the second table tells who also applies the
-  magnitudes.
+  magnitudes. Those of inputs (OneTrainer's default) have no place in PEFT's layout: a converted file keeps them as
+  `.dora_scale`, which counts as lost here, and which this package applies when it loads the file.
 - diffusers' converters hard-code the released width and depth; these were replaced by the tiny model's, so the table
   shows what the loader does with files of the released size.
 - Where an alpha of zero mutes every layer, a loader that does nothing is exact: that is the one file of many rows.

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,9 @@ def _guess(path: Path) -> str:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     # The unpickler raises whatever a hostile byte makes it run into.
     except Exception as error:
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))

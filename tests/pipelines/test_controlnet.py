@@ -371,7 +371,7 @@ BAD = {
     "a mode without union": ("plain", {"mode": "canny"}, ValueError, "no union"),
     "no mask": ("inpaint", {"inpaint_mask": None}, ValueError, "4 channels for a mask.*is missing"),
     "a mask without channels": ("plain", {"inpaint_mask": LEFT}, ValueError, "0 channels.*was given.*`mask_region`"),
-    "a window turned round": ("plain", {"start": 0.7, "end": 0.3}, ValueError, "0.7 and 0.3 came"),
+    "a window turned round": ("plain", {"start": 0.7, "end": 0.3}, ValueError, "start=0.7 and end=0.3"),
     "a window too long": ("plain", {"end": 28}, ValueError, "fractions of the schedule"),
     "too few scales": ("plain", {"scale": [1.0, 0.5]}, ValueError, "2 numbers.*1 double and 2 single"),
     "a scale of text": ("plain", {"scale": "strong"}, TypeError, "'strong' came"),
