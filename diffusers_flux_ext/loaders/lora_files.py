@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -285,5 +286,5 @@ def nonfinite(tensors: Mapping[str, Any]) -> Iterator[str]:
 def _is_finite(tensor: Tensor) -> bool:
     if tensor.dtype.itemsize == 1:
         tensor = tensor.to(torch.float16)
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    # A NaN anywhere becomes the minimum and the maximum.
+    return all(math.isfinite(end.item()) for end in torch.aminmax(tensor))
