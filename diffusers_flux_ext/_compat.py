@@ -111,6 +111,6 @@ def expand_linears(transformer: torch.nn.Module, lora_state_dict: dict[str, torc
 
 def restore_linears(pipe: Any) -> None:
     """Gives Linears that [`expand_linears`] widened their old weights, after all LoRAs are gone."""
-    if getattr(pipe.transformer, "_overwritten_params", None):
+    if getattr(getattr(pipe, "transformer", None), "_overwritten_params", None):
         FluxLoraLoaderMixin.unload_lora_weights(pipe, reset_to_overwritten_params=True)
         pipe.transformer._overwritten_params = None

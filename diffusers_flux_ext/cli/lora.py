@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -94,7 +95,7 @@ def run_lora(args: argparse.Namespace) -> int:
         _COMMANDS[args.lora_command](args)
     except (LoRAError, OSError) as error:
         # One line, whatever a file's content put into the message.
-        sys.stderr.write(f"flux-ext lora {args.lora_command}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"flux-ext lora {args.lora_command}: {_line(str(error))}\n")
         return 2
     return 0
 
@@ -111,7 +112,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
     report = inspect_lora(args.source)
     if args.json:
-        sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_plain(report.to_dict()), indent=2, allow_nan=False) + "\n")
     else:
         sys.stdout.write(describe(report, args.source.name))
 
@@ -178,6 +179,18 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 # ---- tables -------------------------------------------------------------------------------------------------------
 
 
+def _plain(value: Any) -> Any:
+    """The value with `null` for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(text: str) -> str:
+    """One line without control characters, whatever a file put into it."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
 def _bytes(size: int) -> str:
     for unit in ("B", "KB", "MB"):
         if size < 1000:
@@ -214,14 +227,14 @@ def describe(report: LoRAReport, name: str) -> str:
         ("header", ", ".join(sorted(report.metadata)) or "empty"),
         ("diffusers", f"its own loader applies it {report.diffusers}" if report.diffusers != "fails" else "fails"),
     ]
-    lines = [f"{title:14} {' '.join(text.split())}" for title, text in rows]
+    lines = [f"{title:14} {_line(text)}" for title, text in rows]
     notes = [*(f"diffusers: {reason}" for reason in report.diffusers_reasons), *report.warnings]
     for title, found in (("not understood", report.unmapped), ("NaN or infinite", report.nonfinite)):
         if found:
             notes.append(f"{title}: {len(found)} keys, such as {', '.join(found[:10])}")
     if report.extras:
         notes.append(f"textual inversions: {', '.join(report.extras[:10])}")
-    lines += [f"  - {' '.join(note.split())}" for note in notes]
+    lines += [f"  - {_line(note)}" for note in notes]
     return "\n".join([*lines, "", "norm of the update by block", *_bars(report.norms)]) + "\n"
 
 

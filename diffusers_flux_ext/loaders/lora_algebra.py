@@ -15,10 +15,10 @@ from .lora_conversion import load_adapter
 from .lora_errors import LoRAError, UnsupportedLoRAError
 from .lora_files import LoRASource, materialize
 from .lora_formats import parse_lora_key
-from .lora_layers import LayerUpdate, StoredLayer, lossless, multiplied
-from .lora_layouts import lora_layout
+from .lora_layers import LayerUpdate, StoredLayer, lossless, multiplied, refuse_dynamic
+from .lora_layouts import LoRALayout, lora_layout
 from .lora_products import to_lora
-from .lora_reading import LoRAAdapter
+from .lora_reading import LoRAAdapter, read_lora
 from .lora_scale import PEFT_HEADER
 from .lora_writing import Entries, write_lora
 
@@ -122,26 +122,41 @@ def merge_loras(
         raise LoRAError(f"{len(loras)} LoRAs and the weights {chosen}; expected one finite number for each LoRA.")
     check_rank(rank)
     merged: dict[str, LayerUpdate] = {}
+    extras: dict[str, Tensor] = {}
     for source, weight in zip(loras, chosen):
-        for name, update in load_adapter(source, strict=strict)[0].updates():
+        adapter = load_adapter(source, strict=strict)[0]
+        extras = {**adapter.extras, **extras}
+        for name, update in adapter.updates():
             module = name.replace("text_encoder.text_model.", "text_encoder.")
             scaled = _weighted(module, update, weight)
             merged[module] = _sum(merged[module], scaled) if module in merged else scaled
-    return _finish(merged, to, rank, None, {"merged_weights": str(chosen)}, strict, dtype)
+    whole = replace(adapter_of(merged, {"merged_weights": str(chosen)}), extras=extras)
+    return _resized(whole, lora_layout(to), rank, None, strict, dtype)
 
 
-def _finish(
-    updates: Mapping[str, LayerUpdate],
-    to: str,
+def _resized(
+    adapter: LoRAAdapter,
+    layout: LoRALayout,
     rank: int | None,
     energy: float | None,
-    metadata: Mapping[str, str],
     strict: bool,
     dtype: torch.dtype | None,
 ) -> LoRAResult:
+    """The adapter in a layout, every layer of the layout cut to a rank."""
     errors = ErrorSum()
-    cut = {name: _cut(name, update, rank, energy, errors) for name, update in updates.items()}
-    entries, header = write_lora(adapter_of(cut, metadata), lora_layout(to), strict)
+    if layout.namespace == "diffusers":
+        updates = {name: _cut(name, update, rank, energy, errors) for name, update in adapter.updates()}
+        adapter = replace(adapter_of(updates, adapter.metadata), extras=adapter.extras)
+    elif rank is not None or energy is not None:
+        # Fused layers are cut as a whole: their parts, cut on their own, would add their ranks up.
+        entries, header = write_lora(adapter, layout, strict)
+        joined = read_lora(materialize(entries), header)
+        layers = {
+            name: replace(layer, update=_cut(name, layer.update, rank, energy, errors))
+            for name, layer in joined.layers.items()
+        }
+        adapter = replace(joined, layers=layers)
+    entries, header = write_lora(adapter, layout, strict)
     return errors.result(entries, header, dtype)
 
 
@@ -151,7 +166,14 @@ def check_rank(rank: int | None) -> None:
         raise LoRAError(f"`rank` is {rank!r}; expected a whole number of at least 1.")
 
 
+def check_energy(energy: float | None) -> None:
+    """Raises a [`LoRAError`] unless `energy` is in (0, 1], or `None`."""
+    if energy is not None and not 0 < energy <= 1:
+        raise LoRAError(f"`energy` is {energy}; expected a number in (0, 1].")
+
+
 def _weighted(name: str, update: LayerUpdate, weight: float) -> LayerUpdate:
+    refuse_dynamic(name, update)
     beyond = sorted(update.parts.keys() & {"magnitude", "set", "set_weight"})
     if beyond:
         raise UnsupportedLoRAError(f"`{name}` has {beyond}, which cannot be merged: they do not add up.")
@@ -168,10 +190,12 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
     if "down" not in first.parts or "down" not in second.parts:
         if "down" in second.parts:
             first, second = second, first
+        if first.scale == 0 and "up" in first.parts:
+            first = LayerUpdate({**first.parts, "up": torch.zeros_like(first.parts["up"])}, 1.0)
         parts = dict(first.parts)
         for part, value in second.parts.items():
             target = "bias" if part == "diff_b" and "down" in parts else part
-            value = multiplied(value, 1 / first.scale) if target == "bias" and first.scale else value
+            value = multiplied(value, 1 / first.scale) if target == "bias" else value
             parts[target] = parts[target] + value if target in parts else value
         return replace(first, parts=parts)
     scale = first.scale or 1.0
@@ -236,26 +260,17 @@ def resize_lora(
     if rank is None and energy is None:
         raise LoRAError("Give `rank`, the highest rank of a layer, or `energy`, the share of it that is kept.")
     check_rank(rank)
-    if energy is not None and not 0 < energy <= 1:
-        raise LoRAError(f"`energy` is {energy}; expected a number in (0, 1].")
+    check_energy(energy)
     layout = lora_layout(to)
     adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
-    errors = ErrorSum()
-    if layout.namespace == "diffusers":
-        updates = {name: _cut(name, update, rank, energy, errors) for name, update in adapter.updates()}
-        adapter = replace(adapter_of(updates, adapter.metadata), extras=adapter.extras)
-    else:
-        layers = {name: replace(layer, update=_cut(name, layer.update, rank, energy, errors))
-                  for name, layer in adapter.layers.items()}  # fmt: skip
-        adapter = replace(adapter, layers=layers)
     # PEFT's config gives the old ranks.
     header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
-    entries, header = write_lora(replace(adapter, metadata=header), layout, strict)
-    return errors.result(entries, header, dtype)
+    return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)
 
 
 def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: ErrorSum) -> LayerUpdate:
     """The update with a lower rank, if there is one to lower."""
+    refuse_dynamic(name, update)
     if update.kind == "none" or update.kind == "diff" and update.parts["diff"].ndim == 1:
         return update
     if "magnitude" in update.parts:
@@ -291,7 +306,10 @@ def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Singular value decomposition of `up @ down` from matrices of the rank's size, in float32."""
     left, left_core = torch.linalg.qr(up.float())
     right, right_core = torch.linalg.qr(down.float().T)
-    a, values, b = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    try:
+        a, values, b = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    except torch.linalg.LinAlgError as error:
+        raise LoRAError(f"The singular values cannot be computed; are all numbers finite? {error}") from error
     return left @ a, values, b @ right.T
 
 

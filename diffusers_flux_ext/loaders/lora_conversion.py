@@ -37,7 +37,7 @@ def load_adapter(
         default_alpha (`float`, *optional*):
             Alpha of layers that say nothing.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether keys that are not understood are an error.
+            Whether keys that are not understood, and numbers that are not finite, are errors.
 
     Returns:
         `tuple`: The adapter, and the file it was read from.
@@ -46,13 +46,21 @@ def load_adapter(
         LoRAError: If it cannot be read; see [`read_lora`].
     """
     opened = open_lora(source)
+    header = opened.metadata if metadata is None else dict(metadata)
+    wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
+    if wrong:
+        raise LoRAError(f"A header holds text only, but `metadata` has {wrong}.")
     adapter = read_lora(
         opened.tensors,
-        opened.metadata if metadata is None else metadata,
+        header,
         opened.adapter_config if adapter_config is None else adapter_config,
         default_alpha,
         strict,
     )
+    if strict:
+        broken = list(nonfinite(opened.tensors))
+        if broken:
+            raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
     return adapter, opened
 
 
@@ -146,9 +154,5 @@ def _convert(
     default_alpha: float | None,
 ) -> tuple[Entries, dict[str, str]]:
     layout: LoRALayout = lora_layout(to)
-    adapter, opened = load_adapter(source, metadata, adapter_config, default_alpha, strict)
-    if strict:
-        broken = list(nonfinite(opened.tensors))
-        if broken:
-            raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
+    adapter, _ = load_adapter(source, metadata, adapter_config, default_alpha, strict)
     return write_lora(adapter, layout, strict)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint_formats import TransformerLayout, list_keys
-from .lora_algebra import ErrorSum, LoRAResult, adapter_of, check_rank
+from .lora_algebra import ErrorSum, LoRAResult, adapter_of, check_energy, check_rank
 from .lora_errors import LoRAError
 from .lora_layers import LayerUpdate
 from .lora_layouts import lora_layout
@@ -53,6 +53,7 @@ def extract_lora(
         LoRAError: If the models do not have the same layers, or do not differ.
     """
     check_rank(rank)
+    check_energy(energy)
     layout: TransformerLayout = "diffusers"
     first, second = open_transformer(base, layout), open_transformer(tuned, layout)
     if first.shapes != second.shapes:

@@ -79,7 +79,9 @@ def open_lora(source: LoRASource) -> OpenedLoRA:
     if not isinstance(source, str | os.PathLike):
         raise LoRAError(f"A LoRA is {type(source).__name__}; expected a path or a mapping of names to tensors.")
     path = _find_file(Path(source))
-    config = _read_adapter_config(path.parent / ADAPTER_CONFIG)
+    # Beside a file of another name the config may belong to anything.
+    has_config = Path(source).is_dir() or path.stem == "adapter_model"
+    config = _read_adapter_config(path.parent / ADAPTER_CONFIG) if has_config else None
     if path.suffix.lower() in PICKLES:
         return OpenedLoRA(_read_pickle(path), {}, config, path)
     tensors, metadata = _read_safetensors(path)
@@ -184,7 +186,10 @@ def _tensor(key: str, entry: Any, dtype: torch.dtype | None) -> Tensor:
     tensor = entry if isinstance(entry, Tensor) else entry.build()
     if dtype is None or not tensor.is_floating_point() or key.endswith(".alpha"):
         return tensor.contiguous()
-    return tensor.to(dtype).contiguous()
+    cast = tensor.to(dtype).contiguous()
+    if cast.numel() and not _is_finite(cast) and _is_finite(tensor):
+        raise LoRAError(f"`{key}` has values that {dtype} cannot hold.")
+    return cast
 
 
 def save_lora(
@@ -214,11 +219,15 @@ def save_lora(
     Raises:
         LoRAError: If the file exists and may not be replaced, if its folder does not, or if writing fails.
     """
-    path = Path(path)
+    # A link stays a link, and what it points to is replaced.
+    path = Path(os.path.realpath(path))
     check_writable(path, overwrite)
     # The largest items first keeps every tensor aligned, as in files that safetensors writes.
     order = sorted(entries, key=lambda key: (-_itemsize(key, entries[key], dtype), key))
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise LoRAError(f"`{path}` could not be written: {error}.") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(_header(order, entries, metadata, dtype))

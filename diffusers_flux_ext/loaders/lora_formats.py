@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 from .checkpoint_formats import (
@@ -305,7 +305,7 @@ def _strip_prefix(key: str) -> tuple[str, str, Component]:
     return key[: len(key) - len(rest)], rest, component
 
 
-@cache
+@lru_cache(maxsize=2**16)
 def _find_layer(component: Component, body: str, is_flat: bool) -> tuple[LayerName, str] | None:
     """The layer and the index of its block; layers of a file repeat for every part, hence the cache."""
     name = body.rstrip("_") if is_flat else body.replace(".processor.", ".", int(body.startswith("transformer_")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from .checkpoint_formats import TransformerLayout, list_keys, spell_in_layout
 from .lora_conversion import load_adapter
 from .lora_errors import LoRAError, UnsupportedLoRAError
 from .lora_files import LoRASource, check_writable, save_lora
-from .lora_layers import LayerUpdate, magnitude_axis, swap_halves
+from .lora_layers import LayerUpdate, magnitude_axis, refuse_dynamic, swap_halves
 from .lora_products import bias_delta, dense_delta
 from .transformer_files import OpenedTransformer, TransformerSource, open_transformer
 
@@ -145,8 +146,8 @@ def fuse_lora_into(
     sources: list[Any] = list(loras) if several else [loras]  # type: ignore[arg-type]
     given = [weights] if isinstance(weights, int | float) else weights
     strengths = [1.0] * len(sources) if given is None else [float(weight) for weight in given]
-    if len(strengths) != len(sources):
-        raise LoRAError(f"{len(sources)} LoRAs and the weights {strengths}; expected one for each.")
+    if len(strengths) != len(sources) or not all(map(math.isfinite, strengths)):
+        raise LoRAError(f"{len(sources)} LoRAs and the weights {strengths}; expected one finite number for each.")
     if output is not None:
         check_writable(output, overwrite)
     fusion = _Fusion(checkpoint, _collect(sources, strengths, strict))
@@ -173,6 +174,7 @@ def _collect(
             )
         for name, update in adapter.updates():
             if name.startswith("transformer."):
+                refuse_dynamic(name, update)
                 updates.setdefault(name.removeprefix("transformer."), []).append((update, strength))
     return updates
 

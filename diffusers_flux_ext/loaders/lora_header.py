@@ -58,7 +58,9 @@ def write_header(
     """
     metadata = dict(adapter.metadata)
     if layout.alpha == "never":
-        metadata.pop(PEFT_HEADER, None)
+        # Its alphas are in the factors now, so it must not be applied again.
+        if PEFT_HEADER in metadata:
+            metadata[f"folded_{PEFT_HEADER}"] = metadata.pop(PEFT_HEADER)
         return metadata, "none"
     if layout.name != "diffusers":
         # PEFT's config stays for the way back; alphas everywhere keep it from being applied to other ranks.

@@ -63,6 +63,7 @@ def inject(
     for layer, update in special.items():
         placeholder = layers[layer].lora_B[name].weight
         layers[layer].lora_B[name] = make_delta(update, placeholder.dtype, with_bias).to(placeholder.device)
+        layers[layer].lora_B[name].prepare(layers[layer].get_base_layer())
         layers[layer].lora_variant[name] = DeltaVariant()
 
 

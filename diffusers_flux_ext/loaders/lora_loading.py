@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .._compat import fetch_lora_state_dict, offloading_suspended, restore_linears
 from .lora_conversion import load_adapter
 from .lora_errors import LoRAError
-from .lora_files import LoRASource
+from .lora_files import ADAPTER_CONFIG, PICKLES, LoRASource
 from .lora_formats import Component
 from .lora_injection import inject
-from .lora_patches import add_patches, apply_patches, remove_patches
+from .lora_patches import add_patches, apply_patches, patch_weights, remove_patches
 from .lora_planning import adapter_names, check_plans, free_name, plan_loading
 from .lora_reading import LoRAAdapter
 from .lora_scale import PEFT_HEADER
 
-
-logger = logging.getLogger(__name__)
 
 COMPONENTS: tuple[Component, ...] = ("transformer", "text_encoder", "text_encoder_2")
 _HUB_ARGUMENTS = ("weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "proxies",
                   "local_files_only", "use_safetensors")  # fmt: skip
 
 
-def read_source(source: Any, metadata: Any, adapter_config: Any, strict: bool, **hub: Any) -> LoRAAdapter:
+def read_source(
+    source: Any, metadata: Any, adapter_config: Any, strict: bool, default_alpha: float | None = None, **hub: Any
+) -> LoRAAdapter:
     """
     Reads a LoRA from a dict, a file, a folder, or a repository of the Hub.
 
@@ -39,20 +40,37 @@ def read_source(source: Any, metadata: Any, adapter_config: Any, strict: bool, *
         LoRAError: If it cannot be read.
     """
     local = source
-    if isinstance(source, str | Path) and hub.get("weight_name") and Path(source).is_dir():
-        local = Path(source) / (hub.get("subfolder") or "") / hub["weight_name"]
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        local = Path(source) / (hub.get("subfolder") or "") / (hub.get("weight_name") or "")
     elif isinstance(source, str) and not Path(source).exists() and _is_repository(source):
-        local, found = fetch_lora_state_dict(source, **hub)
-        metadata = _header_of(found) if metadata is None else metadata
-    return load_adapter(local, metadata, adapter_config, strict=strict)[0]
+        local, found, config = _download(source, hub)
+        metadata = found if metadata is None else metadata
+        adapter_config = config if adapter_config is None else adapter_config
+    return load_adapter(local, metadata, adapter_config, default_alpha, strict)[0]
 
 
 def _is_repository(source: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
+    is_file = Path(source).suffix.lower() in (".safetensors", *PICKLES)
+    return not is_file and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
 
 
-def _header_of(found: Mapping[str, Any] | None) -> dict[str, str]:
-    return {} if not found else {PEFT_HEADER: json.dumps(dict(found))}
+def _download(repository: str, hub: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The LoRA of a repository, as a path where its file is named, its header, and PEFT's config beside it."""
+    names = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
+    given = {name: hub[name] for name in names if hub.get(name) is not None}
+    name, config = hub.get("weight_name"), None
+    if name is None or name.startswith("adapter_model"):
+        try:
+            config = json.loads(Path(hf_hub_download(repository, ADAPTER_CONFIG, **given)).read_text())
+        except (OSError, ValueError):
+            config = None
+    if name is not None:
+        try:
+            return hf_hub_download(repository, name, **given), None, config
+        except (OSError, ValueError) as error:
+            raise LoRAError(f"`{name}` of the repository `{repository}` cannot be fetched: {error}") from error
+    tensors, found = fetch_lora_state_dict(repository, **hub)
+    return tensors, {PEFT_HEADER: json.dumps(dict(found))} if found else {}, config
 
 
 def load_lora(
@@ -64,6 +82,7 @@ def load_lora(
     metadata: Mapping[str, str] | None = None,
     adapter_config: Mapping[str, Any] | None = None,
     strict: bool = True,
+    default_alpha: float | None = None,
     **hub: Any,
 ) -> str:
     """
@@ -82,7 +101,7 @@ def load_lora(
             The adapter's name; `default_0`, `default_1`, ... without.
         weight (`float`, *optional*, defaults to 1.0):
             The adapter's weight. The weights of other active adapters stay.
-        metadata, adapter_config, strict:
+        metadata, adapter_config, strict, default_alpha:
             As for [`convert_lora`].
         hub:
             `weight_name`, `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `proxies`,
@@ -92,14 +111,21 @@ def load_lora(
         `str`: The adapter's name.
 
     Raises:
-        LoRAError: If the file cannot be read, fits no layer of the pipeline, or the name is taken.
+        LoRAError: If the file cannot be read, fits no layer of the pipeline, the name is taken, or the weight is no
+            finite number.
         TypeError: If there are unknown arguments.
     """
-    before = active_weights(pipe)
-    name = load_into(
-        pipe, source, adapter_name, metadata=metadata, adapter_config=adapter_config, strict=strict, **hub
-    )
-    set_weights(pipe, {**before, name: weight})
+    if not math.isfinite(weight):
+        raise LoRAError(f"`weight` is {weight}; expected a finite number.")
+    models = lora_models(pipe)
+    layers = {component: _active_names(model) for component, model in models.items()}
+    patches = {component: patch_weights(model) for component, model in models.items()}
+    options: dict[str, Any] = {"metadata": metadata, "adapter_config": adapter_config, "default_alpha": default_alpha}
+    name = load_into(pipe, source, adapter_name, strict=strict, **options, **hub)
+    with offloading_suspended(pipe):
+        for component, model in models.items():
+            _activate(model, [*layers[component], name], {name: weight})
+            apply_patches(model, {**patches[component], name: weight})
     return name
 
 
@@ -111,6 +137,7 @@ def load_into(
     metadata: Mapping[str, str] | None = None,
     adapter_config: Mapping[str, Any] | None = None,
     strict: bool = True,
+    default_alpha: float | None = None,
     hotswap: bool = False,
     low_cpu_mem_usage: bool = True,
     **hub: Any,
@@ -120,19 +147,29 @@ def load_into(
     """
     if not hub.keys() <= set(_HUB_ARGUMENTS):
         raise TypeError(f"Unknown arguments {sorted(hub.keys() - set(_HUB_ARGUMENTS))}; known are {_HUB_ARGUMENTS}.")
-    adapter = read_source(source, metadata, adapter_config, strict, **hub)
-    models: dict[str, nn.Module] = {
-        name: model for name in COMPONENTS if isinstance(model := getattr(pipe, name, None), nn.Module)
-    }
+    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+    models = lora_models(pipe)
     name = adapter_name or free_name(models.values())
     plans = plan_loading(adapter, models)
     check_plans(plans, models, name, hotswap)
     with offloading_suspended(pipe):
-        for component, plan in plans.items():
-            inject(models[component], component, plan, name, hotswap, low_cpu_mem_usage)
-            add_patches(models[component], name, plan.patches)
-            apply_patches(models[component], {name: 1.0})
+        try:
+            for component, plan in plans.items():
+                inject(models[component], component, plan, name, hotswap, low_cpu_mem_usage)
+                add_patches(models[component], name, plan.patches)
+        except Exception:
+            if not hotswap:
+                _remove(pipe, models, [name])
+            raise
+        for model in () if hotswap else models.values():
+            _activate(model, [name], {name: 1.0})
+            apply_patches(model, {name: 1.0})
     return name
+
+
+def lora_models(pipe: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline that LoRAs update."""
+    return {name: model for name in COMPONENTS if isinstance(model := getattr(pipe, name, None), nn.Module)}
 
 
 # ---- weights and removal ------------------------------------------------------------------------------------------
@@ -142,52 +179,44 @@ def _tuned_layers(model: nn.Module) -> Iterator[Any]:
     return (layer for layer in model.modules() if isinstance(layer, BaseTunerLayer))
 
 
-def active_weights(pipe: Any) -> dict[str, float]:
+def _active_names(model: nn.Module) -> list[str]:
+    found = (name for layer in _tuned_layers(model) if not layer.disable_adapters for name in layer.active_adapters)
+    return list(dict.fromkeys(found))
+
+
+def _activate(model: nn.Module, names: Sequence[str], weights: Mapping[str, float]) -> None:
+    """Makes adapters the active ones of every layer; the weights of those that are not given stay as they are."""
+    for layer in _tuned_layers(model):
+        layer.set_adapter([name for name in names if name in layer.lora_A])
+        for name, weight in weights.items():
+            if name in layer.lora_A:
+                layer.set_scale(name, weight)
+
+
+def active_weights(model: nn.Module) -> dict[str, float]:
     """
-    The weights of a pipeline's active adapters.
+    The weights of a model's active adapters.
 
     Args:
-        pipe (`DiffusionPipeline`):
-            The pipeline.
+        model (`torch.nn.Module`):
+            The model.
 
     Returns:
-        `dict[str, float]`: Weights by name.
+        `dict[str, float]`: Weights by name; where the blocks of a model have different ones, that of its first layer.
     """
-    weights: dict[str, float] = {}
-    for component in COMPONENTS:
-        model = getattr(pipe, component, None)
-        for layer in _tuned_layers(model) if isinstance(model, nn.Module) else ():
-            for name in layer.active_adapters if not layer.disable_adapters else ():
-                if name not in weights and name in layer.scaling and layer.lora_alpha[name]:
-                    weights[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+    weights = patch_weights(model)
+    for layer in _tuned_layers(model):
+        for name in layer.active_adapters if not layer.disable_adapters else ():
+            if name in layer.scaling and layer.lora_alpha[name] and name not in weights:
+                weights[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
     return weights
-
-
-def set_weights(pipe: Any, weights: Mapping[str, float]) -> None:
-    """
-    Makes adapters the active ones, with weights.
-
-    Args:
-        pipe (`DiffusionPipeline`):
-            The pipeline.
-        weights (`Mapping[str, float]`):
-            Weights by name.
-    """
-    for component in COMPONENTS:
-        model = getattr(pipe, component, None)
-        if not isinstance(model, nn.Module):
-            continue
-        for layer in _tuned_layers(model):
-            layer.set_adapter([name for name in weights if name in layer.lora_A])
-            for name, weight in weights.items():
-                if name in layer.lora_A:
-                    layer.set_scale(name, weight)
-        apply_patches(model, weights)
 
 
 def unload_lora(pipe: Any, adapter_name: str | Sequence[str] | None = None) -> None:
     """
     Takes LoRAs out of a pipeline; the weights are as before they were loaded, to the bit.
+
+    What has been fused stays fused: after `fuse_lora`, taking all LoRAs out makes them part of the model.
 
     Args:
         pipe (`DiffusionPipeline`):
@@ -196,26 +225,31 @@ def unload_lora(pipe: Any, adapter_name: str | Sequence[str] | None = None) -> N
             The adapters; all by default.
 
     Raises:
-        LoRAError: If there is no adapter of that name.
+        LoRAError: If there is no adapter of that name, or if some of several are fused.
     """
-    present = {component: adapter_names(model) for component in COMPONENTS
-               if isinstance(model := getattr(pipe, component, None), nn.Module)}  # fmt: skip
-    known = sorted({name for found in present.values() for name in found})
+    models = lora_models(pipe)
+    known = sorted({name for model in models.values() for name in adapter_names(model)})
     names = known if adapter_name is None else [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise LoRAError(f"There are no adapters {unknown}; the pipeline has {known}.")
+    fused = {name for model in models.values() for layer in _tuned_layers(model) for name in layer.merged_adapters}
+    if fused and set(names) != set(known):
+        raise LoRAError(f"The adapters {sorted(fused)} are fused. Call `unfuse_lora` before taking out {names} alone.")
     with offloading_suspended(pipe):
-        for component, found in present.items():
-            model = getattr(pipe, component)
-            for name in (name for name in names if name in found):
-                _delete(model, name)
-        if not any(adapter_names(getattr(pipe, component)) for component in present):
-            restore_linears(pipe)
+        _remove(pipe, models, names, keep_values=bool(fused))
+
+
+def _remove(pipe: Any, models: Mapping[str, nn.Module], names: Sequence[str], keep_values: bool = False) -> None:
+    for model in models.values():
+        for name in names:
+            remove_patches(model, name, keep_values)
+            _delete(model, name)
+    if not any(adapter_names(model) for model in models.values()):
+        restore_linears(pipe)
 
 
 def _delete(model: nn.Module, name: str) -> None:
-    remove_patches(model, name)
     config = getattr(model, "peft_config", {})
     if name not in config:
         return

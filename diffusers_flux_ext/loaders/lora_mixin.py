@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
 
+from .._compat import offloading_suspended
 from .lora_files import LoRASource, materialize
 from .lora_layouts import lora_layout
-from .lora_loading import COMPONENTS, active_weights, load_into, read_source, unload_lora
-from .lora_patches import apply_patches, patched_adapters
+from .lora_loading import COMPONENTS, load_into, lora_models, read_source, unload_lora
+from .lora_patches import apply_patches, patch_weights, patched_adapters
 from .lora_writing import write_lora
 
 
@@ -74,7 +76,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 Whether to replace the weights of an adapter of this name in place.
             kwargs:
                 `weight_name` and the other arguments for the Hub; `metadata`, `adapter_config` and `strict` as for
-                [`convert_lora`]; `low_cpu_mem_usage`.
+                [`convert_lora`], `default_alpha` too; `low_cpu_mem_usage`.
 
         Raises:
             LoRAError: If the file cannot be read, fits no layer, or the name is taken.
@@ -102,31 +104,77 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
             adapter_names (`str` or `Sequence[str]`): Their names.
 
         Raises:
-            LoRAError: If there is none of a name.
+            LoRAError: If there is none of a name, or if some of several are fused.
         """
         unload_lora(self, adapter_names)
-        self._sync_patches()
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """The adapters of every model, those that patch norms alone included."""
+        found = super().get_list_adapters()
+        for component, model in lora_models(self).items():
+            names = [name for name in patched_adapters(model) if name not in found.get(component, [])]
+            if names:
+                found[component] = [*found.get(component, []), *names]
+        return found
 
     def set_adapters(
         self, adapter_names: str | list[str], adapter_weights: float | dict[str, Any] | list[Any] | None = None
     ) -> None:
-        """As diffusers', for text encoders and patched norms too."""
-        super().set_adapters(adapter_names, adapter_weights)
-        self._sync_patches()
+        """
+        Makes adapters the active ones, with weights.
+
+        Args:
+            adapter_names (`str` or `list[str]`):
+                Their names.
+            adapter_weights (`float`, `dict` or a list of them, *optional*):
+                A weight for each, or one for each model (`{"transformer": 0.5, "text_encoder": 1.0}`), or one for each
+                kind of block; 1 by default.
+
+        Raises:
+            ValueError: If there is no adapter of a name, or the numbers of names and weights differ.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        given = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
+        models = lora_models(self)
+        layered = {name for model in models.values() for name in getattr(model, "peft_config", {})}
+        kept = [index for index, name in enumerate(names) if name in layered or name not in _patched(models)]
+        if kept or not names:
+            super().set_adapters(
+                [names[i] for i in kept], [given[i] for i in kept] if len(given) == len(names) else given
+            )
+        with self._patching(models):
+            for component, model in models.items():
+                apply_patches(model, {name: _weight(weight, component) for name, weight in zip(names, given)})
 
     def disable_lora(self) -> None:
         """Switches all LoRAs off."""
-        super().disable_lora()
-        self._sync_patches()
+        models = lora_models(self)
+        if any(getattr(model, "peft_config", None) for model in models.values()):
+            super().disable_lora()
+        with self._patching(models):
+            for model in models.values():
+                apply_patches(model, {}, remember=False)
 
     def enable_lora(self) -> None:
         """Switches LoRAs that were switched off on again."""
-        super().enable_lora()
-        self._sync_patches()
+        models = lora_models(self)
+        if any(getattr(model, "peft_config", None) for model in models.values()):
+            super().enable_lora()
+        with self._patching(models):
+            for model in models.values():
+                apply_patches(model, patch_weights(model))
 
-    def _sync_patches(self) -> None:
-        weights = active_weights(self)
-        for component in COMPONENTS:
-            model = getattr(self, component, None)
-            if isinstance(model, torch.nn.Module) and patched_adapters(model):
-                apply_patches(model, weights)
+    def _patching(self, models: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
+        """Parameters that offloading has taken away cannot be patched."""
+        return offloading_suspended(self) if _patched(models) else nullcontext()
+
+
+def _patched(models: Mapping[str, torch.nn.Module]) -> set[str]:
+    return {name for model in models.values() for name in patched_adapters(model)}
+
+
+def _weight(weight: Any, component: str) -> float:
+    """The weight of an adapter's patches of a model; weights of single blocks do not concern them."""
+    if isinstance(weight, dict):
+        weight = weight.get(component)
+    return float(weight) if isinstance(weight, int | float) else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,24 +31,34 @@ class Patch:
     replaces: bool
 
 
+@dataclass
 class _State:
-    """The patches of a model by adapter, and the values that they hide."""
+    """The patches of a model by adapter, the weights of the active ones, and the values that they hide."""
 
-    def __init__(self) -> None:
-        self.patches: dict[str, Sequence[Patch]] = {}
-        self.originals: dict[str, Tensor] = {}
+    patches: dict[str, Sequence[Patch]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _state(model: nn.Module) -> _State | None:
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    # T5's embedding stands under two names.
+    return dict(model.named_parameters(remove_duplicate=False))
 
 
 def add_patches(model: nn.Module, adapter_name: str, patches: Sequence[Patch]) -> None:
     """Registers the patches of an adapter; [`apply_patches`] puts them to work."""
     if not patches:
         return
-    state = getattr(model, _ATTRIBUTE, None) or _State()
+    state = _state(model) or _State()
     object.__setattr__(model, _ATTRIBUTE, state)
     state.patches[adapter_name] = patches
 
 
-def apply_patches(model: nn.Module, weights: Mapping[str, float]) -> None:
+def apply_patches(model: nn.Module, weights: Mapping[str, float], remember: bool = True) -> None:
     """
     Sets the patched parameters of a model for the active adapters, from their original values.
 
@@ -57,11 +67,15 @@ def apply_patches(model: nn.Module, weights: Mapping[str, float]) -> None:
             The model.
         weights (`Mapping[str, float]`):
             The weights of the active adapters.
+        remember (`bool`, *optional*, defaults to `True`):
+            Whether these weights are the ones that [`patch_weights`] gives from now on.
     """
-    state: _State | None = getattr(model, _ATTRIBUTE, None)
+    state = _state(model)
     if state is None:
         return
-    parameters = dict(model.named_parameters())
+    if remember:
+        state.weights = {name: weights[name] for name in state.patches if name in weights}
+    parameters = _parameters(model)
     values: dict[str, Tensor] = dict(state.originals)
     for adapter, patches in state.patches.items():
         for patch in patches:
@@ -81,22 +95,30 @@ def _patched(value: Tensor, patch: Patch, weight: float) -> Tensor:
     return (value.float() + weight * given.float()).to(value.dtype)
 
 
-def remove_patches(model: nn.Module, adapter_name: str | None = None) -> None:
-    """Forgets the patches of an adapter, or all; parameters that nothing patches any more get their old values."""
-    state: _State | None = getattr(model, _ATTRIBUTE, None)
-    if state is None:
+def remove_patches(model: nn.Module, adapter_name: str, keep_values: bool = False) -> None:
+    """Forgets the patches of an adapter; what nothing patches any more gets its old value, or keeps the new one."""
+    state = _state(model)
+    if state is None or state.patches.pop(adapter_name, None) is None:
         return
-    if adapter_name is None:
-        state.patches.clear()
-    state.patches.pop(adapter_name or "", None)
+    state.weights.pop(adapter_name, None)
     patched = {patch.name for patches in state.patches.values() for patch in patches}
-    parameters = dict(model.named_parameters())
+    parameters = _parameters(model)
     with torch.no_grad():
         for name in [name for name in state.originals if name not in patched]:
-            parameters[name].copy_(state.originals.pop(name))
+            original = state.originals.pop(name)
+            if not keep_values:
+                parameters[name].copy_(original)
+    if not keep_values:
+        apply_patches(model, state.weights)
 
 
 def patched_adapters(model: nn.Module) -> list[str]:
     """The adapters that have patches."""
-    state: _State | None = getattr(model, _ATTRIBUTE, None)
+    state = _state(model)
     return [] if state is None else list(state.patches)
+
+
+def patch_weights(model: nn.Module) -> dict[str, float]:
+    """The weights of the active adapters that have patches."""
+    state = _state(model)
+    return {} if state is None else dict(state.weights)

@@ -14,7 +14,7 @@ from torch import nn
 
 from .checkpoint_formats import list_keys
 from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate, dynamic_kind
+from .lora_layers import LayerUpdate, refuse_dynamic
 from .lora_patches import Patch, patched_adapters
 from .lora_reading import LoRAAdapter
 from .lora_variants import needs_variant
@@ -70,7 +70,7 @@ def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module]) -> dict[
         elif isinstance(layer, nn.Linear | BaseTunerLayer) or _is_linear(layer):
             _add_update(plan, name, update, layer)
         else:
-            plan.patches.extend(_patches(name, update))
+            plan.patches.extend(_patches(name, update, layer))
     for component, count in absent.items():
         logger.warning("%d layers of the LoRA belong to `%s`, which the pipeline does not have.", count, component)
     _report_missing(plans)
@@ -96,15 +96,14 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def _add_update(plan: ModelPlan, name: str, update: LayerUpdate, layer: nn.Module) -> None:
-    dynamic = dynamic_kind(update)
-    if dynamic is not None:
-        raise LoRAError(f"`{name}` is {dynamic}; it cannot be loaded as a LoRA.")
+    refuse_dynamic(name, update)
     outputs, inputs = _linear_size(layer)
     if update.kind == "none":
         bias = {n: p for n, p in update.parts.items() if n in ("bias", "diff_b")}
         zeros = {"down": torch.zeros(1, inputs), "up": torch.zeros(outputs, 1)}
         update = LayerUpdate({**zeros, **bias}, update.scale)
-    if update.out_features != outputs or update.in_features != inputs and name != "x_embedder":
+    fits = update.in_features == inputs or name == "x_embedder" and not needs_variant(update)
+    if update.out_features != outputs or not fits:
         raise LoRAError(
             f"The LoRA updates `{name}` with a matrix of shape {(update.out_features, update.in_features)}; the "
             f"model's is {(outputs, inputs)}. It was trained on a model of another size."
@@ -112,11 +111,17 @@ def _add_update(plan: ModelPlan, name: str, update: LayerUpdate, layer: nn.Modul
     plan.updates[name] = update
 
 
-def _patches(name: str, update: LayerUpdate) -> Iterator[Patch]:
+def _patches(name: str, update: LayerUpdate, layer: nn.Module) -> Iterator[Patch]:
     for part, value in update.parts.items():
         if part not in _PATCH_PARTS:
             raise LoRAError(f"`{name}` is no Linear, and the LoRA has {sorted(update.parts)} for it.")
         which = "bias" if part in ("diff_b", "b_norm") else "weight"
+        patched = getattr(layer, which, None)
+        if not isinstance(patched, nn.Parameter) or patched.shape != value.shape:
+            shape = tuple(patched.shape) if isinstance(patched, nn.Parameter) else None
+            raise LoRAError(
+                f"The LoRA has `{part}` of shape {tuple(value.shape)} for `{name}.{which}` of shape {shape}."
+            )
         yield Patch(f"{name}.{which}", value, _PATCH_PARTS[part])
 
 
@@ -142,15 +147,28 @@ def check_plans(plans: Mapping[str, ModelPlan], models: Mapping[str, nn.Module],
     """
     if not plans:
         raise LoRAError("The LoRA updates no layer of this pipeline.")
-    if not name or "." in name:
-        raise LoRAError(f"The adapter's name is {name!r}; expected a word without a dot.")
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise LoRAError(f"The adapter's name is {name!r}; expected a word without a dot that is no method of a dict.")
     taken = [component for component, model in models.items() if name in adapter_names(model)]
     if taken and not hotswap:
         raise LoRAError(f"There already is an adapter {name!r} in {taken}. Delete it, or choose another name.")
-    if hotswap and (set(plans) != {"transformer"} or plans["transformer"].patches or plans["transformer"].special):
+    if hotswap and taken != ["transformer"]:
+        raise LoRAError(
+            f"Only a LoRA of the transformer can be swapped in place; {name!r} is in {taken or 'nothing'}."
+        )
+    if hotswap and (_is_special(models["transformer"], name) or not _is_plain(plans)):
         raise LoRAError(
             "Only LoRAs of the transformer can be swapped in place: no text encoders, norms, DoRA or LoKr."
         )
+
+
+def _is_plain(plans: Mapping[str, ModelPlan]) -> bool:
+    return set(plans) == {"transformer"} and not plans["transformer"].patches and not plans["transformer"].special
+
+
+def _is_special(model: nn.Module, name: str) -> bool:
+    layers = (layer for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+    return name in patched_adapters(model) or any(name in getattr(layer, "lora_variant", ()) for layer in layers)
 
 
 def adapter_names(model: nn.Module) -> list[str]:

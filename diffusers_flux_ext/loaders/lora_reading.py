@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +16,18 @@ from .lora_detection import describe_format
 from .lora_errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
 from .lora_families import find_checkpoint, find_foreign, find_qwen_image
 from .lora_formats import LoRAKey, is_extra, parse_lora_key
-from .lora_layers import LOHA, LORA, LayerUpdate, StoredLayer, map_rows, split_rows, swap_halves
+from .lora_layers import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
 from .lora_products import dense_delta, to_lora
 from .lora_scale import PeftScales, layer_scale, read_peft_scales
 
 
 logger = logging.getLogger(__name__)
 
-# Parts that are no update by themselves: the shape of a widened layer, and what a dynamic adapter needs.
-INFORMATIVE_PARTS = frozenset({"reshape_weight"})
+# What a LoRA may be stored in: everything else is no number that a weight can be multiplied with.
+_DTYPES = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64,
+    torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+})  # fmt: skip
 _MATRICES = LORA | LOHA | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
 # Outputs and inputs of diffusers' layers in units of the model's width; `None` where they are something else.
 _SIZES: dict[str, tuple[int | None, int | None]] = {
@@ -142,11 +146,15 @@ def read_lora(
     _report_unknown(unknown, known, len(tensors), named, strict)
     _check_adapter_names(known)
     peft = read_peft_scales(metadata, adapter_config)
+    if default_alpha is not None and not math.isfinite(default_alpha):
+        raise LoRAError(f"`default_alpha` is {default_alpha}; expected a finite number.")
     layers = {
         name: _read_layer(keys, {key.part: tensors[spelled] for spelled, key in keys}, peft, default_alpha)
         for name, keys in _group(known).items()
     }
     _check_sizes(layers)
+    if default_alpha is None and peft is None and (lost := lost_alpha(layers, metadata)):
+        logger.warning("%s", lost)
     return LoRAAdapter(
         layers=layers,
         modules=_assign(layers),
@@ -158,8 +166,26 @@ def read_lora(
     )
 
 
+def lost_alpha(layers: Mapping[str, StoredLayer], metadata: Mapping[str, str]) -> str | None:
+    """A sentence about an alpha of the training that the header tells and the tensors do not, if there is one."""
+    try:
+        alpha, rank = float(metadata["ss_network_alpha"]), float(metadata["ss_network_dim"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if alpha == rank or any(layer.update.alpha is not None for layer in layers.values()):
+        return None
+    return (
+        f"The header says that the LoRA was trained with alpha {alpha:g} at rank {rank:g}, the tensors say nothing: "
+        f"its scale is taken as 1. Pass `default_alpha={alpha:g}` if it is too strong or too weak."
+    )
+
+
 def _as_tensor(key: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta or value.dtype not in _DTYPES:
+            raise LoRAError(
+                f"`{key}` is a {value.dtype} tensor on {value.device}; expected plain numbers with values."
+            )
         return value.detach()
     if isinstance(value, int | float) and key.endswith(".alpha"):
         return torch.tensor(float(value))
@@ -211,8 +237,13 @@ def _read_layer(
         raise LoRAError(f"`{name}` has a part twice: {[spelled for spelled, _ in keys]}.")
     alpha = parts.pop("alpha", None)
     update = LayerUpdate(parts, 1.0, alpha)
-    _check_parts(name, update)
     key = keys[0][1]
+    replaced = {"set", "set_weight"} & parts.keys()
+    if replaced and not key.layer.is_norm:
+        raise LoRAError(f"`{name}` replaces a whole matrix. Only norms can be replaced; use the `diff` to it instead.")
+    _check_parts(name, update)
+    if "diff" in parts and parts["diff"].ndim != (1 if key.layer.is_norm else 2):
+        raise LoRAError(f"`{name}.diff` has shape {tuple(parts['diff'].shape)}, which is not that of a weight here.")
     return StoredLayer(key, LayerUpdate(parts, layer_scale(key, update, peft, default_alpha), alpha))
 
 
@@ -224,6 +255,10 @@ def _check_parts(name: str, update: LayerUpdate) -> None:
     wrong = sorted(part for part in parts if part in _MATRICES and len(shapes[part]) != 2)
     if wrong:
         raise LoRAError(f"`{name}` has parts {wrong} that are no matrices: {shapes}.")
+    cores = sorted(part for part in parts if part.startswith(("lokr_t", "hada_t")))
+    twice = [part for part in ("lokr_w1", "lokr_w2") if part in parts and {f"{part}_a", f"{part}_b"} & parts.keys()]
+    if cores or twice:
+        raise LoRAError(f"`{name}` has {cores or twice} beside {sorted(parts)}: such a product is none of a Linear.")
     kinds = [kind for kind, present in _complete_kinds(parts).items() if present is not None]
     broken = [kind for kind in kinds if not _complete_kinds(parts)[kind]]
     if broken:
@@ -263,6 +298,11 @@ def _chains(update: LayerUpdate) -> bool:
         for side, axis in (("a", 0), ("b", 1))
     ):
         return False
+    magnitude = parts.get("magnitude")
+    if magnitude is not None and update.kind != "none":
+        size = update.in_features if magnitude_axis(magnitude) == "in" else update.out_features
+        if magnitude.ndim not in (1, 2) or magnitude.numel() != size:
+            return False
     vectors = [parts[part] for part in ("bias", "diff_b") if part in parts]
     return all(vector.ndim == 1 and vector.shape[0] == update.out_features for vector in vectors)
 

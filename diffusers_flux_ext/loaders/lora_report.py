@@ -16,7 +16,7 @@ from .lora_files import LoRASource, nonfinite, open_lora
 from .lora_formats import is_extra, parse_lora_key
 from .lora_layers import LayerUpdate, StoredLayer
 from .lora_products import kron_factors, to_lora
-from .lora_reading import LoRAAdapter
+from .lora_reading import LoRAAdapter, lost_alpha
 from .lora_scale import PEFT_HEADER
 from .lora_verdict import diffusers_verdict
 
@@ -234,15 +234,9 @@ def _warnings(adapter: LoRAAdapter) -> list[str]:
     found = []
     header = adapter.metadata
     silent = all(layer.update.alpha is None for layer in adapter.layers.values())
-    try:
-        alpha, rank = float(header["ss_network_alpha"]), float(header["ss_network_dim"])
-    except (KeyError, ValueError):
-        alpha = rank = 1.0
-    if silent and alpha != rank and adapter.peft is None:
-        found.append(
-            f"The header says that it was trained with alpha {alpha:g} at rank {rank:g}, the tensors say nothing: its "
-            f"scale is taken as 1. Pass `default_alpha={alpha:g}` if it is too strong or too weak."
-        )
+    lost = lost_alpha(adapter.layers, header) if adapter.peft is None else None
+    if lost:
+        found.append(lost)
     if PEFT_HEADER in header and not silent:
         found.append("The header has PEFT's config besides the alphas of the tensors; the tensors' are used.")
     return found

@@ -17,6 +17,7 @@ from .lora_layers import LayerUpdate
 logger = logging.getLogger(__name__)
 
 PEFT_HEADER = "lora_adapter_metadata"
+LARGEST = 1e30
 
 
 class PeftScales:
@@ -122,8 +123,10 @@ def _checked(configs: dict[str, Any], source: str) -> PeftScales:
         if not all(isinstance(table, Mapping) for table in tables):
             raise LoRAError(f"`rank_pattern` and `alpha_pattern` of {source} should be tables, they are {tables}.")
         numbers += [value for table in tables for value in table.values()]
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise LoRAError(f"Ranks and alphas of {source} should be numbers, they are {numbers}.")
+        if not all(
+            isinstance(number, int | float) and abs(number) < LARGEST for number in numbers if number is not None
+        ):
+            raise LoRAError(f"Ranks and alphas of {source} should be numbers below {LARGEST:g}: {str(numbers)[:200]}.")
         for pattern in {key for table in tables for key in table}:
             try:
                 re.compile(pattern)

@@ -23,31 +23,38 @@ class _Delta(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    base: nn.Module
+    factor: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
-    def product(self, x: Tensor, base: nn.Module) -> Tensor:
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
 
-    def dense(self, base: nn.Module) -> Tensor:
+    def dense(self) -> Tensor:
         """`delta W` of shape `(out_features, in_features)`."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, base: nn.Module) -> Tensor:
-        added = self.product(x, base)
+    def prepare(self, base: nn.Module) -> None:
+        """Takes the layer that is changed, while its weights are at hand."""
+        # Not as a submodule, and not as an argument of `forward`, which offloading hooks would move.
+        self.__dict__["base"] = base
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        added = self.product(x, dtype)
         return added if self.bias is None else added + self.bias
 
 
 class DenseDelta(_Delta):
     """A dense `delta W`."""
 
-    def product(self, x: Tensor, base: nn.Module) -> Tensor:
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return F.linear(x, self.weight)
 
-    def dense(self, base: nn.Module) -> Tensor:
+    def dense(self) -> Tensor:
         return self.weight
 
 
@@ -65,11 +72,11 @@ class KroneckerDelta(_Delta):
         super().__init__(weight, bias)
         self.first = nn.Parameter(first, requires_grad=False)
 
-    def product(self, x: Tensor, base: nn.Module) -> Tensor:
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         blocks = F.linear(x.unflatten(-1, (self.first.shape[1], self.weight.shape[1])), self.weight)
         return torch.einsum("ij,...jk->...ik", self.first, blocks).flatten(-2)
 
-    def dense(self, base: nn.Module) -> Tensor:
+    def dense(self) -> Tensor:
         return torch.kron(self.first, self.weight)
 
 
@@ -91,37 +98,33 @@ class DoRADelta(_Delta):
         self.axis = 0 if magnitude_axis(magnitude) == "in" else 1
         shape = (1, -1) if self.axis == 0 else (-1, 1)
         self.magnitude = nn.Parameter(magnitude.reshape(shape), requires_grad=False)
-        self._factor: Tensor | None = None
+        self.register_buffer("factor", None, persistent=False)
 
-    def factor(self, base: nn.Module) -> Tensor:
-        """What each row, or column, of `V` is multiplied with. The base weights do not change, so once is enough."""
-        if self._factor is None:
-            tuned = self._tuned(base)
-            self._factor = (self.magnitude.float() / tuned.norm(dim=self.axis, keepdim=True)).to(self.magnitude.dtype)
-        self._factor = self._factor.to(self.magnitude.device)
-        return self._factor
+    def prepare(self, base: nn.Module) -> None:
+        """Computes what each row, or column, of `V` is multiplied with. The base weights do not change afterwards."""
+        super().prepare(base)
+        norms = self._tuned().norm(dim=self.axis, keepdim=True)
+        self.factor = (self.magnitude.float().to(norms.device) / norms).to(self.magnitude)
 
-    def _tuned(self, base: nn.Module) -> Tensor:
-        weight = dequantize_module_weight(base).to(self.up.device, torch.float32)
+    def _tuned(self) -> Tensor:
+        weight = dequantize_module_weight(self.base).to(self.up.device, torch.float32)
         return weight + self.up.float() @ self.weight.float()
 
-    def product(self, x: Tensor, base: nn.Module) -> Tensor:
-        factor = self.factor(base).flatten()
+    def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        factor = self.factor.flatten()
         if self.axis == 0:
             scaled = x * factor
-            return _without_bias(base, scaled - x) + F.linear(F.linear(scaled, self.weight), self.up)
-        return _without_bias(base, x) * (factor - 1) + F.linear(F.linear(x, self.weight), self.up) * factor
+            return _without_bias(self.base, scaled - x, dtype) + F.linear(F.linear(scaled, self.weight), self.up)
+        return _without_bias(self.base, x, dtype) * (factor - 1) + F.linear(F.linear(x, self.weight), self.up) * factor
 
-    def dense(self, base: nn.Module) -> Tensor:
-        weight = dequantize_module_weight(base).to(self.up.device, torch.float32)
-        return self._tuned(base) * self.factor(base).float() - weight
+    def dense(self) -> Tensor:
+        weight = dequantize_module_weight(self.base).to(self.up.device, torch.float32)
+        return self._tuned() * self.factor.float() - weight
 
 
-def _without_bias(base: nn.Module, x: Tensor) -> Tensor:
-    # Through the layer itself: its weights may be quantised, stored in 8 bits or offloaded.
-    result = base(x)
-    bias = getattr(base, "bias", None)
-    return result if bias is None else result - bias.to(result.device, result.dtype)
+def _without_bias(base: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    # Through the layer itself: its weights may be quantised, stored in 8 bits or offloaded, and its bias with them.
+    return (base(x.to(dtype)) - base(torch.zeros_like(x[..., :1, :], dtype=dtype))).to(x.dtype)
 
 
 class DeltaVariant(LoraVariant):
@@ -134,11 +137,11 @@ class DeltaVariant(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         delta = module.lora_B[active_adapter]
-        return result + delta(x, module.get_base_layer()) * module.scaling[active_adapter]
+        return result + delta(x, result.dtype) * module.scaling[active_adapter]
 
     @staticmethod
     def _delta(module: Any, active_adapter: str, weight: Tensor) -> Tensor:
-        dense = module.lora_B[active_adapter].dense(module.get_base_layer())
+        dense = module.lora_B[active_adapter].dense()
         return (dense * module.scaling[active_adapter]).to(weight.dtype)
 
     @staticmethod

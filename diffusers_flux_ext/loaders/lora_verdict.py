@@ -66,7 +66,9 @@ def diffusers_verdict(adapter: LoRAAdapter, tensors: Mapping[str, Any]) -> Diffu
         `DiffusersVerdict`: The result and the reasons.
     """
     alphas = {key: tensor for key, tensor in tensors.items() if key.endswith(".alpha")}
-    if any(".lora_down.weight" in key for key in tensors) and any(float(a) < 0 for a in alphas.values()):
+    if any(".lora_down.weight" in key for key in tensors) and any(
+        a.numel() == 1 and float(a) < 0 for a in alphas.values()
+    ):
         return DiffusersVerdict("fails", ("it never returns from a negative alpha",))
     try:
         with _silence():

@@ -13,7 +13,7 @@ from torch import Tensor
 from .lora_errors import UnsupportedLoRAError
 from .lora_formats import flatten, layer_in_namespace
 from .lora_header import TargetLayer, write_header
-from .lora_layers import BlockMatrix, LayerUpdate, alpha_tensor, dynamic_kind, join_rows, magnitude_axis, multiplied
+from .lora_layers import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied, refuse_dynamic
 from .lora_layouts import LoRALayout
 from .lora_products import to_lora
 from .lora_reading import LoRAAdapter, diffusers_updates, swapped
@@ -151,9 +151,7 @@ def _joined(members: list[LayerUpdate | None], shares: tuple[int, ...], body: st
 def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
     update = target.update
     name = f"`{target.body}`"
-    dynamic = dynamic_kind(update)
-    if dynamic is not None:
-        raise UnsupportedLoRAError(f"{name} is {dynamic}.")
+    refuse_dynamic(target.body, update)
     if layout.namespace == "diffsynth":
         beyond = sorted(update.parts.keys() & {"bias", "diff_b", "magnitude"}) or (["norm"] if target.is_norm else [])
         if beyond:

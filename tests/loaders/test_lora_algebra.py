@@ -172,7 +172,7 @@ def test_fusing_refuses_what_the_checkpoint_lacks(tmp_path):
     assert fuse_lora_into(weights, make("diffusers_te_flat").state_dict, strict=False)
     with pytest.raises(LoRAError, match="no layers"):
         fuse_lora_into(weights, make("kohya", "deep").state_dict)
-    with pytest.raises(LoRAError, match="expected one for each"):
+    with pytest.raises(LoRAError, match="one finite number for each"):
         fuse_lora_into(weights, make("kohya").state_dict, weights=[1.0, 2.0])
     (tmp_path / "here.safetensors").write_text("mine")
     with pytest.raises(LoRAError, match="exists"):
