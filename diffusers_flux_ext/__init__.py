@@ -13,6 +13,7 @@ from ._registration import register
 
 if TYPE_CHECKING:
     from .attention_plan import AttentionPlan, build_attention_plan
+    from .conditions.attribute_values import AttributeValues
     from .conditions.base import FluxCondition
     from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .loaders.lora_mixin import FluxExtLoraLoaderMixin
     from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
+    from .models.attribute_value_encoder import AttributeValueEncoder
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
     from .models.controlnet_flux_ext import FluxExtControlNetModel
     from .models.face_encoder import FaceEmbedding, FaceEncoder
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
+    from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "attention_plan": ["AttentionPlan", "build_attention_plan"],
+    "conditions.attribute_values": ["AttributeValues"],
     "conditions.base": ["FluxCondition"],
     "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
@@ -68,6 +72,7 @@ _MODULES = {
     "loaders.lora_mixin": ["FluxExtLoraLoaderMixin"],
     "loaders.lora_report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
+    "models.attribute_value_encoder": ["AttributeValueEncoder"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.ip_adapter_flux": ["FluxIPAdapter"],
     "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
@@ -75,6 +80,7 @@ _MODULES = {
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
+    "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
@@ -89,6 +95,8 @@ _SUBMODULES = ("flux_shapes",)
 __all__ = [
     "AttentionPlan",
     "AttentionRule",
+    "AttributeValueEncoder",
+    "AttributeValues",
     "AutoencoderKLFlux",
     "Canvas",
     "Contribution",
@@ -97,6 +105,7 @@ __all__ = [
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
+    "FluxAttributeControlPipeline",
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",

@@ -10,6 +10,7 @@ from typing import Any
 
 
 _MODULES = {
+    "attribute_values": ["reference_value_encoder"],
     "boot": ["import_reference"],
     "components": ["tiny_components", "tiny_text_encoder", "tiny_text_encoder_2", "tiny_transformer", "tiny_vae"],
     "controlnet": ["controlnet_input", "reference_controlnet", "reference_multi_controlnet"],
