@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
+    from .conditions.lora_embedding import LoRAEmbedding
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .image_prompt import ImagePrompt
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
     from .models.infinite_you_image_projector import InfiniteYouImageProjector
     from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
+    from .models.lora_encoder_flux import FluxLoRAEncoder
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
+    from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
@@ -59,6 +62,7 @@ _MODULES = {
     "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
+    "conditions.lora_embedding": ["LoRAEmbedding"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "image_prompt": ["ImagePrompt"],
@@ -79,11 +83,13 @@ _MODULES = {
     "models.face_encoder": ["FaceEmbedding", "FaceEncoder"],
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
+    "models.lora_encoder_flux": ["FluxLoRAEncoder"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
+    "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }
@@ -115,6 +121,8 @@ __all__ = [
     "FluxFlowMatchScheduler",
     "FluxIPAdapter",
     "FluxInfiniteYouPipeline",
+    "FluxLoRAEncoder",
+    "FluxLoRAEncoderPipeline",
     "FluxRegionalAttnProcessor",
     "IPAdapterImages",
     "ImagePrompt",
@@ -122,6 +130,7 @@ __all__ = [
     "InfiniteYouImageProjector",
     "InpaintRegion",
     "InsightFaceEncoder",
+    "LoRAEmbedding",
     "LoRAError",
     "LoRAReport",
     "LoRAResult",

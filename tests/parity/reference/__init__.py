@@ -17,6 +17,7 @@ _MODULES = {
     "dit": ["reference_dit", "reference_dit_weights", "reference_velocity"],
     "infinite_you": ["EmbeddedFace", "reference_projector"],
     "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
+    "lora_encoder": ["reference_lora_encoder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],
