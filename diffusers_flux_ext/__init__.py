@@ -13,6 +13,7 @@ from ._registration import register
 
 if TYPE_CHECKING:
     from .attention_plan import AttentionPlan, build_attention_plan
+    from .conditions.attribute_values import AttributeValues
     from .conditions.base import FluxCondition
     from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
+    from .conditions.lora_embedding import LoRAEmbedding
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .image_prompt import ImagePrompt
@@ -33,21 +35,26 @@ if TYPE_CHECKING:
     from .loaders.lora_mixin import FluxExtLoraLoaderMixin
     from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
+    from .models.attribute_value_encoder import AttributeValueEncoder
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
     from .models.controlnet_flux_ext import FluxExtControlNetModel
     from .models.face_encoder import FaceEmbedding, FaceEncoder
     from .models.infinite_you_image_projector import InfiniteYouImageProjector
     from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
+    from .models.lora_encoder_flux import FluxLoRAEncoder
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
+    from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
+    from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
 _MODULES = {
     "attention_plan": ["AttentionPlan", "build_attention_plan"],
+    "conditions.attribute_values": ["AttributeValues"],
     "conditions.base": ["FluxCondition"],
     "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
@@ -55,6 +62,7 @@ _MODULES = {
     "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
+    "conditions.lora_embedding": ["LoRAEmbedding"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "image_prompt": ["ImagePrompt"],
@@ -68,16 +76,20 @@ _MODULES = {
     "loaders.lora_mixin": ["FluxExtLoraLoaderMixin"],
     "loaders.lora_report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
+    "models.attribute_value_encoder": ["AttributeValueEncoder"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.ip_adapter_flux": ["FluxIPAdapter"],
     "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
     "models.face_encoder": ["FaceEmbedding", "FaceEncoder"],
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
+    "models.lora_encoder_flux": ["FluxLoRAEncoder"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
+    "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
+    "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }
@@ -89,6 +101,8 @@ _SUBMODULES = ("flux_shapes",)
 __all__ = [
     "AttentionPlan",
     "AttentionRule",
+    "AttributeValueEncoder",
+    "AttributeValues",
     "AutoencoderKLFlux",
     "Canvas",
     "Contribution",
@@ -97,6 +111,7 @@ __all__ = [
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
+    "FluxAttributeControlPipeline",
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",
@@ -106,6 +121,8 @@ __all__ = [
     "FluxFlowMatchScheduler",
     "FluxIPAdapter",
     "FluxInfiniteYouPipeline",
+    "FluxLoRAEncoder",
+    "FluxLoRAEncoderPipeline",
     "FluxRegionalAttnProcessor",
     "IPAdapterImages",
     "ImagePrompt",
@@ -113,6 +130,7 @@ __all__ = [
     "InfiniteYouImageProjector",
     "InpaintRegion",
     "InsightFaceEncoder",
+    "LoRAEmbedding",
     "LoRAError",
     "LoRAReport",
     "LoRAResult",

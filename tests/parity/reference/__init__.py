@@ -10,12 +10,14 @@ from typing import Any
 
 
 _MODULES = {
+    "attribute_values": ["reference_value_encoder"],
     "boot": ["import_reference"],
     "components": ["tiny_components", "tiny_text_encoder", "tiny_text_encoder_2", "tiny_transformer", "tiny_vae"],
     "controlnet": ["controlnet_input", "reference_controlnet", "reference_multi_controlnet"],
     "dit": ["reference_dit", "reference_dit_weights", "reference_velocity"],
     "infinite_you": ["EmbeddedFace", "reference_projector"],
     "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
+    "lora_encoder": ["reference_lora_encoder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],

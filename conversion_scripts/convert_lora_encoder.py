@@ -1,0 +1,33 @@
+"""Convert the published LoRA-Encoder into a folder for `FluxLoRAEncoder.from_pretrained`.
+
+python conversion_scripts/convert_lora_encoder.py LoRA-Encoder-FLUX.1-Dev/model.safetensors lora-encoder
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from diffusers_flux_ext import FluxLoRAEncoder
+from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="model.safetensors")
+    parser.add_argument("target", type=Path, help="a new folder")
+    parser.add_argument("--num-attention-heads", type=int, default=32, help="heads of the encoder's attention")
+    args = parser.parse_args(arguments)
+    try:
+        check_new(args.target)
+        encoder = FluxLoRAEncoder.from_single_file(args.source, num_attention_heads=args.num_attention_heads)
+        with written_at_once(args.target) as temporary:
+            encoder.save_pretrained(temporary)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""AttriCtrl: attributes of the picture, such as its brightness, by numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..denoise import DenoisingStep
+from ..latents import Canvas
+from ..models.attribute_value_encoder import AttributeValueEncoder
+from ..sequence import Contribution
+from .base import FluxCondition
+from .text_tokens import check_text_width, text_group
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+AttributeInput = Mapping[str, float | Sequence[float] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeValues(FluxCondition):
+    """Attributes by numbers, AttriCtrl ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)).
+
+    Every value becomes a text group of 32 tokens in the released models. No token is hidden from another by it.
+
+    Args:
+        encoder (`AttributeValueEncoder`): Knows the attributes; on the pipeline's device and of its dtype.
+        values (`Mapping[str, float | Sequence[float] | None]`):
+            A value in [0, 1] by attribute, for example `{"brightness": 0.7}`, or one per prompt. `None` skips the
+            attribute, and so does leaving it out. With all of them skipped the condition is none.
+        negative (`"same"`, a mapping like `values`, or `None`, defaults to `"same"`):
+            What the unconditional branch gets: the same values as the reference, values of its own, or nothing.
+
+    Raises:
+        TypeError: if `encoder` is something else, or values are no mapping of numbers.
+        ValueError: if an attribute is unknown, or a value lies outside of [0, 1].
+    """
+
+    encoder: AttributeValueEncoder
+    values: AttributeInput
+    negative: Literal["same"] | AttributeInput | None = "same"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.encoder, AttributeValueEncoder):
+            raise TypeError(
+                f"`encoder` is a {type(self.encoder).__name__}; expected an `AttributeValueEncoder`, for example from "
+                f"`AttributeValueEncoder.from_single_file('brightness.safetensors')`."
+            )
+        self._check("values", self.values)
+        if isinstance(self.negative, str) and self.negative != "same":
+            raise ValueError(f"`negative` is {self.negative!r}; expected 'same', a mapping like `values`, or None.")
+        if self.negative is not None and not isinstance(self.negative, str):
+            self._check("negative", self.negative)
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """The values as tensors.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer, whose text must be as wide as the tokens.
+            canvas (`Canvas`): Gives the batch and the device.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"cond.<attribute>"` and `"uncond.<attribute>"`, each `(1 or num_samples,)` in
+            float32.
+
+        Raises:
+            ValueError: if the encoder does not fit the transformer, or the values do not fit the batch.
+        """
+        check_text_width(type(self).__name__, self.encoder.config.output_dim, pipe.transformer)
+        negative: Any = self.values if self.negative == "same" else self.negative or {}
+        branches: dict[str, Any] = {"cond": self.values, "uncond": negative}
+        return {
+            f"{branch}.{name}": canvas.per_sample(
+                torch.tensor([value] if isinstance(value, Real) else list(value), dtype=torch.float32)
+            ).to(canvas.device)
+            for branch, values in branches.items()
+            for name, value in values.items()
+            if value is not None
+        }
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """A text group `value_<attribute>` for every value of this branch."""
+        groups = []
+        for name in self.encoder.config.attributes:
+            values = encoded.get(f"{step.branch}.{name}")
+            if values is not None:
+                groups.append(text_group(f"value_{name}", self.encoder(values, name), step))
+        return Contribution(text=groups)
+
+    def _check(self, argument: str, values: Any) -> None:
+        known = list(self.encoder.config.attributes)
+        if not isinstance(values, Mapping):
+            raise TypeError(f"`{argument}` is {values!r}; expected values by attribute, {dict.fromkeys(known, 0.5)}.")
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise ValueError(f"`{argument}` has the attributes {unknown}, but the encoder knows {known}.")
+        for name, value in values.items():
+            for number in () if value is None else (value,) if isinstance(value, Real) else value:
+                _check_number(f"{argument}[{name!r}]", number)
+
+
+def _check_number(where: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise TypeError(f"`{where}` has {number!r}; expected a number in [0, 1], one per prompt, or None to skip it.")
+    if not 0 <= float(number) <= 1:
+        raise ValueError(f"`{where}` is {number}; attributes take values from 0 to 1.")

@@ -1,0 +1,126 @@
+"""LoRA-Encoder: what LoRAs draw, said in text tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..denoise import DenoisingStep
+from ..latents import Canvas
+from ..loaders.lora_encoder_inputs import lora_pairs, read_lora_layers
+from ..loaders.lora_files import LoRASource
+from ..models.lora_encoder_flux import FluxLoRAEncoder
+from ..sequence import Contribution
+from .base import FluxCondition
+from .text_tokens import check_text_width, text_group
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class LoRAEmbedding(FluxCondition):
+    """LoRAs as text tokens, LoRA-Encoder
+    ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
+
+    The encoder reads the matrices of a LoRA; whether the LoRA is loaded into the transformer, too, is another matter.
+    Each LoRA becomes a text group on the conditional branch, of one token in the released model.
+
+    Args:
+        encoder (`FluxLoRAEncoder`): On the pipeline's device and of its dtype, or offloaded.
+        loras (a LoRA, a list of them, or one such list per prompt):
+            Files, folders with one, or state dicts, in any format that [`convert_lora`] reads; scales are taken
+            into account. A layer that a LoRA leaves out counts as an update of zero. Lists per prompt have equal
+            lengths.
+        scale (`float` or `Sequence[float]`, defaults to 1.0):
+            Factor of the tokens, or one per LoRA. 0 leaves the LoRA out.
+        strict (`bool`, defaults to `True`):
+            Whether parts of a LoRA that the encoder was not trained to read (text encoders, embedders, the last
+            layer, DoRA's magnitudes) are errors; otherwise they are left out with a warning.
+
+    Raises:
+        TypeError: if `encoder` or a LoRA is something else.
+        ValueError: if there is no LoRA, or lengths differ.
+    """
+
+    encoder: FluxLoRAEncoder
+    loras: LoRASource | Sequence[LoRASource] | Sequence[Sequence[LoRASource]]
+    scale: float | Sequence[float] = 1.0
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.encoder, FluxLoRAEncoder):
+            raise TypeError(
+                f"`encoder` is a {type(self.encoder).__name__}; expected a `FluxLoRAEncoder`, for example from "
+                f"`FluxLoRAEncoder.from_single_file('model.safetensors')`."
+            )
+        lengths = {len(loras) for loras in self._per_prompt()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"`loras` has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as many for each "
+                f"prompt."
+            )
+        self._scales()
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Read and convert the LoRAs. Their matrices stay on the CPU and in their dtype.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer, whose text must be as wide as the tokens.
+            canvas (`Canvas`): Gives the batch.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"<prompt>/<lora>/<layer>.lora_A.weight"` and `lora_B`; and `"samples"`, the
+            prompt whose LoRAs each sample has.
+
+        Raises:
+            LoRAError: if a LoRA cannot be read, or has parts that the encoder cannot.
+            ValueError: if the encoder does not fit the transformer, or the lists do not fit the batch.
+        """
+        check_text_width(type(self).__name__, self.encoder.config.embed_dim, pipe.transformer)
+        prompts = self._per_prompt()
+        encoded = {"samples": canvas.per_sample(torch.arange(len(prompts)))}
+        for prompt, loras in enumerate(prompts):
+            for index, (lora, scale) in enumerate(zip(loras, self._scales())):
+                if scale:
+                    weights = read_lora_layers(self.encoder, lora, self.strict)
+                    encoded |= {f"{prompt}/{index}/{key}": weight for key, weight in weights.items()}
+        return encoded
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """A text group `lora_<index>` for every LoRA; nothing on the unconditional branch, as the reference."""
+        if step.branch == "uncond":
+            return Contribution()
+        groups, prompts = [], range(int(encoded["samples"].max()) + 1)
+        for index, scale in enumerate(self._scales()):
+            if scale:
+                tokens = torch.cat([self.encoder(lora_pairs(encoded, f"{prompt}/{index}/")) for prompt in prompts])
+                samples = encoded["samples"].to(tokens.device)
+                groups.append(text_group(f"lora_{index}", scale * tokens[samples], step))
+        return Contribution(text=groups)
+
+    def _per_prompt(self) -> list[list[Any]]:
+        given: Any = list(self.loras) if isinstance(self.loras, (list, tuple)) else [self.loras]
+        nested = bool(given) and all(isinstance(lora, (list, tuple)) for lora in given)
+        prompts = [list(loras) for loras in given] if nested else [given]
+        for lora in (lora for loras in prompts for lora in loras):
+            if not isinstance(lora, (str, os.PathLike, Mapping)):
+                raise TypeError(
+                    f"`loras` has a {type(lora).__name__}; expected paths or state dicts, a list of them, or one list "
+                    f"per prompt."
+                )
+        return prompts
+
+    def _scales(self) -> list[float]:
+        number = len(self._per_prompt()[0])
+        scales = list(self.scale) if isinstance(self.scale, Sequence) else [self.scale] * number
+        if len(scales) != number:
+            raise ValueError(
+                f"`scale` has {len(scales)} numbers for {number} LoRAs. Give one number, or one for each."
+            )
+        return [float(scale) for scale in scales]

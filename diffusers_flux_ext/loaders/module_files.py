@@ -1,0 +1,69 @@
+"""Small models whose published key names are known: reading a file, and filling a model with exactly its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from .checkpoint_formats import list_keys
+from .ip_adapter_formats import read_ip_adapter_file
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Tensors by key, of a local safetensors file, a pickle of tensors only, or a state dict.
+
+    Args:
+        source (`str`, `Path` or `Mapping[str, torch.Tensor]`): What to read.
+        wrappers (`tuple[str, ...]`): Prefixes that training code may have put before every key; one is taken off.
+
+    Returns:
+        `dict[str, torch.Tensor]`
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read.
+    """
+    tensors = dict(source) if isinstance(source, Mapping) else dict(read_ip_adapter_file(source))
+    for wrapper in wrappers:
+        if tensors and all(key.startswith(wrapper) for key in tensors):
+            return {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def fill_module(
+    model: ModuleT,
+    weights: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ModuleT:
+    """Give a model, which may be on the meta device, copies of these weights.
+
+    Args:
+        model (`nn.Module`): The model.
+        weights (`Mapping[str, torch.Tensor]`): One tensor for each of its keys.
+        dtype (`torch.dtype`, *optional*): Data type of the copies; that of each tensor by default.
+        device (`str` or `torch.device`, *optional*): Their device; that of each tensor by default.
+
+    Returns:
+        `nn.Module`: the model, in eval mode.
+
+    Raises:
+        ValueError: if tensors are missing, surplus or of another shape.
+    """
+    expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    given = {key: tuple(weight.shape) for key, weight in weights.items()}
+    wrong = sorted(key for key in expected | given if expected.get(key) != given.get(key))
+    if wrong:
+        raise ValueError(
+            f"These tensors are missing, surplus or of a wrong shape for {type(model).__name__}: {list_keys(wrong)}."
+        )
+    copies = {key: weight.to(device=device, dtype=dtype, copy=True) for key, weight in weights.items()}
+    model.load_state_dict(copies, assign=True)
+    return model.eval()

@@ -1,0 +1,113 @@
+"""AttriCtrl as a named pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from ..conditions.attribute_values import AttributeInput, AttributeValues
+from ..conditions.base import FluxCondition, check_conditions
+from ..models.attribute_value_encoder import AttributeValueEncoder
+from ..models.autoencoder_kl_flux import AutoencoderKLFlux
+from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from .components import extends_call
+from .pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+class FluxAttributeControlPipeline(FluxConditionedPipeline):
+    r"""
+    FLUX.1 with attributes of the picture by numbers, AttriCtrl
+    ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)).
+
+    The component `value_encoder` ([`AttributeValueEncoder`]) joins those of [`~diffusers.FluxPipeline`].
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from diffusers_flux_ext import AttributeValueEncoder, FluxAttributeControlPipeline
+
+    >>> encoder = AttributeValueEncoder.from_single_file("models/brightness.safetensors", torch_dtype=torch.bfloat16)
+    >>> pipe = FluxAttributeControlPipeline.from_pretrained(
+    ...     "black-forest-labs/FLUX.1-dev", value_encoder=encoder, dtype=torch.bfloat16
+    ... )
+    >>> pipe.enable_model_cpu_offload()
+    >>> image = pipe("a cat on the beach", attribute_values={"brightness": 0.2}).images[0]
+    ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->value_encoder->transformer->vae"
+    _optional_components = [*FluxConditionedPipeline._optional_components, "value_encoder"]
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderKLFlux,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: T5TokenizerFast,
+        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        feature_extractor: CLIPImageProcessor = None,
+        value_encoder: AttributeValueEncoder = None,  # type: ignore[assignment]
+    ) -> None:
+        super().__init__(
+            scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer, image_encoder,
+            feature_extractor,
+        )  # fmt: skip
+        self.register_modules(value_encoder=value_encoder)
+
+    @extends_call(FluxConditionedPipeline)
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        attribute_values: AttributeInput | None = None,
+        negative_attribute_values: Literal["same"] | AttributeInput | None = "same",
+        conditions: Sequence[FluxCondition] | None = None,
+        **kwargs: Any,
+    ) -> FluxPipelineOutput | tuple:
+        r"""
+        Draw pictures with given attributes.
+
+        Args:
+            args, kwargs: As for [`FluxConditionedPipeline.__call__`].
+            attribute_values (`Mapping[str, float | Sequence[float] | None]`, *optional*):
+                Values in [0, 1] by attribute, or one per prompt; `None` skips an attribute. Without values the
+                pipeline is [`FluxConditionedPipeline`].
+            negative_attribute_values (`"same"`, a mapping, or `None`, *optional*, defaults to `"same"`):
+                What the unconditional branch gets, see [`AttributeValues`].
+            conditions (`Sequence[FluxCondition]`, *optional*): Further conditions.
+
+        Returns:
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
+
+        Raises:
+            ValueError: if there is no `value_encoder`, an attribute is unknown or a value out of range.
+        """
+        conditions = check_conditions(conditions)
+        if attribute_values is not None:
+            if self.value_encoder is None:
+                raise ValueError(
+                    "The pipeline has no `value_encoder`, which `attribute_values` need. Pass one to "
+                    "`from_pretrained` or `from_pipe`, for example "
+                    "`AttributeValueEncoder.from_single_file('brightness.safetensors')`."
+                )
+            conditions.insert(0, AttributeValues(self.value_encoder, attribute_values, negative_attribute_values))
+        elif negative_attribute_values not in ("same", None):
+            raise ValueError("`negative_attribute_values` came without `attribute_values`; give both.")
+        kwargs["conditions"] = conditions
+        return super().__call__(*args, **kwargs)

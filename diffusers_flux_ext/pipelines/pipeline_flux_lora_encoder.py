@@ -1,0 +1,113 @@
+"""LoRA-Encoder as a named pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from ..conditions.base import FluxCondition, check_conditions
+from ..conditions.lora_embedding import LoRAEmbedding
+from ..loaders.lora_files import LoRASource
+from ..models.autoencoder_kl_flux import AutoencoderKLFlux
+from ..models.lora_encoder_flux import FluxLoRAEncoder
+from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from .components import extends_call
+from .pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
+    r"""
+    FLUX.1 that understands LoRAs as a part of the prompt, LoRA-Encoder
+    ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
+
+    The component `lora_encoder` ([`FluxLoRAEncoder`]) joins those of [`~diffusers.FluxPipeline`]. A LoRA that is
+    embedded is not loaded by that; usually it is loaded with `load_lora_weights`, too.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from diffusers_flux_ext import FluxLoRAEncoder, FluxLoRAEncoderPipeline
+
+    >>> encoder = FluxLoRAEncoder.from_single_file("LoRA-Encoder/model.safetensors", torch_dtype=torch.bfloat16)
+    >>> pipe = FluxLoRAEncoderPipeline.from_pretrained(
+    ...     "black-forest-labs/FLUX.1-dev", lora_encoder=encoder, dtype=torch.bfloat16
+    ... )
+    >>> pipe.load_lora_weights("style.safetensors")
+    >>> pipe.enable_model_cpu_offload()
+    >>> image = pipe("", lora_inputs="style.safetensors").images[0]
+    ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->lora_encoder->transformer->vae"
+    _optional_components = [*FluxConditionedPipeline._optional_components, "lora_encoder"]
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderKLFlux,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        text_encoder_2: T5EncoderModel,
+        tokenizer_2: T5TokenizerFast,
+        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        feature_extractor: CLIPImageProcessor = None,
+        lora_encoder: FluxLoRAEncoder = None,  # type: ignore[assignment]
+    ) -> None:
+        super().__init__(
+            scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer, image_encoder,
+            feature_extractor,
+        )  # fmt: skip
+        self.register_modules(lora_encoder=lora_encoder)
+
+    @extends_call(FluxConditionedPipeline)
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        lora_inputs: LoRASource | Sequence[LoRASource] | Sequence[Sequence[LoRASource]] | None = None,
+        lora_embedding_scale: float | Sequence[float] = 1.0,
+        conditions: Sequence[FluxCondition] | None = None,
+        **kwargs: Any,
+    ) -> FluxPipelineOutput | tuple:
+        r"""
+        Draw pictures with LoRAs as a part of the prompt.
+
+        Args:
+            args, kwargs: As for [`FluxConditionedPipeline.__call__`].
+            lora_inputs (a LoRA, a list of them, or one such list per prompt, *optional*):
+                Files, folders or state dicts in any format, see [`LoRAEmbedding`]. Without any the pipeline is
+                [`FluxConditionedPipeline`].
+            lora_embedding_scale (`float` or `Sequence[float]`, *optional*, defaults to 1.0):
+                Factor of the tokens, or one per LoRA; 0 leaves the LoRA out.
+            conditions (`Sequence[FluxCondition]`, *optional*): Further conditions.
+
+        Returns:
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
+
+        Raises:
+            ValueError: if there is no `lora_encoder`, or a LoRA cannot be read.
+        """
+        conditions = check_conditions(conditions)
+        if lora_inputs is not None:
+            if self.lora_encoder is None:
+                raise ValueError(
+                    "The pipeline has no `lora_encoder`, which `lora_inputs` need. Pass one to `from_pretrained` or "
+                    "`from_pipe`: `FluxLoRAEncoder.from_single_file('model.safetensors')`."
+                )
+            conditions.insert(0, LoRAEmbedding(self.lora_encoder, lora_inputs, lora_embedding_scale))
+        kwargs["conditions"] = conditions
+        return super().__call__(*args, **kwargs)
