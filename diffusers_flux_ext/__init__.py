@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
+    from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .image_prompt import ImagePrompt
@@ -55,6 +56,7 @@ _MODULES = {
     "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
+    "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "image_prompt": ["ImagePrompt"],
@@ -118,6 +120,7 @@ __all__ = [
     "LoRAResult",
     "PlanCache",
     "PromptEmbeds",
+    "ReferenceImages",
     "TokenGroup",
     "build_attention_plan",
     "combine_velocities",
