@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
     from .conditions.face_keypoints import draw_face_keypoints
+    from .conditions.fill_mask import FillMask
     from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
@@ -53,6 +54,7 @@ _MODULES = {
     "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
     "conditions.face_keypoints": ["draw_face_keypoints"],
+    "conditions.fill_mask": ["FillMask"],
     "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
@@ -99,6 +101,7 @@ __all__ = [
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
+    "FillMask",
     "FluxCondition",
     "FluxConditionedPipeline",
     "FluxEliGenPipeline",
