@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .conditions.controlnet_image import ControlNetImage
     from .conditions.entity_regions import EntityRegions
     from .conditions.face_keypoints import draw_face_keypoints
+    from .conditions.fill_mask import FillMask
     from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
     from .conditions.lora_embedding import LoRAEmbedding
+    from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .image_prompt import ImagePrompt
@@ -59,10 +61,12 @@ _MODULES = {
     "conditions.controlnet_image": ["ControlNetImage"],
     "conditions.entity_regions": ["EntityRegions"],
     "conditions.face_keypoints": ["draw_face_keypoints"],
+    "conditions.fill_mask": ["FillMask"],
     "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
     "conditions.lora_embedding": ["LoRAEmbedding"],
+    "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "image_prompt": ["ImagePrompt"],
@@ -111,6 +115,7 @@ __all__ = [
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
+    "FillMask",
     "FluxAttributeControlPipeline",
     "FluxCondition",
     "FluxConditionedPipeline",
@@ -136,6 +141,7 @@ __all__ = [
     "LoRAResult",
     "PlanCache",
     "PromptEmbeds",
+    "ReferenceImages",
     "TokenGroup",
     "build_attention_plan",
     "combine_velocities",

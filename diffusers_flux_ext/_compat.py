@@ -13,11 +13,13 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from diffusers.utils.peft_utils import get_peft_kwargs
 from diffusers.utils.torch_utils import get_module_execution_device as execution_device
 
 
 __all__ = [
+    "PREFERRED_KONTEXT_RESOLUTIONS",
     "attention_accepts_mask",
     "calculate_shift",
     "component_names",

@@ -38,6 +38,11 @@ class FluxCondition(ABC):
         """Whether the unconditional branch takes what `contribute` gave the conditional one at the same step."""
         return False
 
+    @property
+    def pastes(self) -> bool:
+        """Whether `after_decode` puts pixels of a given picture back; at most one condition of a call may."""
+        return False
+
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Turn the user's inputs into tensors, once per call.
 
@@ -165,6 +170,12 @@ def check_conditions(conditions: Any) -> list[FluxCondition]:
                 f"{names.count(name)} conditions of the class {name} were given, but each would undo the others' "
                 f"work. Join them into one, for example their masks."
             )
+    pasting = [type(condition).__name__ for condition in given if condition.pastes]
+    if len(pasting) > 1:
+        raise ValueError(
+            f"Each of {' and '.join(pasting)} pastes its picture back after decoding, so the last one would win. Give "
+            f"`paste_back=False` to those that take it, so that one is left."
+        )
     return given
 
 

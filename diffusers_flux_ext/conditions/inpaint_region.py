@@ -46,6 +46,11 @@ class InpaintRegion(FluxCondition):
     image: Image.Image | np.ndarray | torch.Tensor | list[Image.Image]
     mask: RegionMask | Sequence[RegionMask]
 
+    @property
+    def pastes(self) -> bool:
+        """Always."""
+        return True
+
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture and put the mask on pixels and latents.
 

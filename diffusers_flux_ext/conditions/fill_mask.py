@@ -1,0 +1,116 @@
+"""FLUX.1 Fill: inpainting and outpainting by a model that sees the masked picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from .._compat import execution_device
+from ..denoise import DenoisingStep
+from ..latents import Canvas, encode_image, pack_latents, plain_picture, sample_image_latents
+from ..sequence import Contribution
+from .base import FluxCondition
+from .region_masks import RegionMask, list_regions, mask_to_pixels
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class FillMask(FluxCondition):
+    """The picture and the hole for FLUX.1-Fill ([model card](
+    https://huggingface.co/black-forest-labs/FLUX.1-Fill-dev)), whose transformer takes 384 channels.
+
+    The hole is grey before the picture is encoded; latents and mask become further channels of the canvas, in both
+    branches of classifier-free guidance. Other than [`InpaintRegion`], which works with any model, nothing is put back
+    while drawing.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+            The picture, or one per prompt, stretched to the canvas. Floats in [0, 1] or integers up to 255.
+        mask (`RegionMask` or a list of them):
+            White is drawn, or one mask per prompt. PIL pictures in grey or RGB are stretched by Lanczos and count from
+            the middle of the grey levels, as in diffusers; everything else is read as by [`EntityRegions`].
+        paste_back (`bool`, defaults to `True`):
+            Paste the outside of the mask back after decoding, so that it is bit-equal to the stretched picture. At
+            most one condition of a call may paste.
+        generator (`torch.Generator`, *optional*):
+            Sample the picture's latents with it, as `FluxFillPipeline` does. By default their mean is taken.
+
+    Raises:
+        ValueError: if `image` or `mask` is `None`.
+    """
+
+    image: Any
+    mask: RegionMask | Sequence[RegionMask]
+    paste_back: bool = True
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("image", "mask") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"{missing} of FillMask is None. The model needs both; to draw the whole canvas, give any picture and "
+                f"the mask (0, 0, 1, 1)."
+            )
+
+    @property
+    def pastes(self) -> bool:
+        """Whether it replaces decoded pixels."""
+        return self.paste_back
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Encode the picture without the hole, and lay the mask on the latents.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            canvas (`Canvas`): Gives the size, the batch and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"channels"` `(n, num_tokens, 320)`, and `"source"` `(n, 3, height, width)` in
+            [-1, 1] and `"hole"` `(n, 1, height, width)` for pasting, where n is 1 or the number of samples.
+
+        Raises:
+            ValueError: if the numbers of pictures, masks and prompts differ.
+        """
+        pixels = pipe.image_processor.preprocess(plain_picture(self.image), height=canvas.height, width=canvas.width)
+        pixels = pixels.to(torch.float32)
+        hole = torch.stack([_hole(mask, canvas) for mask in list_regions(self.mask)])[:, None]
+        encoded = {
+            "source": canvas.per_sample(pixels).to(canvas.device),
+            "hole": canvas.per_sample(hole).to(canvas.device),
+        }
+        vae = pipe.vae
+        masked = (pixels * (1 - hole.float())).to(execution_device(vae), vae.dtype)
+        encode = encode_image if self.generator is None else partial(sample_image_latents, generator=self.generator)
+        latents = canvas.per_sample(pack_latents(encode(vae, masked).to(canvas.device, canvas.dtype)))
+        planes = torch.nn.functional.pixel_unshuffle(encoded["hole"].to(canvas.dtype), canvas.token_size // 2)
+        parts = [latents, pack_latents(planes)]
+        size = max(part.shape[0] for part in parts)
+        return {**encoded, "channels": torch.cat([part.expand(size, -1, -1) for part in parts], dim=2)}
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """The further channels of the canvas."""
+        return Contribution(channels=[encoded["channels"]])
+
+    def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Paste the outside of the hole back, in float32 so that it comes through unchanged."""
+        if not self.paste_back:
+            return images
+        return torch.where(encoded["hole"], images.float(), encoded["source"].to(images.device))
+
+
+def _hole(mask: RegionMask, canvas: Canvas) -> torch.Tensor:
+    if not isinstance(mask, Image.Image) or mask.mode not in ("L", "RGB"):
+        return mask_to_pixels(mask, canvas)
+    processor = VaeImageProcessor(
+        vae_scale_factor=canvas.token_size, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
+    return processor.preprocess(mask, height=canvas.height, width=canvas.width)[0, 0] > 0

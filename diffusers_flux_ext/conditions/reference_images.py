@@ -1,0 +1,172 @@
+"""Reference pictures as tokens of their own (FLUX.1 Kontext), any number of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from .._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
+from ..denoise import DenoisingStep
+from ..latents import Canvas, encode_image, pack_latents, plain_picture
+from ..sequence import AttentionRule, Contribution, TokenGroup
+from .base import FluxCondition
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+Layout = Literal["index", "offset", "same"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceImages(FluxCondition):
+    """Pictures that the model looks at while it draws, for FLUX.1 Kontext ([paper](
+    https://huggingface.co/papers/2506.15742)) and models trained in its way.
+
+    Each picture becomes a group of tokens after those of the canvas, in both branches of classifier-free guidance. One
+    picture with the defaults is what [`~diffusers.FluxKontextPipeline`] computes.
+
+    Args:
+        images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+            The references. An entry that is itself a list, or a tensor or array of four axes, gives one picture per
+            prompt; these take the size of the first. Floats in [0, 1] or integers up to 255; a tensor of four axes
+            with 16 channels is taken as scaled VAE latents.
+        layout (`"index"`, `"offset"` or `"same"`, defaults to `"index"`):
+            Rotary positions `(t, row, column)`. `"index"`: reference i is at t = 1 + i. `"offset"`: all are at t = 1,
+            side by side. `"same"`: all are at t = 1 from row and column 0, as in the reference implementation, so
+            they lie on top of each other. For one picture the three are the same.
+        strengths (`float` or `Sequence[float]`, *optional*):
+            For all, or per reference, in [0, 1]: the share of its tokens, evenly spread, that everything else may see.
+            The reference's own tokens always see each other. 1 is no rule at all, 0 is no reference at all.
+        max_area (`int`, *optional*): Larger references are shrunk to at most this many pixels, each at least a token.
+        preferred_size (`bool`, defaults to `True`):
+            Stretch references to the preferred size of Kontext with the nearest aspect ratio, about one megapixel, as
+            diffusers does. Otherwise they keep their size, rounded down to whole tokens.
+
+    Raises:
+        TypeError: if a strength or `max_area` is no number.
+        ValueError: if there is no picture, or an argument is out of range.
+    """
+
+    images: Any
+    layout: Layout = "index"
+    strengths: float | Sequence[float] | None = None
+    max_area: int | None = None
+    preferred_size: bool = True
+
+    def __post_init__(self) -> None:
+        if self.layout not in get_args(Layout):
+            raise ValueError(f"`layout` is one of {list(get_args(Layout))}, but {self.layout!r} came.")
+        if not self._references or any(reference is None for reference in self._references):
+            raise ValueError("`images` of ReferenceImages holds no picture, or None. Leave the condition out instead.")
+        strengths = self._strengths
+        for value in (*strengths, *([] if self.max_area is None else [self.max_area])):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"`strengths` and `max_area` are numbers, but {value!r} came.")
+        if len(strengths) != len(self._references):
+            raise ValueError(
+                f"There are {len(self._references)} references but {len(strengths)} strengths. Give one for all or "
+                f"one each."
+            )
+        if not all(0 <= strength <= 1 for strength in strengths):
+            raise ValueError(f"`strengths` are in [0, 1], but {list(strengths)} came.")
+        if self.max_area is not None and not self.max_area > 0:
+            raise ValueError(f"`max_area` is a positive number of pixels, but {self.max_area} came.")
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Encode the references.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            canvas (`Canvas`): Gives the batch, the device and the data type; its size does not matter.
+
+        Returns:
+            `dict[str, torch.Tensor]`: for each reference i of a strength above 0, `"tokens_i"` `(1 or num_samples,
+            length, 64)`, `"ids_i"` `(length, 3)` and, below 1, `"visible_i"` `(length,)`.
+
+        Raises:
+            ValueError: if a picture is smaller than a token, or there is not one per prompt.
+        """
+        encoded, column = {}, 0
+        for index, (reference, strength) in enumerate(zip(self._references, self._strengths)):
+            picture = _with_batch(plain_picture(reference))
+            rows, columns = self._grid(pipe, canvas, picture)
+            if strength > 0:
+                latents = _latents(pipe, picture, (rows * canvas.token_size, columns * canvas.token_size))
+                encoded[f"tokens_{index}"] = pack_latents(canvas.per_sample(latents.to(canvas.device, canvas.dtype)))
+                start = (1 + index * (self.layout == "index"), 0, column * (self.layout == "offset"))
+                # In float32: bfloat16 has no odd numbers above 256, which columns side by side reach.
+                ids = torch.cartesian_prod(*(torch.arange(size) for size in (1, rows, columns)))
+                encoded[f"ids_{index}"] = (ids + torch.tensor(start)).to(canvas.device, torch.float32)
+            if 0 < strength < 1:
+                encoded[f"visible_{index}"] = _spread(rows, columns, strength)
+            column += columns
+        return encoded
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """The references' tokens, and who may see them."""
+        groups, rules = [], []
+        for index in range(len(self._references)):
+            name = f"reference_{index}"
+            if f"tokens_{index}" in encoded:
+                groups.append(TokenGroup(name, encoded[f"tokens_{index}"], encoded[f"ids_{index}"]))
+            if f"visible_{index}" in encoded:
+                rules.append(AttentionRule("*", name, encoded[f"visible_{index}"][None, None]))
+        return Contribution(reference=groups, rules=rules)
+
+    @property
+    def _references(self) -> list[Any]:
+        return list(self.images) if isinstance(self.images, (list, tuple)) else [self.images]
+
+    @property
+    def _strengths(self) -> list[float]:
+        if isinstance(self.strengths, Sequence):
+            return list(self.strengths)
+        return [1.0 if self.strengths is None else self.strengths] * len(self._references)
+
+    def _grid(self, pipe: FluxConditionedPipeline, canvas: Canvas, picture: Any) -> tuple[int, int]:
+        token = canvas.token_size
+        if _is_latents(pipe, picture):
+            return picture.shape[2] // 2, picture.shape[3] // 2
+        first = picture[0] if isinstance(picture, list) else picture
+        height, width = pipe.image_processor.get_default_height_width(first)
+        if min(height, width) < token:
+            raise ValueError(f"A reference is smaller than a token of {token} x {token} pixels. Enlarge it.")
+        if self.preferred_size:
+            ratio = width / height
+            _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+        shrink = min(1.0, math.sqrt((self.max_area or math.inf) / (height * width)))
+        return max(1, int(height * shrink) // token), max(1, int(width * shrink) // token)
+
+
+def _is_latents(pipe: FluxConditionedPipeline, picture: Any) -> bool:
+    return isinstance(picture, torch.Tensor) and picture.shape[1] == pipe.vae.config.latent_channels
+
+
+def _with_batch(picture: Any) -> Any:
+    if isinstance(picture, list):
+        parts = [_with_batch(part) for part in picture]
+        return torch.cat(parts) if all(isinstance(part, torch.Tensor) for part in parts) else parts
+    return picture if getattr(picture, "ndim", 4) == 4 else picture[None]
+
+
+def _latents(pipe: FluxConditionedPipeline, picture: Any, size: tuple[int, int]) -> torch.Tensor:
+    if _is_latents(pipe, picture):
+        return picture[..., : picture.shape[2] // 2 * 2, : picture.shape[3] // 2 * 2].contiguous()
+    pixels = pipe.image_processor.preprocess(picture, *size)
+    return encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
+
+
+def _spread(rows: int, columns: int, strength: float) -> torch.Tensor:
+    """The given share of a grid's tokens, at least one, evenly spread; a larger share holds the smaller ones."""
+    row, column = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(columns, dtype=torch.float64)
+    # The lattice of the plastic number fills the plane evenly in every prefix of its order.
+    order = ((row * 0.7548776662466927 + column * 0.5698402909980532) % 1).flatten().argsort()
+    visible = torch.zeros(rows * columns, dtype=torch.bool)
+    visible[order[: max(1, round(strength * len(order)))]] = True
+    return visible
