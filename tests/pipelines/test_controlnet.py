@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxControlNetImg2ImgPipeline, FluxControlNetInpaintPipeline, FluxControlNetPipeline
+from diffusers import (
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetInpaintPipeline,
+    FluxControlNetPipeline,
+    FluxImg2ImgPipeline,
+)
 from diffusers.hooks import apply_group_offloading
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
@@ -21,6 +26,7 @@ from diffusers_flux_ext import (
     PromptEmbeds,
     predict_velocity,
 )
+from diffusers_flux_ext.conditions.base import EncodedConditions
 from diffusers_flux_ext.latents import pack_latents, sample_image_latents
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
@@ -408,3 +414,42 @@ def test_a_controlnet_on_another_dtype_is_refused(pipe):
     ours.controlnet.to(torch.bfloat16)
     with pytest.raises(ValueError, match="`controlnet` of ControlNetImage is torch.bfloat16"):
         pipe(**call_kwargs(conditions=[ours]))
+
+
+def test_a_device_with_and_without_an_index_is_the_same(pipe):
+    for device in ("cpu", "cpu:0"):
+        canvas = Canvas(32, 48, 1, 1, torch.device(device), torch.float32)
+        assert EncodedConditions(pipe, [condition()], canvas).encoded[0]["control"].shape == (1, 6, 64)
+    with pytest.raises(ValueError, match="on cpu, but the pipeline runs in torch.float32 on meta"):
+        EncodedConditions(pipe, [condition()], Canvas(32, 48, 1, 1, torch.device("meta"), torch.float32))
+
+
+class TestGenerators:
+    @pytest.mark.parametrize("count", [1, 2, 6])
+    def test_a_wrong_number_is_refused(self, pipe, count):
+        ours = condition(image=[PICTURE, OTHER_PICTURE], generator=[seeded(index) for index in range(count)])
+        with pytest.raises(ValueError, match=f"{count} generators to sample the latents of 4 pictures"):
+            pipe(**call_kwargs(prompt=["a", "b"], num_images_per_prompt=2, conditions=[ours]))
+
+    def test_every_picture_counts(self, pipe):
+        arguments = {"prompt": ["a", "b"], "num_images_per_prompt": 2}
+        arguments["latents"] = torch.randn(4, 6, 64, generator=seeded(1))
+        images = [
+            pipe(
+                **call_kwargs(
+                    conditions=[condition(image=pictures, generator=[seeded(index) for index in range(4)])],
+                    **arguments,
+                )
+            ).images
+            for pictures in ([PICTURE, OTHER_PICTURE], [PICTURE, PICTURE])
+        ]
+        assert torch.equal(images[0][:2], images[1][:2])
+        assert different(images[0][2:], images[1][2:])
+
+    def test_one_starting_picture_with_a_generator_per_sample(self, pipe):
+        stock = quiet(pipe.to_pipeline(FluxImg2ImgPipeline))
+        arguments = {"image": PICTURE, "strength": 0.7, "num_images_per_prompt": 2, "guidance_scale": 3.5}
+        expected, images = (
+            each(**call_kwargs(**{**arguments, "generator": [seeded(1), seeded(2)]})).images for each in (stock, pipe)
+        )
+        assert torch.equal(images, expected)
