@@ -13,7 +13,7 @@ from ..denoise import DenoisingStep, PromptEmbeds, check_cache_allows_residuals
 from ..latents import Canvas
 from ..sequence import Contribution
 from .base import FluxCondition
-from .region_masks import RegionMask, list_regions, mask_to_tokens
+from .region_masks import RegionMask, list_regions, mask_to_pixels
 from .windows import check_window, is_active
 
 
@@ -111,9 +111,11 @@ def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas
         canvas (`Canvas`): The canvas.
 
     Returns:
-        `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside.
+        `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside, and the covered fraction of a
+        token on the border, so that regions that share a picture between them sum to 1 everywhere.
     """
-    masks = [mask_to_tokens(mask, canvas) for mask in list_regions(region)]
+    pixels = [mask_to_pixels(mask, canvas).float()[None] for mask in list_regions(region)]
+    masks = [torch.nn.functional.avg_pool2d(mask, canvas.token_size).flatten() for mask in pixels]
     for index, inside in enumerate(masks):
         if not inside.any():
             logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")

@@ -27,6 +27,7 @@ from diffusers_flux_ext import (
     predict_velocity,
 )
 from diffusers_flux_ext.conditions.base import EncodedConditions
+from diffusers_flux_ext.conditions.controlnet_residuals import region_weights
 from diffusers_flux_ext.latents import pack_latents, sample_image_latents
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
@@ -453,3 +454,15 @@ class TestGenerators:
             each(**call_kwargs(**{**arguments, "generator": [seeded(1), seeded(2)]})).images for each in (stock, pipe)
         )
         assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_regions_that_share_a_picture_sum_to_one(parts):
+    canvas = Canvas(48, 80, 1, 1, torch.device("cpu"), torch.float32)
+    weights = [
+        region_weights("ControlNetImage", (index / parts, 0.0, (index + 1) / parts, 1.0), canvas)
+        for index in range(parts)
+    ]
+    torch.testing.assert_close(sum(weights), torch.ones(1, 15, 1))
+    half = region_weights("ControlNetImage", (0.0, 0.0, 0.5, 1.0), canvas)[0, :5, 0]
+    assert half.tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
