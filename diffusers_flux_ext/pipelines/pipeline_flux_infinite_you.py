@@ -110,6 +110,7 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->image_projector->transformer->vae"
+    _loop_components = ("transformer", "controlnet")
     _optional_components = [*FluxConditionedPipeline._optional_components, "controlnet", "image_projector"]
 
     def __init__(
