@@ -26,6 +26,7 @@ from diffusers_flux_ext import (
     PromptEmbeds,
     predict_velocity,
 )
+from diffusers_flux_ext.conditions import windows
 from diffusers_flux_ext.conditions.base import EncodedConditions
 from diffusers_flux_ext.conditions.controlnet_residuals import region_weights
 from diffusers_flux_ext.latents import pack_latents, sample_image_latents
@@ -68,7 +69,8 @@ class TestDiffusers:
         }  # fmt: skip
         window = {"control_guidance_start": 0.3, "control_guidance_end": 0.7, "controlnet_conditioning_scale": 0.7}
         expected = stock(**call_kwargs(**arguments, **mode, **window, control_image=PICTURE)).images
-        ours = condition(kind, scale=0.7, start=0.3, end=0.7, generator=seeded())
+        sampled = {} if kind == "xlabs" else {"generator": seeded()}
+        ours = condition(kind, scale=0.7, start=0.3, end=0.7, **sampled)
         images = pipe(**call_kwargs(conditions=[ours], **arguments)).images
         assert torch.equal(images, expected)
         assert different(images, pipe(**call_kwargs(**arguments)).images)
@@ -382,6 +384,8 @@ BAD = {
     "a window too long": ("plain", {"end": 28}, ValueError, "fractions of the schedule"),
     "too few scales": ("plain", {"scale": [1.0, 0.5]}, ValueError, "2 numbers.*1 double and 2 single"),
     "a scale of text": ("plain", {"scale": "strong"}, TypeError, "'strong' came"),
+    "a scale that is no number": ("plain", {"scale": [1.0, float("nan"), 0.5]}, ValueError, "has to be finite"),
+    "a generator for pixels": ("xlabs", {"generator": seeded()}, ValueError, "`generator` samples latents"),
     "no picture": ("plain", {"image": None}, ValueError, "`image` of ControlNetImage is None"),
     "a wrong branch": ("plain", {"negative": "zeros"}, ValueError, "'zeros' came"),
 }  # fmt: skip
@@ -466,3 +470,37 @@ def test_regions_that_share_a_picture_sum_to_one(parts):
     torch.testing.assert_close(sum(weights), torch.ones(1, 15, 1))
     half = region_weights("ControlNetImage", (0.0, 0.0, 0.5, 1.0), canvas)[0, :5, 0]
     assert half.tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+class TestShapes:
+    def test_gray_and_alpha(self, pipe):
+        gray = np.asarray(PICTURE.convert("L").resize((48, 32)))
+        rgb = np.stack([gray] * 3, axis=-1)
+        rgba = np.concatenate([rgb, gray[..., None]], axis=-1)
+        expected = pipe(**call_kwargs(conditions=[condition(image=rgb)])).images
+        for image in (gray, gray[..., None], rgba, torch.from_numpy(gray.copy())):
+            images = pipe(**call_kwargs(conditions=[condition(image=image)])).images
+            torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+    SHAPES = {
+        "two channels": ("plain", torch.zeros(2, 32, 48), r"shape \(2, 32, 48\)"),
+        "small latents": ("plain", torch.zeros(1, 16, 2, 2), r"are \(2, 2\) \(height, width\); expected"),
+        "latents for XLabs": ("xlabs", torch.zeros(1, 16, 4, 6), "given as VAE latents"),
+        "latents to inpaint": ("inpaint", torch.zeros(1, 16, 4, 6), "given as VAE latents"),
+    }
+
+    @pytest.mark.parametrize(("kind", "image", "message"), SHAPES.values(), ids=SHAPES)
+    def test_refused(self, pipe, kind, image, message):
+        with pytest.raises(ValueError, match=message):
+            pipe(**call_kwargs(conditions=[condition(kind, image)]))
+
+
+def test_its_text_holds_no_weights():
+    assert len(repr(condition(mask_region=LEFT))) < 400
+
+
+def test_a_window_without_a_step_warns_once(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    pipe(**call_kwargs(conditions=[condition(start=0.4, end=0.6)], **GUIDED))
+    assert ["ControlNetImage acts from 0.4 to 0.6" in text for text in seen] == [True]
