@@ -36,7 +36,7 @@ from ..models.controlnet_flux_ext import FluxExtControlNetModel
 from ..models.face_encoder import FaceEncoder
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from .components import extends_call
+from .components import PipelineT, extends_call
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
 
@@ -169,6 +169,12 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         if getattr(pipeline, "face_encoder", None) is not None:
             kwargs.setdefault("face_encoder", pipeline.face_encoder)
         return super().from_pipe(pipeline, **kwargs)
+
+    def to_pipeline(self, pipeline_class: type[PipelineT], **kwargs: Any) -> PipelineT:
+        """See [`FluxConditionedPipeline.to_pipeline`]; a face encoder goes along where one is taken."""
+        if issubclass(pipeline_class, FluxInfiniteYouPipeline):
+            kwargs.setdefault("face_encoder", self.face_encoder)
+        return super().to_pipeline(pipeline_class, **kwargs)
 
     @extends_call(FluxConditionedPipeline)
     @torch.no_grad()

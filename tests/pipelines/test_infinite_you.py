@@ -386,6 +386,7 @@ class TestFiles:
         again = FluxInfiniteYouPipeline.from_pipe(ours)
         assert (again.controlnet, again.face_encoder) == (ours.controlnet, ours.face_encoder)
         assert pipe.to_pipeline(FluxPipeline).transformer is pipe.transformer
+        assert pipe.to_pipeline(FluxInfiniteYouPipeline).face_encoder is pipe.face_encoder
 
     def test_without_its_modules(self):
         bare = tiny_pipeline(FluxInfiniteYouPipeline)
