@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel, ModelMixin
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    T5Config,
+    T5EncoderModel,
+)
 
-from diffusers_flux_ext import FluxExtControlNetModel, InfiniteYouImageProjector
+from diffusers_flux_ext import FluxExtControlNetModel, FluxIPAdapter, InfiniteYouImageProjector
 
 
 GIB = 2**30
@@ -25,12 +32,16 @@ RESERVE = 1.5
 IMAGE_TOKENS, TEXT_TOKENS, WIDTH, BYTES = 4096, 512, 3072, 2
 # A single block holds the hidden states, their norm, queries, keys, values, the MLP and its concatenation with them.
 WIDTHS_HELD = 1 + 1 + 3 + 4 + 5
+IP_ADAPTER_BLOCKS, IP_ADAPTER_TOKENS = 57, 128
 NETS: dict[str, dict[str, Any]] = {
     "Union-Pro": {"num_layers": 5, "num_single_layers": 10, "num_mode": 10},
     "Inpainting-Beta": {"num_layers": 6, "num_single_layers": 0, "extra_condition_channels": 4},
     "XLabs": {"num_layers": 2, "num_single_layers": 0, "patch_size": 2, "conditioning_embedding_channels": 16},
     "InfuseNet": {"num_layers": 4, "num_single_layers": 10},
 }
+IP_ADAPTER = "InstantX' IP-Adapter"
+# What a method runs before the loop only.
+ENCODERS = {"InfuseNet": "projector", IP_ADAPTER: "SigLIP"}
 SETUPS: dict[str, tuple[str, ...]] = {
     "FLUX.1-dev": (),
     "+ ControlNet Union-Pro": ("Union-Pro",),
@@ -38,16 +49,18 @@ SETUPS: dict[str, tuple[str, ...]] = {
     "+ ControlNet of XLabs": ("XLabs",),
     "+ InfiniteYou": ("InfuseNet",),
     "+ InfiniteYou, Union-Pro": ("InfuseNet", "Union-Pro"),
+    "+ IP-Adapter of InstantX": (IP_ADAPTER,),
 }
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of one model in bfloat16: in all, of its blocks, and of its largest block."""
+    """Bytes of one model: in bfloat16 in all, of its blocks and of its largest block; in all with fp8 storage."""
 
     total: int
     blocks: int
     largest_block: int
+    fp8: int
 
 
 def build_models() -> dict[str, nn.Module]:
@@ -62,6 +75,15 @@ def build_models() -> dict[str, nn.Module]:
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     }
+    # google/siglip-so400m-patch14-384
+    siglip: dict[str, Any] = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    }
     with torch.device("meta"):
         models: dict[str, nn.Module] = {
             "transformer": FluxTransformer2DModel(guidance_embeds=True),
@@ -71,6 +93,8 @@ def build_models() -> dict[str, nn.Module]:
             ),
             "VAE": AutoencoderKL(**vae),
             "projector": InfiniteYouImageProjector(),
+            "SigLIP": SiglipVisionModel(SiglipVisionConfig(**siglip)),
+            IP_ADAPTER: FluxIPAdapter(),
         }
         for name, config in NETS.items():
             kind = FluxExtControlNetModel if "extra_condition_channels" in config else FluxControlNetModel
@@ -87,23 +111,38 @@ def measure(model: nn.Module) -> Sizes:
     lists = [each for each in model.modules() if isinstance(each, nn.ModuleList)]
     outer = [each for each in lists if not any(each is not other and each in set(other.modules()) for other in lists)]
     blocks = [weigh(block) for each in outer for block in each]
-    return Sizes(weigh(model), sum(blocks), max(blocks, default=0))
+    return Sizes(weigh(model), sum(blocks), max(blocks, default=0), fp8_bytes(model))
+
+
+def fp8_bytes(model: nn.Module) -> int:
+    """Bytes with fp8 storage; diffusers leaves norms, their modulation and the embedders of patches as they are."""
+    if not isinstance(model, ModelMixin):
+        return sum(weight.numel() for weight in model.parameters()) * BYTES
+    model.to(torch.bfloat16)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def residual_bytes(setup: tuple[str, ...]) -> int:
     """Residuals of one step: one per block of each ControlNet."""
-    count = sum(NETS[name]["num_layers"] + NETS[name]["num_single_layers"] for name in setup)
-    return count * IMAGE_TOKENS * WIDTH * BYTES
+    nets = [NETS[name] for name in setup if name in NETS]
+    return sum(net["num_layers"] + net["num_single_layers"] for net in nets) * IMAGE_TOKENS * WIDTH * BYTES
+
+
+def image_prompt_bytes(setup: tuple[str, ...]) -> int:
+    """Keys and values that an IP-Adapter keeps during the loop, for one picture."""
+    return 2 * IP_ADAPTER_BLOCKS * IP_ADAPTER_TOKENS * WIDTH * BYTES if IP_ADAPTER in setup else 0
 
 
 def peaks(sizes: Mapping[str, Sizes], setup: tuple[str, ...]) -> dict[str, float]:
     """Peak GiB of each way to place the weights, fastest first, for 1024 x 1024 pixels."""
     loop = [sizes["transformer"], *(sizes[name] for name in setup)]
-    projector = sizes["projector"].total if "InfuseNet" in setup else 0
-    activations = (IMAGE_TOKENS + TEXT_TOKENS) * WIDTH * WIDTHS_HELD * BYTES + residual_bytes(setup)
-    rest = sum(sizes[name].total for name in ("T5", "CLIP", "VAE")) + projector
+    encoders = [ENCODERS[name] for name in setup if name in ENCODERS]
+    activations = (IMAGE_TOKENS + TEXT_TOKENS) * WIDTH * WIDTHS_HELD * BYTES
+    activations += residual_bytes(setup) + image_prompt_bytes(setup)
+    rest = sum(sizes[name].total for name in ("T5", "CLIP", "VAE", *encoders))
     in_loop = sum(each.total for each in loop)
-    in_fp8 = sum(each.total - each.blocks // 2 for each in loop)
+    in_fp8 = sum(each.fp8 for each in loop)
     # With a stream, the next block is on its way while one runs.
     streamed = sum(each.total - each.blocks + 2 * each.largest_block for each in loop)
     text = sizes["T5"]

@@ -1,10 +1,11 @@
 """Private and moving parts of diffusers, imported in one place."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.hooks import UserCpuOffloadHook
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import FluxLoraLoaderMixin
@@ -29,6 +30,7 @@ __all__ = [
     "get_peft_kwargs",
     "get_qkv_projections",
     "has_offload_hook",
+    "offload_all_but",
     "offloading_suspended",
     "restore_linears",
     "retrieve_latents",
@@ -57,6 +59,17 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
 def has_offload_hook(module: torch.nn.Module) -> bool:
     """Whether accelerate or group offloading moves the module's weights by itself."""
     return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+
+
+def offload_all_but(pipe: Any, names: Collection[str]) -> None:
+    """Sends every component under model CPU offload back to the CPU, except for those of the given names.
+
+    accelerate's chain itself sends only the previous model of its order back. Without model offload nothing happens.
+    """
+    kept = [getattr(pipe, name, None) for name in names]
+    for hook in getattr(pipe, "_all_hooks", ()):
+        if isinstance(hook, UserCpuOffloadHook) and not any(hook.model is module for module in kept):
+            hook.offload()
 
 
 def skips_blocks_without_residuals(transformer: torch.nn.Module) -> str | None:

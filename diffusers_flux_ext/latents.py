@@ -128,9 +128,19 @@ def sample_image_latents(
 
     Returns:
         `torch.Tensor` of shape `(batch, 16, height/8, width/8)`.
+
+    Raises:
+        ValueError: if there is another number of generators than of pictures.
     """
     if isinstance(generator, Sequence):
-        parts = [retrieve_latents(vae.encode(part), each) for part, each in zip(image.split(1), generator)]
+        if len(generator) != image.shape[0]:
+            raise ValueError(
+                f"There are {len(generator)} generators to sample the latents of {image.shape[0]} pictures. Give one "
+                f"`generator`, or a list of one for each picture."
+            )
+        parts = [
+            retrieve_latents(vae.encode(part), each) for part, each in zip(image.split(1), generator, strict=True)
+        ]
         latents = torch.cat(parts)
     else:
         latents = retrieve_latents(vae.encode(image), generator)

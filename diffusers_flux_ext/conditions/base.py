@@ -187,8 +187,15 @@ def _check_modules(condition: FluxCondition, canvas: Canvas) -> None:
         weight = next(module.parameters(), None)
         if weight is None:
             continue
-        if weight.device != canvas.device or (weight.is_floating_point() and weight.dtype != canvas.dtype):
+        if not _same_device(weight.device, canvas.device) or (
+            weight.is_floating_point() and weight.dtype != canvas.dtype
+        ):
             raise ValueError(
                 f"`{name}` of {type(condition).__name__} is {weight.dtype} on {weight.device}, but the pipeline runs "
                 f"in {canvas.dtype} on {canvas.device}. Move it with `.to({str(canvas.device)!r}, {canvas.dtype})`."
             )
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    # A device without an index is the current one: group offloading reports it so.
+    return one.type == other.type and (None in (one.index, other.index) or one.index == other.index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .._compat import execution_device
@@ -42,11 +43,18 @@ def encode_control_picture(
         in [-1, 1] for pixels.
 
     Raises:
-        ValueError: if the numbers of pictures, masks and prompts differ.
+        ValueError: if a picture has a wrong shape, or the numbers of pictures, masks and prompts differ.
     """
-    pixels = pipe.image_processor.preprocess(plain_picture(image), height=canvas.height, width=canvas.width)
+    latent_channels = pipe.vae.config.latent_channels
+    pixels = pipe.image_processor.preprocess(
+        _in_rgb(plain_picture(image), latent_channels), height=canvas.height, width=canvas.width
+    )
     # The memory layout picks the convolution kernel, and diffusers' pipelines encode contiguous pictures.
     pixels = pixels.contiguous()
+    if pixels.shape[1] == latent_channels:
+        _check_latents(
+            pixels, canvas, takes_pixels=controlnet.input_hint_block is not None or inpaint_mask is not None
+        )
     if controlnet.input_hint_block is not None:
         return canvas.per_sample(pixels).to(canvas.device, canvas.dtype)
     if inpaint_mask is None:
@@ -80,3 +88,41 @@ def _encode(
 
 def _spread(tensor: torch.Tensor, canvas: Canvas) -> torch.Tensor:
     return tensor if tensor.shape[0] == canvas.num_samples else canvas.per_sample(tensor)
+
+
+def _in_rgb(picture: Any, latent_channels: int) -> Any:
+    """Arrays and tensors with three channels: gray is repeated and alpha dropped. Latents stay as they are."""
+    if isinstance(picture, (list, tuple)):
+        return [_in_rgb(each, latent_channels) for each in picture]
+    if not isinstance(picture, (np.ndarray, torch.Tensor)):
+        return picture
+    axis = -1 if isinstance(picture, np.ndarray) else -3
+    given: Any = picture
+    if given.ndim == 2:
+        given = given[..., None] if axis == -1 else given[None]
+    channels = given.shape[axis] if given.ndim in (3, 4) else 0
+    if channels == 3 or (axis == -3 and channels == latent_channels):
+        return given
+    if channels not in (1, 4):
+        raise ValueError(
+            f"A control picture has the shape {tuple(picture.shape)}; expected (height, width, channels) for an array "
+            f"or (channels, height, width) for a tensor, or a batch of them, with 1, 3 or 4 channels; tensors of "
+            f"{latent_channels} channels are VAE latents."
+        )
+    wanted = [0, 0, 0] if channels == 1 else [0, 1, 2]
+    return given[..., wanted] if axis == -1 else given[..., wanted, :, :]
+
+
+def _check_latents(latents: torch.Tensor, canvas: Canvas, takes_pixels: bool) -> None:
+    if takes_pixels:
+        raise ValueError(
+            "The control picture was given as VAE latents, but XLabs' and inpainting ControlNets take a picture in "
+            "pixels. Decode it first."
+        )
+    factor = canvas.token_size // 2
+    expected = (canvas.height // factor, canvas.width // factor)
+    if tuple(latents.shape[2:]) != expected:
+        raise ValueError(
+            f"The latents of the control picture are {tuple(latents.shape[2:])} (height, width); expected {expected} "
+            f"for a picture of {canvas.height} x {canvas.width} pixels."
+        )

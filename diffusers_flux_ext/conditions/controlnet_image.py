@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from ..denoise import DenoisingStep
 from ..latents import Canvas
 from ..sequence import Contribution
 from .control_picture import encode_control_picture
-from .controlnet_residuals import ControlNetCondition, Negative, region_weights, residual_contribution
+from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
 from .region_masks import RegionMask
 
 
@@ -61,14 +61,14 @@ class ControlNetImage(ControlNetCondition):
         ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
     """
 
-    controlnet: FluxControlNetModel
-    image: Any
+    controlnet: FluxControlNetModel = field(repr=False)
+    image: Any = field(repr=False)
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0
     mode: int | str | None = None
-    inpaint_mask: RegionMask | Sequence[RegionMask] | None = None
-    mask_region: RegionMask | Sequence[RegionMask] | None = None
+    inpaint_mask: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
+    mask_region: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
     negative: Negative = "shared"
     generator: torch.Generator | Sequence[torch.Generator] | None = None
 
@@ -83,6 +83,9 @@ class ControlNetImage(ControlNetCondition):
                 f"{'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting ControlNets need it, and "
                 f"only they take it; to restrict any other one, use `mask_region`."
             )
+
+        if self.generator is not None and self.controlnet.input_hint_block is not None:
+            raise ValueError("`generator` samples latents, but XLabs' ControlNets take pixels. Leave it out.")
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture.
@@ -129,7 +132,7 @@ class ControlNetImage(ControlNetCondition):
 
     @property
     def _extra_channels(self) -> int:
-        return self.controlnet.controlnet_x_embedder.in_features - self.controlnet.config.in_channels
+        return mask_channels(self.controlnet)
 
     def _mode_number(self) -> int | None:
         count = self.controlnet.config.num_mode if self.controlnet.union else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -13,8 +12,9 @@ from ..denoise import DenoisingStep, PromptEmbeds, check_cache_allows_residuals
 from ..latents import Canvas
 from ..sequence import Contribution
 from .base import FluxCondition
-from .region_masks import RegionMask, list_regions, mask_to_tokens
-from .windows import check_window, is_active
+from .region_masks import RegionMask, list_regions, mask_to_pixels
+from .scales import read_scale
+from .windows import check_window, is_active, warn_without_step
 
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ControlNetCondition(FluxCondition):
 
     def is_silent(self, step: DenoisingStep) -> bool:
         """Whether there is nothing to add at a step; the window follows diffusers' ControlNet pipelines."""
+        warn_without_step(type(self).__name__, step, self.start, self.end)
         return (
             not is_active(step, self.start, self.end)
             or self.scale == 0
@@ -65,7 +66,9 @@ class ControlNetCondition(FluxCondition):
         check_window(name, self.start, self.end)
         if self.negative not in ("shared", "own", None):
             raise ValueError(f"`negative` of {name} is 'shared', 'own' or None, but {self.negative!r} came.")
-        _check_scale(name, self.controlnet, self.scale)
+        double, single = len(self.controlnet.controlnet_blocks), len(self.controlnet.controlnet_single_blocks)
+        blocks = f"{double} double and {single} single blocks"
+        read_scale(name, "scale", self.scale, double + single, blocks)
 
     def check_fits_pipeline(self, pipe: FluxConditionedPipeline, context: int | None = None) -> None:
         """Raise a `ValueError` if the ControlNet was made for another size, or if a cache forbids residuals.
@@ -77,6 +80,7 @@ class ControlNetCondition(FluxCondition):
         check_cache_allows_residuals(pipe.transformer)
         base, own = pipe.transformer.config, self.controlnet.config
         wanted = {
+            "in_channels": (own.in_channels, base.out_channels or base.in_channels),
             "inner_dim": (self.controlnet.inner_dim, pipe.transformer.inner_dim),
             "joint_attention_dim": (own.joint_attention_dim, context or base.joint_attention_dim),
             "pooled_projection_dim": (own.pooled_projection_dim, base.pooled_projection_dim),
@@ -90,16 +94,9 @@ class ControlNetCondition(FluxCondition):
             )
 
 
-def _check_scale(owner: str, controlnet: Any, scale: float | Sequence[float]) -> None:
-    double, single = len(controlnet.controlnet_blocks), len(controlnet.controlnet_single_blocks)
-    numbers = list(scale) if isinstance(scale, Sequence) and not isinstance(scale, str) else [scale]
-    if not all(isinstance(number, Real) for number in numbers):
-        raise TypeError(f"`scale` of {owner} is a number or a list of numbers, but {scale!r} came.")
-    if isinstance(scale, Sequence) and len(numbers) != double + single:
-        raise ValueError(
-            f"`scale` of {owner} has {len(numbers)} numbers, but its ControlNet has {double} double and {single} "
-            f"single blocks. Give one number for all, or {double + single}: the double blocks first."
-        )
+def mask_channels(controlnet: Any) -> int:
+    """How many channels besides the picture's latents an inpainting ControlNet takes; 0 for any other."""
+    return controlnet.controlnet_x_embedder.in_features - controlnet.config.in_channels
 
 
 def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
@@ -111,9 +108,11 @@ def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas
         canvas (`Canvas`): The canvas.
 
     Returns:
-        `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside.
+        `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside, and the covered fraction of a
+        token on the border, so that regions that share a picture between them sum to 1 everywhere.
     """
-    masks = [mask_to_tokens(mask, canvas) for mask in list_regions(region)]
+    pixels = [mask_to_pixels(mask, canvas).float()[None] for mask in list_regions(region)]
+    masks = [torch.nn.functional.avg_pool2d(mask, canvas.token_size).flatten() for mask in pixels]
     for index, inside in enumerate(masks):
         if not inside.any():
             logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")

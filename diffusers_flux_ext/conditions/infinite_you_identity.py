@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FluxControlNetModel
+from diffusers.utils import logging
 from PIL import Image
 
 from ..denoise import DenoisingStep, PromptEmbeds
@@ -16,13 +17,16 @@ from ..models.face_encoder import FaceEmbedding, FaceEncoder
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..sequence import Contribution
 from .control_picture import encode_control_picture
-from .controlnet_residuals import ControlNetCondition, Negative, region_weights, residual_contribution
+from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
 from .face_keypoints import draw_face_keypoints, fit_picture, read_keypoints
 from .region_masks import RegionMask
 
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         controlnet (`FluxControlNetModel`): InfuseNet.
         image_projector ([`InfiniteYouImageProjector`]): Makes identity tokens from face embeddings.
         id_image (`PIL.Image.Image` or a list of them, *optional*): A picture of the person, or one per prompt.
-        id_embeds (`torch.Tensor`, `FaceEmbedding` or a list, *optional*):
+        id_embeds (`torch.Tensor`, `np.ndarray`, `FaceEmbedding` or a list, *optional*):
             ArcFace embeddings in place of `id_image`, `(512,)` for all prompts or `(prompts, 512)`.
         control_image (`PIL.Image.Image` or a list of them, *optional*):
             A picture whose face gives the key points; it is resized to the canvas' shorter side and centred.
@@ -59,24 +63,25 @@ class InfiniteYouIdentity(ControlNetCondition):
         ValueError: if arguments are missing, contradict each other or are out of range.
     """
 
-    controlnet: FluxControlNetModel
-    image_projector: InfiniteYouImageProjector
+    controlnet: FluxControlNetModel = field(repr=False)
+    image_projector: InfiniteYouImageProjector = field(repr=False)
     id_image: Image.Image | Sequence[Image.Image] | None = None
-    id_embeds: Any = None
+    id_embeds: Any = field(default=None, repr=False)
     control_image: Image.Image | Sequence[Image.Image] | None = None
-    keypoints: Any = None
+    keypoints: Any = field(default=None, repr=False)
     face_encoder: FaceEncoder | None = None
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0
     guidance_scale: float = 1.0
-    region: RegionMask | Sequence[RegionMask] | None = None
+    region: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
     negative: Negative = None
     face_index: int | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         self.check_residual_fields()
+        self._check_modules()
         for one, other in (("id_image", "id_embeds"), ("control_image", "keypoints")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{name} has both `{one}` and `{other}`. Give one of them.")
@@ -86,6 +91,35 @@ class InfiniteYouIdentity(ControlNetCondition):
             raise ValueError(
                 f"{name} needs a `face_encoder` to find the face in a picture: `InsightFaceEncoder(...)` (pip install "
                 f"'diffusers-flux-ext[infinite-you]'), or give `id_embeds` and `keypoints` instead of pictures."
+            )
+
+        if self.face_index is not None and self.id_image is None:
+            raise ValueError(f"`face_index` of {name} chooses a face of `id_image`, but `id_embeds` came.")
+        if self.keypoints is not None:
+            read_keypoints(self.keypoints, 1, 1)
+
+    def _check_modules(self) -> None:
+        name, net = type(self).__name__, self.controlnet
+        if not hasattr(getattr(self.image_projector, "config", None), "embedding_dim"):
+            raise TypeError(
+                f"`image_projector` of {name} is a {type(self.image_projector).__name__}; expected an "
+                f"`InfiniteYouImageProjector`."
+            )
+        if self.face_encoder is not None and not isinstance(self.face_encoder, FaceEncoder):
+            raise TypeError(
+                f"`face_encoder` of {name} is a {type(self.face_encoder).__name__}; expected a "
+                f"`FaceEncoder`, such as `InsightFaceEncoder(...)`."
+            )
+        others = {
+            "a union of several modes": net.union and net.config.num_mode,
+            "made for inpainting": mask_channels(net) > 0,
+            "one of XLabs'": net.input_hint_block is not None,
+        }
+        wrong = [kind for kind, found in others.items() if found]
+        if wrong:
+            raise ValueError(
+                f"The `controlnet` of {name} is {' and '.join(wrong)}, but InfuseNet is expected. Use the other one "
+                f"with `ControlNetImage`."
             )
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -138,14 +172,22 @@ class InfiniteYouIdentity(ControlNetCondition):
         if self.id_image is not None:
             return torch.stack([self._face(picture, self.face_index).embedding for picture in _listed(self.id_image)])
         given = self.id_embeds
-        if not isinstance(given, torch.Tensor):
-            given = torch.stack([getattr(face, "embedding", face) for face in _listed(given)])
+        if isinstance(given, (list, tuple, FaceEmbedding)):
+            given = torch.stack([torch.as_tensor(getattr(face, "embedding", face)) for face in _listed(given)])
+        given = torch.as_tensor(given)
         width = self.image_projector.config.embedding_dim
         if given.ndim not in (1, 2) or given.shape[-1] != width:
             raise ValueError(
                 f"`id_embeds` has the shape {tuple(given.shape)}; expected ({width},), or (prompts, {width})."
             )
-        return given if given.ndim == 2 else given[None]
+        embeds = (given if given.ndim == 2 else given[None]).float()
+        lengths = embeds.norm(dim=-1)
+        if not torch.allclose(lengths, torch.ones_like(lengths), atol=0.05):
+            logger.warning(
+                f"`id_embeds` has the lengths {lengths.tolist()}, but the projector knows ArcFace embeddings of "
+                f"length 1. Divide them by their length."
+            )
+        return embeds
 
     def _control_pictures(self, canvas: Canvas) -> list[Image.Image]:
         size = (canvas.width, canvas.height)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from ..denoise import DenoisingStep
@@ -17,7 +18,8 @@ from ..sequence import Contribution
 from .base import FluxCondition
 from .image_embeds import embed_images
 from .region_masks import RegionMask, is_box, mask_to_tokens
-from .windows import check_window, is_active
+from .scales import read_scale
+from .windows import check_window, is_active, warn_without_step
 
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ class IPAdapterImages(FluxCondition):
         image_encoder (`torch.nn.Module`, *optional*):
             `SiglipVisionModel` (InstantX) or `CLIPVisionModelWithProjection` (XLabs); the pipeline's by default.
         image_processor (*optional*): The encoder's processor; made from its config by default.
-        image_embeds (`torch.Tensor` of shape `(images, dim)` or `(prompts, images, dim)`, *optional*):
-            Embeddings in place of `images`; no encoder is needed then.
+        image_embeds (`torch.Tensor` or `np.ndarray` of shape `(images, dim)` or `(prompts, images, dim)`, *optional*):
+            Embeddings in place of `images`; an encoder is not used then.
         negative_scale (`float` or `Sequence[float]`, defaults to 1.0):
             Strength on the unconditional branch; the reference always takes 1.
 
@@ -56,16 +58,16 @@ class IPAdapterImages(FluxCondition):
         ValueError: if inputs are missing or contradict each other.
     """
 
-    adapter: FluxIPAdapter
-    images: Any = None
+    adapter: FluxIPAdapter = field(repr=False)
+    images: Any = field(default=None, repr=False)
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0
-    mask: RegionMask | Sequence[RegionMask] | None = None
+    mask: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
     negative: Literal["zeros"] | None = "zeros"
-    image_encoder: torch.nn.Module | None = None
+    image_encoder: torch.nn.Module | None = field(default=None, repr=False)
     image_processor: Any = None
-    image_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | np.ndarray | None = field(default=None, repr=False)
     negative_scale: float | Sequence[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -79,8 +81,13 @@ class IPAdapterImages(FluxCondition):
                 f"`adapter` is a {type(self.adapter).__name__}; expected a `FluxIPAdapter`, for example from "
                 f"`FluxIPAdapter.from_single_file(path)`."
             )
-        for scale in (self.scale, self.negative_scale):
-            self._scales(scale)
+        self._scales(self.scale)
+        factors = self._scales(self.negative_scale, "negative_scale")
+        if self.negative is None and any(factor != 1 for factor in factors):
+            raise ValueError(
+                f"`negative_scale={self.negative_scale!r}` has no effect with `negative=None`, which leaves the "
+                f"unconditional branch alone. Take 'zeros', or leave the scale out."
+            )
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Embed the pictures and put the mask on the token grid.
@@ -117,6 +124,7 @@ class IPAdapterImages(FluxCondition):
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """Keys and values of all blocks; nothing outside of the window, at scale 0, or where `negative` is `None`."""
+        warn_without_step(type(self).__name__, step, self.start, self.end)
         uncond, scales = step.branch == "uncond", self._scales(self.scale)
         if not self.phase(step) or not any(scales) or (uncond and self.negative is None):
             return Contribution()
@@ -134,16 +142,14 @@ class IPAdapterImages(FluxCondition):
         )
         return Contribution(attention_kwargs={IMAGE_PROMPTS: (prompt,)})
 
-    def _scales(self, scale: float | Sequence[float]) -> list[float]:
+    def _scales(self, scale: float | Sequence[float], name: str = "scale") -> list[float]:
         depth = self.adapter.config.num_blocks
-        scales = [float(each) for each in scale] if isinstance(scale, Sequence) else [float(scale)] * depth
-        if len(scales) != depth:
-            raise ValueError(f"`scale` has {len(scales)} numbers for the adapter's {depth} blocks; give 1 or {depth}.")
-        return scales
+        return read_scale(type(self).__name__, name, scale, depth, f"{depth} blocks")
 
     def _embed(self, pipe: FluxConditionedPipeline) -> torch.Tensor:
         if self.image_embeds is not None:
-            return self.image_embeds[None] if self.image_embeds.ndim == 2 else self.image_embeds
+            embeds = torch.as_tensor(self.image_embeds)
+            return embeds[None] if embeds.ndim == 2 else embeds
         if self.image_encoder is not None:
             return embed_images(self.images, self.image_encoder, self.image_processor)
         return embed_images(self.images, pipe.image_encoder, self.image_processor or pipe.feature_extractor)

@@ -207,7 +207,9 @@ def starting_latents(
     pixels = pipe.image_processor.preprocess(plain_picture(image), height=size[0], width=size[1])
     pixels = pixels.to(torch.float32).to(device=device, dtype=dtype)
     if pixels.shape[1] != channels:
-        pixels = sample_image_latents(pipe.vae, pixels, generator)
+        # One picture for several samples is encoded once, by the first generator as in diffusers.
+        own = generator[: pixels.shape[0]] if isinstance(generator, list) else generator
+        pixels = sample_image_latents(pipe.vae, pixels, own)
     batch = (canvas.batch_size, canvas.num_images_per_prompt)
     prepared, noise = noised_image(pixels, *batch, timestep, pipe.scheduler, generator)
     return prepared, ids, noise

@@ -25,7 +25,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from .._compat import execution_device
+from .._compat import execution_device, offload_all_but
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..guidance import combine_velocities
@@ -71,6 +71,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             For [`IPAdapterImages`] that carry none; diffusers' own IP-Adapter needs the former.
         feature_extractor (`CLIPImageProcessor` or `SiglipImageProcessor`, *optional*): Its processor.
     """
+
+    _loop_components: tuple[str, ...] = ("transformer",)
 
     def __init__(
         self,
@@ -248,6 +250,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             guided=uncond is not None,
         )
         encoded = EncodedConditions(self, conditions, canvas)
+        offload_all_but(self, self._loop_components)
         latents = self.denoise(
             latents,
             latent_ids,

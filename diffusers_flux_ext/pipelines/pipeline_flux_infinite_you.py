@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,18 +21,22 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    SiglipImageProcessor,
+    SiglipVisionModel,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
 from ..conditions.base import FluxCondition, check_conditions
+from ..conditions.controlnet_residuals import Negative
 from ..conditions.infinite_you_identity import InfiniteYouIdentity
+from ..conditions.region_masks import RegionMask
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.controlnet_flux_ext import FluxExtControlNetModel
 from ..models.face_encoder import FaceEncoder
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from .components import extends_call
+from .components import PipelineT, extends_call
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
 
@@ -43,8 +48,14 @@ _DEFAULTS: dict[str, Any] = {
     "control_guidance_start": 0.0,
     "control_guidance_end": 1.0,
 }
-# The model card's advice for `sim_stage1` is to begin a little later.
-_PRESETS: dict[str, dict[str, Any]] = {"aes_stage2": {}, "sim_stage1": {"control_guidance_start": 0.1}}
+# Both are published with the same settings; for `sim_stage1` a start of 0.1 may help.
+_PRESETS: dict[str, dict[str, Any]] = {"aes_stage2": {}, "sim_stage1": {}}
+_FIELDS = {
+    "id_guidance_scale": "guidance_scale",
+    "controlnet_conditioning_scale": "scale",
+    "control_guidance_start": "start",
+    "control_guidance_end": "end",
+}
 
 
 def infinite_you_preset(name: str) -> dict[str, Any]:
@@ -62,6 +73,16 @@ def infinite_you_preset(name: str) -> dict[str, Any]:
     if name not in _PRESETS:
         raise ValueError(f"There is no variant {name!r} of InfiniteYou. Choose one of {sorted(_PRESETS)}.")
     return {**_DEFAULTS, **_PRESETS[name]}
+
+
+def _refuse_without_identity(arguments: Mapping[str, Any]) -> None:
+    given = []
+    for name, value in arguments.items():
+        default = _DEFAULTS.get(name)
+        if value is not default and not (isinstance(value, Real) and value == default):
+            given.append(f"`{name}`")
+    if given:
+        raise ValueError(f"{', '.join(given)} came without an identity. Give `id_image` or `id_embeds`, too.")
 
 
 class FluxInfiniteYouPipeline(FluxConditionedPipeline):
@@ -110,6 +131,7 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->image_projector->transformer->vae"
+    _loop_components = ("transformer", "controlnet")
     _optional_components = [*FluxConditionedPipeline._optional_components, "controlnet", "image_projector"]
 
     def __init__(
@@ -121,8 +143,8 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         text_encoder_2: T5EncoderModel,
         tokenizer_2: T5TokenizerFast,
         transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection = None,
-        feature_extractor: CLIPImageProcessor = None,
+        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
+        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
         controlnet: FluxControlNetModel | FluxExtControlNetModel = None,
         image_projector: InfiniteYouImageProjector = None,  # type: ignore[assignment]
         face_encoder: FaceEncoder | None = None,
@@ -148,6 +170,12 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
             kwargs.setdefault("face_encoder", pipeline.face_encoder)
         return super().from_pipe(pipeline, **kwargs)
 
+    def to_pipeline(self, pipeline_class: type[PipelineT], **kwargs: Any) -> PipelineT:
+        """See [`FluxConditionedPipeline.to_pipeline`]; a face encoder goes along where one is taken."""
+        if issubclass(pipeline_class, FluxInfiniteYouPipeline):
+            kwargs.setdefault("face_encoder", self.face_encoder)
+        return super().to_pipeline(pipeline_class, **kwargs)
+
     @extends_call(FluxConditionedPipeline)
     @torch.no_grad()
     def __call__(
@@ -160,6 +188,10 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
+        keypoints: Any = None,
+        face_index: int | None = None,
+        region: RegionMask | Sequence[RegionMask] | None = None,
+        negative: Negative = None,
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
@@ -180,30 +212,38 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
                 How strong the identity is; one number, or one per block of InfuseNet.
             control_guidance_start (`float`, *optional*, defaults to 0.0): Fraction of the steps where it begins.
             control_guidance_end (`float`, *optional*, defaults to 1.0): Fraction of the steps where it ends.
+            keypoints (`torch.Tensor`, `np.ndarray` or lists, *optional*):
+                Key points in place of `control_image`, as in [`InfiniteYouIdentity`].
+            face_index (`int`, *optional*): Which face of `id_image`, from left to right; the largest by default.
+            region (`RegionMask` or a list of them, *optional*): Where the identity acts; everywhere by default.
+            negative (`"shared"`, `"own"` or `None`, *optional*):
+                What the unconditional branch gets of the identity: nothing by default.
             conditions (`Sequence[FluxCondition]`, *optional*): Further conditions, also further identities.
 
         Returns:
             [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
 
         Raises:
-            ValueError: if a component or an argument is missing, or a picture shows no face.
+            ValueError: if a component or an argument is missing, arguments of an identity came without one, or a
+                picture shows no face.
         """
         conditions = check_conditions(conditions)
+        arguments: dict[str, Any] = {
+            "control_image": control_image,
+            "id_guidance_scale": id_guidance_scale,
+            "controlnet_conditioning_scale": controlnet_conditioning_scale,
+            "control_guidance_start": control_guidance_start,
+            "control_guidance_end": control_guidance_end,
+            "keypoints": keypoints,
+            "face_index": face_index,
+            "region": region,
+            "negative": negative,
+        }
         if id_image is not None or id_embeds is not None:
-            conditions.insert(
-                0,
-                self._identity(
-                    id_image=id_image,
-                    id_embeds=id_embeds,
-                    control_image=control_image,
-                    guidance_scale=id_guidance_scale,
-                    scale=controlnet_conditioning_scale,
-                    start=control_guidance_start,
-                    end=control_guidance_end,
-                ),
-            )
-        elif control_image is not None:
-            raise ValueError("`control_image` came without an identity. Give `id_image` or `id_embeds`, too.")
+            named = {_FIELDS.get(name, name): value for name, value in arguments.items()}
+            conditions.insert(0, self._identity(id_image=id_image, id_embeds=id_embeds, **named))
+        else:
+            _refuse_without_identity(arguments)
         kwargs["conditions"] = conditions
         return super().__call__(*args, **kwargs)
 

@@ -19,6 +19,7 @@ from diffusers_flux_ext import (
     PromptEmbeds,
     predict_velocity,
 )
+from diffusers_flux_ext.conditions import windows
 from diffusers_flux_ext.conditions.base import EncodedConditions
 from diffusers_flux_ext.conditions.image_embeds import embed_images, image_processor_for
 from diffusers_flux_ext.models.attention_processor_flux import regional_attention
@@ -472,7 +473,7 @@ BAD = {
     "nothing": ({}, ValueError, "either `images` or `image_embeds`"),
     "both": ({"images": picture(), "image_embeds": image_embeds()}, ValueError, "give one of the two"),
     "window": ({"image_embeds": image_embeds(), "start": 0.7, "end": 0.2}, ValueError, "start=0.7 and end=0.2"),
-    "scales": ({"image_embeds": image_embeds(), "scale": [1.0, 2.0]}, ValueError, "2 numbers for the adapter's 5"),
+    "scales": ({"image_embeds": image_embeds(), "scale": [1.0, 2.0]}, ValueError, "2 numbers, but its module has 5"),
     "negative": ({"image_embeds": image_embeds(), "negative": "black"}, ValueError, "'black'; expected 'zeros'"),
     "embeds": ({"image_embeds": torch.zeros(12)}, ValueError, r"shape \(12,\); expected \(batch_size"),
     "width": ({"image_embeds": torch.zeros(1, 7)}, ValueError, r"expected \(batch_size, num_images, 12\)"),
@@ -543,3 +544,29 @@ def test_what_a_phase_contributed_is_kept(pipe):
     assert parts[0] is parts[1]
     assert parts[2] is parts[3]
     assert [bool(part.attention_kwargs) for part in parts] == [False, False, True, True]
+
+
+def test_embeddings_as_an_array(pipe, adapter):
+    embeds = image_embeds()
+    images = [run(pipe, IPAdapterImages(adapter, image_embeds=given)) for given in (embeds, embeds.numpy())]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"scale": "0.5"}, TypeError, "'0.5' came"),
+        ({"scale": float("nan")}, ValueError, "has to be finite"),
+        ({"negative_scale": 0.5, "negative": None}, ValueError, "`negative_scale=0.5` has no effect"),
+    ],
+)
+def test_scales_that_mean_nothing(adapter, arguments, error, message):
+    with pytest.raises(error, match=message):
+        IPAdapterImages(adapter, image_embeds=image_embeds(), **arguments)
+
+
+def test_a_window_without_a_step_warns_once(pipe, adapter, monkeypatch):
+    seen = []
+    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    run(pipe, IPAdapterImages(adapter, image_embeds=image_embeds(), start=0.4, end=0.6), **GUIDED)
+    assert ["IPAdapterImages acts from 0.4 to 0.6" in text for text in seen] == [True]

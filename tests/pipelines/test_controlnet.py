@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxControlNetImg2ImgPipeline, FluxControlNetInpaintPipeline, FluxControlNetPipeline
+from diffusers import (
+    FluxControlNetImg2ImgPipeline,
+    FluxControlNetInpaintPipeline,
+    FluxControlNetPipeline,
+    FluxImg2ImgPipeline,
+)
 from diffusers.hooks import apply_group_offloading
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
@@ -21,6 +26,9 @@ from diffusers_flux_ext import (
     PromptEmbeds,
     predict_velocity,
 )
+from diffusers_flux_ext.conditions import windows
+from diffusers_flux_ext.conditions.base import EncodedConditions
+from diffusers_flux_ext.conditions.controlnet_residuals import region_weights
 from diffusers_flux_ext.latents import pack_latents, sample_image_latents
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
@@ -61,7 +69,8 @@ class TestDiffusers:
         }  # fmt: skip
         window = {"control_guidance_start": 0.3, "control_guidance_end": 0.7, "controlnet_conditioning_scale": 0.7}
         expected = stock(**call_kwargs(**arguments, **mode, **window, control_image=PICTURE)).images
-        ours = condition(kind, scale=0.7, start=0.3, end=0.7, generator=seeded())
+        sampled = {} if kind == "xlabs" else {"generator": seeded()}
+        ours = condition(kind, scale=0.7, start=0.3, end=0.7, **sampled)
         images = pipe(**call_kwargs(conditions=[ours], **arguments)).images
         assert torch.equal(images, expected)
         assert different(images, pipe(**call_kwargs(**arguments)).images)
@@ -375,6 +384,8 @@ BAD = {
     "a window too long": ("plain", {"end": 28}, ValueError, "fractions of the schedule"),
     "too few scales": ("plain", {"scale": [1.0, 0.5]}, ValueError, "2 numbers.*1 double and 2 single"),
     "a scale of text": ("plain", {"scale": "strong"}, TypeError, "'strong' came"),
+    "a scale that is no number": ("plain", {"scale": [1.0, float("nan"), 0.5]}, ValueError, "has to be finite"),
+    "a generator for pixels": ("xlabs", {"generator": seeded()}, ValueError, "`generator` samples latents"),
     "no picture": ("plain", {"image": None}, ValueError, "`image` of ControlNetImage is None"),
     "a wrong branch": ("plain", {"negative": "zeros"}, ValueError, "'zeros' came"),
 }  # fmt: skip
@@ -408,3 +419,88 @@ def test_a_controlnet_on_another_dtype_is_refused(pipe):
     ours.controlnet.to(torch.bfloat16)
     with pytest.raises(ValueError, match="`controlnet` of ControlNetImage is torch.bfloat16"):
         pipe(**call_kwargs(conditions=[ours]))
+
+
+def test_a_device_with_and_without_an_index_is_the_same(pipe):
+    for device in ("cpu", "cpu:0"):
+        canvas = Canvas(32, 48, 1, 1, torch.device(device), torch.float32)
+        assert EncodedConditions(pipe, [condition()], canvas).encoded[0]["control"].shape == (1, 6, 64)
+    with pytest.raises(ValueError, match="on cpu, but the pipeline runs in torch.float32 on meta"):
+        EncodedConditions(pipe, [condition()], Canvas(32, 48, 1, 1, torch.device("meta"), torch.float32))
+
+
+class TestGenerators:
+    @pytest.mark.parametrize("count", [1, 2, 6])
+    def test_a_wrong_number_is_refused(self, pipe, count):
+        ours = condition(image=[PICTURE, OTHER_PICTURE], generator=[seeded(index) for index in range(count)])
+        with pytest.raises(ValueError, match=f"{count} generators to sample the latents of 4 pictures"):
+            pipe(**call_kwargs(prompt=["a", "b"], num_images_per_prompt=2, conditions=[ours]))
+
+    def test_every_picture_counts(self, pipe):
+        arguments = {"prompt": ["a", "b"], "num_images_per_prompt": 2}
+        arguments["latents"] = torch.randn(4, 6, 64, generator=seeded(1))
+        images = [
+            pipe(
+                **call_kwargs(
+                    conditions=[condition(image=pictures, generator=[seeded(index) for index in range(4)])],
+                    **arguments,
+                )
+            ).images
+            for pictures in ([PICTURE, OTHER_PICTURE], [PICTURE, PICTURE])
+        ]
+        assert torch.equal(images[0][:2], images[1][:2])
+        assert different(images[0][2:], images[1][2:])
+
+    def test_one_starting_picture_with_a_generator_per_sample(self, pipe):
+        stock = quiet(pipe.to_pipeline(FluxImg2ImgPipeline))
+        arguments = {"image": PICTURE, "strength": 0.7, "num_images_per_prompt": 2, "guidance_scale": 3.5}
+        expected, images = (
+            each(**call_kwargs(**{**arguments, "generator": [seeded(1), seeded(2)]})).images for each in (stock, pipe)
+        )
+        assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_regions_that_share_a_picture_sum_to_one(parts):
+    canvas = Canvas(48, 80, 1, 1, torch.device("cpu"), torch.float32)
+    weights = [
+        region_weights("ControlNetImage", (index / parts, 0.0, (index + 1) / parts, 1.0), canvas)
+        for index in range(parts)
+    ]
+    torch.testing.assert_close(sum(weights), torch.ones(1, 15, 1))
+    half = region_weights("ControlNetImage", (0.0, 0.0, 0.5, 1.0), canvas)[0, :5, 0]
+    assert half.tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+class TestShapes:
+    def test_gray_and_alpha(self, pipe):
+        gray = np.asarray(PICTURE.convert("L").resize((48, 32)))
+        rgb = np.stack([gray] * 3, axis=-1)
+        rgba = np.concatenate([rgb, gray[..., None]], axis=-1)
+        expected = pipe(**call_kwargs(conditions=[condition(image=rgb)])).images
+        for image in (gray, gray[..., None], rgba, torch.from_numpy(gray.copy())):
+            images = pipe(**call_kwargs(conditions=[condition(image=image)])).images
+            torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+    SHAPES = {
+        "two channels": ("plain", torch.zeros(2, 32, 48), r"shape \(2, 32, 48\)"),
+        "small latents": ("plain", torch.zeros(1, 16, 2, 2), r"are \(2, 2\) \(height, width\); expected"),
+        "latents for XLabs": ("xlabs", torch.zeros(1, 16, 4, 6), "given as VAE latents"),
+        "latents to inpaint": ("inpaint", torch.zeros(1, 16, 4, 6), "given as VAE latents"),
+    }
+
+    @pytest.mark.parametrize(("kind", "image", "message"), SHAPES.values(), ids=SHAPES)
+    def test_refused(self, pipe, kind, image, message):
+        with pytest.raises(ValueError, match=message):
+            pipe(**call_kwargs(conditions=[condition(kind, image)]))
+
+
+def test_its_text_holds_no_weights():
+    assert len(repr(condition(mask_region=LEFT))) < 400
+
+
+def test_a_window_without_a_step_warns_once(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    pipe(**call_kwargs(conditions=[condition(start=0.4, end=0.6)], **GUIDED))
+    assert ["ControlNetImage acts from 0.4 to 0.6" in text for text in seen] == [True]

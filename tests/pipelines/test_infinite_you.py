@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from accelerate.hooks import CpuOffload, UserCpuOffloadHook
 from diffusers import DiffusionPipeline, FluxControlNetPipeline, FluxPipeline
 from PIL import Image
 
@@ -16,11 +17,15 @@ from diffusers_flux_ext import (
     InfiniteYouIdentity,
     InfiniteYouImageProjector,
     InpaintRegion,
+    IPAdapterImages,
     draw_face_keypoints,
     infinite_you_preset,
 )
+from diffusers_flux_ext._compat import offload_all_but
+from diffusers_flux_ext.conditions import infinite_you_identity
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
+from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
 from tests.fixtures.synthetic import AddedReference, AddedText
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline
 from tests.pipelines.test_controlnet import watch_transformer
@@ -311,6 +316,37 @@ class TestComposition:
         assert torch.isfinite(images.float()).all()
 
 
+class TestOffload:
+    def test_the_loop_keeps_what_it_runs_only(self, monkeypatch):
+        """accelerate's hooks with the CPU as the card: what would lie on it when the transformer runs."""
+        pipe = tiny_pipeline(FluxInfiniteYouPipeline, **tiny_identity_modules(), image_encoder=tiny_siglip())
+        names = {id(module): name for name, module in pipe.components.items()}
+        resident, seen = set(), []
+
+        def enter(hook, module, *args, **kwargs):
+            resident.add(names[id(module)])
+            if hook.prev_module_hook is not None:
+                hook.prev_module_hook.offload()
+            if module is pipe.transformer:
+                seen.append(set(resident))
+            return args, kwargs
+
+        monkeypatch.setattr(CpuOffload, "pre_forward", enter)
+        monkeypatch.setattr(UserCpuOffloadHook, "offload", lambda hook: resident.discard(names[id(hook.model)]))
+        entities = EntityRegions(["a red dog"], [LEFT])
+        pictures = IPAdapterImages(tiny_ip_adapter(1), picture())
+        arguments = {"id_embeds": face(), "conditions": [pictures, entities]}
+        expected = pipe(**call_kwargs(**arguments)).images
+        pipe.enable_model_cpu_offload(device="cpu")
+        resident.clear()
+        assert torch.equal(pipe(**call_kwargs(**arguments)).images, expected)
+        assert seen == [{"transformer", "controlnet"}] * 3
+
+    def test_without_hooks_nothing_moves(self, pipe):
+        offload_all_but(pipe, ("transformer",))
+        assert not hasattr(pipe, "_all_hooks")
+
+
 class TestFiles:
     def test_saved_and_reloaded(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)
@@ -350,6 +386,7 @@ class TestFiles:
         again = FluxInfiniteYouPipeline.from_pipe(ours)
         assert (again.controlnet, again.face_encoder) == (ours.controlnet, ours.face_encoder)
         assert pipe.to_pipeline(FluxPipeline).transformer is pipe.transformer
+        assert pipe.to_pipeline(FluxInfiniteYouPipeline).face_encoder is pipe.face_encoder
 
     def test_without_its_modules(self):
         bare = tiny_pipeline(FluxInfiniteYouPipeline)
@@ -371,6 +408,13 @@ BAD = {
     "four points": ({"keypoints": POINTS[:4]}, ValueError, r"shape \(4, 2\); expected \(5, 2\)"),
     "a window turned round": ({"start": 0.5, "end": 0.5}, ValueError, "start < end"),
     "a wrong branch": ({"negative": "zeros"}, ValueError, "'zeros' came"),
+    "a face without a picture": ({"face_index": 0}, ValueError, "`face_index` of InfiniteYouIdentity"),
+    "a scale that is no number": ({"scale": float("nan")}, ValueError, "has to be finite"),
+    "no projector": ({"image_projector": torch.nn.Linear(2, 2)}, TypeError, "`image_projector`.*Linear"),
+    "no face encoder": ({"face_encoder": "arcface"}, TypeError, "is a str; expected a"),
+    "a union": ({"controlnet": tiny_controlnet(0, "union")}, ValueError, "a union of several modes"),
+    "inpainting": ({"controlnet": tiny_controlnet(0, "inpaint")}, ValueError, "made for inpainting"),
+    "XLabs": ({"controlnet": tiny_controlnet(0, "xlabs")}, ValueError, "one of XLabs'"),
     "no controlnet": ({"controlnet": torch.nn.Linear(2, 2)}, TypeError, "Linear, which has no"),
     "too many embeddings": ({"id_embeds": torch.zeros(3, 16)}, ValueError, "3 samples, but there are 1 prompts"),
     "a path": (
@@ -398,10 +442,47 @@ def test_a_control_image_without_identity(pipe):
         pipe(**call_kwargs(control_image=PICTURE))
 
 
+ALONE = {
+    "id_guidance_scale": 2.0,
+    "controlnet_conditioning_scale": [0.5, 0.2, 0.1],
+    "control_guidance_start": 0.1,
+    "keypoints": POINTS,
+    "face_index": 0,
+    "region": LEFT,
+    "negative": "own",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_arguments_without_an_identity(pipe, name):
+    with pytest.raises(ValueError, match=f"`{name}` came without an identity"):
+        pipe(**call_kwargs(**{name: ALONE[name]}))
+
+
+def test_the_call_passes_on_all_fields(pipe):
+    named = {"keypoints": POINTS, "region": LEFT, "negative": "own"}
+    images = pipe(**call_kwargs(id_embeds=face(), **named, **GUIDED)).images
+    assert torch.equal(images, pipe(**call_kwargs(conditions=[identity(pipe, **named)], **GUIDED)).images)
+
+
+def test_embeddings_as_arrays_and_lists(pipe):
+    expected = pipe(**call_kwargs(id_embeds=face())).images
+    for given in (face().numpy(), face().tolist(), [face().numpy()]):
+        assert torch.equal(pipe(**call_kwargs(id_embeds=given)).images, expected)
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (20.0, True)])
+def test_an_embedding_of_another_length_warns(pipe, monkeypatch, factor, warned):
+    seen = []
+    monkeypatch.setattr(infinite_you_identity.logger, "warning", seen.append)
+    pipe(**call_kwargs(id_embeds=factor * torch.nn.functional.normalize(face(), dim=0)))
+    assert ["length 1" in text for text in seen] == [True] * warned
+
+
 def test_presets(pipe):
     released, similar = infinite_you_preset("aes_stage2"), infinite_you_preset("sim_stage1")
     assert (released["num_inference_steps"], released["controlnet_conditioning_scale"]) == (30, 1.0)
-    assert similar["control_guidance_start"] > released["control_guidance_start"]
+    assert similar["control_guidance_start"] == released["control_guidance_start"] == 0.0
     arguments = {**call_kwargs(id_embeds=face()), **similar, "num_inference_steps": 3}
     pipe(**arguments)
     with pytest.raises(ValueError, match=r"\['aes_stage2', 'sim_stage1'\]"):
