@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .conditions.entity_regions import EntityRegions
     from .conditions.face_keypoints import draw_face_keypoints
     from .conditions.fill_mask import FillMask
+    from .conditions.flex_control import FlexControl
     from .conditions.infinite_you_identity import InfiniteYouIdentity
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
+    from .pipelines.pipeline_flux_flex import FluxFlexPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
@@ -62,6 +64,7 @@ _MODULES = {
     "conditions.entity_regions": ["EntityRegions"],
     "conditions.face_keypoints": ["draw_face_keypoints"],
     "conditions.fill_mask": ["FillMask"],
+    "conditions.flex_control": ["FlexControl"],
     "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
@@ -92,6 +95,7 @@ _MODULES = {
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
+    "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
@@ -116,6 +120,7 @@ __all__ = [
     "FaceEmbedding",
     "FaceEncoder",
     "FillMask",
+    "FlexControl",
     "FluxAttributeControlPipeline",
     "FluxCondition",
     "FluxConditionedPipeline",
@@ -123,6 +128,7 @@ __all__ = [
     "FluxExtControlNetModel",
     "FluxExtLoraLoaderMixin",
     "FluxExtTransformer2DModel",
+    "FluxFlexPipeline",
     "FluxFlowMatchScheduler",
     "FluxIPAdapter",
     "FluxInfiniteYouPipeline",

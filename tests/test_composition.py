@@ -72,7 +72,7 @@ def test_a_triple_is_the_same_in_other_orders_and_each_part_counts(triple):
 
 
 def test_all_of_them_together():
-    names = [name for name in CASES if name not in ("another prompt", "channels")]
+    names = [name for name in CASES if name not in ("another prompt", "channels", "flex")]
     base = draw(*names)
     torch.testing.assert_close(base, draw(*names[::-1]), atol=1e-4, rtol=0)
     for name in names:
@@ -101,6 +101,8 @@ def test_batches_of_every_pair_of_methods_are_their_samples():
     latents = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(5))
     prompts = ["a cat", "a tree"]
     for pair in combinations(METHODS, 2):
+        if frozenset(pair) in REFUSED:
+            continue
         pipe, conditions = pipeline_for(*pair), [CASES[name].build() for name in pair]
         together = pipe(
             **call_kwargs(prompt=prompts, num_images_per_prompt=2, latents=latents, conditions=conditions)

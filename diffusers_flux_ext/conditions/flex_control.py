@@ -1,0 +1,112 @@
+"""Flex.2: inpainting and structure by further channels of the canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .._compat import execution_device
+from ..denoise import DenoisingStep
+from ..latents import Canvas, encode_image, pack_latents, plain_picture
+from ..sequence import Contribution
+from .base import FluxCondition
+from .region_masks import RegionMask, list_regions, mask_to_pixels
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class FlexControl(FluxCondition):
+    """The inputs of Flex.2 ([model card](https://huggingface.co/ostris/Flex.2-preview)), all of them optional.
+
+    The transformer takes 196 channels and always needs this condition: without inputs its pictures are zeros and its
+    mask is one, in both branches of classifier-free guidance.
+
+    Args:
+        inpaint_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+            The picture to redraw a part of, or one per prompt, stretched to the canvas.
+        inpaint_mask (`RegionMask` or a list of them, *optional*):
+            White is redrawn. PIL pictures are scaled to the latents bicubically, and grey counts as grey.
+        control_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+            Lines, depth or a pose, or one per prompt, stretched to the canvas.
+        control_strength (`float`, defaults to 0.5): Factor of the control picture's latents; 0 is no control.
+        control_stop (`float`, defaults to 0.5):
+            In [0, 1]: with n steps, the last one with the control picture is number `int(control_stop * (n - 1))`,
+            counted from 0.
+
+    Raises:
+        ValueError: if only one of `inpaint_image` and `inpaint_mask` is given, or a number is out of range.
+    """
+
+    once: ClassVar[bool] = True
+
+    inpaint_image: Any = None
+    inpaint_mask: RegionMask | Sequence[RegionMask] | None = None
+    control_image: Any = None
+    control_strength: float = 0.5
+    control_stop: float = 0.5
+
+    def __post_init__(self) -> None:
+        if (self.inpaint_image is None) != (self.inpaint_mask is None):
+            raise ValueError("FlexControl takes `inpaint_image` and `inpaint_mask` together; one of them is missing.")
+        if not 0 <= self.control_stop <= 1:
+            raise ValueError(f"`control_stop` is in [0, 1], but {self.control_stop} came.")
+        if not np.isfinite(self.control_strength):
+            raise ValueError(f"`control_strength` is a finite number, but {self.control_strength} came.")
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Encode the pictures.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            canvas (`Canvas`): Gives the size, the batch and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"inpaint"` `(n, num_tokens, 68)` and `"control"` `(n, num_tokens, 64)`, where n
+            is 1 or the number of samples.
+
+        Raises:
+            ValueError: if the numbers of pictures, masks and prompts differ.
+        """
+        latents, control = (_latents(pipe, canvas, image) for image in (self.inpaint_image, self.control_image))
+        mask = torch.ones_like(latents[:1, :1])
+        if self.inpaint_mask is not None:
+            masks = [_latent_mask(each, canvas) for each in list_regions(self.inpaint_mask)]
+            mask = canvas.per_sample(torch.stack(masks)[:, None]).to(latents)
+        latents = latents * (1 - mask)
+        inpaint = torch.cat([latents, mask.expand(latents.shape[0], -1, -1, -1)], dim=1)
+        return {"inpaint": pack_latents(inpaint), "control": pack_latents(control) * self.control_strength}
+
+    def phase(self, step: DenoisingStep) -> Hashable:
+        """Whether the control picture is still there."""
+        return step.index <= int(self.control_stop * (step.num_steps - 1))
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """The further channels of the canvas; those of the control picture are zero after its last step."""
+        control = encoded["control"] if self.phase(step) else torch.zeros_like(encoded["control"])
+        size = max(encoded["inpaint"].shape[0], control.shape[0])
+        parts = [part.expand(size, -1, -1) for part in (encoded["inpaint"], control)]
+        return Contribution(channels=[torch.cat(parts, dim=2)])
+
+
+def _latents(pipe: FluxConditionedPipeline, canvas: Canvas, image: Any) -> torch.Tensor:
+    if image is None:
+        size = (2 * canvas.grid[0], 2 * canvas.grid[1])
+        return torch.zeros(1, pipe.vae.config.latent_channels, *size, device=canvas.device, dtype=canvas.dtype)
+    pixels = pipe.image_processor.preprocess(plain_picture(image), height=canvas.height, width=canvas.width)
+    latents = encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
+    return canvas.per_sample(latents.to(canvas.device, canvas.dtype))
+
+
+def _latent_mask(mask: RegionMask, canvas: Canvas) -> torch.Tensor:
+    if not isinstance(mask, Image.Image) or mask.mode not in ("L", "RGB"):
+        mask = Image.fromarray(mask_to_pixels(mask, canvas).numpy().astype(np.uint8) * 255)
+    small = mask.convert("L").resize((2 * canvas.grid[1], 2 * canvas.grid[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)
