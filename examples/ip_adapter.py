@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.hooks import apply_group_offloading
 from diffusers.utils import load_image
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -47,6 +48,9 @@ def main() -> None:
     parser.add_argument("--image", nargs="+", help="one or two pictures; plain colours by default")
     parser.add_argument("--prompt", default="a white background")
     parser.add_argument("--scale", type=float, default=0.7)
+    parser.add_argument(
+        "--offload", choices=["none", "group"], default="none", help="keep one block on the GPU at a time"
+    )
     parser.add_argument("--out", type=Path, default=Path("ip_adapter"))
     args = parser.parse_args()
     if args.model and not args.adapter:
@@ -54,13 +58,20 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" and args.model else torch.float32
-    pipe = FluxConditionedPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype).to(device)
+    pipe = FluxConditionedPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype)
     if args.adapter:
         adapter = FluxIPAdapter.from_single_file(args.adapter, dtype=dtype)
         encoder = SiglipVisionModel.from_pretrained(args.encoder, dtype=dtype)
     else:
         adapter, encoder = random_modules(pipe.transformer)
-    adapter, encoder = adapter.to(device), encoder.to(device)
+    if args.offload == "group":
+        for module in (pipe.transformer, pipe.text_encoder_2, adapter):
+            apply_group_offloading(
+                module, onload_device=torch.device(device), offload_type="block_level", num_blocks_per_group=1
+            )
+        encoder, pipe.text_encoder, pipe.vae = (part.to(device) for part in (encoder, pipe.text_encoder, pipe.vae))
+    else:
+        adapter, encoder, pipe = adapter.to(device), encoder.to(device), pipe.to(device)
     colours = [Image.new("RGB", (64, 64), name) for name in ("orange", "navy")]
     pictures = [load_image(path) for path in args.image] if args.image else colours
     size = {} if args.model else TINY

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .checkpoint_formats import list_keys
 
 
 NestedStateDict = Mapping[str, Any]
 RELEASED_HEAD_DIM = 128
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 
 # What a key begins with in some layout, and what it begins with in ours: InstantX' and diffusers' (nested, or flat
 # with dots), DiffSynth-Studio's, XLabs'.
@@ -33,39 +28,6 @@ RENAMED: tuple[tuple[str, str], ...] = (
     (r"\.processor\.ip_adapter_double_stream_v_proj\.", ".to_v_ip."),
 )
 KNOWN = re.compile(r"image_proj\.(proj|proj\.[02]|norm)\.(weight|bias)|ip_adapter\.\d+\.to_[kv]_ip\.(weight|bias)")
-
-
-def read_ip_adapter_file(path: str | Path) -> NestedStateDict:
-    """
-    Reads the weights of an IP-Adapter: a safetensors file, or a pickle such as `ip-adapter.bin` without its code.
-
-    Args:
-        path (`str` or `Path`):
-            Local file. Anything that does not end in `.safetensors` or `.sft` is read as a pickle of tensors only.
-
-    Returns:
-        `Mapping`: the state dict, which may be nested, as it stands in the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or a pickle holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`. Pass a local path, such as `hf_hub_download` returns.")
-    try:
-        if path.suffix in SAFETENSORS_SUFFIXES:
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"`{path}` is no pickle of plain tensors, so it is not read: it could run code. ({error})"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"`{path}` cannot be read as weights: {error}") from error
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"`{path}` holds a {type(loaded).__name__}; expected a state dict.")
-    return loaded
 
 
 def convert_ip_adapter_state_dict(state_dict: NestedStateDict) -> dict[str, torch.Tensor]:

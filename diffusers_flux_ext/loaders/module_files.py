@@ -7,13 +7,51 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from .checkpoint_formats import list_keys
-from .ip_adapter_formats import read_ip_adapter_file
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+
+
+def read_weights_file(path: str | Path) -> Mapping[str, Any]:
+    """
+    Reads a file of weights: safetensors, or a pickle such as `ip-adapter.bin` without its code.
+
+    Args:
+        path (`str` or `Path`):
+            Local file. Anything that does not end in `.safetensors` or `.sft` is read as a pickle of tensors only.
+
+    Returns:
+        `Mapping`: the state dict, which may be nested, as it stands in the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or a pickle holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`. Pass a local path, such as `hf_hub_download` returns.")
+    try:
+        if path.suffix in SAFETENSORS_SUFFIXES:
+            return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"`{path}` cannot be read as safetensors: {error}") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # The unpickler raises whatever a hostile byte makes it run into.
+    except Exception as error:
+        raise ValueError(
+            f"`{path}` is no pickle of plain tensors ({type(error).__name__}); others are not read: they could run "
+            "code."
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"`{path}` holds a {type(loaded).__name__}; expected a state dict.")
+    return loaded
 
 
 def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -30,7 +68,7 @@ def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tupl
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read.
     """
-    tensors = dict(source) if isinstance(source, Mapping) else dict(read_ip_adapter_file(source))
+    tensors = dict(source) if isinstance(source, Mapping) else dict(read_weights_file(source))
     for wrapper in wrappers:
         if tensors and all(key.startswith(wrapper) for key in tensors):
             return {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..loaders.module_files import fill_module, read_weights_file
+
 
 STAGES = ((64, 64, 3), (64, 128, 4), (128, 256, 14), (256, 512, 3))
 CROP, EMBEDDING = 112, 512
@@ -79,12 +81,14 @@ class ArcFaceIRSE50(nn.Module):
     @classmethod
     def from_single_file(cls, path: str | Path) -> ArcFaceIRSE50:
         """Load the published file, a pickle that is read with `weights_only=True`; raises a `ValueError` otherwise."""
-        model = cls()
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        problems = model.load_state_dict(weights, strict=False) if isinstance(weights, dict) else None
-        if problems is None or problems.missing_keys or problems.unexpected_keys:
+        weights = read_weights_file(path)
+        with torch.device("meta"):
+            model = cls()
+        try:
+            fill_module(model, dict(weights))
+        except (AttributeError, ValueError) as error:
             raise ValueError(
                 f"`{path}` does not hold the weights of ArcFace IR-SE50. InfiniteYou needs facexlib's "
-                f"`recognition_arcface_ir_se50.pth`; embeddings of other networks mean nothing to it."
-            )
+                f"`recognition_arcface_ir_se50.pth`; embeddings of other networks mean nothing to it. {error}"
+            ) from error
         return model.eval().requires_grad_(False)

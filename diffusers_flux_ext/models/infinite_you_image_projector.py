@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors.torch import load_file
 from torch import nn
+
+from ..loaders.module_files import fill_module, read_weights_file
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.
@@ -112,6 +113,7 @@ class InfiniteYouImageProjector(ModelMixin, ConfigMixin):
         cls,
         source: str | Path | Mapping[str, Any],
         *,
+        dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         dim_head: int = RELEASED_DIM_HEAD,
@@ -122,7 +124,8 @@ class InfiniteYouImageProjector(ModelMixin, ConfigMixin):
             source (`str`, `Path` or `Mapping`):
                 Path of `image_proj_model.bin` (a pickle, read with `weights_only=True`) or of a safetensors file, or
                 a state dict, with or without the outer key `image_proj`.
-            torch_dtype (`torch.dtype`, *optional*): Data type of the model; the file's by default.
+            dtype (`torch.dtype`, *optional*): Data type of the model; the file's by default.
+            torch_dtype (`torch.dtype`, *optional*): The same by its older name.
             device (`str` or `torch.device`, *optional*): Device of the model; CPU by default.
             dim_head (`int`, defaults to 64): Width of a head, which leaves no trace in the weights.
 
@@ -136,17 +139,7 @@ class InfiniteYouImageProjector(ModelMixin, ConfigMixin):
         weights = _read(source)
         with torch.device("meta"):
             model = cls(**_infer_config(weights, dim_head))
-        expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
-        wrong = sorted(
-            key for key in expected | weights if tuple(getattr(weights.get(key), "shape", ())) != expected.get(key)
-        )
-        if wrong:
-            raise ValueError(
-                f"These tensors are missing, surplus or of a wrong shape for InfiniteYou's projector: {wrong}."
-            )
-        copies = {key: weight.to(device=device, dtype=torch_dtype, copy=True) for key, weight in weights.items()}
-        model.load_state_dict(copies, assign=True)
-        return model.eval()
+        return fill_module(model, weights, torch_dtype if dtype is None else dtype, device)
 
 
 def _feed_forward(dim: int, mult: int) -> nn.Sequential:
@@ -156,18 +149,13 @@ def _feed_forward(dim: int, mult: int) -> nn.Sequential:
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    content: Any = source
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no file `{source}`. Pass a local path; files on the Hub are fetched by "
-                "`huggingface_hub.hf_hub_download`, which returns one."
-            )
-        is_pickle = path.suffix not in (".safetensors", ".sft")
-        content = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
+    content: Any = source if isinstance(source, Mapping) else read_weights_file(source)
     content = content.get("image_proj", content)
-    return {key.removeprefix("image_proj."): weight for key, weight in content.items()}
+    tensors = content if isinstance(content, Mapping) else {}
+    wrong = [key for key, weight in tensors.items() if not isinstance(weight, torch.Tensor)]
+    if not tensors or wrong:
+        raise ValueError(f"This holds no state dict of InfiniteYou's projector, but {sorted(map(str, wrong))[:5]}.")
+    return {str(key).removeprefix("image_proj."): weight for key, weight in tensors.items()}
 
 
 def _infer_config(weights: Mapping[str, torch.Tensor], dim_head: int) -> dict[str, int]:

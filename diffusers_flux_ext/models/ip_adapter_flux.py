@@ -15,8 +15,8 @@ from ..loaders.checkpoint_formats import list_keys
 from ..loaders.ip_adapter_formats import (
     convert_ip_adapter_state_dict,
     infer_ip_adapter_config,
-    read_ip_adapter_file,
 )
+from ..loaders.module_files import read_weights_file
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.
@@ -214,7 +214,7 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
             TypeError: If an override is no argument of the constructor.
         """
         source = pretrained_model_link_or_path_or_dict
-        state_dict = source if isinstance(source, Mapping) else read_ip_adapter_file(source)
+        state_dict = source if isinstance(source, Mapping) else read_weights_file(source)
         kwargs["torch_dtype"] = dtype or kwargs.get("torch_dtype")
         return cls.from_state_dict(state_dict, **kwargs)
 
