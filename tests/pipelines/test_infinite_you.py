@@ -513,14 +513,14 @@ class TestProjectorFile:
 
     def test_code_in_a_pickle_is_not_run(self, tmp_path):
         torch.save({"image_proj": ColorFaceEncoder()}, tmp_path / "bad.bin")
-        with pytest.raises(Exception, match="(?i)weights.only"):
+        with pytest.raises(ValueError, match="no pickle of plain tensors"):
             InfiniteYouImageProjector.from_single_file(tmp_path / "bad.bin")
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda weights: {"a": torch.zeros(1)}, "no image projector of InfiniteYou"),
-            (lambda weights: {**weights, "b": torch.zeros(1)}, r"\['b'\]"),
+            (lambda weights: {**weights, "b": torch.zeros(1)}, "surplus or of a wrong shape .*: `b`"),
             (
                 lambda weights: {key: value for key, value in weights.items() if key != "norm_out.bias"},
                 "norm_out.bias",
