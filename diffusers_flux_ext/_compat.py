@@ -30,6 +30,7 @@ __all__ = [
     "get_peft_kwargs",
     "get_qkv_projections",
     "has_offload_hook",
+    "is_compiled",
     "offload_all_but",
     "offloading_suspended",
     "restore_linears",
@@ -59,6 +60,11 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
 def has_offload_hook(module: torch.nn.Module) -> bool:
     """Whether accelerate or group offloading moves the module's weights by itself."""
     return any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether a module as a whole runs compiled, as `torch.compile(module)` or `module.compile()` make it."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def offload_all_but(pipe: Any, names: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from ._compat import attention_accepts_mask, skips_blocks_without_residuals
 from .attention_plan import AttentionPlan, build_attention_plan
 from .image_prompt import IMAGE_PROMPTS, place_image_prompts
 from .models.attention_processor_flux import check_image_prompts_run, runs_attention_plans
-from .sequence import AttentionRule, Contribution, JointLayout, TokenGroup
+from .sequence import Contribution, JointLayout, TokenGroup, padding_rules
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,31 @@ class PromptEmbeds:
         hidden_states (`torch.Tensor` of shape `(batch_size, length, 4096)`): T5 hidden states.
         pooled (`torch.Tensor` of shape `(batch_size, 768)`): CLIP's pooled output.
         ids (`torch.Tensor` of shape `(length, 3)`): Rotary positions, zero for text.
+        mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*):
+            Boolean, false for padding that nobody shall see. By default everything is seen, as FLUX.1 was trained.
+            Best on the CPU, and one object for all steps: plans are built anew for another.
+
+    Raises:
+        ValueError: if the mask has another type or shape, or shows no token of a sample.
     """
 
     hidden_states: torch.Tensor
     pooled: torch.Tensor
     ids: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is None:
+            return
+        samples, length = self.hidden_states.shape[:2]
+        if self.mask.dtype != torch.bool or tuple(self.mask.shape) not in ((1, length), (samples, length)):
+            raise ValueError(
+                f"The mask of a prompt of {samples} samples and {length} tokens is {self.mask.dtype} of the shape "
+                f"{tuple(self.mask.shape)}; expected a boolean one of the shape {(samples, length)}. A condition that "
+                f"changes the number of tokens has to give its own mask, or none."
+            )
+        if not bool(self.mask.any(dim=1).all()):
+            raise ValueError("The mask of a prompt hides all tokens of a sample. Show one at least.")
 
 
 @dataclass(frozen=True)
@@ -62,22 +82,22 @@ class PlanCache:
     """Keeps the attention plan of each branch while rules, lengths and what the transformer can run stay the same."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[Sequence[AttentionRule], Any, AttentionPlan | None]] = {}
+        self._entries: dict[str, tuple[Sequence[object], Any, AttentionPlan | None]] = {}
 
     def get(
         self,
         branch: str,
-        rules: Sequence[AttentionRule],
+        parts: Sequence[object],
         state: Any,
         build: Callable[[], AttentionPlan | None],
     ) -> AttentionPlan | None:
-        """The cached plan of `branch`, or the result of `build` when `rules` or `state` have changed."""
+        """The cached plan of `branch`, or the result of `build` when `parts` (by identity) or `state` have changed."""
         known = self._entries.get(branch)
-        if known is not None and known[1] == state and len(known[0]) == len(rules):
-            if all(old is new for old, new in zip(known[0], rules)):
+        if known is not None and known[1] == state and len(known[0]) == len(parts):
+            if all(old is new for old, new in zip(known[0], parts)):
                 return known[2]
         plan = build()
-        self._entries[branch] = (rules, state, plan)
+        self._entries[branch] = (parts, state, plan)
         return plan
 
 
@@ -206,7 +226,8 @@ def _plan(
     cache: PlanCache,
 ) -> AttentionPlan | None:
     rules = [rule for part in contributions for rule in part.rules]
-    if not rules:
+    mask = step.prompt.mask
+    if not rules and mask is None:
         return None
 
     processors = getattr(transformer, "attn_processors", {}).values()
@@ -217,9 +238,11 @@ def _plan(
     }
 
     def build() -> AttentionPlan | None:
-        return build_attention_plan(layout, rules, **abilities, text_is_unrotated=not bool(text_ids.any()))
+        hidden = [] if mask is None else padding_rules("prompt", mask)
+        unrotated = not bool(text_ids.any())
+        return build_attention_plan(layout, [*rules, *hidden], **abilities, text_is_unrotated=unrotated)
 
-    return cache.get(step.branch, rules, (layout, abilities), build)
+    return cache.get(step.branch, [*rules, mask], (layout, abilities), build)
 
 
 def _attention_kwargs(contributions: Sequence[Contribution], plan: AttentionPlan | None) -> dict[str, Any]:

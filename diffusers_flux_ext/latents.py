@@ -26,6 +26,7 @@ class Canvas:
         dtype (`torch.dtype`): Data type of the latents.
         token_size (`int`, defaults to 16): Pixels per token side, twice the VAE's factor.
         max_sequence_length (`int`, defaults to 512): Text tokens of a prompt.
+        mask_padding (`bool`, defaults to `False`): Whether the padding of texts is hidden.
         noise (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*):
             The packed noise that the loop starts from, where it is known.
     """
@@ -38,6 +39,7 @@ class Canvas:
     dtype: torch.dtype
     token_size: int = 16
     max_sequence_length: int = 512
+    mask_padding: bool = False
     noise: torch.Tensor | None = None
 
     @property

@@ -150,6 +150,22 @@ class ResolvedRule:
         return self.allow[min(index, self.allow.shape[0] - 1)]
 
 
+def padding_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
+    """Rules that cut the padding of a text group off: only padding sees padding, and it sees nothing else.
+
+    Padding keeps keys of its own, since a token that sees nothing becomes NaN in some attention kernels.
+
+    Args:
+        name (`str`): The text group.
+        mask (`torch.Tensor` of shape `(batch_size or 1, length)`): Boolean, false for padding.
+
+    Returns:
+        `list[AttentionRule]`
+    """
+    query, key = mask[:, :, None], mask[:, None, :]
+    return [AttentionRule(name, "*", query), AttentionRule("*", name, key), AttentionRule(name, name, query == key)]
+
+
 def is_glob(pattern: str) -> bool:
     """Whether `pattern` is a glob rather than a plain group name."""
     return any(character in pattern for character in "*?[")

@@ -13,7 +13,8 @@ from ..denoise import DenoisingStep
 from ..latents import Canvas
 from ..sequence import Contribution
 from .control_picture import encode_control_picture
-from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
+from .controlnet_call import residual_contribution
+from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights
 from .region_masks import RegionMask
 
 
@@ -30,7 +31,8 @@ class ControlNetImage(ControlNetCondition):
     """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
 
     Several run at once: their residuals are summed. Residuals reach the picture that is drawn only, never references,
-    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it.
+    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it,
+    without padding that the call hides.
 
     Args:
         controlnet (`FluxControlNetModel` or [`FluxExtControlNetModel`]):

@@ -1,4 +1,4 @@
-"""Residuals of a ControlNet: the checks, the call and the scaling that all conditions with a ControlNet share."""
+"""What conditions with a ControlNet share: their arguments and the checks of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from diffusers.utils import logging
 
-from ..denoise import DenoisingStep, PromptEmbeds, check_cache_allows_residuals
+from ..denoise import DenoisingStep, check_cache_allows_residuals
 from ..latents import Canvas
-from ..sequence import Contribution
 from .base import FluxCondition
 from .region_masks import RegionMask, list_regions, mask_to_pixels
 from .scales import read_scale
@@ -117,60 +116,3 @@ def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas
         if not inside.any():
             logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")
     return canvas.per_sample(torch.stack(masks))[..., None].to(canvas.device, canvas.dtype)
-
-
-def residual_contribution(
-    controlnet: Any,
-    step: DenoisingStep,
-    control: torch.Tensor,
-    *,
-    context: PromptEmbeds,
-    guidance: torch.Tensor,
-    scale: float | Sequence[float],
-    mode: int | None = None,
-    weights: torch.Tensor | None = None,
-) -> Contribution:
-    """Run a ControlNet for one step.
-
-    Args:
-        controlnet (`FluxControlNetModel`): The ControlNet.
-        step (`DenoisingStep`): The step.
-        control (`torch.Tensor` of shape `(1 or num_samples, num_tokens, C)`, or pixels for one with a hint block):
-            The encoded control picture.
-        context (`PromptEmbeds`): What stands in the place of the text.
-        guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
-            Read only if the ControlNet takes an embedded guidance.
-        scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
-        mode (`int`, *optional*): Number of a union ControlNet's mode.
-        weights (`torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`, *optional*): Factors per token.
-
-    Returns:
-        `Contribution`: the residuals.
-    """
-    samples, device = step.latents.shape[0], step.latents.device
-    several = isinstance(scale, Sequence)
-    double, single = controlnet(
-        hidden_states=step.latents,
-        controlnet_cond=control.expand(samples, *control.shape[1:]),
-        controlnet_mode=None if mode is None else torch.full((samples, 1), mode, device=device),
-        conditioning_scale=1.0 if several else scale,
-        timestep=step.timestep,
-        guidance=guidance.expand(samples) if controlnet.config.guidance_embeds else None,
-        pooled_projections=context.pooled,
-        encoder_hidden_states=context.hidden_states,
-        txt_ids=context.ids,
-        img_ids=step.latent_ids,
-        return_dict=False,
-    )
-    double, single = list(double or ()), list(single or ())
-    if several:
-        factors = list(scale)  # type: ignore[arg-type]
-        double = [residual * factor for residual, factor in zip(double, factors)]
-        single = [residual * factor for residual, factor in zip(single, factors[len(double) :])]
-    if weights is not None:
-        double, single = ([residual * weights for residual in residuals] for residuals in (double, single))
-    return Contribution(
-        block_residuals=double,
-        single_block_residuals=single,
-        residuals_repeat=controlnet.input_hint_block is not None,
-    )

@@ -11,9 +11,11 @@ from diffusers.utils import logging
 
 from ..denoise import DenoisingStep
 from ..latents import Canvas
-from ..sequence import AttentionRule, Contribution, TokenGroup
+from ..sequence import AttentionRule, Contribution, padding_rules
 from .base import FluxCondition
+from .prompt_padding import padding_hidden_from_t5
 from .region_masks import RegionMask, is_box, mask_to_tokens
+from .text_tokens import text_group
 
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class EntityRegions(FluxCondition):
             Whether the unconditional branch has the regions too, each with the global negative prompt.
         max_sequence_length (`int` or `Sequence[int]`, *optional*):
             Text tokens of an entity, at most 512; one number for all, or one per entity. `None` takes the pipeline's.
+        mask_padding (`bool`, *optional*):
+            Whether nobody sees the padding of the entities' texts. `None` takes the pipeline's.
 
     Raises:
         ValueError: if the lists are empty, their lengths differ, or a sequence length is out of range.
@@ -51,6 +55,7 @@ class EntityRegions(FluxCondition):
     masks: Sequence[RegionMask] | Sequence[Sequence[RegionMask]]
     on_negative: bool = False
     max_sequence_length: int | Sequence[int] | None = None
+    mask_padding: bool | None = None
 
     def __post_init__(self) -> None:
         samples = self._samples()
@@ -77,8 +82,9 @@ class EntityRegions(FluxCondition):
             canvas (`Canvas`): Gives the size and the data type.
 
         Returns:
-            `dict[str, torch.Tensor]`: `"masks"` of shape `(1 or num_samples, entities, num_tokens)`, boolean, and
-            `"entity_<i>"` of shape `(1 or num_samples, length, 4096)` for each entity.
+            `dict[str, torch.Tensor]`: `"masks"` of shape `(1 or num_samples, entities, num_tokens)`, boolean, and for
+            each entity `"entity_<i>"` of shape `(1 or num_samples, length, 4096)` and, if padding is hidden,
+            `"visible_<i>"` of shape `(1 or num_samples, length)`, boolean.
         """
         samples = self._samples()
         masks = torch.stack([self._token_masks(masks, canvas) for _, masks in samples])
@@ -88,9 +94,12 @@ class EntityRegions(FluxCondition):
             by_length.setdefault(length, []).append(index)
         for length, entities in by_length.items():
             texts = [prompts[entity] if entity < len(prompts) else "" for prompts, _ in samples for entity in entities]
-            embeds = encode_text(pipe, texts, length, canvas).unflatten(0, (len(samples), len(entities)))
+            hidden = canvas.mask_padding if self.mask_padding is None else self.mask_padding
+            embeds, visible = encode_text(pipe, texts, length, canvas, hidden)
             for column, entity in enumerate(entities):
-                encoded[f"entity_{entity}"] = canvas.per_sample(embeds[:, column])
+                encoded[f"entity_{entity}"] = canvas.per_sample(embeds[column :: len(entities)])
+                if visible is not None:
+                    encoded[f"visible_{entity}"] = canvas.per_sample(visible[column :: len(entities)])
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
@@ -108,9 +117,12 @@ class EntityRegions(FluxCondition):
         groups, rules = [], []
         for index in range(encoded["masks"].shape[1]):
             name = f"entity_{index}"
-            tokens = encoded[name] if step.branch == "cond" else step.prompt.hidden_states
-            groups.append(TokenGroup(name, tokens, step.prompt.ids.new_zeros(tokens.shape[1], 3)))
+            tokens, visible = encoded[name], encoded.get(f"visible_{index}")
+            if step.branch == "uncond":
+                tokens, visible = step.prompt.hidden_states, step.prompt.mask
+            groups.append(text_group(name, tokens, step))
             rules += entity_rules(name, encoded["masks"][:, index])
+            rules += [] if visible is None else padding_rules(name, visible)
         return Contribution(text=groups, rules=rules)
 
     def _samples(self) -> list[tuple[Sequence[str], Sequence[RegionMask]]]:
@@ -179,7 +191,9 @@ def entity_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
     ]
 
 
-def encode_text(pipe: FluxConditionedPipeline, texts: list[str], length: int, canvas: Canvas) -> torch.Tensor:
+def encode_text(
+    pipe: FluxConditionedPipeline, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """T5 hidden states of some texts, padded to one length; warns with what does not fit.
 
     Args:
@@ -187,9 +201,11 @@ def encode_text(pipe: FluxConditionedPipeline, texts: list[str], length: int, ca
         texts (`list[str]`): The texts.
         length (`int`): Tokens of each text.
         canvas (`Canvas`): Gives device and data type.
+        mask_padding (`bool`, defaults to `False`): Whether to hide padding from T5, and to say where it is.
 
     Returns:
-        `torch.Tensor` of shape `(len(texts), length, 4096)`.
+        `tuple`: a `torch.Tensor` of shape `(len(texts), length, 4096)`; and if padding is hidden another of shape
+        `(len(texts), length)`, boolean, false for padding, else `None`.
 
     Raises:
         ValueError: if the pipeline has no T5.
@@ -203,5 +219,6 @@ def encode_text(pipe: FluxConditionedPipeline, texts: list[str], length: int, ca
         if len(ids) > length:
             cut = pipe.tokenizer_2.decode(ids[length - 1 : -1])
             logger.warning(f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; this was cut off: {cut!r}.")
-    embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
-    return embeds.to(canvas.dtype)
+    with padding_hidden_from_t5(pipe, mask_padding) as masks:
+        embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
+    return embeds.to(canvas.dtype), masks[0] if masks else None

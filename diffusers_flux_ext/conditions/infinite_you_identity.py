@@ -17,7 +17,8 @@ from ..models.face_encoder import FaceEmbedding, FaceEncoder
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..sequence import Contribution
 from .control_picture import encode_control_picture
-from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
+from .controlnet_call import residual_contribution
+from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights
 from .face_keypoints import draw_face_keypoints, fit_picture, read_keypoints
 from .region_masks import RegionMask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from diffusers.utils import logging
 
 from .._compat import calculate_shift, retrieve_timesteps
+from ..conditions.prompt_padding import check_padding_mask
 from ..latents import Canvas, noised_image, plain_picture, sample_image_latents
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 
@@ -19,6 +21,54 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """The prompt of one branch as it came: texts, or embeddings.
+
+    Args:
+        prompt (`str` or `list[str]`, *optional*): For both text encoders.
+        prompt_2 (`str` or `list[str]`, *optional*): For T5 in place of `prompt`.
+        prompt_embeds (`torch.Tensor` of shape `(batch_size, length, 4096)`, *optional*): T5 hidden states.
+        pooled_prompt_embeds (`torch.Tensor` of shape `(batch_size, 768)`, *optional*): CLIP's pooled output.
+        mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*): 1 for tokens of `prompt_embeds`.
+    """
+
+    prompt: str | list[str] | None
+    prompt_2: str | list[str] | None
+    prompt_embeds: torch.Tensor | None
+    pooled_prompt_embeds: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def named(self, prefix: str = "") -> dict[str, Any]:
+        """All but the mask, by the names of the call's arguments."""
+        return {f"{prefix}{name}": value for name, value in vars(self).items() if name != "mask"}
+
+    def matching(self, given: PromptInputs, batch_size: int) -> PromptInputs:
+        """This negative prompt with one text per prompt of the batch; embeddings must have the prompt's shape."""
+        check_same_shape(given.prompt_embeds, self.prompt_embeds)
+        return replace(
+            self,
+            prompt=matching_negative(self.prompt, batch_size),
+            prompt_2=matching_negative(self.prompt_2, batch_size),
+        )
+
+
+def check_prompts(given: PromptInputs, negative: PromptInputs, mask_padding: bool) -> None:
+    """Check embeddings and masks of the two branches.
+
+    Args:
+        given (`PromptInputs`): The prompt.
+        negative (`PromptInputs`): The negative prompt.
+        mask_padding (`bool`): Whether padding is to be hidden.
+
+    Raises:
+        TypeError: if a mask is no boolean or integer tensor.
+        ValueError: if a mask has a wrong shape, came without what it belongs to, or is missing.
+    """
+    for name, inputs in (("prompt_embeds", given), ("negative_prompt_embeds", negative)):
+        check_padding_mask(name, inputs.mask, inputs.prompt_embeds, mask_padding)
 
 
 def canvas_size(pipe: FluxConditionedPipeline, height: int | None, width: int | None) -> tuple[int, int]:
@@ -57,9 +107,9 @@ def check_same_shape(prompt_embeds: torch.Tensor | None, negative_prompt_embeds:
         )
 
 
-def is_guided(true_cfg_scale: float, negative: dict[str, Any]) -> bool:
+def is_guided(true_cfg_scale: float, negative: PromptInputs) -> bool:
     """Whether a call has an unconditional branch; warns when a scale is given without a negative prompt."""
-    given = negative["negative_prompt"] is not None or negative["negative_prompt_embeds"] is not None
+    given = negative.prompt is not None or negative.prompt_embeds is not None
     if true_cfg_scale > 1 and not given:
         logger.warning(
             f"`true_cfg_scale={true_cfg_scale}` has no effect without `negative_prompt`; give an empty one at least."

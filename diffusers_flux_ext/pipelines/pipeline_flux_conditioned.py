@@ -27,6 +27,7 @@ from transformers import (
 
 from .._compat import execution_device, offload_all_but
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
+from ..conditions.prompt_padding import padding_hidden_from_t5
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..guidance import combine_velocities
 from ..latents import Canvas
@@ -36,12 +37,12 @@ from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..sequence import Contribution
 from .call_inputs import (
+    PromptInputs,
     canvas_size,
-    check_same_shape,
+    check_prompts,
     count_prompts,
     ip_adapter_kwargs,
     is_guided,
-    matching_negative,
     set_timesteps,
     starting_latents,
 )
@@ -169,6 +170,9 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         image: PipelineImageInput | None = None,
         strength: float = 0.6,
         conditions: Sequence[FluxCondition] | None = None,
+        mask_padding: bool = False,
+        prompt_embeds_mask: torch.Tensor | None = None,
+        negative_prompt_embeds_mask: torch.Tensor | None = None,
     ) -> FluxPipelineOutput | tuple:
         r"""
         Draw pictures.
@@ -185,59 +189,51 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             conditions (`Sequence[FluxCondition]`, *optional*):
                 What else to condition on, for example `[EntityRegions(...), InpaintRegion(...)]`. Any set runs
                 together, or is refused with an error that names both sides.
+            mask_padding (`bool`, *optional*, defaults to `False`):
+                Whether nobody sees the padding of prompts, which FLUX.1 was trained to see. For models that were
+                tuned with attention masks; `max_sequence_length` then changes nothing but the cost.
+            prompt_embeds_mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*):
+                1 for tokens of `prompt_embeds`, 0 for padding; needed with `mask_padding` and embeddings.
+            negative_prompt_embeds_mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*):
+                The same for `negative_prompt_embeds`.
 
         Returns:
             [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`: the pictures, as `output_type` says.
 
         Raises:
             ValueError: if arguments contradict each other or do not fit the model; before the first step.
-            TypeError: if `conditions` holds something else than conditions.
+            TypeError: if `conditions` holds something else than conditions, or a mask holds floats.
         """
         conditions = check_conditions(conditions)
         height, width = canvas_size(self, height, width)
-        negative = {
-            "negative_prompt": negative_prompt,
-            "negative_prompt_2": negative_prompt_2,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-        }
+        given = PromptInputs(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
+        negative = PromptInputs(
+            negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds,
+            negative_prompt_embeds_mask,
+        )  # fmt: skip
         self.check_inputs(
-            prompt,
-            prompt_2,
-            height,
-            width,
-            **negative,
-            prompt_embeds=prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
+            height=height,
+            width=width,
+            **given.named(),
+            **negative.named("negative_"),
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             max_sequence_length=max_sequence_length,
         )
+        check_prompts(given, negative, mask_padding)
         if image is not None and not 0 <= strength <= 1:
             raise ValueError(f"`strength` must be from 0 to 1, but {strength} came.")
-        self._guidance_scale = guidance_scale
-        self._joint_attention_kwargs = dict(joint_attention_kwargs or {})
-        self._current_timestep = None
-        self._interrupt = False
+        self._begin(guidance_scale, joint_attention_kwargs)
         batch_size = count_prompts(prompt, prompt_embeds)
 
-        lengths = (num_images_per_prompt, max_sequence_length)
-        cond = self._encode((prompt, prompt_2), (prompt_embeds, pooled_prompt_embeds), *lengths)
-        uncond = None
+        settings = (num_images_per_prompt, max_sequence_length, mask_padding)
+        cond, uncond = self._encode(given, *settings), None
         if is_guided(true_cfg_scale, negative):
-            check_same_shape(prompt_embeds, negative_prompt_embeds)
-            texts = (matching_negative(negative_prompt, batch_size), matching_negative(negative_prompt_2, batch_size))
-            uncond = self._encode(texts, (negative_prompt_embeds, negative_pooled_prompt_embeds), *lengths)
+            uncond = self._encode(negative.matching(given, batch_size), *settings)
 
         canvas = Canvas(
-            height=height,
-            width=width,
-            batch_size=batch_size,
-            num_images_per_prompt=num_images_per_prompt,
-            device=self._execution_device,
-            dtype=cond.hidden_states.dtype,
-            token_size=2 * self.vae_scale_factor,
-            max_sequence_length=max_sequence_length,
-        )
+            height, width, batch_size, num_images_per_prompt, self._execution_device, cond.hidden_states.dtype,
+            2 * self.vae_scale_factor, max_sequence_length, mask_padding,
+        )  # fmt: skip
         timesteps = set_timesteps(self, num_inference_steps, sigmas, None if image is None else strength, canvas)
         self._num_timesteps = len(timesteps)
         latents, latent_ids, noise = starting_latents(self, image, latents, timesteps[0], canvas, generator)
@@ -252,17 +248,9 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         encoded = EncodedConditions(self, conditions, canvas)
         offload_all_but(self, self._loop_components)
         latents = self.denoise(
-            latents,
-            latent_ids,
-            timesteps,
-            cond,
-            uncond,
-            encoded,
-            adapter_kwargs,
-            true_cfg_scale,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+            latents, latent_ids, timesteps, cond, uncond, encoded, adapter_kwargs, true_cfg_scale,
+            callback_on_step_end, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
 
         images = latents
         if output_type != "latent":
@@ -343,19 +331,23 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         self._current_timestep = None
         return latents
 
+    def _begin(self, guidance_scale: float, joint_attention_kwargs: dict[str, Any] | None) -> None:
+        self._guidance_scale = guidance_scale
+        self._joint_attention_kwargs = dict(joint_attention_kwargs or {})
+        self._current_timestep = None
+        self._interrupt = False
+
     def _encode(
-        self,
-        texts: tuple[str | list[str] | None, str | list[str] | None],
-        embeds: tuple[torch.Tensor | None, torch.Tensor | None],
-        num_images_per_prompt: int,
-        max_sequence_length: int,
+        self, given: PromptInputs, num_images_per_prompt: int, max_sequence_length: int, mask_padding: bool
     ) -> PromptEmbeds:
         prompt_embeds, pooled_prompt_embeds = (
-            given if given is None else given.repeat_interleave(num_images_per_prompt, dim=0) for given in embeds
+            embeds if embeds is None else embeds.repeat_interleave(num_images_per_prompt, dim=0)
+            for embeds in (given.prompt_embeds, given.pooled_prompt_embeds)
         )
-        return PromptEmbeds(
-            *self.encode_prompt(
-                *texts,
+        with padding_hidden_from_t5(self, mask_padding and prompt_embeds is None) as masks:
+            encoded = self.encode_prompt(
+                given.prompt,
+                given.prompt_2,
                 device=self._execution_device,
                 num_images_per_prompt=num_images_per_prompt,
                 prompt_embeds=prompt_embeds,
@@ -363,7 +355,10 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
                 max_sequence_length=max_sequence_length,
                 lora_scale=self._joint_attention_kwargs.get("scale"),
             )
-        )
+        mask = masks[0] if masks else given.mask
+        if mask is not None:
+            mask = mask.bool().cpu().repeat_interleave(num_images_per_prompt if len(mask) > 1 else 1, dim=0)
+        return replace(PromptEmbeds(*encoded), mask=mask)
 
     def decode_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Decode packed latents.
