@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
     from .pipelines.pipeline_flux_flex import FluxFlexPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
+    from .pipelines.pipeline_flux_insert_anything import FluxInsertAnythingPipeline
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
@@ -101,6 +102,7 @@ _MODULES = {
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
     "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
+    "pipelines.pipeline_flux_insert_anything": ["FluxInsertAnythingPipeline"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
@@ -136,6 +138,7 @@ __all__ = [
     "FluxFlowMatchScheduler",
     "FluxIPAdapter",
     "FluxInfiniteYouPipeline",
+    "FluxInsertAnythingPipeline",
     "FluxLoRAEncoder",
     "FluxLoRAEncoderPipeline",
     "FluxRegionalAttnProcessor",
