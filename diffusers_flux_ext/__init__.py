@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
     from .conditions.lora_embedding import LoRAEmbedding
+    from .conditions.redux_images import ReduxImages
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .loaders.lora_loading import load_lora, unload_lora
     from .loaders.lora_mixin import FluxExtLoraLoaderMixin
     from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
+    from .loaders.redux_files import load_redux_embedder
     from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
     from .models.attribute_value_encoder import AttributeValueEncoder
     from .models.autoencoder_kl_flux import AutoencoderKLFlux
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
     from .pipelines.pipeline_flux_flex import FluxFlexPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
+    from .pipelines.pipeline_flux_insert_anything import FluxInsertAnythingPipeline
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
@@ -69,6 +72,7 @@ _MODULES = {
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
     "conditions.lora_embedding": ["LoRAEmbedding"],
+    "conditions.redux_images": ["ReduxImages"],
     "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
@@ -82,6 +86,7 @@ _MODULES = {
     "loaders.lora_loading": ["load_lora", "unload_lora"],
     "loaders.lora_mixin": ["FluxExtLoraLoaderMixin"],
     "loaders.lora_report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
+    "loaders.redux_files": ["load_redux_embedder"],
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.attribute_value_encoder": ["AttributeValueEncoder"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
@@ -97,6 +102,7 @@ _MODULES = {
     "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
     "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
+    "pipelines.pipeline_flux_insert_anything": ["FluxInsertAnythingPipeline"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
@@ -132,6 +138,7 @@ __all__ = [
     "FluxFlowMatchScheduler",
     "FluxIPAdapter",
     "FluxInfiniteYouPipeline",
+    "FluxInsertAnythingPipeline",
     "FluxLoRAEncoder",
     "FluxLoRAEncoderPipeline",
     "FluxRegionalAttnProcessor",
@@ -147,6 +154,7 @@ __all__ = [
     "LoRAResult",
     "PlanCache",
     "PromptEmbeds",
+    "ReduxImages",
     "ReferenceImages",
     "TokenGroup",
     "build_attention_plan",
@@ -161,6 +169,7 @@ __all__ = [
     "infinite_you_preset",
     "inspect_lora",
     "load_lora",
+    "load_redux_embedder",
     "merge_loras",
     "predict_velocity",
     "regional_attention",

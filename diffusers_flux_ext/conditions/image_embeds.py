@@ -43,7 +43,9 @@ def image_processor_for(image_encoder: torch.nn.Module) -> Any:
     return processor(size={"shortest_edge": config.image_size}, crop_size=side)
 
 
-def embed_images(images: Any, image_encoder: torch.nn.Module | None, image_processor: Any = None) -> torch.Tensor:
+def embed_images(
+    images: Any, image_encoder: torch.nn.Module | None, image_processor: Any = None, patches: bool = False
+) -> torch.Tensor:
     """Embeddings of pictures.
 
     Args:
@@ -53,10 +55,12 @@ def embed_images(images: Any, image_encoder: torch.nn.Module | None, image_proce
             integers up to 255. Of any size; an alpha channel is dropped.
         image_encoder (`torch.nn.Module`): A vision model of transformers.
         image_processor (*optional*): Its processor; [`image_processor_for`] by default.
+        patches (`bool`, defaults to `False`): One embedding for each patch, the model's last hidden state.
 
     Returns:
         `torch.Tensor` of shape `(1 or prompts, images, image_embed_dim)`: the projected embedding where the model has
-        one, as CLIP, and its pooled output otherwise, as SigLIP.
+        one, as CLIP, and its pooled output otherwise, as SigLIP. With `patches`,
+        `(1 or prompts, images, patches, hidden_size)`.
 
     Raises:
         ValueError: if there is no encoder; if the lists are empty, mixed or of different lengths, or a picture has a
@@ -69,18 +73,19 @@ def embed_images(images: Any, image_encoder: torch.nn.Module | None, image_proce
             "that the adapter was trained with, for example `SiglipVisionModel.from_pretrained(...)`, or give "
             "`image_embeds`."
         )
-    samples = _list_samples(images)
+    samples = list_samples(images)
     processor = image_processor_for(image_encoder) if image_processor is None else image_processor
     pictures = [to_pil(picture) for sample in samples for picture in sample]
     pixels = processor(images=pictures, return_tensors="pt").pixel_values
     weight = next(image_encoder.parameters())
     output = image_encoder(pixels.to(execution_device(image_encoder), weight.dtype))
-    embeds = getattr(output, "image_embeds", None)
+    embeds = output.last_hidden_state if patches else getattr(output, "image_embeds", None)
     embeds = output.pooler_output if embeds is None else embeds
     return embeds.unflatten(0, (len(samples), len(samples[0])))
 
 
-def _list_samples(images: Any) -> list[list[Any]]:
+def list_samples(images: Any) -> list[list[Any]]:
+    """The pictures of [`embed_images`] as one list for all prompts, or one for each; raises its `ValueError`s."""
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     nested = {isinstance(part, (list, tuple)) for part in given}
     samples = [list(part) for part in given] if nested == {True} else [given]

@@ -14,6 +14,7 @@ from ..denoise import DenoisingStep
 from ..latents import Canvas, encode_image, pack_latents, plain_picture
 from ..sequence import AttentionRule, Contribution, TokenGroup
 from .base import FluxCondition
+from .token_grids import evenly_spread
 
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class ReferenceImages(FluxCondition):
                 ids = torch.cartesian_prod(*(torch.arange(size) for size in (1, rows, columns)))
                 encoded[f"ids_{index}"] = (ids + torch.tensor(start)).to(canvas.device, torch.float32)
             if 0 < strength < 1:
-                encoded[f"visible_{index}"] = _spread(rows, columns, strength)
+                encoded[f"visible_{index}"] = evenly_spread(rows, columns, strength)
             column += columns
         return encoded
 
@@ -160,13 +161,3 @@ def _latents(pipe: FluxConditionedPipeline, picture: Any, size: tuple[int, int])
         return picture[..., : picture.shape[2] // 2 * 2, : picture.shape[3] // 2 * 2].contiguous()
     pixels = pipe.image_processor.preprocess(picture, *size)
     return encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
-
-
-def _spread(rows: int, columns: int, strength: float) -> torch.Tensor:
-    """The given share of a grid's tokens, at least one, evenly spread; a larger share holds the smaller ones."""
-    row, column = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(columns, dtype=torch.float64)
-    # The lattice of the plastic number fills the plane evenly in every prefix of its order.
-    order = ((row * 0.7548776662466927 + column * 0.5698402909980532) % 1).flatten().argsort()
-    visible = torch.zeros(rows * columns, dtype=torch.bool)
-    visible[order[: max(1, round(strength * len(order)))]] = True
-    return visible

@@ -1,0 +1,32 @@
+"""Write Redux' embedder as a folder for `diffusers.ReduxImageEncoder.from_pretrained`.
+
+python conversion_scripts/convert_redux.py flux1-redux-dev.safetensors image_embedder
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from diffusers_flux_ext import load_redux_embedder
+from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a file of `redux_up.*` and `redux_down.*`, or a folder with one")
+    parser.add_argument("target", type=Path, help="a new folder")
+    args = parser.parse_args(arguments)
+    try:
+        check_new(args.target)
+        embedder = load_redux_embedder(args.source)
+        with written_at_once(args.target) as temporary:
+            embedder.save_pretrained(temporary)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Redux: pictures as a part of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from diffusers import ReduxImageEncoder
+
+from ..denoise import DenoisingStep, PromptEmbeds
+from ..latents import Canvas
+from ..sequence import Contribution
+from .base import FluxCondition
+from .image_embeds import embed_images
+from .redux_inputs import check_redux_embeds, count_pictures, read_masks, read_numbers, region_rules, token_masks
+from .region_masks import RegionMask
+from .text_tokens import check_text_width, text_group
+from .token_grids import merge_tokens
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class ReduxImages(FluxCondition):
+    """Pictures as text tokens, FLUX.1 Redux ([model card](https://huggingface.co/black-forest-labs/FLUX.1-Redux-dev)).
+
+    Each picture becomes a text group of 729 tokens in the released models, beside the prompt, which is kept.
+
+    Args:
+        images (*optional*):
+            A picture, a list of pictures for all prompts, or such a list for each prompt, of equal lengths. PIL
+            images, arrays `(height, width, channels)` or tensors `(channels, height, width)`, of any size.
+        strengths (`float` or `Sequence[float]`, defaults to 1.0):
+            For all, or per picture. With `combine="groups"` in [0, 1]: the share of the picture's tokens that is
+            left, each the mean of those nearest to it; 0 is no picture, bit-exact. With `"sum"` any factors.
+        prompt_scale (`float`, defaults to 1.0): Factor of the prompt's hidden states; 0 throws the prompt away.
+        pooled_scale (`float`, defaults to 1.0): Factor of the pooled prompt.
+        mask (`RegionMask`, a list of one per picture, or such a list for each prompt, *optional*):
+            Only this region of the picture being drawn, and no text, sees the picture and is seen by it. `None` in a
+            list leaves a picture everywhere.
+        negative (`"same"` or `None`, *optional*):
+            What the unconditional branch gets: nothing, as in diffusers, or pictures and scales too, as the reference.
+        combine (`"groups"` or `"sum"`, defaults to `"groups"`):
+            Give every picture tokens of its own, or add the tokens up, each times its strength, as
+            [`~diffusers.FluxPriorReduxPipeline`] does.
+        image_embedder ([`~diffusers.ReduxImageEncoder`]):
+            From embeddings of patches to text tokens; on the pipeline's device and of its dtype, or offloaded.
+        image_encoder (`SiglipVisionModel`, *optional*): The pipeline's by default.
+        image_processor (*optional*): The encoder's processor; made from its config by default.
+        image_embeds (`torch.Tensor` or `np.ndarray`, *optional*):
+            The encoder's last hidden states, `(images, patches, dim)` or `(prompts, images, patches, dim)`, in place
+            of `images`.
+
+    Raises:
+        TypeError: if `image_embedder` or a number is something else.
+        ValueError: if inputs are missing, contradict each other or are out of range.
+    """
+
+    images: Any = field(default=None, repr=False)
+    strengths: float | Sequence[float] = 1.0
+    prompt_scale: float = 1.0
+    pooled_scale: float = 1.0
+    mask: RegionMask | Sequence[RegionMask | None] | Sequence[Sequence[RegionMask | None]] | None = None
+    negative: Literal["same"] | None = None
+    combine: Literal["groups", "sum"] = "groups"
+    image_embedder: ReduxImageEncoder = field(default=None, repr=False)
+    image_encoder: torch.nn.Module | None = field(default=None, repr=False)
+    image_processor: Any = None
+    image_embeds: torch.Tensor | np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_embedder, ReduxImageEncoder):
+            raise TypeError(
+                f"`image_embedder` is a {type(self.image_embedder).__name__}; expected a `ReduxImageEncoder`, for "
+                f"example from `load_redux_embedder('flux1-redux-dev.safetensors')`."
+            )
+        for name, known in {"negative": ("same", None), "combine": ("groups", "sum")}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` of ReduxImages is {getattr(self, name)!r}; expected one of {list(known)}.")
+        count = count_pictures(self.images, self.image_embeds)
+        strengths = read_numbers("strengths", self.strengths, count)
+        if self.combine == "groups" and not all(0 <= strength <= 1 for strength in strengths):
+            raise ValueError(
+                f"`strengths` are in [0, 1], but {strengths} came. Other factors need `combine='sum'`, which scales "
+                f"the tokens instead of merging them."
+            )
+        read_numbers("prompt_scale", self.prompt_scale)
+        read_numbers("pooled_scale", self.pooled_scale)
+        read_masks(self.mask, 1 if self.combine == "sum" else count)
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Run the vision model and put the masks on the token grid.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer, and the encoder by default.
+            canvas (`Canvas`): Gives the size, the batch, the device and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"image_embeds"` `(1 or num_samples, images, patches, dim)` and, for each group
+            with a mask, boolean, `"mask_<i>"` `(1 or num_samples, num_tokens)` and, for samples that have none,
+            `"unmasked_<i>"` `(1 or num_samples,)`.
+
+        Raises:
+            ValueError: if the embedder does not fit the transformer or the encoder, or the inputs do not fit the
+                batch.
+        """
+        check_text_width(type(self).__name__, self.image_embedder.config.txt_in_features, pipe.transformer)
+        embeds = self._embed(pipe)
+        check_redux_embeds(embeds, self.image_embedder.config.redux_dim)
+        encoded = {"image_embeds": canvas.per_sample(embeds).to(canvas.device, canvas.dtype)}
+        for index, masks in enumerate(zip(*read_masks(self.mask, 1 if self.combine == "sum" else embeds.shape[1]))):
+            encoded |= {
+                f"{name}_{index}": canvas.per_sample(each) for name, each in token_masks(masks, canvas).items()
+            }
+        return encoded
+
+    def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
+        """The scaled prompt; `None` where both scales are 1, so that another condition may replace it."""
+        if not self._acts(step) or self.prompt_scale == self.pooled_scale == 1:
+            return None
+        hidden_states, pooled = step.prompt.hidden_states, step.prompt.pooled
+        return replace(step.prompt, hidden_states=hidden_states * self.prompt_scale, pooled=pooled * self.pooled_scale)
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """A text group `redux_<i>` for every picture, or one for their sum, and who may see it."""
+        groups, rules = [], []
+        for index, tokens in self._tokens(encoded["image_embeds"]) if self._acts(step) else ():
+            groups.append(text_group(f"redux_{index}", tokens, step))
+            if f"mask_{index}" in encoded:
+                rules += region_rules(f"redux_{index}", encoded[f"mask_{index}"], encoded[f"unmasked_{index}"])
+        return Contribution(text=groups, rules=rules)
+
+    def _acts(self, step: DenoisingStep) -> bool:
+        return step.branch == "cond" or self.negative is not None
+
+    def _tokens(self, embeds: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        strengths = read_numbers("strengths", self.strengths, embeds.shape[1])
+        parts = [
+            (index, strength, self.image_embedder(embeds[:, index]).image_embeds)
+            for index, strength in enumerate(strengths)
+            if strength
+        ]
+        if self.combine == "sum":
+            return [(0, sum(strength * tokens for _, strength, tokens in parts))] if parts else []
+        return [(index, merge_tokens(tokens, strength)) for index, strength, tokens in parts]
+
+    def _embed(self, pipe: FluxConditionedPipeline) -> torch.Tensor:
+        if self.image_embeds is not None:
+            embeds = torch.as_tensor(self.image_embeds)
+            return embeds[None] if embeds.ndim == 3 else embeds
+        encoder, processor = self.image_encoder, self.image_processor
+        if encoder is None:
+            encoder, processor = pipe.image_encoder, processor or pipe.feature_extractor
+        return embed_images(self.images, encoder, processor, patches=True)

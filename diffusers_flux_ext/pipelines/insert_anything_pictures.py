@@ -1,0 +1,154 @@
+"""Insert-Anything's pictures: from source and reference to a diptych, and from the drawn half back into the source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+from PIL import Image
+
+from ..conditions.image_embeds import to_pil
+from ..conditions.region_masks import RegionMask, read_mask
+from ..latents import Canvas
+from .insert_anything_boxes import Box, crop_box, mask_box
+from .picture_arrays import dilate, pad_around, pad_to_square, resize_linear
+
+
+logger = logging.get_logger(__name__)
+
+# As the published weights were used: the object's margin, the growth of the mask, the rim that is not pasted.
+OBJECT_MARGIN = 1.3
+MASK_GROWTH = 6
+RIM = 2
+FEWEST_PIXELS = 10
+SMALLEST_CROP = 16
+WHITE = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Diptych:
+    """The pictures of one call.
+
+    Args:
+        image (`PIL.Image.Image` of `2 * size` x `size` pixels): The object on white, and the part of the source.
+        mask (`PIL.Image.Image` of the same size, in grey): White is drawn.
+        reference (`PIL.Image.Image` of `size` x `size` pixels): The object on white.
+        source (`np.ndarray` of shape `(height, width, 3)`): The whole source, in uint8.
+        region (`np.ndarray` of shape `(height, width)`): What is drawn of it, boolean: the mask, grown.
+        box (`tuple[int, int, int, int]`): The part of the source, `(top, bottom, left, right)`.
+    """
+
+    image: Image.Image
+    mask: Image.Image
+    reference: Image.Image
+    source: np.ndarray
+    region: np.ndarray
+    box: Box
+
+
+def make_diptych(
+    source_image: Any,
+    source_mask: RegionMask,
+    reference_image: Any,
+    reference_mask: RegionMask | None = None,
+    size: int = 768,
+) -> Diptych:
+    """Cut the object out of the reference, and put it beside the part of the source that is drawn anew.
+
+    Args:
+        source_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Where the object goes.
+        source_mask (`RegionMask`): White is drawn; of another size it is stretched to the picture.
+        reference_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The object.
+        reference_mask (`RegionMask`, *optional*): White is the object; the whole picture by default.
+        size (`int`, defaults to 768): Height of the diptych.
+
+    Returns:
+        `Diptych`
+
+    Raises:
+        ValueError: if a mask is empty, the reference has no object, or the source is too small.
+    """
+    source, region = _picture_and_mask(source_image, source_mask)
+    if not region.any():
+        raise ValueError(
+            "The mask of the source is empty, so there is nowhere to draw. White is drawn; a picture counts from a "
+            "grey level of 129 on."
+        )
+    if region.all():
+        logger.warning("The mask of the source covers all of it: the picture is drawn anew without any surroundings.")
+    region = dilate(region, MASK_GROWTH)
+    box = top, bottom, left, right = crop_box(region)
+    if min(bottom - top, right - left) < SMALLEST_CROP:
+        raise ValueError(
+            f"The part of the source around the mask is {bottom - top} x {right - left} pixels (height x width); it "
+            f"has to be {SMALLEST_CROP} at least. Enlarge the source, which is {source.shape[0]} x {source.shape[1]}."
+        )
+    reference = _cut_out(*_picture_and_mask(reference_image, reference_mask), size)
+    crop = resize_linear(pad_to_square(source[top:bottom, left:right], WHITE), size, size)
+    hole = resize_linear(pad_to_square(region[top:bottom, left:right].astype(np.uint8), 0), size, size)
+    return Diptych(
+        Image.fromarray(np.concatenate([reference, crop], axis=1)),
+        Image.fromarray(np.concatenate([np.zeros_like(hole), hole * WHITE], axis=1)),
+        Image.fromarray(reference),
+        source,
+        region,
+        box,
+    )
+
+
+def paste_panel(diptych: Diptych, panel: Image.Image, within: Literal["crop", "mask"] = "crop") -> Image.Image:
+    """Put the drawn half of a diptych back into the source.
+
+    Args:
+        diptych (`Diptych`): What was drawn from.
+        panel (`PIL.Image.Image`): Its right half, of any size.
+        within (`"crop"` or `"mask"`, defaults to `"crop"`):
+            Paste the whole part of the source but a rim of two pixels, or only what the grown mask covers of it.
+
+    Returns:
+        `PIL.Image.Image` of the source's size.
+    """
+    top, bottom, left, right = diptych.box
+    rows, columns = bottom - top, right - left
+    side = max(rows, columns)
+    drawn = resize_linear(np.asarray(panel.convert("RGB")), side, side)
+    above, before = (side - rows) // 2, (side - columns) // 2
+    inner = np.s_[top + RIM : bottom - RIM, left + RIM : right - RIM]
+    drawn = drawn[above + RIM : above + rows - RIM, before + RIM : before + columns - RIM]
+    pasted = diptych.source.copy()
+    pasted[inner] = np.where(diptych.region[inner][..., None], drawn, pasted[inner]) if within == "mask" else drawn
+    return Image.fromarray(pasted)
+
+
+def _picture_and_mask(picture: Any, mask: RegionMask | None) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.asarray(to_pil(picture))
+    height, width = pixels.shape[:2]
+    if mask is None:
+        return pixels, np.ones((height, width), dtype=bool)
+    if isinstance(mask, Image.Image) and mask.mode in ("1", "L", "RGB"):
+        inside = np.asarray(mask.convert("L")) > 128
+    else:
+        inside = read_mask(mask, Canvas(height, width, 1, 1, torch.device("cpu"), torch.float32))
+    return pixels, resize_linear(inside.astype(np.uint8), height, width) > 0
+
+
+def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
+    if mask.sum() < FEWEST_PIXELS:
+        raise ValueError(
+            f"The mask of the reference has {mask.sum()} pixels, so it shows no object; {FEWEST_PIXELS} are the "
+            f"fewest. White is the object; without a mask the whole picture is."
+        )
+    top, bottom, left, right = mask_box(mask)
+    rows, columns = bottom - top, right - left
+    if not rows or not columns:
+        raise ValueError(
+            f"The object of the reference is {rows + 1} x {columns + 1} pixels (height x width). Its last row and "
+            f"column are cut off, so it has to be two pixels each way at least."
+        )
+    alone = np.where(mask[..., None], picture, np.uint8(WHITE))[top:bottom, left:right]
+    height, width = int(rows * OBJECT_MARGIN), int(columns * OBJECT_MARGIN)
+    alone = pad_around(alone, (height - rows) // 2, (width - columns) // 2, height, width, WHITE)
+    return resize_linear(pad_to_square(alone, WHITE), size, size)
