@@ -8,6 +8,7 @@ import torch
 from accelerate.hooks import UserCpuOffloadHook
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
@@ -21,7 +22,12 @@ from diffusers.utils.torch_utils import get_module_execution_device as execution
 
 __all__ = [
     "PREFERRED_KONTEXT_RESOLUTIONS",
+    "BaseState",
+    "HookRegistry",
+    "ModelHook",
+    "StateManager",
     "attention_accepts_mask",
+    "borrow_weights",
     "calculate_shift",
     "component_names",
     "execution_device",
@@ -32,6 +38,7 @@ __all__ = [
     "has_offload_hook",
     "offload_all_but",
     "offloading_suspended",
+    "reset_caches",
     "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
@@ -79,6 +86,45 @@ def skips_blocks_without_residuals(transformer: torch.nn.Module) -> str | None:
     """
     config = getattr(transformer, "_cache_config", None)
     return type(config).__name__ if isinstance(config, (FirstBlockCacheConfig, MagCacheConfig)) else None
+
+
+def reset_caches(transformer: torch.nn.Module) -> None:
+    """Empties the caches of a transformer, so that nothing of a call that broke off reaches the next one."""
+    if hasattr(transformer, "_reset_stateful_cache"):
+        transformer._reset_stateful_cache()  # type: ignore[operator]
+
+
+def borrow_weights(block: torch.nn.Module, layer: torch.nn.Module, **inputs: Any) -> dict[str, torch.Tensor] | None:
+    """Weights of a layer as they are while its block runs, or `None` for a layer that can be called at any time.
+
+    Group offloading and its like bring the weights of a whole block when the block is called, and take them away
+    afterwards. Here the block is called without its own work, so that all of its hooks run.
+
+    Args:
+        block (`torch.nn.Module`): The block.
+        layer (`torch.nn.Module`): A layer of it.
+        inputs: Arguments of the block.
+    """
+    if has_offload_hook(layer) or not has_offload_hook(block):
+        return None
+    weights: dict[str, torch.Tensor] = {}
+
+    def borrow(*args: Any, **kwargs: Any) -> tuple[()]:
+        weights.update({name: weight.detach() for name, weight in layer.named_parameters()})
+        return ()
+
+    chain = getattr(getattr(block, "_diffusers_hook", None), "_fn_refs", None)
+    # Without a chain of diffusers' hooks it is accelerate that has put its own function before the block's.
+    holder, name = (chain[0], "forward") if chain else (block, "_old_forward")
+    if not hasattr(holder, name):
+        return None
+    work = getattr(holder, name)
+    setattr(holder, name, borrow)
+    try:
+        block._call_impl(**inputs)
+    finally:
+        setattr(holder, name, work)
+    return weights
 
 
 def fetch_lora_state_dict(

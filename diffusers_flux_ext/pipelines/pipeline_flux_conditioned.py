@@ -25,7 +25,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from .._compat import execution_device, offload_all_but
+from .._compat import execution_device, offload_all_but, reset_caches
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..guidance import combine_velocities
@@ -306,6 +306,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
             guidance = guidance.expand(latents.shape[0])
         prompt_embeds, plan_cache = cond.hidden_states, PlanCache()
+        reset_caches(self.transformer)
         with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -385,5 +386,6 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
     ) -> torch.Tensor:
         step = encoded.with_prompt(step)
         given = Contribution(attention_kwargs={**self._joint_attention_kwargs, **adapter_kwargs})
-        with self.transformer.cache_context(step.branch):
+        position = {"step_index": step.index, "num_inference_steps": step.num_steps}
+        with self.transformer.cache_context(step.branch, **position):
             return predict_velocity(self.transformer, step, [given, *encoded.contributions(step)], plan_cache)
