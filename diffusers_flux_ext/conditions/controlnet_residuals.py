@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from diffusers.utils import logging
 
-from ..denoise import DenoisingStep, PromptEmbeds, check_cache_allows_residuals
+from ..denoise import DenoisingStep, PromptEmbeds
+from ..hooks.cache_rules import check_cache_allows_residuals
 from ..latents import Canvas
 from ..sequence import Contribution
 from .base import FluxCondition
