@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
     from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
@@ -76,6 +77,7 @@ _MODULES = {
     "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
+    "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -156,7 +158,9 @@ __all__ = [
     "PromptEmbeds",
     "ReduxImages",
     "ReferenceImages",
+    "TeaCacheConfig",
     "TokenGroup",
+    "apply_tea_cache",
     "build_attention_plan",
     "combine_velocities",
     "convert_lora",
@@ -173,6 +177,7 @@ __all__ = [
     "merge_loras",
     "predict_velocity",
     "regional_attention",
+    "remove_tea_cache",
     "resize_lora",
     "tiny_flux_path",
     "unload_lora",

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from accelerate.hooks import UserCpuOffloadHook
-from diffusers import FirstBlockCacheConfig, MagCacheConfig
+from diffusers.hooks.faster_cache import FasterCacheBlockHook, FasterCacheDenoiserHook
+from diffusers.hooks.first_block_cache import FBCHeadBlockHook
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.mag_cache import MagCacheHeadHook
+from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
@@ -21,7 +25,13 @@ from diffusers.utils.torch_utils import get_module_execution_device as execution
 
 __all__ = [
     "PREFERRED_KONTEXT_RESOLUTIONS",
+    "BaseState",
+    "HookRegistry",
+    "ModelHook",
+    "StateManager",
+    "active_caches",
     "attention_accepts_mask",
+    "borrow_weights",
     "calculate_shift",
     "component_names",
     "execution_device",
@@ -33,16 +43,25 @@ __all__ = [
     "is_compiled",
     "offload_all_but",
     "offloading_suspended",
+    "reset_caches",
     "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
-    "skips_blocks_without_residuals",
 ]
 
 # The attention backends of diffusers that take a dense mask.
 MASK_BACKENDS = frozenset(
     {"native", "flex", "xformers", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "_native_xla"}
 )
+
+# The hooks that show a cache which was applied by its function rather than by `enable_cache`.
+CACHE_HOOKS: dict[type, str] = {
+    FasterCacheBlockHook: "FasterCacheConfig",
+    FasterCacheDenoiserHook: "FasterCacheConfig",
+    FBCHeadBlockHook: "FirstBlockCacheConfig",
+    MagCacheHeadHook: "MagCacheConfig",
+    PyramidAttentionBroadcastHook: "PyramidAttentionBroadcastConfig",
+}
 
 
 def attention_accepts_mask(backend: str | None) -> bool:
@@ -78,13 +97,56 @@ def offload_all_but(pipe: Any, names: Collection[str]) -> None:
             hook.offload()
 
 
-def skips_blocks_without_residuals(transformer: torch.nn.Module) -> str | None:
-    """Name of an active cache that skips blocks while the transformer goes on adding their residuals, if there is one.
-
-    What such a cache reuses already contains the residuals, so that they would count twice.
-    """
+def active_caches(transformer: torch.nn.Module) -> dict[str, list[ModelHook]]:
+    """Names of the caches that a transformer runs with, however they were applied, and some of their hooks."""
+    blocks: Any = getattr(transformer, "transformer_blocks", None)
+    modules = [transformer, *(blocks[0].modules() if blocks else ())]
     config = getattr(transformer, "_cache_config", None)
-    return type(config).__name__ if isinstance(config, (FirstBlockCacheConfig, MagCacheConfig)) else None
+    found: dict[str, list[ModelHook]] = {} if config is None else {type(config).__name__: []}
+    for module in modules:
+        for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
+            if type(hook) in CACHE_HOOKS:
+                found.setdefault(CACHE_HOOKS[type(hook)], []).append(hook)
+    return found
+
+
+def reset_caches(transformer: torch.nn.Module) -> None:
+    """Empties the caches of a transformer, so that nothing of a call that broke off reaches the next one."""
+    if hasattr(transformer, "_reset_stateful_cache"):
+        transformer._reset_stateful_cache()  # type: ignore[operator]
+
+
+def borrow_weights(block: torch.nn.Module, layer: torch.nn.Module, **inputs: Any) -> dict[str, torch.Tensor] | None:
+    """Weights of a layer as they are while its block runs, or `None` for a layer that can be called at any time.
+
+    Group offloading and its like bring the weights of a whole block when the block is called, and take them away
+    afterwards. Here the block is called without its own work, so that all of its hooks run.
+
+    Args:
+        block (`torch.nn.Module`): The block.
+        layer (`torch.nn.Module`): A layer of it.
+        inputs: Arguments of the block.
+    """
+    if has_offload_hook(layer) or not has_offload_hook(block):
+        return None
+    weights: dict[str, torch.Tensor] = {}
+
+    def borrow(*args: Any, **kwargs: Any) -> tuple[()]:
+        weights.update({name: weight.detach() for name, weight in layer.named_parameters()})
+        return ()
+
+    chain = getattr(getattr(block, "_diffusers_hook", None), "_fn_refs", None)
+    # Without a chain of diffusers' hooks it is accelerate that has put its own function before the block's.
+    holder, name = (chain[0], "forward") if chain else (block, "_old_forward")
+    if not hasattr(holder, name):
+        return None
+    work = getattr(holder, name)
+    setattr(holder, name, borrow)
+    try:
+        block._call_impl(**inputs)
+    finally:
+        setattr(holder, name, work)
+    return weights
 
 
 def fetch_lora_state_dict(

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from diffusers import FluxTransformer2DModel
 
-from ._compat import attention_accepts_mask, skips_blocks_without_residuals
+from ._compat import attention_accepts_mask
 from .attention_plan import AttentionPlan, build_attention_plan
+from .hooks.cache_rules import check_cache_allows_residuals
 from .image_prompt import IMAGE_PROMPTS, place_image_prompts
 from .models.attention_processor_flux import check_image_prompts_run, runs_attention_plans
 from .sequence import Contribution, JointLayout, TokenGroup, padding_rules
@@ -295,16 +296,6 @@ def _collect_residuals(
     if collected:
         check_cache_allows_residuals(transformer)
     return collected
-
-
-def check_cache_allows_residuals(transformer: FluxTransformer2DModel) -> None:
-    """Raise a `ValueError` if the transformer runs with a cache that would count residuals twice."""
-    cache = skips_blocks_without_residuals(transformer)
-    if cache is not None:
-        raise ValueError(
-            f"The transformer runs with {cache}, which would count the residuals of ControlNets and InfiniteYou twice "
-            f"on the steps that it skips. Call `transformer.disable_cache()`, or use `TaylorSeerCacheConfig`."
-        )
 
 
 def _sum_residuals(parts: Sequence[tuple[Sequence[torch.Tensor], bool]], depth: int) -> list[torch.Tensor]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from diffusers.utils import logging
 
-from ..denoise import DenoisingStep, check_cache_allows_residuals
+from ..denoise import DenoisingStep
+from ..hooks.cache_rules import check_cache_allows_residuals
 from ..latents import Canvas
 from .base import FluxCondition
 from .region_masks import RegionMask, list_regions, mask_to_pixels

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
+from ..hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
 from ..loaders.checkpoint_formats import (
     Shapes,
     TensorRecipe,
@@ -90,6 +91,20 @@ class FluxExtTransformer2DModel(SingleFileMixin, FluxTransformer2DModel):
             axes_dims_rope=axes_dims_rope,
         )
         set_regional_processors(self)
+
+    def enable_cache(self, config: Any) -> None:
+        """Run with a cache: any of diffusers' configs, or a [`TeaCacheConfig`]."""
+        if isinstance(config, TeaCacheConfig):
+            apply_tea_cache(self, config)
+        else:
+            super().enable_cache(config)
+
+    def disable_cache(self) -> None:
+        """Run without a cache again."""
+        if isinstance(self._cache_config, TeaCacheConfig):
+            remove_tea_cache(self)
+        else:
+            super().disable_cache()
 
     @classmethod
     def plan_load(

@@ -30,6 +30,7 @@ from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..conditions.prompt_padding import padding_hidden_from_t5
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..guidance import combine_velocities
+from ..hooks.cache_rules import CacheWatch, check_caches
 from ..latents import Canvas
 from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
 from ..models.attention_processor_flux import regional_attention
@@ -225,9 +226,11 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         self._begin(guidance_scale, joint_attention_kwargs)
         batch_size = count_prompts(prompt, prompt_embeds)
 
+        guided = is_guided(true_cfg_scale, negative)
+        check_caches(self.transformer, guided)
         settings = (num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
-        if is_guided(true_cfg_scale, negative):
+        if guided:
             uncond = self._encode(negative.matching(given, batch_size), *settings)
 
         canvas = Canvas(
@@ -293,7 +296,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         if self.transformer.config.guidance_embeds:
             guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
             guidance = guidance.expand(latents.shape[0])
-        prompt_embeds, plan_cache = cond.hidden_states, PlanCache()
+        prompt_embeds, loop = cond.hidden_states, (PlanCache(), CacheWatch(self.transformer))
         with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -311,10 +314,10 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
                     guidance=guidance,
                     next_timestep=following.expand(latents.shape[0]) / 1000,
                 )
-                velocity = self._velocity(step, encoded, adapter_kwargs[0], plan_cache)
+                velocity = self._velocity(step, encoded, adapter_kwargs[0], *loop)
                 if uncond is not None:
                     negative_step = replace(step, branch="uncond", prompt=uncond)
-                    uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], plan_cache)
+                    uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], *loop)
                     velocity = combine_velocities(velocity, uncond_velocity, true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)
@@ -376,9 +379,11 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         return self.vae.decode(latents.to(execution_device(self.vae)), return_dict=False)[0]
 
     def _velocity(
-        self, step: DenoisingStep, encoded: EncodedConditions, adapter_kwargs: dict[str, Any], plan_cache: PlanCache
+        self, step: DenoisingStep, encoded: EncodedConditions, adapter_kwargs: dict[str, Any], *loop: Any
     ) -> torch.Tensor:
+        plan_cache, cache_watch = loop
         step = encoded.with_prompt(step)
         given = Contribution(attention_kwargs={**self._joint_attention_kwargs, **adapter_kwargs})
-        with self.transformer.cache_context(step.branch):
-            return predict_velocity(self.transformer, step, [given, *encoded.contributions(step)], plan_cache)
+        contributions = [given, *encoded.contributions(step)]
+        with cache_watch.running(step, contributions):
+            return predict_velocity(self.transformer, step, contributions, plan_cache)

@@ -1,0 +1,121 @@
+"""What diffusers' caches cannot do is refused, and what they cannot see makes them start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._compat import active_caches, reset_caches
+
+
+if TYPE_CHECKING:
+    from ..denoise import DenoisingStep
+    from ..sequence import AttentionRule, Contribution
+
+
+COUNT_RESIDUALS_TWICE = ("FirstBlockCacheConfig", "MagCacheConfig")
+MIX_BRANCHES = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig")
+
+
+def check_caches(transformer: torch.nn.Module, guided: bool) -> None:
+    """Raise a `ValueError` if the transformer runs with a cache that cannot serve a call.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer.
+        guided (`bool`): Whether the call has an unconditional branch.
+    """
+    caches = active_caches(transformer)
+    mixing = [name for name in MIX_BRANCHES if name in caches]
+    if guided and mixing:
+        raise ValueError(
+            f"The transformer runs with {mixing[0]}, which keeps one state for both branches of guidance, so that "
+            f"each would reuse the other's attention. Call `transformer.disable_cache()`, use another cache, or leave "
+            f"out `negative_prompt`."
+        )
+    if not all(getattr(hook, "is_guidance_distilled") for hook in caches.get("FasterCacheConfig", ())):
+        raise ValueError(
+            "The transformer runs with FasterCacheConfig(is_guidance_distilled=False), which takes half of each batch "
+            "for the unconditional branch. Set `is_guidance_distilled=True`."
+        )
+
+
+def check_cache_allows_residuals(transformer: torch.nn.Module) -> None:
+    """Raise a `ValueError` if the transformer runs with a cache that would count residuals twice.
+
+    What such a cache reuses already contains the residuals, while the transformer goes on adding them.
+    """
+    caches = active_caches(transformer)
+    for name in COUNT_RESIDUALS_TWICE:
+        if name in caches:
+            raise ValueError(
+                f"The transformer runs with {name}, which would count the residuals of ControlNets and InfiniteYou "
+                f"twice on the steps that it skips. Call `transformer.disable_cache()`, or use `TeaCacheConfig` or "
+                f"`TaylorSeerCacheConfig`."
+            )
+
+
+class CacheWatch:
+    """Tells a transformer's caches where a loop is, and empties them when it starts or what they keep no longer fits.
+
+    Args:
+        transformer (`FluxTransformer2DModel`): The transformer.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        reset_caches(transformer)
+        self._transformer = transformer
+        self._caches = active_caches(transformer)
+        self._seen: dict[str, tuple[Any, list[AttentionRule]]] = {}
+
+    @contextmanager
+    def running(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> Iterator[None]:
+        """Around one call of the transformer: compares it with the branch's last one and sets the cache context."""
+        if self._caches:
+            self._compare(step, contributions)
+        position = {"step_index": step.index, "num_inference_steps": step.num_steps}
+        with self._transformer.cache_context(step.branch, **position):
+            yield
+
+    def _compare(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> None:
+        layout = _layout(step, contributions)
+        rules = [rule for part in contributions for rule in part.rules]
+        known = self._seen.get(step.branch)
+        if known is None or known[0] != layout or not _same(known[1], rules):
+            _check_faster_cache_may_start(self._caches.get("FasterCacheConfig", ()))
+            # The other branch's state goes, too: it is computed once more at most.
+            if known is not None:
+                reset_caches(self._transformer)
+        self._seen[step.branch] = (layout, rules)
+
+
+def _check_faster_cache_may_start(hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        if hasattr(hook, "timestep_skip_range"):
+            (low, high), timestep = hook.timestep_skip_range, float(hook.current_timestep_callback())
+            if low < timestep < high:
+                raise ValueError(
+                    f"The transformer runs with FasterCacheConfig, which has nothing to reuse at the timestep "
+                    f"{timestep:g}: a call starts there, or tokens come or go there, and "
+                    f"`spatial_attention_timestep_skip_range` is ({low}, {high}). Set its upper end to {timestep:g}."
+                )
+
+
+def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
+    return len(old) == len(new) and all(one is other for one, other in zip(old, new))
+
+
+def _layout(step: DenoisingStep, contributions: Sequence[Contribution]) -> tuple[Any, ...]:
+    parts = [
+        (
+            [(group.name, group.length) for group in (*part.text, *part.reference)],
+            [len(tensors) for tensors in (part.channels, part.block_residuals, part.single_block_residuals)],
+            sorted(
+                (name, len(value) if isinstance(value, tuple) else 1) for name, value in part.attention_kwargs.items()
+            ),
+        )
+        for part in contributions
+    ]
+    return step.latents.shape, step.prompt.hidden_states.shape, parts
