@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .hooks.lora_fusion import disable_lora_fusion, enable_lora_fusion
     from .hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+    from .hooks.timestep_lora import bake_timestep_lora, load_timestep_lora
     from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
     from .models.lora_encoder_flux import FluxLoRAEncoder
+    from .models.lora_fusion_flux import FluxLoRAFusion
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
@@ -78,6 +81,8 @@ _MODULES = {
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
+    "hooks.lora_fusion": ["disable_lora_fusion", "enable_lora_fusion"],
+    "hooks.timestep_lora": ["bake_timestep_lora", "load_timestep_lora"],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -98,6 +103,7 @@ _MODULES = {
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
     "models.lora_encoder_flux": ["FluxLoRAEncoder"],
+    "models.lora_fusion_flux": ["FluxLoRAFusion"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
@@ -143,6 +149,7 @@ __all__ = [
     "FluxInsertAnythingPipeline",
     "FluxLoRAEncoder",
     "FluxLoRAEncoderPipeline",
+    "FluxLoRAFusion",
     "FluxRegionalAttnProcessor",
     "IPAdapterImages",
     "ImagePrompt",
@@ -161,19 +168,23 @@ __all__ = [
     "TeaCacheConfig",
     "TokenGroup",
     "apply_tea_cache",
+    "bake_timestep_lora",
     "build_attention_plan",
     "combine_velocities",
     "convert_lora",
     "convert_lora_file",
     "custom_pipeline",
     "detect_lora_format",
+    "disable_lora_fusion",
     "draw_face_keypoints",
+    "enable_lora_fusion",
     "extract_lora",
     "fuse_lora_into",
     "infinite_you_preset",
     "inspect_lora",
     "load_lora",
     "load_redux_embedder",
+    "load_timestep_lora",
     "merge_loras",
     "predict_velocity",
     "regional_attention",

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .._compat import expand_linears
 from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate
+from .lora_layers import LayerUpdate, is_timed
 from .lora_planning import ModelPlan
 from .lora_products import to_lora
+from .lora_timestep import TimestepDelta, TimestepVariant
 from .lora_variants import DeltaVariant, make_delta
 
 
@@ -62,6 +63,10 @@ def inject(
     _restore_dtypes(layers, state_dict, name)
     for layer, update in special.items():
         placeholder = layers[layer].lora_B[name].weight
+        if is_timed(update):
+            layers[layer].lora_B[name] = TimestepDelta(update, placeholder.dtype).to(placeholder.device)
+            layers[layer].lora_variant[name] = TimestepVariant()
+            continue
         layers[layer].lora_B[name] = make_delta(update, placeholder.dtype, with_bias).to(placeholder.device)
         layers[layer].lora_B[name].prepare(layers[layer].get_base_layer())
         layers[layer].lora_variant[name] = DeltaVariant()

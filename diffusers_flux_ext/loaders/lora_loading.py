@@ -23,6 +23,7 @@ from .lora_patches import add_patches, apply_patches, patch_weights, remove_patc
 from .lora_planning import adapter_names, check_plans, free_name, plan_loading
 from .lora_reading import LoRAAdapter
 from .lora_scale import PEFT_HEADER
+from .lora_timestep import drop_unused_clock
 
 
 COMPONENTS: tuple[Component, ...] = ("transformer", "text_encoder", "text_encoder_2")
@@ -115,13 +116,39 @@ def load_lora(
             finite number.
         TypeError: If there are unknown arguments.
     """
+    check_hub_arguments(hub)
+    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+    return add_adapter(pipe, adapter, adapter_name, weight)
+
+
+def add_adapter(pipe: Any, adapter: LoRAAdapter, adapter_name: str | None, weight: float, timed: bool = False) -> str:
+    """
+    Adds a LoRA that has been read to those that are active.
+
+    Args:
+        pipe (`DiffusionPipeline`):
+            A FLUX.1 pipeline.
+        adapter (`LoRAAdapter`):
+            The LoRA.
+        adapter_name (`str`, *optional*):
+            The adapter's name; `default_0`, `default_1`, ... without.
+        weight (`float`):
+            The adapter's weight.
+        timed (`bool`, *optional*, defaults to `False`):
+            Whether its updates may depend on the timestep; the caller then connects them.
+
+    Returns:
+        `str`: The adapter's name.
+
+    Raises:
+        LoRAError: If it fits no layer of the pipeline, the name is taken, or the weight is no finite number.
+    """
     if not math.isfinite(weight):
         raise LoRAError(f"`weight` is {weight}; expected a finite number.")
     models = lora_models(pipe)
     layers = {component: _active_names(model) for component, model in models.items()}
     patches = {component: patch_weights(model) for component, model in models.items()}
-    options: dict[str, Any] = {"metadata": metadata, "adapter_config": adapter_config, "default_alpha": default_alpha}
-    name = load_into(pipe, source, adapter_name, strict=strict, **options, **hub)
+    name = _load_read(pipe, adapter, adapter_name, timed=timed)
     with offloading_suspended(pipe):
         for component, model in models.items():
             _activate(model, [*layers[component], name], {name: weight})
@@ -145,12 +172,28 @@ def load_into(
     """
     Loads a LoRA as diffusers' `load_lora_weights` does: it becomes the only active adapter. See [`load_lora`].
     """
+    check_hub_arguments(hub)
+    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+    return _load_read(pipe, adapter, adapter_name, hotswap, low_cpu_mem_usage)
+
+
+def check_hub_arguments(hub: Mapping[str, Any]) -> None:
+    """Raises a `TypeError` if there are arguments that [`read_source`] does not know."""
     if not hub.keys() <= set(_HUB_ARGUMENTS):
         raise TypeError(f"Unknown arguments {sorted(hub.keys() - set(_HUB_ARGUMENTS))}; known are {_HUB_ARGUMENTS}.")
-    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+
+
+def _load_read(
+    pipe: Any,
+    adapter: LoRAAdapter,
+    adapter_name: str | None,
+    hotswap: bool = False,
+    low_cpu_mem_usage: bool = True,
+    timed: bool = False,
+) -> str:
     models = lora_models(pipe)
     name = adapter_name or free_name(models.values())
-    plans = plan_loading(adapter, models)
+    plans = plan_loading(adapter, models, timed)
     check_plans(plans, models, name, hotswap)
     with offloading_suspended(pipe):
         try:
@@ -245,6 +288,7 @@ def _remove(pipe: Any, models: Mapping[str, nn.Module], names: Sequence[str], ke
         for name in names:
             remove_patches(model, name, keep_values)
             _delete(model, name)
+        drop_unused_clock(model)
     if not any(adapter_names(model) for model in models.values()):
         restore_linears(pipe)
 

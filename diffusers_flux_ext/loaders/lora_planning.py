@@ -14,7 +14,7 @@ from torch import nn
 
 from .checkpoint_formats import list_keys
 from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate, refuse_dynamic
+from .lora_layers import LayerUpdate, is_timed, refuse_dynamic
 from .lora_patches import Patch, patched_adapters
 from .lora_reading import LoRAAdapter
 from .lora_variants import needs_variant
@@ -39,7 +39,7 @@ class ModelPlan:
         return {name: update for name, update in self.updates.items() if needs_variant(update)}
 
 
-def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module]) -> dict[str, ModelPlan]:
+def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module], timed: bool = False) -> dict[str, ModelPlan]:
     """
     Finds the layers of an adapter in models. Layers that none has are reported in a warning.
 
@@ -48,6 +48,8 @@ def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module]) -> dict[
             The adapter.
         models (`Mapping[str, torch.nn.Module]`):
             The models by component.
+        timed (`bool`, *optional*, defaults to `False`):
+            Whether updates may depend on the timestep.
 
     Returns:
         `dict[str, ModelPlan]`: What is done to each model that the adapter touches.
@@ -68,6 +70,8 @@ def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module]) -> dict[
         if layer is None:
             plan.missing.append(name)
         elif isinstance(layer, nn.Linear | BaseTunerLayer) or _is_linear(layer):
+            if not (timed and is_timed(update)):
+                refuse_dynamic(name, update)
             _add_update(plan, name, update, layer)
         else:
             plan.patches.extend(_patches(name, update, layer))
@@ -96,7 +100,6 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def _add_update(plan: ModelPlan, name: str, update: LayerUpdate, layer: nn.Module) -> None:
-    refuse_dynamic(name, update)
     outputs, inputs = _linear_size(layer)
     if update.kind == "none":
         bias = {n: p for n, p in update.parts.items() if n in ("bias", "diff_b")}

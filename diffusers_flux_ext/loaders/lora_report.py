@@ -14,7 +14,7 @@ from .lora_conversion import load_adapter
 from .lora_detection import describe_format
 from .lora_files import LoRASource, nonfinite, open_lora
 from .lora_formats import is_extra, parse_lora_key
-from .lora_layers import LayerUpdate, StoredLayer
+from .lora_layers import LayerUpdate, StoredLayer, is_timed
 from .lora_products import kron_factors, to_lora
 from .lora_reading import LoRAAdapter, lost_alpha
 from .lora_scale import PEFT_HEADER
@@ -174,7 +174,7 @@ def _kind(layer: StoredLayer) -> str:
         return "norm"
     if "magnitude" in layer.update.parts:
         return "dora"
-    if any(part.startswith("lora_time_") for part in layer.update.parts):
+    if is_timed(layer.update):
         return "timestep"
     return "bias" if layer.update.kind == "none" else layer.update.kind
 
@@ -239,4 +239,6 @@ def _warnings(adapter: LoRAAdapter) -> list[str]:
         found.append(lost)
     if PEFT_HEADER in header and not silent:
         found.append("The header has PEFT's config besides the alphas of the tensors; the tensors' are used.")
+    if any(is_timed(layer.update) for layer in adapter.layers.values()):
+        found.append("This is a timestep LoRA: load it with `load_timestep_lora`.")
     return found

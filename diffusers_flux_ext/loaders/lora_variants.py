@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from .lora_layers import LayerUpdate, magnitude_axis
+from .lora_layers import LayerUpdate, is_timed, magnitude_axis
 from .lora_products import bias_delta, dense_delta, kron_factors, to_lora
 
 
@@ -164,7 +164,8 @@ class DeltaVariant(LoraVariant):
 
 def needs_variant(update: LayerUpdate) -> bool:
     """Whether an update is something else than a LoRA of moderate rank."""
-    return update.kind in ("lokr", "diff") or "magnitude" in update.parts or _is_large_loha(update)
+    unlike = update.kind in ("lokr", "diff") or "magnitude" in update.parts
+    return unlike or is_timed(update) or _is_large_loha(update)
 
 
 def _is_large_loha(update: LayerUpdate) -> bool:

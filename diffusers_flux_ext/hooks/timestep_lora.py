@@ -1,0 +1,111 @@
+"""Timestep LoRA: LoRAs whose rank is modulated by the timestep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..loaders.lora_errors import LoRAError
+from ..loaders.lora_files import LoRASource
+from ..loaders.lora_loading import add_adapter, check_hub_arguments, read_source
+from ..loaders.lora_reading import LoRAAdapter
+from ..loaders.lora_timestep import baked, check_timed, connect_clock
+
+
+PUBLISHED_STRENGTH = 2.0
+
+
+def load_timestep_lora(
+    pipe: Any,
+    source: LoRASource,
+    adapter_name: str | None = None,
+    strength: float = PUBLISHED_STRENGTH,
+    *,
+    strict: bool = True,
+    **hub: Any,
+) -> str:
+    r"""
+    Loads a LoRA that depends on the timestep
+    ([MultiAlign](https://modelscope.cn/models/DiffSynth-Studio/MultiAlign-FLUX.1-dev)), beside those that are active.
+
+    A layer adds `strength * up @ (gamma(t) * (down @ x) + beta(t))`, where `gamma` and `beta` are affine in the
+    sinusoids of the timestep. It is an adapter like others: `set_adapters` changes its strength, `disable_lora`,
+    `unload_lora` and diffusers' own functions switch it off and take it out, to the bit. Every sample of a batch may
+    have a timestep of its own. It cannot be fused into the weights.
+
+    Args:
+        pipe (`DiffusionPipeline`):
+            A FLUX.1 pipeline, diffusers' own included.
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            `adapter_model.safetensors`, a folder with it, a repository of the Hub, or the tensors.
+        adapter_name (`str`, *optional*):
+            The adapter's name; `default_0`, `default_1`, ... without.
+        strength (`float`, *optional*, defaults to 2.0):
+            What the update is multiplied with; 2.0 is the published value. A PEFT config beside the file is not read.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether keys that are not understood are an error.
+        hub:
+            `weight_name`, `subfolder`, `revision`, ... as for [`load_lora`].
+
+    Returns:
+        `str`: The adapter's name.
+
+    Raises:
+        LoRAError: If the file cannot be read, is no timestep LoRA, fits no layer of the transformer, the name is
+            taken, or the strength is no finite number.
+        TypeError: If there are unknown arguments.
+    """
+    adapter = _read(source, strict, **hub)
+    name = add_adapter(pipe, adapter, adapter_name, strength, timed=True)
+    connect_clock(pipe.transformer, name)
+    return name
+
+
+def bake_timestep_lora(
+    source: LoRASource, timestep: float, strength: float = PUBLISHED_STRENGTH, *, strict: bool = True, **hub: Any
+) -> dict[str, Tensor]:
+    """
+    The ordinary LoRA that a timestep LoRA is at one timestep.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            As for [`load_timestep_lora`].
+        timestep (`float`):
+            In [0, 1000], as in `scheduler.timesteps`.
+        strength (`float`, *optional*, defaults to 2.0):
+            What the update is multiplied with.
+        strict, hub:
+            As for [`load_timestep_lora`].
+
+    Returns:
+        `dict[str, torch.Tensor]`: Factors and biases in float32 and diffusers' layout, for [`load_lora`].
+
+    Raises:
+        LoRAError: If the file cannot be read or is no timestep LoRA.
+        ValueError: If the timestep is out of range, or the strength no finite number.
+    """
+    if not 0 <= timestep <= 1000 or not math.isfinite(strength):
+        raise ValueError(
+            f"`timestep` is {timestep} and `strength` {strength}; expected one in [0, 1000] and a finite number."
+        )
+    suffixes = {"down": "lora_A.weight", "up": "lora_B.weight", "bias": "lora_B.bias"}
+    return {
+        f"{name}.{suffixes[part]}": tensor
+        for name, update in _read(source, strict, **hub).updates()
+        for part, tensor in baked(update, timestep, strength).items()
+    }
+
+
+def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAAdapter:
+    check_hub_arguments(hub)
+    adapter = read_source(source, {}, {}, strict, **hub)
+    check_timed(adapter.updates())
+    others = sorted({name.partition(".")[0] for name, _ in adapter.updates()} - {"transformer"})
+    if others:
+        raise LoRAError(f"A timestep LoRA updates the transformer only; this one has layers of {others}.")
+    # The strength takes the place of alpha.
+    layers = {name: replace(layer, update=replace(layer.update, scale=1.0)) for name, layer in adapter.layers.items()}
+    return replace(adapter, layers=layers)
