@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .hooks.disk_stream import DiskStreamingStats
+    from .hooks.disk_streaming import (
+        disk_streaming_stats,
+        load_streamed,
+        release_disk_buffers,
+        stop_disk_streaming,
+        stream_from_disk,
+    )
     from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
@@ -72,6 +80,14 @@ _MODULES = {
     "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
+    "hooks.disk_stream": ["DiskStreamingStats"],
+    "hooks.disk_streaming": [
+        "disk_streaming_stats",
+        "load_streamed",
+        "release_disk_buffers",
+        "stop_disk_streaming",
+        "stream_from_disk",
+    ],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -116,6 +132,7 @@ __all__ = [
     "Contribution",
     "ControlNetImage",
     "DenoisingStep",
+    "DiskStreamingStats",
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
@@ -155,16 +172,21 @@ __all__ = [
     "convert_lora_file",
     "custom_pipeline",
     "detect_lora_format",
+    "disk_streaming_stats",
     "draw_face_keypoints",
     "extract_lora",
     "fuse_lora_into",
     "infinite_you_preset",
     "inspect_lora",
     "load_lora",
+    "load_streamed",
     "merge_loras",
     "predict_velocity",
     "regional_attention",
+    "release_disk_buffers",
     "resize_lora",
+    "stop_disk_streaming",
+    "stream_from_disk",
     "tiny_flux_path",
     "unload_lora",
 ]
