@@ -280,11 +280,9 @@ class DiskStream:
         self._start()
 
     def move(self, device: torch.device) -> None:
-        """Have the blocks compute on another device from now on."""
+        """Have the blocks compute on another device from now on. What is kept in host memory stays there."""
         self.release()
         self.device = device
-        for block in self.blocks:
-            block.kept = None
         self._start()
 
     def close(self) -> None:

@@ -101,7 +101,7 @@ def stream_from_disk(
             bfloat16 for a file of 8 bits.
         blocks (`Sequence[str]`, *optional*):
             Names of the blocks to stream (`"transformer_blocks.3"`) or of lists of them (`"transformer_blocks"`); the
-            other blocks stay as they are.
+            other blocks stay in memory.
         offload_dir (`str` or `os.PathLike`, *optional*):
             Where files are written that have to be. They are named by their content, so that one folder may serve any
             number of modules; they stay until someone removes them.
@@ -307,9 +307,18 @@ def _read_weights(block: StreamedBlock, stream: DiskStream) -> list[Tensor]:
 def _attach(module: nn.Module, stream: DiskStream) -> None:
     for index, block in enumerate(stream.blocks):
         for owner in {id(weight.owner): weight.owner for weight in block.weights}.values():
-            HookRegistry.check_if_exists_or_initialize(owner).register_hook(_NeedBlock(stream, index), _HOOK)
+            _attach_hook(owner, stream, index)
     # Not a plain assignment: nothing of the stream belongs to the module's state.
     object.__setattr__(module, _ATTRIBUTE, stream)
+
+
+def _attach_hook(owner: nn.Module, stream: DiskStream, index: int) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(owner)
+    idle = registry.get_hook(_HOOK)
+    if idle is None:
+        registry.register_hook(_NeedBlock(stream, index), _HOOK)
+    else:
+        idle.stream, idle.index = stream, index
 
 
 def _remove_hook(owner: nn.Module) -> None:
