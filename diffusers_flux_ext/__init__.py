@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .hooks.disk_stream import DiskStreamingStats
+    from .hooks.disk_streaming import (
+        disk_streaming_stats,
+        load_streamed,
+        release_disk_buffers,
+        stop_disk_streaming,
+        stream_from_disk,
+    )
     from .hooks.lora_fusion import disable_lora_fusion, enable_lora_fusion
     from .hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
     from .hooks.timestep_lora import bake_timestep_lora, load_timestep_lora
@@ -83,6 +91,14 @@ _MODULES = {
     "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
     "hooks.lora_fusion": ["disable_lora_fusion", "enable_lora_fusion"],
     "hooks.timestep_lora": ["bake_timestep_lora", "load_timestep_lora"],
+    "hooks.disk_stream": ["DiskStreamingStats"],
+    "hooks.disk_streaming": [
+        "disk_streaming_stats",
+        "load_streamed",
+        "release_disk_buffers",
+        "stop_disk_streaming",
+        "stream_from_disk",
+    ],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -130,6 +146,7 @@ __all__ = [
     "Contribution",
     "ControlNetImage",
     "DenoisingStep",
+    "DiskStreamingStats",
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
@@ -176,6 +193,7 @@ __all__ = [
     "custom_pipeline",
     "detect_lora_format",
     "disable_lora_fusion",
+    "disk_streaming_stats",
     "draw_face_keypoints",
     "enable_lora_fusion",
     "extract_lora",
@@ -184,12 +202,19 @@ __all__ = [
     "inspect_lora",
     "load_lora",
     "load_redux_embedder",
+    "load_streamed",
     "load_timestep_lora",
     "merge_loras",
+    "merge_loras",
+    "predict_velocity",
     "predict_velocity",
     "regional_attention",
+    "regional_attention",
+    "release_disk_buffers",
     "remove_tea_cache",
     "resize_lora",
+    "stop_disk_streaming",
+    "stream_from_disk",
     "tiny_flux_path",
     "unload_lora",
 ]

@@ -64,3 +64,25 @@ def reference_velocity(dit: nn.Module, **inputs: torch.Tensor | None) -> torch.T
     """Runs the reference's model function: `latents` (B, C, H, W), `timestep` in [0, 1000], `guidance` unscaled."""
     with torch.no_grad():
         return flux_image.model_fn_flux_image(dit=dit, **inputs)
+
+
+def empty_reference_dit(**config: Any) -> nn.Module:
+    """The reference's `FluxDiT` for diffusers' config, on the meta device."""
+    with torch.device("meta"):
+        return _assemble(FluxTransformer2DModel(**config))
+
+
+def disk_reference_dit(paths: list[str], dtype: torch.dtype, **config: Any) -> nn.Module:
+    """The reference's `FluxDiT` in its disk mode: every layer is read from `paths` whenever it computes."""
+    loader = import_reference("diffsynth.core.loader.model")
+    layers = import_reference("diffsynth.core.vram.layers")
+    stages = ("offload", "onload", "preparing")
+    on_disk = {f"{stage}_{what}": "disk" for stage in stages for what in ("dtype", "device")}
+    dit = loader.load_model(
+        empty_reference_dit,
+        paths,
+        config=config,
+        module_map={nn.Linear: layers.AutoWrappedLinear, flux_dit.RMSNorm: layers.AutoWrappedModule},
+        vram_config={**on_disk, "computation_dtype": dtype, "computation_device": "cpu"},
+    )
+    return dit.eval()

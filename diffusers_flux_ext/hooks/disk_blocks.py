@@ -1,0 +1,129 @@
+"""Blocks of a module whose weights lie on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .safetensors_files import Piece
+
+
+@dataclass(eq=False)
+class StreamedWeight:
+    """
+    A weight that lives on disk.
+
+    While it is away, a placeholder of its shape, data type and device stands in its place, which takes no memory, is
+    NaN throughout and cannot be written to. Neither is a parameter: whatever moves, counts or saves parameters
+    passes it by.
+
+    Attributes:
+        name (`str`): Its key in the file.
+        path (`Path`): The file.
+        owner (`nn.Module`): The module that has it; adapters may be wrapped around that at any time.
+        attribute (`str`): Its name in there.
+        stored_dtype (`torch.dtype`): Its data type in the file.
+        dtype (`torch.dtype`): The data type that it computes in.
+        shape (`tuple[int, ...]`): Its shape.
+        position (`int`): Its first byte in the block's buffer.
+        requires_grad (`bool`): What the parameter had.
+        order (`tuple[str, ...]`): The owner's parameters in their order.
+    """
+
+    name: str
+    path: Path
+    owner: nn.Module
+    attribute: str
+    stored_dtype: torch.dtype
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    position: int
+    requires_grad: bool
+    order: tuple[str, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of its elements."""
+        return torch.Size(self.shape).numel()
+
+    def stored(self, data: Tensor) -> Tensor:
+        """The weight as it lies in the block's buffer."""
+        size = self.numel * self.stored_dtype.itemsize
+        return data[self.position : self.position + size].view(self.stored_dtype).view(self.shape)
+
+    def put(self, weight: Tensor) -> None:
+        """Have the owner compute with `weight`."""
+        self.owner._parameters.pop(self.attribute, None)
+        self.owner.__dict__[self.attribute] = weight
+
+    def take_away(self, device: torch.device) -> None:
+        """Put the placeholder in."""
+        self.put(torch.full((), float("nan"), dtype=self.dtype, device=device).expand(self.shape))
+
+    def restore(self, weight: Tensor) -> None:
+        """Make it a parameter again."""
+        del self.owner.__dict__[self.attribute]
+        parameters = self.owner._parameters
+        self.owner.register_parameter(self.attribute, nn.Parameter(weight, requires_grad=self.requires_grad))
+        for name in self.order:
+            if name in parameters:
+                parameters[name] = parameters.pop(name)
+
+
+@dataclass(eq=False)
+class StreamedBlock:
+    """
+    A block whose weights are read together.
+
+    Attributes:
+        name (`str`): Its name in the module.
+        weights (`Sequence[StreamedWeight]`): Its weights.
+        pieces (`Sequence[Piece]`): The reads that bring them.
+        size (`int`): The buffer that they need, in bytes.
+        keep (`bool`): Whether it stays in memory once it has been read.
+        kept (`torch.Tensor`, *optional*): What was read, if it stays.
+    """
+
+    name: str
+    weights: Sequence[StreamedWeight]
+    pieces: Sequence[Piece]
+    size: int
+    keep: bool = False
+    kept: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def cast_size(self) -> int:
+        """Bytes of those weights that compute in another data type than they are stored in, as they compute."""
+        return sum(
+            -(-weight.numel * weight.dtype.itemsize // 64) * 64
+            for weight in self.weights
+            if weight.dtype != weight.stored_dtype
+        )
+
+
+def choose_kept(blocks: Sequence[StreamedBlock], room: int) -> None:
+    """
+    Marks the blocks that stay in memory: as many as fit, spread evenly.
+
+    Blocks are used in a cycle, where keeping the most recently used ones would never help. Between kept blocks the
+    disk goes on reading, so they are spread.
+
+    Args:
+        blocks (`Sequence[StreamedBlock]`): All blocks, in the order of their use.
+        room (`int`): Bytes that they may take.
+    """
+    total = sum(block.size for block in blocks)
+    passed = taken = 0
+    for block in blocks:
+        passed += block.size
+        # Exact integers: the share so far must not exceed the share of the whole.
+        block.keep = (taken + block.size) * total <= room * passed
+        taken += block.size * block.keep
+    for block in blocks:
+        if not block.keep and taken + block.size <= room:
+            block.keep = True
+            taken += block.size

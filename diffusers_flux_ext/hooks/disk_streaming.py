@@ -1,0 +1,334 @@
+"""Streaming a module's blocks from disk, for machines with less memory than the module takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .disk_blocks import StreamedBlock, choose_kept
+from .disk_plan import StreamingPlan, compute_dtype, make_plan, read_tensor, source_folders
+from .disk_stream import DiskStream, DiskStreamingStats
+from .disk_streaming_guards import add_guards, remove_guards
+from .safetensors_files import FileReader
+
+
+__all__ = [
+    "disk_streaming_stats",
+    "load_streamed",
+    "release_disk_buffers",
+    "stop_disk_streaming",
+    "stream_from_disk",
+]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_HOOK = "disk_streaming"
+_ATTRIBUTE = "_flux_ext_disk_stream"
+_GIB = 2**30
+
+
+class _NeedBlock(ModelHook):
+    """Brings a block's weights before the first of its layers runs.
+
+    It sits on the layers, not on the block: a cache that skips a block then never causes it to be read, whichever of
+    the two was there first.
+    """
+
+    def __init__(self, stream: DiskStream, index: int) -> None:
+        super().__init__()
+        self.stream: DiskStream | None = stream
+        self.index = index
+
+    @torch.compiler.disable
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.stream is not None:
+            self.stream.need(self.index)
+        return args, kwargs
+
+
+def stream_from_disk(
+    module: nn.Module,
+    source: str | os.PathLike[str] | None = None,
+    *,
+    onload_device: str | torch.device | None = None,
+    ram_budget_gib: float | None = None,
+    read_ahead: int = 1,
+    storage_dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+    blocks: Sequence[str] | None = None,
+    offload_dir: str | os.PathLike[str] | None = None,
+) -> None:
+    r"""
+    Has a module read the weights of its blocks from disk whenever they are needed, instead of holding them.
+
+    A block is a member of one of the module's outermost `nn.ModuleList`s: all blocks of `FluxTransformer2DModel`, of a
+    ControlNet, of T5 or CLIP. Their weights are read in a background thread while the block before computes, into
+    buffers that are used again, so memory stays the same over any number of calls. Weights outside of blocks, biases,
+    norms, tied weights and adapters (LoRA, IP-Adapter) stay in memory.
+
+    The module's outputs are those of the ordinary module, bit by bit, unless `storage_dtype` rounds weights. LoRAs can
+    be loaded before or after; caches may be switched on before or after, and blocks that they skip are not read.
+    `module.to(device)` moves what is resident and has the blocks compute on that device from then on, `to(dtype)` has
+    them compute in that data type. `state_dict()` and `save_pretrained` show the streamed weights as they are stored.
+    What would need all weights in memory (`fuse_lora`, gradients, ...) raises an error.
+
+    Args:
+        module (`nn.Module`):
+            The module; it may be on the meta device if `source` is given (see [`load_streamed`]).
+        source (`str` or `os.PathLike`, *optional*):
+            The safetensors file of the module, or the folder that `save_pretrained` wrote, possibly in several files.
+            Its weights take the place of the module's own. Without it, the module's present weights are written to
+            `offload_dir` and read from there.
+        onload_device (`str` or `torch.device`, *optional*):
+            Where the module computes; the module's device by default, or the CPU if that is meta.
+        ram_budget_gib (`float`, *optional*):
+            Host memory in GiB for blocks: for the read buffers and, as far as it goes, for blocks that are kept in
+            memory after they were read once. By default no block is kept.
+        read_ahead (`int`, *optional*, defaults to 1):
+            How many blocks are read ahead, 0 or more. Each takes a buffer of the size of the largest block.
+        storage_dtype (`torch.dtype`, *optional*):
+            What the blocks' Linears are stored in, except for those of adaptive norms: `torch.float8_e4m3fn` halves
+            the reading. A source of another data type is converted to `offload_dir` once. By default as they are.
+        compute_dtype (`torch.dtype`, *optional*):
+            What the weights compute in; by default the module's data type, or if it is on meta the file's, and
+            bfloat16 for a file of 8 bits.
+        blocks (`Sequence[str]`, *optional*):
+            Names of the blocks to stream (`"transformer_blocks.3"`) or of lists of them (`"transformer_blocks"`); the
+            other blocks stay in memory.
+        offload_dir (`str` or `os.PathLike`, *optional*):
+            Where files are written that have to be. They are named by their content, so that one folder may serve any
+            number of modules; they stay until someone removes them.
+
+    Raises:
+        FileNotFoundError: If `source` is missing.
+        ValueError: If the module has no blocks or is offloaded otherwise, if the file does not fit the module, if
+            `offload_dir` is needed, or if `ram_budget_gib` is smaller than the buffers; the message says how much
+            they take.
+
+    Example:
+
+    ```python
+    >>> from diffusers import FluxPipeline, FluxTransformer2DModel
+    >>> from diffusers_flux_ext import load_streamed
+
+    >>> transformer = load_streamed(FluxTransformer2DModel, "FLUX.1-dev/transformer", ram_budget_gib=4)
+    >>> pipe = FluxPipeline.from_pretrained("FLUX.1-dev", transformer=transformer, torch_dtype=torch.bfloat16)
+    ```
+    """
+    _check_free(module)
+    if read_ahead < 0:
+        raise ValueError(f"`read_ahead` is {read_ahead}; expected 0 or more blocks.")
+    device = _device(module) if onload_device is None else torch.device(onload_device)
+    plan = make_plan(module, source, blocks, storage_dtype, compute_dtype, offload_dir)
+    _plan_memory(plan.blocks, device, read_ahead, ram_budget_gib)
+    _fill_resident(plan, device, compute_dtype)
+    stream = DiskStream(plan.blocks, FileReader(_paths(plan.blocks)), device, read_ahead)
+    for block in plan.blocks:
+        for weight in block.weights:
+            weight.take_away(device)
+    module._apply(lambda tensor: tensor.to(device))
+    _attach(module, stream)
+    add_guards(module, stream, source_folders(plan.files, plan.blocks))
+
+
+def load_streamed(model_class: type[ModuleT], folder: str | os.PathLike[str], **kwargs: Any) -> ModuleT:
+    r"""
+    Builds a model whose blocks are streamed from its own folder, without ever holding its weights.
+
+    Args:
+        model_class (`type`):
+            A diffusers model (`FluxTransformer2DModel`) or a transformers model (`T5EncoderModel`).
+        folder (`str` or `os.PathLike`):
+            Local folder with its `config.json` and safetensors files.
+        kwargs (`dict`, *optional*):
+            Arguments of [`stream_from_disk`], such as `ram_budget_gib`.
+
+    Returns:
+        `nn.Module`: the model in eval mode.
+
+    Raises:
+        FileNotFoundError: If the folder is missing.
+        ValueError: See [`stream_from_disk`].
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder `{folder}`. Pass a local one, such as `snapshot_download` gives.")
+    # Buffers that no file has, such as position ids, have to be real.
+    with init_empty_weights(include_buffers=False):
+        model = _build(model_class, folder)
+    if isinstance(model, PreTrainedModel):
+        model.tie_weights()
+    stream_from_disk(model, folder, **kwargs)
+    return model.eval().requires_grad_(False)
+
+
+def _build(model_class: Any, folder: str | os.PathLike[str]) -> Any:
+    if issubclass(model_class, ModelMixin):
+        return model_class.from_config(model_class.load_config(folder))
+    return model_class(model_class.config_class.from_pretrained(folder))
+
+
+def stop_disk_streaming(module: nn.Module) -> None:
+    """
+    Makes all streamed weights ordinary parameters again, in memory on the device that they compute on.
+
+    The weights are bit by bit those that were streamed; what a `storage_dtype` rounded stays rounded.
+
+    Args:
+        module (`nn.Module`): The module that was given to [`stream_from_disk`].
+
+    Raises:
+        ValueError: If the module is not streamed.
+        RuntimeError: If a file was changed; streaming then stays on.
+    """
+    stream = _stream(module)
+    stream.release()
+    restored = [_read_weights(block, stream) for block in stream.blocks]
+    for block, weights in zip(stream.blocks, restored, strict=True):
+        for weight, value in zip(block.weights, weights, strict=True):
+            weight.restore(value)
+            _remove_hook(weight.owner)
+    remove_guards(module)
+    stream.close()
+    object.__delattr__(module, _ATTRIBUTE)
+
+
+def release_disk_buffers(module: nn.Module) -> None:
+    """
+    Gives the read buffers of a streamed module back until its next call, for example after a text encoder has run.
+
+    Args:
+        module (`nn.Module`): The module that was given to [`stream_from_disk`].
+
+    Raises:
+        ValueError: If the module is not streamed.
+    """
+    _stream(module).release()
+
+
+def disk_streaming_stats(module: nn.Module) -> DiskStreamingStats:
+    """
+    What streaming has done since it began: bytes, blocks, and the time that computing waited for.
+
+    Args:
+        module (`nn.Module`): The module that was given to [`stream_from_disk`].
+
+    Raises:
+        ValueError: If the module is not streamed.
+    """
+    return _stream(module).stats
+
+
+def _stream(module: nn.Module) -> DiskStream:
+    stream = module.__dict__.get(_ATTRIBUTE)
+    if stream is None:
+        raise ValueError(f"This {type(module).__name__} is not streamed from disk; call `stream_from_disk` first.")
+    return stream
+
+
+def _check_free(module: nn.Module) -> None:
+    """Raise if something else moves the module's weights already."""
+    for part in module.modules():
+        if _ATTRIBUTE in part.__dict__:
+            raise ValueError(
+                f"This {type(part).__name__} is streamed from disk already. Call `stop_disk_streaming` on it first."
+            )
+        registry = getattr(part, "_diffusers_hook", None)
+        if registry is not None and registry.get_hook("group_offloading") is not None:
+            raise ValueError("The module is group offloaded. Stream it first: group offloading may follow.")
+        if part is not module and hasattr(part, "_hf_hook"):
+            raise ValueError("The module is offloaded by accelerate. Call `remove_all_hooks()` on the pipeline first.")
+        if isinstance(getattr(part, "merged_adapters", None), list) and part.merged_adapters:
+            raise ValueError("The module has fused LoRAs. Call `unfuse_lora`, or unload them, before streaming it.")
+
+
+def _device(module: nn.Module) -> torch.device:
+    devices = {parameter.device for parameter in module.parameters()}
+    real = sorted(devices - {torch.device("meta")}, key=str)
+    return real[-1] if real else torch.device("cpu")
+
+
+def _paths(blocks: Sequence[StreamedBlock]) -> set[Any]:
+    return {piece.path for block in blocks for piece in block.pieces}
+
+
+def _plan_memory(
+    blocks: Sequence[StreamedBlock], device: torch.device, read_ahead: int, ram_budget_gib: float | None
+) -> None:
+    """Mark the blocks to keep, or raise if the buffers alone are too large."""
+    if ram_budget_gib is None:
+        return
+    on_cpu = device.type == "cpu"
+    largest = max(block.size for block in blocks)
+    cast = max(block.cast_size for block in blocks) if on_cpu else 0
+    # Elsewhere than on the CPU one block at a time passes through host memory.
+    buffers = largest * (min(read_ahead + 1, len(blocks)) if on_cpu else 1) + cast
+    room = int(ram_budget_gib * _GIB)
+    if on_cpu and sum(block.size for block in blocks) + cast <= room:
+        buffers = cast
+    if room < buffers:
+        raise ValueError(
+            f"`ram_budget_gib={ram_budget_gib}` is less than the buffers take: {buffers / _GIB:.3f} GiB. Raise it"
+            + (", or lower `read_ahead`." if read_ahead and on_cpu else ".")
+        )
+    choose_kept(blocks, room - buffers)
+
+
+def _fill_resident(plan: StreamingPlan, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Give the module what the file has besides the streamed weights."""
+    reader = FileReader({plan.files[key].path for key in plan.resident})
+    try:
+        for key, tied in plan.resident.items():
+            present = tied[0].tensor
+            stored = read_tensor(plan.files[key], reader)
+            value: Tensor = stored.to(device, compute_dtype(present, stored.dtype, dtype))
+            if isinstance(present, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=present.requires_grad)
+            for slot in tied:
+                setattr(slot.owner, slot.attribute, value)
+    finally:
+        reader.close()
+
+
+def _read_weights(block: StreamedBlock, stream: DiskStream) -> list[Tensor]:
+    data = block.kept
+    if data is None:
+        data = torch.empty(block.size, dtype=torch.uint8)
+        stream.reader.read(block.pieces, data)
+    return [weight.stored(data).to(stream.device, weight.dtype, copy=True) for weight in block.weights]
+
+
+def _attach(module: nn.Module, stream: DiskStream) -> None:
+    for index, block in enumerate(stream.blocks):
+        for owner in {id(weight.owner): weight.owner for weight in block.weights}.values():
+            _attach_hook(owner, stream, index)
+    # Not a plain assignment: nothing of the stream belongs to the module's state.
+    object.__setattr__(module, _ATTRIBUTE, stream)
+
+
+def _attach_hook(owner: nn.Module, stream: DiskStream, index: int) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(owner)
+    idle = registry.get_hook(_HOOK)
+    if idle is None:
+        registry.register_hook(_NeedBlock(stream, index), _HOOK)
+    else:
+        idle.stream, idle.index = stream, index
+
+
+def _remove_hook(owner: nn.Module) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(owner)
+    hook = registry.get_hook(_HOOK)
+    if hook is None:
+        return
+    hook.stream = None
+    names = list(registry.hooks)
+    above = names[names.index(_HOOK) + 1 :]
+    # Removing a hook below one that replaces `forward` would disable that one, so this one stays there, idle.
+    if not any(hasattr(registry.hooks[name], "new_forward") for name in above):
+        registry.remove_hook(_HOOK, recurse=False)
