@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_flex import FluxFlexPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
+    from .qwen_vl import QwenVLProcessor
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
@@ -98,6 +99,7 @@ _MODULES = {
     "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
+    "qwen_vl": ["QwenVLProcessor"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }
@@ -147,6 +149,7 @@ __all__ = [
     "LoRAResult",
     "PlanCache",
     "PromptEmbeds",
+    "QwenVLProcessor",
     "ReferenceImages",
     "TokenGroup",
     "build_attention_plan",

@@ -18,6 +18,7 @@ LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
 LOAD_METHODS = {
     "ModelMixin": ["save_pretrained", "from_pretrained"],
     "SchedulerMixin": ["save_pretrained", "from_pretrained"],
+    "QwenVLProcessor": ["save_pretrained", "from_pretrained"],
 }
 
 
