@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
     from .conditions.lora_embedding import LoRAEmbedding
+    from .conditions.nexus_gen_embedding import NexusGenEmbedding
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
     from .models.lora_encoder_flux import FluxLoRAEncoder
+    from .models.nexus_gen_adapter import NexusGenAdapter
+    from .models.nexus_gen_decoder import load_nexus_gen_decoder
+    from .models.nexus_gen_editing_merger import NexusGenEditingMerger
+    from .models.nexus_gen_model import NexusGenModel
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_flex import FluxFlexPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
+    from .pipelines.pipeline_flux_nexus_gen import FluxNexusGenPipeline
     from .qwen_vl import QwenVLProcessor
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
@@ -70,6 +76,7 @@ _MODULES = {
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
     "conditions.lora_embedding": ["LoRAEmbedding"],
+    "conditions.nexus_gen_embedding": ["NexusGenEmbedding"],
     "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
@@ -92,6 +99,10 @@ _MODULES = {
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
     "models.lora_encoder_flux": ["FluxLoRAEncoder"],
+    "models.nexus_gen_adapter": ["NexusGenAdapter"],
+    "models.nexus_gen_decoder": ["load_nexus_gen_decoder"],
+    "models.nexus_gen_editing_merger": ["NexusGenEditingMerger"],
+    "models.nexus_gen_model": ["NexusGenModel"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
@@ -99,6 +110,7 @@ _MODULES = {
     "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
+    "pipelines.pipeline_flux_nexus_gen": ["FluxNexusGenPipeline"],
     "qwen_vl": ["QwenVLProcessor"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
@@ -136,6 +148,7 @@ __all__ = [
     "FluxInfiniteYouPipeline",
     "FluxLoRAEncoder",
     "FluxLoRAEncoderPipeline",
+    "FluxNexusGenPipeline",
     "FluxRegionalAttnProcessor",
     "IPAdapterImages",
     "ImagePrompt",
@@ -147,6 +160,10 @@ __all__ = [
     "LoRAError",
     "LoRAReport",
     "LoRAResult",
+    "NexusGenAdapter",
+    "NexusGenEditingMerger",
+    "NexusGenEmbedding",
+    "NexusGenModel",
     "PlanCache",
     "PromptEmbeds",
     "QwenVLProcessor",
@@ -164,6 +181,7 @@ __all__ = [
     "infinite_you_preset",
     "inspect_lora",
     "load_lora",
+    "load_nexus_gen_decoder",
     "merge_loras",
     "predict_velocity",
     "regional_attention",

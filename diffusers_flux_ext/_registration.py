@@ -19,6 +19,7 @@ LOAD_METHODS = {
     "ModelMixin": ["save_pretrained", "from_pretrained"],
     "SchedulerMixin": ["save_pretrained", "from_pretrained"],
     "QwenVLProcessor": ["save_pretrained", "from_pretrained"],
+    "NexusGenModel": ["save_pretrained", "from_pretrained"],
 }
 
 
@@ -85,6 +86,8 @@ def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
 
     def add_library(loading_utils: ModuleType) -> None:
         loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, LOAD_METHODS)
+        # Joined once from the above when diffusers is imported.
+        loading_utils.ALL_IMPORTABLE_CLASSES.update(LOAD_METHODS)
 
     def add_pipelines(diffusers: ModuleType) -> None:
         if not hasattr(diffusers, "_class_to_module"):

@@ -75,18 +75,20 @@ class QwenVLProcessor:
         self.tokenizer.save_pretrained(save_directory)
 
 
-def chat_text(content: str, system: str = SYSTEM) -> str:
-    """The text of a chat with one question, up to where the answer begins, as Qwen2.5-VL's chat template writes it.
+def chat_text(content: str, system: str = SYSTEM, answer: str | None = None) -> str:
+    """The text of a chat with one question, as Qwen2.5-VL's chat template writes it.
 
     Args:
         content (`str`): What the user says; pictures stand where [`PICTURE`] does.
         system (`str`, *optional*): The system prompt.
+        answer (`str`, *optional*): The whole answer; without one the text ends where the answer begins.
 
     Returns:
         `str`
     """
-    turns = (("system", system), ("user", content))
-    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+    turns = {"system": system, "user": content} | ({} if answer is None else {"assistant": answer})
+    text = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
+    return text if answer is not None else text + "<|im_start|>assistant\n"
 
 
 def tokenize(processor: Any, text: str) -> list[int]:

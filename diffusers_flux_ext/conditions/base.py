@@ -30,6 +30,9 @@ class FluxCondition(ABC):
     per_step: ClassVar[bool] = False
     """Whether `contribute` depends on the step; otherwise it runs once per branch and `phase`."""
 
+    replaces_prompt_once: ClassVar[bool] = False
+    """Whether `replace_prompt` gives the same at every step of a branch; it then runs once per branch."""
+
     once: ClassVar[bool] = False
     """Whether at most one condition of this class may run in a call."""
 
@@ -105,12 +108,13 @@ class EncodedConditions:
         self.encoded = [condition.encode(pipe, canvas) for condition in conditions]
         self._once: dict[tuple[str, int, Hashable], Contribution] = {}
         self._shared: dict[tuple[int, int], Contribution] = {}
+        self._prompts: dict[tuple[str, int], PromptEmbeds | None] = {}
 
     def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
         """The step with the prompt that a condition puts in place of the text encoders', if one does."""
         replaced: list[tuple[str, PromptEmbeds]] = []
-        for condition, encoded in zip(self.conditions, self.encoded):
-            prompt = condition.replace_prompt(encoded, step)
+        for index, condition in enumerate(self.conditions):
+            prompt = self._replaced_prompt(index, step)
             if prompt is not None:
                 replaced.append((type(condition).__name__, prompt))
         if len(replaced) > 1:
@@ -119,6 +123,15 @@ class EncodedConditions:
                 f"together. Leave all but one of them out."
             )
         return replace(step, prompt=replaced[0][1]) if replaced else step
+
+    def _replaced_prompt(self, index: int, step: DenoisingStep) -> PromptEmbeds | None:
+        condition, encoded = self.conditions[index], self.encoded[index]
+        if not condition.replaces_prompt_once:
+            return condition.replace_prompt(encoded, step)
+        key = (step.branch, index)
+        if key not in self._prompts:
+            self._prompts[key] = condition.replace_prompt(encoded, step)
+        return self._prompts[key]
 
     def contributions(self, step: DenoisingStep) -> list[Contribution]:
         """What every condition adds to this step."""
