@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .conditions.ip_adapter_images import IPAdapterImages
     from .conditions.lora_embedding import LoRAEmbedding
     from .conditions.reference_images import ReferenceImages
+    from .conditions.step1x_instruction import Step1XInstruction
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .image_prompt import ImagePrompt
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .models.insightface_encoder import InsightFaceEncoder
     from .models.ip_adapter_flux import FluxIPAdapter
     from .models.lora_encoder_flux import FluxLoRAEncoder
+    from .models.step1x_connector import Step1XConnector
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_flex import FluxFlexPipeline
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
+    from .pipelines.pipeline_flux_step1x_edit import FluxStep1XEditPipeline
     from .qwen_vl import QwenVLProcessor
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
@@ -71,6 +74,7 @@ _MODULES = {
     "conditions.ip_adapter_images": ["IPAdapterImages"],
     "conditions.lora_embedding": ["LoRAEmbedding"],
     "conditions.reference_images": ["ReferenceImages"],
+    "conditions.step1x_instruction": ["Step1XInstruction"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "image_prompt": ["ImagePrompt"],
@@ -92,6 +96,7 @@ _MODULES = {
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
     "models.lora_encoder_flux": ["FluxLoRAEncoder"],
+    "models.step1x_connector": ["Step1XConnector"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
@@ -99,6 +104,7 @@ _MODULES = {
     "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
+    "pipelines.pipeline_flux_step1x_edit": ["FluxStep1XEditPipeline"],
     "qwen_vl": ["QwenVLProcessor"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
@@ -137,6 +143,7 @@ __all__ = [
     "FluxLoRAEncoder",
     "FluxLoRAEncoderPipeline",
     "FluxRegionalAttnProcessor",
+    "FluxStep1XEditPipeline",
     "IPAdapterImages",
     "ImagePrompt",
     "InfiniteYouIdentity",
@@ -151,6 +158,8 @@ __all__ = [
     "PromptEmbeds",
     "QwenVLProcessor",
     "ReferenceImages",
+    "Step1XConnector",
+    "Step1XInstruction",
     "TokenGroup",
     "build_attention_plan",
     "combine_velocities",

@@ -18,6 +18,7 @@ _MODULES = {
     "infinite_you": ["EmbeddedFace", "reference_projector"],
     "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
     "lora_encoder": ["reference_lora_encoder"],
+    "step1x": ["reference_connector", "reference_embedder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],
