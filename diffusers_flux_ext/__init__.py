@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .conditions.lora_embedding import LoRAEmbedding
     from .conditions.nexus_gen_embedding import NexusGenEmbedding
     from .conditions.reference_images import ReferenceImages
+    from .conditions.step1x_instruction import Step1XInstruction
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .image_prompt import ImagePrompt
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .models.nexus_gen_decoder import load_nexus_gen_decoder
     from .models.nexus_gen_editing_merger import NexusGenEditingMerger
     from .models.nexus_gen_model import NexusGenModel
+    from .models.step1x_connector import Step1XConnector
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
     from .pipelines.pipeline_flux_nexus_gen import FluxNexusGenPipeline
+    from .pipelines.pipeline_flux_step1x_edit import FluxStep1XEditPipeline
     from .qwen_vl import QwenVLProcessor
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
@@ -78,6 +81,7 @@ _MODULES = {
     "conditions.lora_embedding": ["LoRAEmbedding"],
     "conditions.nexus_gen_embedding": ["NexusGenEmbedding"],
     "conditions.reference_images": ["ReferenceImages"],
+    "conditions.step1x_instruction": ["Step1XInstruction"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "image_prompt": ["ImagePrompt"],
@@ -103,6 +107,7 @@ _MODULES = {
     "models.nexus_gen_decoder": ["load_nexus_gen_decoder"],
     "models.nexus_gen_editing_merger": ["NexusGenEditingMerger"],
     "models.nexus_gen_model": ["NexusGenModel"],
+    "models.step1x_connector": ["Step1XConnector"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
@@ -111,6 +116,7 @@ _MODULES = {
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
     "pipelines.pipeline_flux_nexus_gen": ["FluxNexusGenPipeline"],
+    "pipelines.pipeline_flux_step1x_edit": ["FluxStep1XEditPipeline"],
     "qwen_vl": ["QwenVLProcessor"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
@@ -150,6 +156,7 @@ __all__ = [
     "FluxLoRAEncoderPipeline",
     "FluxNexusGenPipeline",
     "FluxRegionalAttnProcessor",
+    "FluxStep1XEditPipeline",
     "IPAdapterImages",
     "ImagePrompt",
     "InfiniteYouIdentity",
@@ -168,6 +175,8 @@ __all__ = [
     "PromptEmbeds",
     "QwenVLProcessor",
     "ReferenceImages",
+    "Step1XConnector",
+    "Step1XInstruction",
     "TokenGroup",
     "build_attention_plan",
     "combine_velocities",

@@ -28,6 +28,7 @@ class Canvas:
         max_sequence_length (`int`, defaults to 512): Text tokens of a prompt.
         noise (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*):
             The packed noise that the loop starts from, where it is known.
+        guided (`bool`, defaults to `False`): Whether there is an unconditional branch.
     """
 
     height: int
@@ -39,6 +40,7 @@ class Canvas:
     token_size: int = 16
     max_sequence_length: int = 512
     noise: torch.Tensor | None = None
+    guided: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -46,7 +46,8 @@ class NexusGenEmbedding(FluxCondition):
         image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
             What [`~NexusGenEmbedding.embed`] gave, in place of `prompt` and `image`; no language model is needed then.
             A tensor `(1 or prompts, 81, hidden_size)` stands for `{"image_embeds": tensor}`.
-        mllm (`NexusGenModel`, *optional*): The language model; the pipeline's by default.
+        mllm (`NexusGenModel`, *optional*):
+            The language model, on any device and of any data type; the pipeline's by default.
         mllm_processor (`QwenVLProcessor`, *optional*): Its processor; the pipeline's by default.
         language (`"en"` or `"zh"`, defaults to `"en"`):
             The language of the sentence that Nexus-Gen puts around a description. Instructions have none.
@@ -58,7 +59,7 @@ class NexusGenEmbedding(FluxCondition):
             below 3136.
     """
 
-    replaces_prompt_once: ClassVar[bool] = True
+    own_placement: ClassVar[tuple[str, ...]] = ("mllm",)
 
     adapter: NexusGenAdapter | NexusGenEditingMerger = field(repr=False)
     prompt: str | Sequence[str] | None = None
@@ -140,24 +141,29 @@ class NexusGenEmbedding(FluxCondition):
             encoded["ids"] = editing_ids(canvas, self._grids(encoded), config.spatial_merge_size)
         return encoded
 
+    def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
+        """The adapter's tokens, which are the same at every step."""
+        return {} if step.branch == "uncond" else {"tokens": self._tokens(encoded)}
+
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
         """The tokens that the adapter makes of the embeddings; nothing on the unconditional branch."""
         if step.branch == "uncond":
             return None
-        embeds = encoded["image_embeds"]
-        if isinstance(self.adapter, NexusGenAdapter):
-            tokens = self.adapter(embeds)
-            ids = step.prompt.ids.new_zeros(tokens.shape[1], 3)
-        else:
-            grid, *others = self._grids(encoded)
-            tokens = self.adapter(embeds, grid, encoded.get("reference_embeds"), *others)
-            # Rounded as the model was trained: in bfloat16 the fractions of these positions are coarse.
-            ids = encoded["ids"].to(step.latents)
+        tokens = encoded["tokens"] if "tokens" in encoded else self._tokens(encoded)
+        ids = encoded.get("ids", step.prompt.ids.new_zeros(tokens.shape[1], 3))
+        # Rounded as the model was trained: in bfloat16 the fractions of these positions are coarse.
+        ids = ids.to(step.latents)
         return PromptEmbeds(tokens.expand(step.latents.shape[0], -1, -1), step.prompt.pooled, ids)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """Nothing: the tokens are the prompt."""
         return Contribution()
+
+    def _tokens(self, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if isinstance(self.adapter, NexusGenAdapter):
+            return self.adapter(encoded["image_embeds"])
+        grid, *others = self._grids(encoded)
+        return self.adapter(encoded["image_embeds"], grid, encoded.get("reference_embeds"), *others)
 
     def _grids(self, encoded: Mapping[str, torch.Tensor]) -> list[tuple[int, ...]]:
         """Rows and columns of patches of the picture to be drawn, which is square, and of the given one."""

@@ -13,13 +13,14 @@ PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 
-def extends_call(base: type) -> Callable[[CallT], CallT]:
+def extends_call(base: type, **defaults: Any) -> Callable[[CallT], CallT]:
     """Show the arguments of `base.__call__` in the signature of a `__call__` that passes them on.
 
     diffusers and its users read what a pipeline accepts from the signature, which `*args` and `**kwargs` hide.
 
     Args:
         base (`type`): The pipeline class whose call is extended; the method's own keyword arguments come last.
+        defaults: Other defaults of arguments of `base.__call__`, which the decorated method has to apply.
 
     Returns:
         `Callable`: a decorator, to be the outermost one.
@@ -27,6 +28,7 @@ def extends_call(base: type) -> Callable[[CallT], CallT]:
 
     def decorate(call: CallT) -> CallT:
         shown = dict(inspect.signature(base.__call__).parameters)
+        shown |= {name: shown[name].replace(default=value) for name, value in defaults.items()}
         own = inspect.signature(call).parameters.values()
         added = {part.name: part for part in own if part.kind is part.KEYWORD_ONLY and part.name not in shown}
         returns = inspect.signature(call).return_annotation
@@ -35,6 +37,24 @@ def extends_call(base: type) -> Callable[[CallT], CallT]:
         return call
 
     return decorate
+
+
+def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `base` by name, as far as they were given.
+
+    Args:
+        base (`type`): The pipeline class.
+        args (`tuple`): Positional arguments without `self`.
+        kwargs (`dict[str, Any]`): Arguments by name.
+
+    Returns:
+        `dict[str, Any]`
+
+    Raises:
+        TypeError: if there is no such argument.
+    """
+    bound = inspect.signature(base.__call__).bind_partial(None, *args, **kwargs)
+    return {name: value for name, value in bound.arguments.items() if name != "self"}
 
 
 def share_components(pipeline_class: type[PipelineT], pipeline: DiffusionPipeline, **overrides: Any) -> PipelineT:

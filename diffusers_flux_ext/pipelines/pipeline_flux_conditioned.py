@@ -28,7 +28,6 @@ from transformers import (
 from .._compat import execution_device, offload_all_but
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
-from ..guidance import combine_velocities
 from ..latents import Canvas
 from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
 from ..models.attention_processor_flux import regional_attention
@@ -237,6 +236,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             dtype=cond.hidden_states.dtype,
             token_size=2 * self.vae_scale_factor,
             max_sequence_length=max_sequence_length,
+            guided=uncond is not None,
         )
         timesteps = set_timesteps(self, num_inference_steps, sigmas, None if image is None else strength, canvas)
         self._num_timesteps = len(timesteps)
@@ -327,7 +327,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
                 if uncond is not None:
                     negative_step = replace(step, branch="uncond", prompt=uncond)
                     uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], plan_cache)
-                    velocity = combine_velocities(velocity, uncond_velocity, true_cfg_scale)
+                    velocity = encoded.combine(step, velocity, uncond_velocity, true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)
 

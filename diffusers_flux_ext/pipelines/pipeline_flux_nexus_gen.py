@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    SiglipImageProcessor,
+    SiglipVisionModel,
     T5EncoderModel,
     T5TokenizerFast,
 )
@@ -27,7 +30,8 @@ from ..models.nexus_gen_model import QUESTION, NexusGenModel
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..nexus_gen import MAX_PIXELS, Language, embed_prompts
 from ..qwen_vl import QwenVLProcessor
-from .components import extends_call
+from .call_inputs import is_guided
+from .components import extends_call, named_arguments
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
 
@@ -40,7 +44,9 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     holds the transformer of one of them; `from_pipe` makes a second one for the other, which shares the rest.
 
     Args:
-        scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2: As for its base class.
+        scheduler, vae, text_encoder, tokenizer: As for its base class.
+        text_encoder_2, tokenizer_2 (*optional*):
+            As for its base class; only negative prompts and conditions such as [`EntityRegions`] read them.
         transformer ([`~diffusers.FluxTransformer2DModel`] or [`FluxExtTransformer2DModel`]): That of the decoder.
         image_encoder, feature_extractor: As for its base class.
         mllm ([`NexusGenModel`], *optional*): The language model. `image_embeds` do without it.
@@ -76,6 +82,8 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     )
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
+        "text_encoder_2",
+        "tokenizer_2",
         "mllm",
         "mllm_processor",
         "generation_adapter",
@@ -91,8 +99,8 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         text_encoder_2: T5EncoderModel,
         tokenizer_2: T5TokenizerFast,
         transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection = None,
-        feature_extractor: CLIPImageProcessor = None,
+        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
+        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
         mllm: NexusGenModel = None,  # type: ignore[assignment]
         mllm_processor: QwenVLProcessor = None,  # type: ignore[assignment]
         generation_adapter: NexusGenAdapter = None,  # type: ignore[assignment]
@@ -113,9 +121,8 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
         *args: Any,
-        image: Any = None,
+        init_image: Any = None,
         image_embeds: NexusGenEmbeds | None = None,
         decoder: NexusGenDecoder | None = None,
         language: Language = "en",
@@ -127,12 +134,12 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         Draw or edit pictures.
 
         Args:
-            prompt (`str` or `list[str]`, *optional*):
-                A description, or an instruction for `image`, in English or Chinese. CLIP reads it, too.
-            args, kwargs: As for [`FluxConditionedPipeline.__call__`], but there is no image-to-image here.
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                The picture to edit, of any size and mode, one for all or one per prompt. Without one the pipeline
-                draws.
+            args, kwargs:
+                As for [`FluxConditionedPipeline.__call__`], but `prompt` is a description or an instruction, in
+                English or Chinese, and `image` the picture to edit, of any size and mode, one for all or one per
+                prompt; without one the pipeline draws. CLIP reads the prompt, too.
+            init_image (*optional*):
+                Start from this picture instead of from noise, as `image` does in the base class, with `strength`.
             image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
                 What [`encode_image_embeds`] gave, in place of `image` and of asking the language model.
             decoder (`"generation"` or `"editing"`, *optional*):
@@ -151,17 +158,32 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             ValueError: if the decoder's adapter, the prompt or the language model is missing, or arguments contradict
                 each other.
         """
-        if "strength" in kwargs:
-            raise ValueError(
-                "`strength` came, but `image` is the picture to edit here, not one to start from. For image-to-image "
-                "take `FluxConditionedPipeline` with a `NexusGenEmbedding`."
-            )
+        given = named_arguments(FluxConditionedPipeline, args, kwargs)
+        image, prompt = given.pop("image", None), given.get("prompt")
         texts = None if image_embeds is not None else self._texts(prompt)
-        has_reference = image is not None or (isinstance(image_embeds, Mapping) and "reference_embeds" in image_embeds)
-        adapter = self._adapter(decoder or ("editing" if has_reference else "generation"))
-        nexus_gen = NexusGenEmbedding(adapter, texts, image, image_embeds, language=language, max_pixels=max_pixels)
-        kwargs["conditions"] = [nexus_gen, *check_conditions(conditions)]
-        return super().__call__(prompt, *args, **kwargs)
+        edits = image is not None or (isinstance(image_embeds, Mapping) and "reference_embeds" in image_embeds)
+        adapter = self._adapter(decoder or ("editing" if edits else "generation"))
+        condition = NexusGenEmbedding(adapter, texts, image, image_embeds, language=language, max_pixels=max_pixels)
+        if self.text_encoder_2 is None and prompt is not None:
+            given |= self._pooled_prompt(given)
+        return super().__call__(image=init_image, conditions=[condition, *check_conditions(conditions)], **given)
+
+    def _pooled_prompt(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What CLIP makes of the prompt; T5's tokens are replaced, so that a single empty one stands in for them."""
+        guided = {name: given.get(name) for name in ("negative_prompt", "negative_prompt_embeds")}
+        if guided["negative_prompt"] is not None and is_guided(given.get("true_cfg_scale", 1.0), guided):
+            raise ValueError(
+                "There is no `text_encoder_2`, which reads the negative prompt. Load it, leave `negative_prompt` out, "
+                "or give `negative_prompt_embeds` and `negative_pooled_prompt_embeds`."
+            )
+        scale = (given.get("joint_attention_kwargs") or {}).get("scale")
+        if scale is not None:
+            scale_lora_layers(self.text_encoder, scale)
+        pooled = self._get_clip_prompt_embeds(given["prompt"], device=self._execution_device)
+        if scale is not None:
+            unscale_lora_layers(self.text_encoder, scale)
+        tokens = pooled.new_zeros(len(pooled), 1, self.transformer.config.joint_attention_dim)
+        return {"prompt": None, "prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
 
     @torch.no_grad()
     def encode_image_embeds(

@@ -121,6 +121,23 @@ class TestLaws:
         assert torch.equal(draw(pipe, image=PICTURE, language="zh"), draw(pipe, image=PICTURE))
         assert differ(draw(pipe, image=LARGE, max_pixels=56 * 56), draw(pipe, image=LARGE))
 
+    def test_t5_is_for_the_negative_prompt_only(self, pipe):
+        without = quiet(FluxNexusGenPipeline.from_pipe(pipe, text_encoder_2=None, tokenizer_2=None))
+        batch = {"prompt": ["a cat", "a red tree"], "num_images_per_prompt": 2, "image": PICTURE, "generator": None}
+        latents = torch.randn(4, 6, 64, generator=seeded(5))
+        assert torch.equal(draw(without, latents=latents, **batch), draw(pipe, latents=latents, **batch))
+        with pytest.raises(ValueError, match="no `text_encoder_2`, which reads the negative prompt"):
+            draw(without, **GUIDED)
+
+    def test_image_to_image(self, pipe):
+        plain = quiet(FluxConditionedPipeline.from_pipe(pipe))
+        condition = NexusGenEmbedding(
+            pipe.editing_adapter, "a cat", PICTURE, mllm=pipe.mllm, mllm_processor=pipe.mllm_processor
+        )
+        start = {"strength": 0.6, "prompt": "a cat", "num_inference_steps": 3}
+        drawn = draw(pipe, image=PICTURE, init_image=LARGE, **start)
+        assert torch.equal(drawn, draw(plain, image=LARGE, conditions=[condition], **start))
+
     def test_with_entities_and_attributes_in_any_order(self, pipe):
         others = [
             EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
@@ -293,7 +310,6 @@ EMBEDS = image_embeds()
 BAD = {
     "no prompt": ({"prompt": None}, ValueError, "neither a `prompt` nor `image_embeds`"),
     "both": ({"image": PICTURE, "image_embeds": EMBEDS}, ValueError, "`image` came with `image_embeds`"),
-    "strength": ({"image": PICTURE, "strength": 0.5}, ValueError, "`strength` came.*`image` is the picture to edit"),
     "another decoder": ({"decoder": "drawing"}, ValueError, "`decoder` is 'drawing'; expected 'generation' or"),
     "another language": ({"language": "fr"}, ValueError, r"`language` is 'fr'; expected one of \('en', 'zh'\)"),
     "too few pixels": ({"image": PICTURE, "max_pixels": 100}, ValueError, "`max_pixels` is 100; a picture has"),

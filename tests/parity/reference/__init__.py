@@ -19,6 +19,7 @@ _MODULES = {
     "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
     "lora_encoder": ["reference_lora_encoder"],
     "nexus_gen": ["reference_nexus_adapter", "reference_nexus_merger"],
+    "step1x": ["reference_connector", "reference_embedder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],
