@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 
+from .._compat import offload_all_but
 from ..denoise import DenoisingStep, PromptEmbeds
 from ..latents import Canvas
 from ..models.nexus_gen_adapter import NexusGenAdapter
@@ -112,6 +113,8 @@ class NexusGenEmbedding(FluxCondition):
         prompts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
         several = isinstance(self.image, (list, tuple))
         images = None if self.image is None else list(self.image) if several else [self.image]
+        # Whatever encoded before gives the card to the language model.
+        offload_all_but(pipe, ("mllm",))
         with torch.no_grad():
             return embed_prompts(mllm, processor, prompts, images, self.language, self.max_pixels)
 

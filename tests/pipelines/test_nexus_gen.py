@@ -14,11 +14,13 @@ from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
     FluxNexusGenPipeline,
+    IPAdapterImages,
     NexusGenEmbedding,
     NexusGenModel,
     load_nexus_gen_decoder,
 )
 from tests.fixtures.attribute_values import tiny_value_encoder
+from tests.fixtures.ip_adapter import tiny_ip_adapter, tiny_siglip
 from tests.fixtures.nexus_gen import (
     HIDDEN,
     image_embeds,
@@ -28,6 +30,7 @@ from tests.fixtures.nexus_gen import (
     tiny_language_model,
     tiny_merger,
 )
+from tests.fixtures.offload import watch_residents
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
@@ -214,6 +217,29 @@ class TestTheLanguageModelMoves:
         moved.enable_group_offload(onload_device=cpu, offload_device=cpu, exclude_modules=others, **level, **blocks)
         torch.testing.assert_close(draw(moved, image=PICTURE), expected, atol=1e-6, rtol=0)
         assert moved.describe(PICTURE, max_new_tokens=2) == answer
+
+    @pytest.mark.parametrize("picture", [None, PICTURE])
+    def test_model_offload_runs_it_alone(self, pipe, picture, monkeypatch, tmp_path):
+        pipe.mllm.save_pretrained(tmp_path)
+        moved = quiet(
+            tiny_pipeline(
+                FluxNexusGenPipeline,
+                image_encoder=tiny_siglip(),
+                **{**nexus_components(), "mllm": NexusGenModel.from_pretrained(tmp_path)},
+            )
+        )
+        pictures = IPAdapterImages(tiny_ip_adapter(1), PICTURE)
+        arguments = {"image": picture, "conditions": [pictures], **GUIDED}
+        expected = draw(moved, **arguments)
+        seen = watch_residents(moved, monkeypatch)
+        assert torch.equal(draw(moved, **arguments), expected)
+        assert seen["mllm"] == [{"mllm"}]
+        small = {"generation_adapter"} if picture is None else set()
+        assert all(resident - small == {"transformer"} for resident in seen["transformer"])
+        seen.clear()
+        moved.describe(PICTURE, max_new_tokens=2)
+        moved.encode_image_embeds("a cat")
+        assert seen == {"mllm": [{"mllm"}] * 3}
 
     def test_stored_in_eight_bits(self, pipe, tmp_path):
         pipe.mllm.save_pretrained(tmp_path)
