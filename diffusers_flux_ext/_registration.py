@@ -86,8 +86,9 @@ def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
 
     def add_library(loading_utils: ModuleType) -> None:
         loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, LOAD_METHODS)
-        # Joined once from the above when diffusers is imported.
-        loading_utils.ALL_IMPORTABLE_CLASSES.update(LOAD_METHODS)
+        # diffusers saves by the table above, and loads by this one, which it joined from all libraries beforehand.
+        for name, methods in LOAD_METHODS.items():
+            loading_utils.ALL_IMPORTABLE_CLASSES.setdefault(name, methods)
 
     def add_pipelines(diffusers: ModuleType) -> None:
         if not hasattr(diffusers, "_class_to_module"):

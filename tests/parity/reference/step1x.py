@@ -7,8 +7,8 @@ from torch import nn
 from transformers import BatchFeature
 
 from diffusers_flux_ext import QwenVLProcessor, Step1XConnector
-from diffusers_flux_ext.loaders.step1x_files import MODULES
 from diffusers_flux_ext.qwen_vl import known_inputs, qwen_vl_inputs
+from tests.fixtures.step1x import published_weights
 from tests.parity.reference.boot import import_reference
 
 
@@ -24,19 +24,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def published_weights(connector: Step1XConnector) -> dict[str, torch.Tensor]:
-    """The connector's weights under the published names, without their prefix."""
-    names = {ours: published for published, ours in MODULES}
-    weights = {}
-    for key, tensor in connector.state_dict().items():
-        module, _, part = key.rpartition(".")
-        index = key.split(".")[1] if key.startswith("blocks.") else ""
-        form = module.replace(f"blocks.{index}.", "blocks.{}.", 1) if index else module
-        name = "scale_factor" if key == "pooled_scale" else f"{names[form].format(index)}.{part}"
-        weights[name] = tensor.clone()
-    return weights
 
 
 def reference_connector(connector: Step1XConnector) -> nn.Module:
