@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from .conditions.inpaint_region import InpaintRegion
     from .conditions.ip_adapter_images import IPAdapterImages
     from .conditions.lora_embedding import LoRAEmbedding
+    from .conditions.nexus_gen_embedding import NexusGenEmbedding
     from .conditions.redux_images import ReduxImages
     from .conditions.reference_images import ReferenceImages
+    from .conditions.step1x_instruction import Step1XInstruction
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
     from .hooks.disk_stream import DiskStreamingStats
@@ -60,6 +62,11 @@ if TYPE_CHECKING:
     from .models.ip_adapter_flux import FluxIPAdapter
     from .models.lora_encoder_flux import FluxLoRAEncoder
     from .models.lora_fusion_flux import FluxLoRAFusion
+    from .models.nexus_gen_adapter import NexusGenAdapter
+    from .models.nexus_gen_decoder import load_nexus_gen_decoder
+    from .models.nexus_gen_editing_merger import NexusGenEditingMerger
+    from .models.nexus_gen_model import NexusGenModel
+    from .models.step1x_connector import Step1XConnector
     from .models.transformer_flux_ext import FluxExtTransformer2DModel
     from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
     from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
@@ -68,6 +75,9 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
     from .pipelines.pipeline_flux_insert_anything import FluxInsertAnythingPipeline
     from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
+    from .pipelines.pipeline_flux_nexus_gen import FluxNexusGenPipeline
+    from .pipelines.pipeline_flux_step1x_edit import FluxStep1XEditPipeline
+    from .qwen_vl import QwenVLProcessor
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
@@ -84,13 +94,12 @@ _MODULES = {
     "conditions.inpaint_region": ["InpaintRegion"],
     "conditions.ip_adapter_images": ["IPAdapterImages"],
     "conditions.lora_embedding": ["LoRAEmbedding"],
+    "conditions.nexus_gen_embedding": ["NexusGenEmbedding"],
     "conditions.redux_images": ["ReduxImages"],
     "conditions.reference_images": ["ReferenceImages"],
+    "conditions.step1x_instruction": ["Step1XInstruction"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
-    "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
-    "hooks.lora_fusion": ["disable_lora_fusion", "enable_lora_fusion"],
-    "hooks.timestep_lora": ["bake_timestep_lora", "load_timestep_lora"],
     "hooks.disk_stream": ["DiskStreamingStats"],
     "hooks.disk_streaming": [
         "disk_streaming_stats",
@@ -99,6 +108,9 @@ _MODULES = {
         "stop_disk_streaming",
         "stream_from_disk",
     ],
+    "hooks.lora_fusion": ["disable_lora_fusion", "enable_lora_fusion"],
+    "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
+    "hooks.timestep_lora": ["bake_timestep_lora", "load_timestep_lora"],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -113,13 +125,18 @@ _MODULES = {
     "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
     "models.attribute_value_encoder": ["AttributeValueEncoder"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
-    "models.ip_adapter_flux": ["FluxIPAdapter"],
     "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
     "models.face_encoder": ["FaceEmbedding", "FaceEncoder"],
     "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
     "models.insightface_encoder": ["InsightFaceEncoder"],
+    "models.ip_adapter_flux": ["FluxIPAdapter"],
     "models.lora_encoder_flux": ["FluxLoRAEncoder"],
     "models.lora_fusion_flux": ["FluxLoRAFusion"],
+    "models.nexus_gen_adapter": ["NexusGenAdapter"],
+    "models.nexus_gen_decoder": ["load_nexus_gen_decoder"],
+    "models.nexus_gen_editing_merger": ["NexusGenEditingMerger"],
+    "models.nexus_gen_model": ["NexusGenModel"],
+    "models.step1x_connector": ["Step1XConnector"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
     "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
@@ -128,6 +145,9 @@ _MODULES = {
     "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
     "pipelines.pipeline_flux_insert_anything": ["FluxInsertAnythingPipeline"],
     "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
+    "pipelines.pipeline_flux_nexus_gen": ["FluxNexusGenPipeline"],
+    "pipelines.pipeline_flux_step1x_edit": ["FluxStep1XEditPipeline"],
+    "qwen_vl": ["QwenVLProcessor"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }
@@ -167,7 +187,9 @@ __all__ = [
     "FluxLoRAEncoder",
     "FluxLoRAEncoderPipeline",
     "FluxLoRAFusion",
+    "FluxNexusGenPipeline",
     "FluxRegionalAttnProcessor",
+    "FluxStep1XEditPipeline",
     "IPAdapterImages",
     "ImagePrompt",
     "InfiniteYouIdentity",
@@ -178,10 +200,17 @@ __all__ = [
     "LoRAError",
     "LoRAReport",
     "LoRAResult",
+    "NexusGenAdapter",
+    "NexusGenEditingMerger",
+    "NexusGenEmbedding",
+    "NexusGenModel",
     "PlanCache",
     "PromptEmbeds",
+    "QwenVLProcessor",
     "ReduxImages",
     "ReferenceImages",
+    "Step1XConnector",
+    "Step1XInstruction",
     "TeaCacheConfig",
     "TokenGroup",
     "apply_tea_cache",
@@ -201,14 +230,12 @@ __all__ = [
     "infinite_you_preset",
     "inspect_lora",
     "load_lora",
+    "load_nexus_gen_decoder",
     "load_redux_embedder",
     "load_streamed",
     "load_timestep_lora",
     "merge_loras",
-    "merge_loras",
     "predict_velocity",
-    "predict_velocity",
-    "regional_attention",
     "regional_attention",
     "release_disk_buffers",
     "remove_tea_cache",

@@ -18,6 +18,8 @@ LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
 LOAD_METHODS = {
     "ModelMixin": ["save_pretrained", "from_pretrained"],
     "SchedulerMixin": ["save_pretrained", "from_pretrained"],
+    "QwenVLProcessor": ["save_pretrained", "from_pretrained"],
+    "NexusGenModel": ["save_pretrained", "from_pretrained"],
 }
 
 
@@ -84,6 +86,9 @@ def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
 
     def add_library(loading_utils: ModuleType) -> None:
         loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, LOAD_METHODS)
+        # diffusers saves by the table above, and loads by this one, which it joined from all libraries beforehand.
+        for name, methods in LOAD_METHODS.items():
+            loading_utils.ALL_IMPORTABLE_CLASSES.setdefault(name, methods)
 
     def add_pipelines(diffusers: ModuleType) -> None:
         if not hasattr(diffusers, "_class_to_module"):

@@ -29,6 +29,7 @@ class Canvas:
         mask_padding (`bool`, defaults to `False`): Whether the padding of texts is hidden.
         noise (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*):
             The packed noise that the loop starts from, where it is known.
+        guided (`bool`, defaults to `False`): Whether there is an unconditional branch.
     """
 
     height: int
@@ -41,6 +42,7 @@ class Canvas:
     max_sequence_length: int = 512
     mask_padding: bool = False
     noise: torch.Tensor | None = None
+    guided: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -74,7 +74,10 @@ def test_a_triple_is_the_same_in_other_orders_and_each_part_counts(triple):
 
 
 def test_all_of_them_together():
-    names = [name for name in CASES if name not in ("another prompt", "channels", "flex")]
+    names: list[str] = []
+    for name in CASES:
+        if not any(frozenset((name, other)) in REFUSED for other in names):
+            names.append(name)
     base = draw(*names)
     torch.testing.assert_close(base, draw(*names[::-1]), atol=1e-4, rtol=0)
     for name in names:

@@ -11,6 +11,7 @@ import torch
 
 from .._compat import has_offload_hook
 from ..denoise import DenoisingStep, PromptEmbeds
+from ..guidance import combine_velocities
 from ..latents import Canvas
 from ..sequence import Contribution
 
@@ -32,6 +33,9 @@ class FluxCondition(ABC):
 
     once: ClassVar[bool] = False
     """Whether at most one condition of this class may run in a call."""
+
+    own_placement: ClassVar[tuple[str, ...]] = ()
+    """Fields with modules that run in `encode` only, on a device and in a data type of their own."""
 
     @property
     def shares_branches(self) -> bool:
@@ -55,6 +59,14 @@ class FluxCondition(ABC):
         """
         return {}
 
+    def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
+        """What the condition's own module makes of `encoded` that holds for all steps of a branch.
+
+        It runs at the branch's first step. The later methods find these tensors in `encoded`, and do without them
+        where they are called on their own, as in training.
+        """
+        return {}
+
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
         """A prompt that replaces the text encoders' at this step, or `None`. At most one condition may replace it."""
         return None
@@ -74,6 +86,22 @@ class FluxCondition(ABC):
         Returns:
             `Contribution`: empty for a branch that the condition leaves alone.
         """
+
+    def combine(
+        self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
+    ) -> torch.Tensor | None:
+        """The guided velocity, where the method has a rule of its own, or `None`. At most one condition may have one.
+
+        Args:
+            step (`DenoisingStep`): The step of the conditional branch.
+            cond (`torch.Tensor` of shape `(batch_size, target_length, channels)`): Velocity with the prompt.
+            uncond (`torch.Tensor` of the same shape): Velocity with the negative prompt.
+            true_cfg_scale (`float`): Scale of classifier-free guidance.
+
+        Returns:
+            `torch.Tensor` of the same shape, or `None`.
+        """
+        return None
 
     def after_step(
         self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
@@ -103,29 +131,45 @@ class EncodedConditions:
         for condition in conditions:
             _check_modules(condition, canvas)
         self.encoded = [condition.encode(pipe, canvas) for condition in conditions]
-        self._once: dict[tuple[str, int, Hashable], Contribution] = {}
+        self._prepared: dict[tuple[str, int], Mapping[str, torch.Tensor]] = {}
+        self._once: dict[tuple[str, int, Hashable], tuple[Contribution, torch.Tensor]] = {}
         self._shared: dict[tuple[int, int], Contribution] = {}
 
     def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
         """The step with the prompt that a condition puts in place of the text encoders', if one does."""
         replaced: list[tuple[str, PromptEmbeds]] = []
-        for condition, encoded in zip(self.conditions, self.encoded):
-            prompt = condition.replace_prompt(encoded, step)
+        for index, condition in enumerate(self.conditions):
+            prompt = condition.replace_prompt(self._given(index, step), step)
             if prompt is not None:
                 replaced.append((type(condition).__name__, prompt))
-        if len(replaced) > 1:
-            raise ValueError(
-                f"Each of {' and '.join(name for name, _ in replaced)} replaces the prompt, so they cannot run "
-                f"together. Leave all but one of them out."
-            )
+        _check_single([name for name, _ in replaced], "replaces the prompt")
         return replace(step, prompt=replaced[0][1]) if replaced else step
+
+    def _given(self, index: int, step: DenoisingStep) -> Mapping[str, torch.Tensor]:
+        key, encoded = (step.branch, index), self.encoded[index]
+        if key not in self._prepared:
+            prepared = self.conditions[index].prepare(encoded, step)
+            self._prepared[key] = {**encoded, **prepared} if prepared else encoded
+        return self._prepared[key]
+
+    def combine(
+        self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
+    ) -> torch.Tensor:
+        """The guided velocity: by the rule of the condition that has one, or the ordinary one."""
+        guided = [
+            (type(condition).__name__, velocity)
+            for condition in self.conditions
+            if (velocity := condition.combine(step, cond, uncond, true_cfg_scale)) is not None
+        ]
+        _check_single([name for name, _ in guided], "has its own rule of guidance")
+        return guided[0][1] if guided else combine_velocities(cond, uncond, true_cfg_scale)
 
     def contributions(self, step: DenoisingStep) -> list[Contribution]:
         """What every condition adds to this step."""
         return [self._contribution(index, step) for index in range(len(self.conditions))]
 
     def _contribution(self, index: int, step: DenoisingStep) -> Contribution:
-        condition, encoded = self.conditions[index], self.encoded[index]
+        condition, encoded = self.conditions[index], self._given(index, step)
         if condition.shares_branches:
             shared = (step.index, index)
             if shared not in self._shared:
@@ -133,10 +177,10 @@ class EncodedConditions:
             return self._shared[shared]
         if condition.per_step:
             return condition.contribute(encoded, step)
-        key = (step.branch, index, condition.phase(step))
+        key, prompt = (step.branch, index, condition.phase(step)), step.prompt.hidden_states
         if key not in self._once:
-            self._once[key] = condition.contribute(encoded, step)
-        return self._once[key]
+            self._once[key] = (condition.contribute(encoded, step), prompt)
+        return _follow_prompt(*self._once[key], prompt)
 
     def after_step(self, step: DenoisingStep, latents: torch.Tensor) -> torch.Tensor:
         """The latents to go on with."""
@@ -150,6 +194,23 @@ class EncodedConditions:
         for condition, encoded in zip(self.conditions, self.encoded):
             images = condition.after_decode(encoded, images)
         return images
+
+
+def _follow_prompt(contribution: Contribution, before: torch.Tensor, prompt: torch.Tensor) -> Contribution:
+    """Text groups that repeat the prompt change with it, where a condition replaces the prompt at each step."""
+    if prompt is before or not any(group.hidden_states is before for group in contribution.text):
+        return contribution
+    text = [
+        replace(each, hidden_states=prompt) if each.hidden_states is before else each for each in contribution.text
+    ]
+    return replace(contribution, text=text)
+
+
+def _check_single(names: Sequence[str], what: str) -> None:
+    if len(names) > 1:
+        raise ValueError(
+            f"Each of {' and '.join(names)} {what}, so they cannot run together. Leave all but one of them out."
+        )
 
 
 def check_conditions(conditions: Any) -> list[FluxCondition]:
@@ -182,7 +243,7 @@ def check_conditions(conditions: Any) -> list[FluxCondition]:
 def _check_modules(condition: FluxCondition, canvas: Canvas) -> None:
     modules = {field.name: getattr(condition, field.name) for field in fields(condition)}
     for name, module in modules.items():
-        if not isinstance(module, torch.nn.Module) or has_offload_hook(module):
+        if not isinstance(module, torch.nn.Module) or name in condition.own_placement or has_offload_hook(module):
             continue
         weight = next(module.parameters(), None)
         if weight is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +43,8 @@ def read_weights_file(path: str | Path) -> Mapping[str, Any]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"`{path}` cannot be read as safetensors: {error}") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that a part of a large file can be read; only zip files can be, which all but very old ones are.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     # The unpickler raises whatever a hostile byte makes it run into.
     except Exception as error:
         raise ValueError(

@@ -18,6 +18,8 @@ from ..loaders.checkpoint_formats import (
     plan_transformer_conversion,
 )
 from ..loaders.single_file_mixin import SingleFileMixin
+from ..loaders.step1x_files import PREFIX as CONNECTOR
+from ..loaders.step1x_files import has_connector
 from ..loaders.transformer_config import RELEASED_AXES, infer_transformer_config
 from .attention_processor_flux import set_regional_processors
 
@@ -110,7 +112,9 @@ class FluxExtTransformer2DModel(SingleFileMixin, FluxTransformer2DModel):
     def plan_load(
         cls, shapes: Shapes, overrides: Mapping[str, Any]
     ) -> tuple[dict[str, TensorRecipe], dict[str, Any], TransformerLayout]:
-        """See [`SingleFileMixin.plan_load`]."""
+        """See [`SingleFileMixin.plan_load`]; a file of Step1X-Edit has a connector beside the transformer."""
+        if has_connector(shapes):
+            shapes = {key: shape for key, shape in shapes.items() if not key.startswith(CONNECTOR)}
         layout = detect_transformer_layout(shapes)
         plan = plan_transformer_conversion(shapes)
         config = infer_transformer_config({key: recipe.shape for key, recipe in plan.items()}, layout, **overrides)

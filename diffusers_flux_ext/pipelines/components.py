@@ -20,7 +20,7 @@ def extends_call(base: type, **defaults: Any) -> Callable[[CallT], CallT]:
 
     Args:
         base (`type`): The pipeline class whose call is extended; the method's own keyword arguments come last.
-        defaults: Defaults of the base's arguments that the method changes.
+        defaults: Other defaults of arguments of `base.__call__`, which the decorated method has to apply.
 
     Returns:
         `Callable`: a decorator, to be the outermost one.
@@ -39,10 +39,22 @@ def extends_call(base: type, **defaults: Any) -> Callable[[CallT], CallT]:
     return decorate
 
 
-def call_arguments(base: type, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What was passed on to `base.__call__`, by name, whether it came by position or by name."""
-    given = inspect.signature(base.__call__).bind(pipe, *args, **kwargs).arguments
-    return dict(list(given.items())[1:])
+def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `base` by name, as far as they were given.
+
+    Args:
+        base (`type`): The pipeline class.
+        args (`tuple`): Positional arguments without `self`.
+        kwargs (`dict[str, Any]`): Arguments by name.
+
+    Returns:
+        `dict[str, Any]`
+
+    Raises:
+        TypeError: if there is no such argument.
+    """
+    bound = inspect.signature(base.__call__).bind_partial(None, *args, **kwargs)
+    return {name: value for name, value in bound.arguments.items() if name != "self"}
 
 
 def share_components(pipeline_class: type[PipelineT], pipeline: DiffusionPipeline, **overrides: Any) -> PipelineT:

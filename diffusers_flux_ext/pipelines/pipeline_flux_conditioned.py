@@ -29,7 +29,6 @@ from .._compat import execution_device, offload_all_but
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..conditions.prompt_padding import padding_hidden_from_t5
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
-from ..guidance import combine_velocities
 from ..hooks.cache_rules import CacheWatch, check_caches
 from ..latents import Canvas
 from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
@@ -234,9 +233,17 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
             uncond = self._encode(negative.matching(given, batch_size), *settings)
 
         canvas = Canvas(
-            height, width, batch_size, num_images_per_prompt, self._execution_device, cond.hidden_states.dtype,
-            2 * self.vae_scale_factor, max_sequence_length, mask_padding,
-        )  # fmt: skip
+            height=height,
+            width=width,
+            batch_size=batch_size,
+            num_images_per_prompt=num_images_per_prompt,
+            device=self._execution_device,
+            dtype=cond.hidden_states.dtype,
+            token_size=2 * self.vae_scale_factor,
+            max_sequence_length=max_sequence_length,
+            mask_padding=mask_padding,
+            guided=guided,
+        )
         timesteps = set_timesteps(self, num_inference_steps, sigmas, None if image is None else strength, canvas)
         self._num_timesteps = len(timesteps)
         latents, latent_ids, noise = starting_latents(self, image, latents, timesteps[0], canvas, generator)
@@ -318,7 +325,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
                 if uncond is not None:
                     negative_step = replace(step, branch="uncond", prompt=uncond)
                     uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], *loop)
-                    velocity = combine_velocities(velocity, uncond_velocity, true_cfg_scale)
+                    velocity = encoded.combine(step, velocity, uncond_velocity, true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)
 

@@ -33,7 +33,7 @@ from ..conditions.region_masks import RegionMask
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from .call_inputs import canvas_size, count_prompts
-from .components import call_arguments, extends_call
+from .components import extends_call, named_arguments
 from .insert_anything_inputs import read_diptychs
 from .insert_anything_pictures import Diptych, paste_panel
 from .pipeline_flux_conditioned import FluxConditionedPipeline
@@ -152,7 +152,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
             ValueError: if a component or a picture is missing, a mask is empty, the reference shows no object, or
                 sizes or numbers do not fit.
         """
-        call = {**_DEFAULTS, **call_arguments(FluxConditionedPipeline, self, args, kwargs)}
+        call = {**_DEFAULTS, **named_arguments(FluxConditionedPipeline, args, kwargs)}
         call["conditions"] = check_conditions(conditions)
         given = {"source_image": source_image, "source_mask": source_mask, "reference_image": reference_image}
         if reference_mask is None and all(value is None for value in given.values()):

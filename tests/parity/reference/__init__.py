@@ -19,6 +19,8 @@ _MODULES = {
     "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
     "lora_encoder": ["reference_lora_encoder"],
     "lora_fusion": ["load_merged", "reference_lora_patcher"],
+    "nexus_gen": ["reference_nexus_adapter", "reference_nexus_merger"],
+    "step1x": ["reference_connector", "reference_embedder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
     "redux": ["reference_redux"],
     "text_encoders": ["reference_clip", "reference_t5"],

@@ -1,0 +1,47 @@
+"""Convert a published file of Step1X-Edit, version 1.0 or 1.1, into folders for `from_pretrained`.
+
+    python conversion_scripts/convert_step1x_edit.py step1x-edit-i1258.safetensors step1x-edit
+
+The target gets `transformer` and `connector`, which `FluxExtTransformer2DModel` (or diffusers' own class) and
+`Step1XConnector` load. VAE and scheduler are those of FLUX.1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffusers_flux_ext import FluxExtTransformer2DModel, Step1XConnector
+from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+
+
+def convert(source: Path, target: Path, axes: list[int] | None, heads: int | None) -> None:
+    """Write the target under a temporary name until it is complete; one model is in memory at a time."""
+    check_new(target)
+    models: dict[str, tuple[Any, dict[str, Any]]] = {
+        "connector": (Step1XConnector, {"num_attention_heads": heads} if heads else {}),
+        "transformer": (FluxExtTransformer2DModel, {"axes_dims_rope": tuple(axes)} if axes else {}),
+    }
+    with written_at_once(target) as temporary:
+        for name, (model_class, sizes) in models.items():
+            model_class.from_single_file(source, **sizes).save_pretrained(temporary / name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="the safetensors file of transformer and connector")
+    parser.add_argument("target", type=Path, help="a new folder")
+    parser.add_argument("--axes-dims-rope", type=int, nargs=3, help="rotary axes, for heads that are not 128 wide")
+    parser.add_argument("--num-attention-heads", type=int, help="the connector's, where they are not 128 wide")
+    args = parser.parse_args(arguments)
+    try:
+        convert(args.source, args.target, args.axes_dims_rope, args.num_attention_heads)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+from diffusers_flux_ext import FluxNexusGenPipeline  # noqa: F401

@@ -1,0 +1,1 @@
+from diffusers_flux_ext import FluxStep1XEditPipeline  # noqa: F401

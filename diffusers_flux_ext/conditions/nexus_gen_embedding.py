@@ -1,0 +1,179 @@
+"""Nexus-Gen: a picture's embeddings, predicted by a language model, in place of the prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+import torch
+
+from .._compat import offload_all_but
+from ..denoise import DenoisingStep, PromptEmbeds
+from ..latents import Canvas
+from ..models.nexus_gen_adapter import NexusGenAdapter
+from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
+from ..models.nexus_gen_model import NexusGenModel
+from ..nexus_gen import MAX_PIXELS, MIN_PIXELS, Language, check_embeds, editing_ids, embed_prompts
+from ..sequence import Contribution
+from .base import FluxCondition
+from .text_tokens import check_text_width
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+
+NexusGenEmbeds = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class NexusGenEmbedding(FluxCondition):
+    """Drawing and editing with Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356)).
+
+    A language model predicts the embeddings of the picture to be drawn. They take the place of the prompt on the
+    conditional branch; CLIP's pooled prompt and the negative prompt stay. The transformer must be the one of the same
+    decoder as the adapter, see [`load_nexus_gen_decoder`].
+
+    Args:
+        adapter (`NexusGenAdapter` or `NexusGenEditingMerger`):
+            Of the generation or of the editing decoder; on the pipeline's device and of its dtype, or offloaded.
+        prompt (`str` or `Sequence[str]`, *optional*):
+            A description, or an instruction for `image`, in English or Chinese; one for all or one per prompt.
+            `"<image>"` in an instruction says where the picture stands.
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+            The picture to edit, of any size and mode, one for all or one per prompt. With the generation decoder only
+            the language model sees it.
+        image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
+            What [`~NexusGenEmbedding.embed`] gave, in place of `prompt` and `image`; no language model is needed then.
+            A tensor `(1 or prompts, 81, hidden_size)` stands for `{"image_embeds": tensor}`.
+        mllm (`NexusGenModel`, *optional*):
+            The language model, on any device and of any data type; the pipeline's by default.
+        mllm_processor (`QwenVLProcessor`, *optional*): Its processor; the pipeline's by default.
+        language (`"en"` or `"zh"`, defaults to `"en"`):
+            The language of the sentence that Nexus-Gen puts around a description. Instructions have none.
+        max_pixels (`int`, defaults to 262640): To how many pixels `image` is reduced.
+
+    Raises:
+        TypeError: if `adapter` is something else.
+        ValueError: if there is neither a prompt nor embeddings or both, the language is unknown, or `max_pixels` is
+            below 3136.
+    """
+
+    own_placement: ClassVar[tuple[str, ...]] = ("mllm",)
+
+    adapter: NexusGenAdapter | NexusGenEditingMerger = field(repr=False)
+    prompt: str | Sequence[str] | None = None
+    image: Any = field(default=None, repr=False)
+    image_embeds: NexusGenEmbeds | None = field(default=None, repr=False)
+    mllm: NexusGenModel | None = field(default=None, repr=False)
+    mllm_processor: Any = field(default=None, repr=False)
+    language: Language = "en"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adapter, (NexusGenAdapter, NexusGenEditingMerger)):
+            raise TypeError(
+                f"`adapter` is a {type(self.adapter).__name__}; expected a `NexusGenAdapter` or a "
+                f"`NexusGenEditingMerger`, for example from `load_nexus_gen_decoder('generation_decoder.bin')`."
+            )
+        if (self.prompt is None) == (self.image_embeds is None):
+            raise ValueError("`NexusGenEmbedding` takes either a `prompt` or `image_embeds`; give one of the two.")
+        if self.image_embeds is not None and self.image is not None:
+            raise ValueError(
+                "`image` came with `image_embeds`, which hold the picture already. Leave one of them out."
+            )
+        if self.language not in get_args(Language):
+            raise ValueError(f"`language` is {self.language!r}; expected one of {get_args(Language)}.")
+        if self.max_pixels < MIN_PIXELS:
+            raise ValueError(f"`max_pixels` is {self.max_pixels}; a picture has at least {MIN_PIXELS} (56 x 56).")
+
+    def embed(self, pipe: Any = None) -> dict[str, torch.Tensor]:
+        """What the language model gives; it can be saved and given as `image_embeds` later.
+
+        Args:
+            pipe (`FluxNexusGenPipeline`, *optional*): Gives the language model that the condition lacks.
+
+        Returns:
+            `dict[str, torch.Tensor]`: see [`embed_prompts`].
+
+        Raises:
+            ValueError: if there is no language model, or its inputs do not fit.
+        """
+        if self.image_embeds is not None:
+            given = self.image_embeds
+            return dict(given) if isinstance(given, Mapping) else {"image_embeds": given}
+        mllm, processor = (getattr(self, n) or getattr(pipe, n, None) for n in ("mllm", "mllm_processor"))
+        if mllm is None or processor is None:
+            raise ValueError(
+                "There is no language model with its processor (`mllm`, `mllm_processor`), neither with the condition "
+                "nor in the pipeline. Give `NexusGenModel.from_pretrained(...)` and `QwenVLProcessor.from_pretrained("
+                "...)`, or give `image_embeds`."
+            )
+        prompts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+        several = isinstance(self.image, (list, tuple))
+        images = None if self.image is None else list(self.image) if several else [self.image]
+        # Whatever encoded before gives the card to the language model.
+        offload_all_but(pipe, ("mllm",))
+        with torch.no_grad():
+            return embed_prompts(mllm, processor, prompts, images, self.language, self.max_pixels)
+
+    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+        """Ask the language model, and place the tokens on the canvas.
+
+        Args:
+            pipe (`FluxConditionedPipeline`): Gives the transformer, and the language model by default.
+            canvas (`Canvas`): Gives the size, the batch, the device and the data type.
+
+        Returns:
+            `dict[str, torch.Tensor]`: what [`~NexusGenEmbedding.embed`] gives, per sample, and `"ids"` `(length, 3)`.
+
+        Raises:
+            ValueError: if the adapter does not fit the transformer, or the embeddings do not fit the adapter.
+        """
+        config = self.adapter.config
+        check_text_width(type(self).__name__, config.output_dim, pipe.transformer)
+        embeds = check_embeds(self.embed(pipe), self._width())
+        if isinstance(self.adapter, NexusGenAdapter):
+            embeds = {"image_embeds": embeds["image_embeds"]}
+        encoded = {
+            name: value if name == "reference_grid" else canvas.per_sample(value).to(canvas.device, canvas.dtype)
+            for name, value in embeds.items()
+        }
+        if isinstance(self.adapter, NexusGenEditingMerger):
+            encoded["ids"] = editing_ids(canvas, self._grids(encoded), config.spatial_merge_size)
+        return encoded
+
+    def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
+        """The adapter's tokens, which are the same at every step."""
+        return {} if step.branch == "uncond" else {"tokens": self._tokens(encoded)}
+
+    def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
+        """The tokens that the adapter makes of the embeddings; nothing on the unconditional branch."""
+        if step.branch == "uncond":
+            return None
+        tokens = encoded["tokens"] if "tokens" in encoded else self._tokens(encoded)
+        ids = encoded.get("ids", step.prompt.ids.new_zeros(tokens.shape[1], 3))
+        # Rounded as the model was trained: in bfloat16 the fractions of these positions are coarse.
+        ids = ids.to(step.latents)
+        return PromptEmbeds(tokens.expand(step.latents.shape[0], -1, -1), step.prompt.pooled, ids)
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """Nothing: the tokens are the prompt."""
+        return Contribution()
+
+    def _tokens(self, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if isinstance(self.adapter, NexusGenAdapter):
+            return self.adapter(encoded["image_embeds"])
+        grid, *others = self._grids(encoded)
+        return self.adapter(encoded["image_embeds"], grid, encoded.get("reference_embeds"), *others)
+
+    def _grids(self, encoded: Mapping[str, torch.Tensor]) -> list[tuple[int, ...]]:
+        """Rows and columns of patches of the picture to be drawn, which is square, and of the given one."""
+        side = math.isqrt(encoded["image_embeds"].shape[1]) * self.adapter.config.spatial_merge_size
+        given = encoded.get("reference_grid")
+        return [(side, side)] if given is None else [(side, side), tuple(given.tolist())]
+
+    def _width(self) -> int:
+        config = self.adapter.config
+        return config.input_dim if isinstance(self.adapter, NexusGenAdapter) else config.hidden_size

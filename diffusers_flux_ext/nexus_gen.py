@@ -1,0 +1,152 @@
+"""What Nexus-Gen's language model is asked, and the embeddings that it gives for a picture to be drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ._compat import execution_device
+from .qwen_vl import PICTURE, chat_text, fit_picture, known_inputs, qwen_vl_inputs
+
+
+if TYPE_CHECKING:
+    from .latents import Canvas
+    from .models.nexus_gen_model import NexusGenModel
+
+Language = Literal["en", "zh"]
+PLACEHOLDER = "<image>"
+"""Where the given picture stands in an instruction; before the instruction where it has none."""
+
+GENERATION = {
+    "en": "Generate an image according to the following description: {}",
+    "zh": "根据以下描述生成一张图像：{}",
+}
+# The model was trained to begin its answers so, in either language.
+GENERATED, EDITED = "Here is an image based on the description: ", "Here is the image: "
+MIN_PIXELS = 4 * 28 * 28
+MAX_PIXELS = 262640
+"""To how many pixels a given picture is reduced, as Nexus-Gen is published."""
+
+
+def chat_for(prompt: str, has_image: bool, language: Language = "en") -> str:
+    """The chat whose last picture is the one to be drawn.
+
+    Args:
+        prompt (`str`): A description, or an instruction for a given picture, in English or Chinese.
+        has_image (`bool`): Whether there is a given picture.
+        language (`"en"` or `"zh"`, *optional*): Of the sentence around a description; instructions have none.
+
+    Returns:
+        `str`
+    """
+    if not has_image:
+        return chat_text(GENERATION[language].format(prompt), answer=GENERATED + PICTURE)
+    instruction = prompt if PLACEHOLDER in prompt else f"{PLACEHOLDER} {prompt}"
+    return chat_text(instruction.replace(PLACEHOLDER, PICTURE), answer=EDITED + PICTURE)
+
+
+def embed_prompts(
+    mllm: NexusGenModel,
+    processor: Any,
+    prompts: Sequence[str],
+    images: Sequence[Any] | None = None,
+    language: Language = "en",
+    max_pixels: int = MAX_PIXELS,
+) -> dict[str, torch.Tensor]:
+    """Embeddings of pictures to be drawn, one forward of the language model for each.
+
+    Args:
+        mllm (`NexusGenModel`): The language model, on any device, quantised or offloaded.
+        processor (`QwenVLProcessor`): Its processor.
+        prompts (`Sequence[str]`): Descriptions, or instructions where there are pictures.
+        images (`Sequence`, *optional*): Given pictures, one for all prompts or one each.
+        language (`"en"` or `"zh"`, *optional*): See [`chat_for`].
+        max_pixels (`int`, defaults to 262640): To how many pixels a given picture is reduced.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `"image_embeds"` `(prompts, 81, hidden_size)`; and for given pictures
+        `"reference_embeds"` `(prompts, length, hidden_size)` and `"reference_grid"` `(2,)`, their rows and columns of
+        patches. They can be saved, and given to [`NexusGenEmbedding`] in place of prompts and pictures.
+
+    Raises:
+        ValueError: if numbers do not fit, given pictures differ in shape, a prompt is too long or names the picture
+            more than once.
+    """
+    number = max(len(prompts), len(images or ()))
+    if len(prompts) not in (1, number) or (images is not None and len(images) not in (1, number)):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(images or ())} pictures came. Give one picture for all, or one for each "
+            f"prompt."
+        )
+    pictures = [None] * number if images is None else list(images) * (number // len(images))
+    pairs = zip(list(prompts) * (number // len(prompts)), pictures)
+    asked = [_inputs(mllm, processor, prompt, picture, language, max_pixels) for prompt, picture in pairs]
+    grids = sorted({tuple(inputs["image_grid_thw"][0, 1:].tolist()) for inputs in asked})
+    if images is not None and len(grids) > 1:
+        raise ValueError(
+            f"The pictures of one call must have one shape, but theirs have {grids} patches (rows, columns) after "
+            f"they are reduced to {max_pixels} pixels. Crop them alike, or draw them in calls of their own."
+        )
+    outputs = [mllm(**inputs, predict_image=True) for inputs in asked]
+    embeds = {"image_embeds": torch.cat([output.image_embeds for output in outputs])}
+    if images is not None:
+        embeds["reference_embeds"] = torch.cat([output.reference_embeds for output in outputs])
+        embeds["reference_grid"] = torch.tensor(grids[0])
+    return embeds
+
+
+def _inputs(
+    mllm: NexusGenModel, processor: Any, prompt: str, picture: Any, language: Language, max_pixels: int
+) -> dict[str, torch.Tensor]:
+    seen = [] if picture is None else [fit_picture(picture, processor, MIN_PIXELS, max_pixels)]
+    shown = [*seen, mllm.blank_picture()]
+    # In these bounds no picture is resized again.
+    bounds = sorted(math.prod(each.size) for each in shown)
+    inputs = qwen_vl_inputs(processor, chat_for(prompt, bool(seen), language), shown, bounds[0], bounds[-1])
+    length, limit = inputs["input_ids"].shape[1], mllm.config.get_text_config().max_position_embeddings
+    if length > limit:
+        raise ValueError(
+            f"The prompt makes {length} tokens with its pictures, but the language model takes {limit}. Shorten it."
+        )
+    device = execution_device(mllm)
+    return {name: value.to(device) for name, value in known_inputs(inputs).items()}
+
+
+def check_embeds(embeds: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
+    """Embeddings as [`embed_prompts`] gives them, unchanged; a `ValueError` for others than those of this width."""
+    names = ("image_embeds", "reference_embeds", "reference_grid")
+    tensors = [embeds[name] for name in names[:2] if name in embeds]
+    shapes = {name: tuple(value.shape) for name, value in embeds.items()}
+    fits = all(tensor.ndim == 3 and tensor.shape[2] == width and len(tensor) == len(tensors[0]) for tensor in tensors)
+    if not fits or set(embeds) not in ({names[0]}, set(names)):
+        raise ValueError(
+            f"`image_embeds` has the shapes {shapes}; expected (1 or prompts, length, {width}) for `image_embeds`, "
+            f"and for an edited picture `reference_embeds` alike and `reference_grid` (2,). `NexusGenEmbedding.embed` "
+            f"gives them, with the language model that belongs to the adapter."
+        )
+    return embeds
+
+
+def editing_ids(canvas: Canvas, grids: Sequence[Sequence[int]], merge: int) -> torch.Tensor:
+    """Rotary positions of the editing decoder's text tokens.
+
+    Args:
+        canvas (`Canvas`): Over whose cells of latents every picture is spread, so that positions have fractions.
+        grids (`Sequence[Sequence[int]]`): Rows and columns of patches of the drawn picture, then of the given one.
+        merge (`int`): Patches along a side of an embedding.
+
+    Returns:
+        `torch.Tensor` of shape `(length, 3)`: the number of the picture, row and column.
+    """
+    positions = []
+    for index, grid in enumerate(grids):
+        sides = [
+            torch.arange(side // merge, device=canvas.device) * (2 * tokens / side)
+            for side, tokens in zip(grid, canvas.grid)
+        ]
+        rows, columns = torch.meshgrid(*sides, indexing="ij")
+        positions.append(torch.stack([torch.full_like(rows, index), rows, columns], dim=-1).flatten(0, 1))
+    return torch.cat(positions)

@@ -1,0 +1,255 @@
+"""Step1X-Edit as a named pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    Qwen2_5_VLForConditionalGeneration,
+    SiglipImageProcessor,
+    SiglipVisionModel,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from ..conditions.base import FluxCondition, check_conditions
+from ..conditions.image_embeds import to_pil
+from ..conditions.step1x_embedder import encode_instructions, step1x_size
+from ..conditions.step1x_instruction import Step1XInstruction, list_pictures
+from ..models.autoencoder_kl_flux import AutoencoderKLFlux
+from ..models.step1x_connector import Step1XConnector
+from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from ..qwen_vl import QwenVLProcessor
+from .components import extends_call, named_arguments
+from .pipeline_flux_conditioned import FluxConditionedPipeline
+
+
+TRUE_CFG_SCALE = 6.0
+# The connector's tokens take the place of what these give.
+_NOT_READ = (
+    "prompt_2",
+    "negative_prompt_2",
+    "prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+
+
+class FluxStep1XEditPipeline(FluxConditionedPipeline):
+    r"""
+    Editing of pictures by instructions, Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)), versions 1.0
+    and 1.1.
+
+    Args:
+        scheduler, vae, transformer, image_encoder, feature_extractor: As for its base class.
+        text_encoder, tokenizer, text_encoder_2, tokenizer_2 (*optional*):
+            As for its base class; only conditions read them, [`EntityRegions`] for example.
+        mllm (`Qwen2_5_VLForConditionalGeneration`, *optional*):
+            Qwen2.5-VL 7B, which reads picture and instruction before the loop; encoded instructions do without it.
+        mllm_processor ([`QwenVLProcessor`], *optional*): Its processor.
+        connector ([`Step1XConnector`], *optional*): Makes the transformer's prompt of its hidden states.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from diffusers.utils import load_image
+    >>> from transformers import Qwen2_5_VLForConditionalGeneration
+    >>> from diffusers_flux_ext import (
+    ...     FluxExtTransformer2DModel,
+    ...     FluxStep1XEditPipeline,
+    ...     QwenVLProcessor,
+    ...     Step1XConnector,
+    ... )
+
+    >>> file, qwen = "step1x-edit-v1p1-official.safetensors", "Qwen/Qwen2.5-VL-7B-Instruct"
+    >>> pipe = FluxStep1XEditPipeline.from_pretrained(
+    ...     "black-forest-labs/FLUX.1-dev",
+    ...     transformer=FluxExtTransformer2DModel.from_single_file(file, torch_dtype=torch.bfloat16),
+    ...     connector=Step1XConnector.from_single_file(file, torch_dtype=torch.bfloat16),
+    ...     mllm=Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.bfloat16),
+    ...     mllm_processor=QwenVLProcessor.from_pretrained(qwen),
+    ...     text_encoder=None,
+    ...     text_encoder_2=None,
+    ...     tokenizer=None,
+    ...     tokenizer_2=None,
+    ...     torch_dtype=torch.bfloat16,
+    ... )
+    >>> pipe.enable_model_cpu_offload()
+    >>> image = pipe("add a red hat", image=load_image("her.png"), rescale_above=0.93).images[0]
+    ```
+    """
+
+    # The connector runs at every step, so it stays beside the transformer instead of taking turns with it.
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->mllm->transformer->vae"
+    _loop_components = ("transformer", "connector")
+    _optional_components = [
+        *FluxConditionedPipeline._optional_components,
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "mllm",
+        "mllm_processor",
+        "connector",
+    ]
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderKLFlux,
+        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
+        text_encoder: CLIPTextModel = None,
+        tokenizer: CLIPTokenizer = None,
+        text_encoder_2: T5EncoderModel = None,
+        tokenizer_2: T5TokenizerFast = None,
+        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
+        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
+        mllm: Qwen2_5_VLForConditionalGeneration = None,
+        mllm_processor: QwenVLProcessor = None,  # type: ignore[assignment]
+        connector: Step1XConnector = None,  # type: ignore[assignment]
+    ) -> None:
+        super().__init__(
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        self.register_modules(mllm=mllm, mllm_processor=mllm_processor, connector=connector)
+
+    @torch.no_grad()
+    def encode_instruction(
+        self,
+        prompt: str | Sequence[str],
+        image: Any,
+        height: int | None = None,
+        width: int | None = None,
+        size_level: int = 1024,
+        cut_at_apostrophes: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the language model makes of instructions, to keep and to give as `instruction_embeds` and
+        `instruction_mask`, also to a pipeline without it.
+
+        Args:
+            prompt (`str` or `Sequence[str]`): What to do, or one for each picture; `""` for the negative side.
+            image (*optional*): The pictures, as for the call.
+            height, width, size_level, cut_at_apostrophes: As for the call.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: hidden states `(count, 640, 3584)` and their mask `(count, 640)`.
+
+        Raises:
+            ValueError: if the pipeline has no language model, or there is no picture.
+        """
+        if self.mllm is None or self.mllm_processor is None:
+            raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")
+        height, width = self._size(image, height, width, size_level)
+        pictures = [to_pil(each).resize((width, height), Image.Resampling.LANCZOS) for each in list_pictures(image)]
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return encode_instructions(self.mllm, self.mllm_processor, texts, pictures, cut_at_apostrophes)
+
+    @extends_call(FluxConditionedPipeline, true_cfg_scale=TRUE_CFG_SCALE)
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        size_level: int = 1024,
+        init_image: Any = None,
+        cut_at_apostrophes: bool = True,
+        rescale_above: float | None = None,
+        rescale_power: float = 0.4,
+        instruction_embeds: torch.Tensor | None = None,
+        instruction_mask: torch.Tensor | None = None,
+        negative_instruction_embeds: torch.Tensor | None = None,
+        negative_instruction_mask: torch.Tensor | None = None,
+        conditions: Sequence[FluxCondition] | None = None,
+        **kwargs: Any,
+    ) -> FluxPipelineOutput | tuple:
+        r"""
+        Edit pictures.
+
+        Args:
+            args, kwargs:
+                As for [`FluxConditionedPipeline.__call__`], but `prompt` is the instruction, `negative_prompt` what
+                the unconditional branch is told (`""` by default), `image` the picture to edit or one per prompt, and
+                `true_cfg_scale` is 6 by default; at 1 and below nothing negative is encoded or computed. What only the
+                text encoders read (`prompt_2`, `prompt_embeds`, ...) is refused.
+            size_level (`int`, *optional*, defaults to 1024):
+                Without `height` and `width` the first picture's aspect is kept at about the area of a square of this
+                side; published are 512, 768 and 1024. With them, pictures are stretched to them.
+            init_image (*optional*):
+                Start from this picture instead of from noise, as `image` does in the base class, with `strength`.
+            cut_at_apostrophes, rescale_above, rescale_power: See [`Step1XInstruction`].
+            instruction_embeds, instruction_mask, negative_instruction_embeds, negative_instruction_mask:
+                Encoded instructions in place of `prompt` and `negative_prompt`, see [`encode_instruction`].
+            conditions (`Sequence[FluxCondition]`, *optional*): Further conditions.
+
+        Returns:
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
+
+        Raises:
+            ValueError: if there is no picture, no instruction or no connector, or an argument is not read.
+        """
+        given = named_arguments(FluxConditionedPipeline, args, kwargs)
+        useless = [name for name in _NOT_READ if given.get(name) is not None]
+        if useless:
+            raise ValueError(f"Step1X-Edit does not read {useless}: its prompt comes from the language model.")
+        if self.connector is None:
+            raise ValueError("The pipeline has no `connector`. Pass a `Step1XConnector` to it, or to `from_pipe`.")
+        image, negative = given.pop("image", None), given.pop("negative_prompt", None)
+        condition = Step1XInstruction(
+            self.connector,
+            image,
+            given.pop("prompt", None),
+            "" if negative is None else negative,
+            cut_at_apostrophes,
+            rescale_above,
+            rescale_power,
+            instruction_embeds,
+            instruction_mask,
+            negative_instruction_embeds,
+            negative_instruction_mask,
+        )
+        height, width = self._size(image, given.get("height"), given.get("width"), size_level)
+        scale = given.setdefault("true_cfg_scale", TRUE_CFG_SCALE)
+        given |= self._empty_prompts(condition, guided=scale > 1)
+        given |= {"height": height, "width": width, "image": init_image}
+        return super().__call__(conditions=[condition, *check_conditions(conditions)], **given)
+
+    def _size(self, image: Any, height: int | None, width: int | None, size_level: int) -> tuple[int, int]:
+        pictures = list_pictures(image)
+        if not pictures:
+            raise ValueError("Step1X-Edit needs a picture to edit, but `image` holds none.")
+        if size_level < 1:
+            raise ValueError(f"`size_level` is a number of pixels, such as 512, 768 or 1024, but {size_level} came.")
+        fitted = step1x_size(*to_pil(pictures[0]).size, size_level, 2 * self.vae_scale_factor)
+        return height or fitted[1], width or fitted[0]
+
+    def _empty_prompts(self, condition: Step1XInstruction, guided: bool) -> dict[str, torch.Tensor]:
+        """Stand-ins for the text encoders' prompts, which the condition replaces."""
+        if condition.instruction_embeds is not None:
+            count = condition.instruction_embeds.shape[0]
+        else:
+            count = 1 if isinstance(condition.instruction, str) else len(condition.instruction or ())
+        count = max(count, len(list_pictures(condition.image)))
+        config, like = self.transformer.config, {"device": self._execution_device, "dtype": self.connector.dtype}
+        tokens = torch.zeros(count, 1, config.joint_attention_dim, **like)
+        pooled = torch.zeros(count, config.pooled_projection_dim, **like)
+        empty = {"prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
+        negative = {f"negative_{name}": tensor for name, tensor in empty.items()}
+        return {**empty, **negative} if guided else empty

@@ -1,0 +1,401 @@
+"""Step1X-Edit: the pipeline with its language model, laws, batches, composition, files and inputs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+from safetensors.torch import save_file
+
+import diffusers_flux_ext
+from conversion_scripts.convert_step1x_edit import main as convert
+from diffusers_flux_ext import (
+    ControlNetImage,
+    EntityRegions,
+    FluxConditionedPipeline,
+    FluxExtTransformer2DModel,
+    FluxStep1XEditPipeline,
+    InpaintRegion,
+    QwenVLProcessor,
+    Step1XConnector,
+    Step1XInstruction,
+)
+from diffusers_flux_ext.conditions import step1x_embedder
+from diffusers_flux_ext.conditions.step1x_embedder import MAX_TOKENS, PREFIX, cut_quotes, step1x_size
+from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
+from diffusers_flux_ext.qwen_vl import chat_text, tokenize
+from tests.fixtures.controlnet import tiny_controlnet
+from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
+from tests.fixtures.step1x import SIZES, edited, instruction_embeds, published_weights, tiny_connector
+from tests.fixtures.tiny import quiet, seeded, tiny_components, tiny_pipeline, tiny_transformer
+
+
+LATENTS = torch.randn(4, 6, 64, generator=seeded(5))
+EMBEDS = {"instruction_embeds": instruction_embeds(0), "negative_instruction_embeds": instruction_embeds(1)}
+TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+
+def make(**overrides: Any) -> Any:
+    transformer = tiny_transformer(0, guidance_embeds=False)
+    parts = {"transformer": transformer, "connector": tiny_connector(), **overrides}
+    return tiny_pipeline(FluxStep1XEditPipeline, **parts)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """Without a language model."""
+    return make()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Any]:
+    """With the language model and without text encoders."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The tiny tokenizer knows few words, so the question has more tokens.
+        question = tokenize(tiny_qwen_processor(), chat_text(PREFIX).split("<|im_end|>\n<|im_start|>assistant")[0])
+        patch.setattr(step1x_embedder, "PREFIX_TOKENS", len(question))
+        yield make_whole()
+
+
+def make_whole() -> Any:
+    parts = {"mllm": tiny_mllm(), "mllm_processor": tiny_qwen_processor()}
+    return make(**parts, **dict.fromkeys(TEXT_PARTS))
+
+
+def draw(pipe: Any, *args: Any, **arguments: Any) -> torch.Tensor:
+    base = {"image": edited(), "height": 32, "width": 48, "num_inference_steps": 2, "true_cfg_scale": 2.0}
+    return pipe(*args, **{**base, "latents": LATENTS[:1], "output_type": "pt", **arguments}).images
+
+
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() > 1e-4)
+
+
+class TestLanguageModel:
+    def test_every_input_counts(self, whole):
+        base = draw(whole, "write 'the' sign", negative_prompt="the dog")
+        assert torch.isfinite(base).all()
+        assert differ(base, draw(whole, "write 'red' sign", negative_prompt="the dog"))
+        assert differ(base, draw(whole, "write 'the' sign"))
+        assert differ(base, draw(whole, "write 'the' sign", negative_prompt="the dog", cut_at_apostrophes=False))
+        condition = Step1XInstruction(
+            whole.connector, edited(), "write 'the' sign", "the dog", mllm=tiny_mllm(1), mllm_processor=None
+        )
+        guided = {"prompt_embeds": torch.zeros(1, 1, 40), "pooled_prompt_embeds": torch.zeros(1, 24)}
+        guided |= {f"negative_{name}": value for name, value in guided.items()}
+        conditioned = quiet(FluxConditionedPipeline.from_pipe(whole, **dict.fromkeys(TEXT_PARTS)))
+        given = {"image": None, "conditions": [replace(condition, mllm_processor=tiny_qwen_processor())]}
+        assert differ(base, draw(conditioned, **guided, **given))
+        given["conditions"] = [replace(given["conditions"][0], mllm=whole.mllm)]
+        assert torch.equal(base, draw(conditioned, **guided, **given))
+
+    def test_encoded_instructions_do_without_the_model(self, whole, pipe):
+        sides = {"instruction": "make it red", "negative_instruction": ""}
+        cached: dict[str, torch.Tensor] = {}
+        for name, text in sides.items():
+            embeds, mask = whole.encode_instruction(text, edited(), height=32, width=48)
+            assert embeds.shape == (1, MAX_TOKENS, 32)
+            assert 256 < int(mask.sum()) <= MAX_TOKENS
+            assert not embeds[~mask].any()
+            cached |= {f"{name}_embeds": embeds, f"{name}_mask": mask}
+        assert torch.equal(draw(pipe, **cached), draw(whole, "make it red"))
+
+    def test_the_negative_instruction_is_encoded_only_for_guidance(self, whole, monkeypatch):
+        asked = []
+
+        def record(mllm, inputs):
+            asked.append(inputs["input_ids"].shape[1])
+            return torch.ones(1, inputs["input_ids"].shape[1], 32)
+
+        monkeypatch.setattr(step1x_embedder, "last_hidden_states", record)
+        draw(whole, "make it red", negative_prompt="ugly", true_cfg_scale=1.0)
+        assert len(asked) == 1
+        draw(whole, "make it red", negative_prompt="ugly")
+        assert len(asked) == 3
+
+    def test_batches_are_their_samples(self, whole):
+        texts, pictures = ["make it red", "the sign"], [edited(0), edited(1, (100, 60))]
+        together = draw(whole, texts, image=pictures, num_images_per_prompt=2, latents=LATENTS, negative_prompt="ugly")
+        for index in (0, 3):
+            alone = {"image": pictures[index // 2], "latents": LATENTS[index : index + 1], "negative_prompt": "ugly"}
+            expected = draw(whole, texts[index // 2], **alone)
+            torch.testing.assert_close(together[index : index + 1], expected, atol=1e-4, rtol=0)
+
+    def test_offloading_takes_turns(self, whole):
+        pipe = make_whole()
+        expected = draw(pipe, "make it red")
+        pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+        assert torch.equal(draw(pipe, "make it red"), expected)
+
+    def test_bfloat16(self, whole):
+        pipe = make_whole().to(torch.bfloat16)
+        assert torch.isfinite(draw(pipe, "make it red", latents=LATENTS[:1].to(torch.bfloat16))).all()
+
+
+class TestPictures:
+    @pytest.mark.parametrize("mode", ["RGBA", "L", "1"])
+    def test_any_mode(self, whole, mode):
+        assert torch.isfinite(draw(whole, "make it red", image=edited().convert(mode))).all()
+
+    @pytest.mark.parametrize("size", [(1, 1), (600, 4), (7, 90)])
+    def test_any_size(self, whole, size):
+        assert draw(whole, "make it red", image=edited(0, size)).shape == (1, 3, 32, 48)
+
+    def test_arrays_and_tensors_are_the_same_pictures(self, pipe):
+        array = np.asarray(edited())
+        base = draw(pipe, **EMBEDS)
+        for other in (array, array[None], torch.from_numpy(array.copy()).movedim(-1, 0), [edited()]):
+            assert torch.equal(draw(pipe, image=other, **EMBEDS), base)
+
+    def test_the_size_keeps_the_aspect(self, pipe):
+        assert step1x_size(1000, 1000, 512) == (512, 512)
+        assert step1x_size(1920, 1080, 1024) == (1360, 768)
+        assert step1x_size(1080, 1920, 768) == (576, 1024)
+        assert step1x_size(3, 3000, 512) == (16, 16176)
+        drawn = draw(pipe, image=edited(0, (90, 60)), size_level=48, height=None, width=None, latents=None, **EMBEDS)
+        assert drawn.shape == (1, 3, 32, 48)
+
+
+class TestLaws:
+    def test_the_connector_runs_its_first_half_once_a_branch(self, pipe, monkeypatch):
+        calls = []
+        context = Step1XConnector._context
+        monkeypatch.setattr(Step1XConnector, "_context", lambda *args: calls.append(1) or context(*args))
+        draw(pipe, num_inference_steps=3, **EMBEDS)
+        assert len(calls) == 2
+
+    def test_contributions_do_without_the_prepared_half(self, pipe):
+        connector = pipe.connector
+        context = connector(EMBEDS["instruction_embeds"])
+        timestep = torch.tensor([0.3])
+        direct, pooled = connector(EMBEDS["instruction_embeds"], None, timestep)
+        assert torch.equal(connector(context, timestep=timestep)[0], direct)
+        assert torch.equal(context.pooled, pooled)
+
+    def test_masks_and_the_power_count(self, pipe):
+        base = draw(pipe, **EMBEDS)
+        mask = torch.arange(7)[None] < 4
+        for name in ("instruction_mask", "negative_instruction_mask"):
+            assert differ(base, draw(pipe, **EMBEDS, **{name: mask}))
+        rescaled = {power: draw(pipe, **EMBEDS, rescale_above=0.6, rescale_power=power) for power in (0.0, 0.4, 0.9)}
+        assert torch.equal(rescaled[0.0], base)
+        assert differ(rescaled[0.4], base)
+        assert differ(rescaled[0.4], rescaled[0.9])
+        assert torch.equal(draw(pipe, **EMBEDS, rescale_above=1.0), base)
+
+    def test_guidance_is_on_by_default_and_off_at_one(self, pipe):
+        six = draw(pipe, **EMBEDS, true_cfg_scale=6.0)
+        arguments = {"image": edited(), "height": 32, "width": 48, "num_inference_steps": 2, "latents": LATENTS[:1]}
+        assert torch.equal(pipe(**EMBEDS, **arguments, output_type="pt").images, six)
+        off = draw(pipe, **EMBEDS, true_cfg_scale=1.0)
+        assert torch.equal(off, draw(pipe, instruction_embeds=EMBEDS["instruction_embeds"], true_cfg_scale=1.0))
+
+    def test_text_encoders_do_not_matter(self, pipe):
+        bare = quiet(FluxStep1XEditPipeline(**{**pipe.components, **dict.fromkeys(TEXT_PARTS)}))
+        assert torch.equal(draw(bare, **EMBEDS), draw(pipe, **EMBEDS))
+
+    def test_version_one_point_one_has_positions_and_timesteps_of_its_own(self, pipe):
+        newer = {"scale_pooled": False, "timestep_scale": 1000.0, "reference_offset": 1}
+        base = draw(make(connector=tiny_connector(0, scale_pooled=False)), **EMBEDS)
+        for name in ("timestep_scale", "reference_offset"):
+            other = tiny_connector(0, scale_pooled=False, **{name: newer[name]})
+            assert differ(base, draw(make(connector=other), **EMBEDS))
+
+    def test_an_initial_picture(self, pipe):
+        started = draw(pipe, init_image=edited(3), strength=0.5, latents=None, generator=seeded(), **EMBEDS)
+        other = draw(pipe, init_image=edited(4), strength=0.5, latents=None, generator=seeded(), **EMBEDS)
+        assert differ(started, other)
+
+
+class TestComposition:
+    def test_regions_on_the_negative_side_follow_the_prompt_of_each_step(self, pipe):
+        """The same as regions whose contribution is made anew at every step."""
+
+        class EveryStep(EntityRegions):
+            per_step = True
+
+        inputs = (["a red dog", "a tree"], [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)], True)
+        kept = draw(pipe, conditions=[EntityRegions(*inputs)], num_inference_steps=3, **EMBEDS)
+        anew = draw(pipe, conditions=[EveryStep(*inputs)], num_inference_steps=3, **EMBEDS)
+        torch.testing.assert_close(kept, anew, atol=1e-6, rtol=0)
+        assert differ(kept, draw(pipe, num_inference_steps=3, **EMBEDS))
+
+    def test_with_regions_a_controlnet_and_inpainting(self, pipe):
+        kept = edited(6)
+        conditions = [
+            EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)]),
+            ControlNetImage(tiny_controlnet(5), edited(5), 0.7),
+            InpaintRegion(kept, (0.0, 0.0, 0.67, 1.0)),
+        ]
+        together = draw(pipe, conditions=conditions, **EMBEDS)
+        for index in range(3):
+            rest = conditions[:index] + conditions[index + 1 :]
+            assert differ(together, draw(pipe, conditions=rest, **EMBEDS))
+        right = torch.from_numpy(np.array(kept)).movedim(-1, 0)[:, :, 40:] / 255
+        torch.testing.assert_close(together[0][:, :, 40:], right, atol=1e-2, rtol=0)
+
+    def test_a_lora_in_kohyas_format(self, pipe):
+        ours = quiet(
+            FluxStep1XEditPipeline(**{**pipe.components, "transformer": tiny_transformer(0, guidance_embeds=False)})
+        )
+        base = draw(ours, **EMBEDS)
+        lora = {}
+        for name, (rows, columns) in {
+            "double_blocks_0_img_attn_qkv": (96, 32),
+            "single_blocks_1_linear2": (32, 160),
+        }.items():
+            key = f"lora_unet_{name}"
+            lora |= {
+                f"{key}.alpha": torch.tensor(2.0),
+                f"{key}.lora_up.weight": torch.randn(rows, 4, generator=seeded(1)),
+            }
+            lora[f"{key}.lora_down.weight"] = torch.randn(4, columns, generator=seeded(2))
+        ours.load_lora_weights(lora)
+        assert differ(draw(ours, **EMBEDS), base)
+        ours.unload_lora_weights()
+        assert torch.equal(draw(ours, **EMBEDS), base)
+
+
+def published(pipe: Any, version: str = "1.0") -> dict[str, torch.Tensor]:
+    """The file that Step1X-Edit is published as."""
+    weights = convert_transformer_state_dict(pipe.transformer.state_dict(), to="bfl")
+    connector = published_weights(pipe.connector)
+    if version == "1.1":
+        del connector["scale_factor"]
+    return {key: value.contiguous() for key, value in weights.items()} | {
+        f"connector.{key}": value for key, value in connector.items()
+    }
+
+
+class TestFiles:
+    AXES = {"axes_dims_rope": (4, 6, 6)}
+
+    def test_the_published_file(self, pipe, tmp_path):
+        path = tmp_path / "step1x-edit-i1258.safetensors"
+        save_file(published(pipe), path)
+        transformer = FluxExtTransformer2DModel.from_single_file(path, **self.AXES)
+        connector = Step1XConnector.from_single_file(path, num_attention_heads=2)
+        assert not transformer.config.guidance_embeds
+        assert dict(connector.config) | SIZES == dict(connector.config)
+        loaded = quiet(
+            FluxStep1XEditPipeline(**{**pipe.components, "transformer": transformer, "connector": connector})
+        )
+        assert torch.equal(draw(loaded, **EMBEDS), draw(pipe, **EMBEDS))
+
+    def test_version_one_point_one_is_told_by_its_tensors(self, pipe):
+        config = Step1XConnector.from_single_file(published(pipe, "1.1"), num_attention_heads=2).config
+        assert (config.scale_pooled, config.timestep_scale, config.reference_offset) == (False, 1000.0, 1)
+        config = Step1XConnector.from_single_file(published(pipe), num_attention_heads=2).config
+        assert (config.scale_pooled, config.timestep_scale, config.reference_offset) == (True, 1.0, 0)
+
+    def test_the_conversion_script(self, pipe, tmp_path):
+        source, target = tmp_path / "step1x.safetensors", tmp_path / "step1x"
+        save_file(published(pipe), source)
+        sizes = ["--axes-dims-rope", "4", "6", "6", "--num-attention-heads", "2"]
+        assert convert([str(source), str(target), *sizes]) == 0
+        parts = {
+            "transformer": FluxExtTransformer2DModel.from_pretrained(target / "transformer"),
+            "connector": Step1XConnector.from_pretrained(target / "connector"),
+        }
+        loaded = quiet(FluxStep1XEditPipeline(**{**pipe.components, **parts}))
+        torch.testing.assert_close(draw(loaded, **EMBEDS), draw(pipe, **EMBEDS))
+        assert convert([str(source), str(target), *sizes]) == 1
+
+    def test_other_files_are_refused(self, pipe):
+        weights = published(pipe)
+        with pytest.raises(ValueError, match="no connector of Step1X-Edit"):
+            Step1XConnector.from_single_file(pipe.transformer.state_dict())
+        with pytest.raises(ValueError, match="unknown: `connector.S.input_embedder_CA.weight`"):
+            Step1XConnector.from_single_file({**weights, "connector.S.input_embedder_CA.weight": torch.zeros(2, 2)})
+        del weights["connector.S.individual_token_refiner.blocks.1.norm2.bias"]
+        with pytest.raises(ValueError, match="blocks.1.norm2.bias"):
+            Step1XConnector.from_single_file(weights, num_attention_heads=2)
+
+    def test_a_saved_pipeline_reloads_whole(self, whole, tmp_path):
+        whole.save_pretrained(tmp_path)
+        expected = draw(whole, "make it red")
+        for loader in (FluxStep1XEditPipeline, DiffusionPipeline):
+            loaded = quiet(loader.from_pretrained(tmp_path))
+            assert type(loaded) is FluxStep1XEditPipeline
+            assert type(loaded.mllm_processor) is QwenVLProcessor
+            torch.testing.assert_close(draw(loaded, "make it red"), expected)
+
+    def test_from_pipe_both_ways_and_the_shim(self, pipe, tmp_path):
+        stock = quiet(FluxPipeline(**{**tiny_components(0), "transformer": pipe.transformer}))
+        ours = quiet(FluxStep1XEditPipeline.from_pipe(stock, connector=pipe.connector))
+        assert torch.equal(draw(ours, **EMBEDS), draw(pipe, **EMBEDS))
+        assert ours.to_pipeline(FluxPipeline).transformer is pipe.transformer
+        stock.save_pretrained(tmp_path)
+        loaded = DiffusionPipeline.from_pretrained(
+            tmp_path,
+            custom_pipeline=diffusers_flux_ext.custom_pipeline("step1x_edit"),
+            trust_remote_code=True,
+            connector=pipe.connector,
+        )
+        assert torch.equal(draw(quiet(loaded), **EMBEDS), draw(pipe, **EMBEDS))
+
+
+class TestInputs:
+    def test_an_instruction_over_the_limit_is_cut_and_says_so(self, whole, caplog):
+        embeds, mask = whole.encode_instruction("x" * 3000, edited(), height=32, width=48)
+        assert bool(mask.all())
+        assert "but 640 fit" in caplog.text
+        assert torch.isfinite(embeds).all()
+
+    def test_quotes(self):
+        assert cut_quotes('say "ab" now') == ['say "', "“a”", "“b”", '" now']
+        assert cut_quotes("the dog's hat") == ['the dog"', "“s”", "“ ”", "“h”", "“a”", "“t”"]
+        assert cut_quotes("the dog's hat", at_apostrophes=False) == ["the dog's hat"]
+        assert cut_quotes("“a”") == ['"', "“a”", '"']
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            ({"image": None}, "needs a picture to edit"),
+            ({"image": []}, "needs a picture to edit"),
+            ({"instruction_embeds": None}, "either `instruction` or `instruction_embeds`"),
+            ({"prompt": "make it red"}, "either `instruction` or `instruction_embeds`"),
+            ({"instruction_embeds": None, "prompt": "x"}, "no `mllm` or no `mllm_processor`.*`instruction_embeds`"),
+            ({"negative_instruction_embeds": None}, "`negative_instruction_embeds`"),
+            ({"instruction_embeds": torch.zeros(1, 4, 8)}, r"shape \(1, 4, 8\); expected .*, length, 32"),
+            ({"instruction_mask": torch.ones(1, 3)}, r"shape \(1, 3\); expected \(1, 7\)"),
+            ({"negative_instruction_embeds": None, "negative_instruction_mask": torch.ones(1, 3)}, "came without"),
+            ({"prompt_2": "x"}, r"does not read \['prompt_2'\]"),
+            ({"size_level": 0}, "`size_level` is a number of pixels"),
+            (
+                {"image": [edited()] * 3, "instruction_embeds": instruction_embeds(0, 2), "latents": None},
+                "2 samples, but there are 3",
+            ),
+            ({"conditions": [Step1XInstruction(tiny_connector(), edited(), "x")]}, "no `mllm`"),
+        ],
+    )
+    def test_refused(self, pipe, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            draw(pipe, **{**EMBEDS, **arguments})
+
+    def test_refused_pictures_and_types(self, whole, pipe):
+        with pytest.raises(ValueError, match="at most 200 times|1001 x 5"):
+            whole.encode_instruction("x", edited(0, (1001, 5)), height=16, width=16 * 201)
+        with pytest.raises(ValueError, match="`instruction` has 2 texts for 3 pictures"):
+            draw(whole, ["a", "b"], image=[edited()] * 3, latents=None)
+        with pytest.raises(ValueError, match="image_pad"):
+            draw(whole, "put <|image_pad|> here")
+        with pytest.raises(TypeError, match="is a Linear; expected a `Step1XConnector`"):
+            Step1XInstruction(torch.nn.Linear(1, 1), edited(), "x")
+        with pytest.raises(ValueError, match="no `connector`"):
+            draw(quiet(FluxStep1XEditPipeline(**{**pipe.components, "connector": None})), **EMBEDS)
+        with pytest.raises(ValueError, match="multiple of `num_attention_heads`"):
+            Step1XConnector(hidden_size=10, num_attention_heads=3)
+        with pytest.raises(TypeError, match="no_such"):
+            draw(pipe, **EMBEDS, no_such=1)
+
+
+def test_the_connector_is_saved_and_loaded(tmp_path):
+    connector = tiny_connector(4)
+    connector.save_pretrained(tmp_path)
+    loaded = Step1XConnector.from_pretrained(tmp_path)
+    inputs = (instruction_embeds(0), None, torch.tensor([0.5]))
+    torch.testing.assert_close(loaded(*inputs)[0], connector(*inputs)[0])
