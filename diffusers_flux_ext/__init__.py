@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from .conditions.reference_images import ReferenceImages
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
     from .guidance import combine_velocities
+    from .hooks.vram import (
+        VRAMBudgetError,
+        VRAMPlan,
+        apply_vram_plan,
+        disable_vram_budget,
+        memory_report,
+        plan_vram,
+    )
     from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
@@ -72,6 +80,14 @@ _MODULES = {
     "conditions.reference_images": ["ReferenceImages"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
+    "hooks.vram": [
+        "VRAMBudgetError",
+        "VRAMPlan",
+        "apply_vram_plan",
+        "disable_vram_budget",
+        "memory_report",
+        "plan_vram",
+    ],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -149,19 +165,25 @@ __all__ = [
     "PromptEmbeds",
     "ReferenceImages",
     "TokenGroup",
+    "VRAMBudgetError",
+    "VRAMPlan",
+    "apply_vram_plan",
     "build_attention_plan",
     "combine_velocities",
     "convert_lora",
     "convert_lora_file",
     "custom_pipeline",
     "detect_lora_format",
+    "disable_vram_budget",
     "draw_face_keypoints",
     "extract_lora",
     "fuse_lora_into",
     "infinite_you_preset",
     "inspect_lora",
     "load_lora",
+    "memory_report",
     "merge_loras",
+    "plan_vram",
     "predict_velocity",
     "regional_attention",
     "resize_lora",

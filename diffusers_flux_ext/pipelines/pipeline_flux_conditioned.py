@@ -29,6 +29,7 @@ from .._compat import execution_device, offload_all_but
 from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..guidance import combine_velocities
+from ..hooks.vram import VRAMBudgetMixin
 from ..latents import Canvas
 from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
 from ..models.attention_processor_flux import regional_attention
@@ -51,7 +52,7 @@ from .components import share_components
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
-class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
+class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipeline):
     r"""
     FLUX.1 with any set of conditions in one denoising loop.
 
