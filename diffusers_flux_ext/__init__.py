@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from .hooks.lora_fusion import disable_lora_fusion, enable_lora_fusion
     from .hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
     from .hooks.timestep_lora import bake_timestep_lora, load_timestep_lora
+    from .hooks.vram import (
+        VRAMBudgetError,
+        VRAMPlan,
+        apply_vram_plan,
+        disable_vram_budget,
+        memory_report,
+        plan_vram,
+    )
     from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
@@ -111,6 +119,14 @@ _MODULES = {
     "hooks.lora_fusion": ["disable_lora_fusion", "enable_lora_fusion"],
     "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
     "hooks.timestep_lora": ["bake_timestep_lora", "load_timestep_lora"],
+    "hooks.vram": [
+        "VRAMBudgetError",
+        "VRAMPlan",
+        "apply_vram_plan",
+        "disable_vram_budget",
+        "memory_report",
+        "plan_vram",
+    ],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -213,7 +229,10 @@ __all__ = [
     "Step1XInstruction",
     "TeaCacheConfig",
     "TokenGroup",
+    "VRAMBudgetError",
+    "VRAMPlan",
     "apply_tea_cache",
+    "apply_vram_plan",
     "bake_timestep_lora",
     "build_attention_plan",
     "combine_velocities",
@@ -222,6 +241,7 @@ __all__ = [
     "custom_pipeline",
     "detect_lora_format",
     "disable_lora_fusion",
+    "disable_vram_budget",
     "disk_streaming_stats",
     "draw_face_keypoints",
     "enable_lora_fusion",
@@ -234,7 +254,9 @@ __all__ = [
     "load_redux_embedder",
     "load_streamed",
     "load_timestep_lora",
+    "memory_report",
     "merge_loras",
+    "plan_vram",
     "predict_velocity",
     "regional_attention",
     "release_disk_buffers",

@@ -8,8 +8,20 @@ import torch
 from accelerate.hooks import UserCpuOffloadHook
 from diffusers.hooks.faster_cache import FasterCacheBlockHook, FasterCacheDenoiserHook
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.group_offloading import (
+    _GROUP_OFFLOADING as GROUP_OFFLOADING,
+)
+from diffusers.hooks.group_offloading import (
+    _LAYER_EXECUTION_TRACKER,
+    _LAZY_PREFETCH_GROUP_OFFLOADING,
+    GroupOffloadingConfig,
+    GroupOffloadingHook,
+    GroupOffloadingType,
+    ModuleGroup,
+    _maybe_remove_and_reapply_group_offloading,
+)
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active as is_stored_in_fewer_bits
 from diffusers.hooks.mag_cache import MagCacheHeadHook
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
 from diffusers.loaders import FluxLoraLoaderMixin
@@ -24,10 +36,15 @@ from diffusers.utils.torch_utils import get_module_execution_device as execution
 
 
 __all__ = [
+    "GROUP_OFFLOADING",
     "PREFERRED_KONTEXT_RESOLUTIONS",
     "BaseState",
+    "GroupOffloadingConfig",
+    "GroupOffloadingHook",
+    "GroupOffloadingType",
     "HookRegistry",
     "ModelHook",
+    "ModuleGroup",
     "StateManager",
     "active_caches",
     "attention_accepts_mask",
@@ -41,12 +58,16 @@ __all__ = [
     "get_qkv_projections",
     "has_offload_hook",
     "is_compiled",
+    "is_stored_in_fewer_bits",
     "offload_all_but",
     "offloading_suspended",
+    "remove_group_offloading",
+    "remove_hook",
     "reset_caches",
     "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
+    "vram_budget_of",
 ]
 
 # The attention backends of diffusers that take a dense mask.
@@ -173,6 +194,11 @@ def fetch_lora_state_dict(
 @contextmanager
 def offloading_suspended(pipe: Any) -> Iterator[None]:
     """Takes accelerate's hooks off a pipeline's modules, and has all offloading cover what was added meanwhile."""
+    budget = vram_budget_of(pipe)
+    if budget is not None:
+        with budget.suspended():
+            yield
+        return
     model, sequential, group = _func_optionally_disable_offloading(pipe)
     try:
         yield
@@ -185,6 +211,51 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
             for component in pipe.components.values():
                 if isinstance(component, torch.nn.Module):
                     _maybe_remove_and_reapply_group_offloading(component)
+
+
+def vram_budget_of(pipe: Any) -> Any:
+    """The VRAM budget that the models of a pipeline are under, also if another pipeline with them set it."""
+    for component in pipe.components.values():
+        hooks = getattr(getattr(component, "_diffusers_hook", None), "hooks", {})
+        if "vram_budget" in hooks:
+            return hooks["vram_budget"].budget
+    return None
+
+
+def remove_hook(module: torch.nn.Module, name: str) -> None:
+    """Takes a hook off a module, and leaves those above it alive.
+
+    diffusers' own `remove_hook` overwrites the `new_forward` of the hook above, so that a cache would be dead.
+    """
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is None or registry.get_hook(name) is None:
+        return
+    references = registry._fn_refs
+    index = registry._hook_order.index(name) + 1
+    above = references[index] if index < len(references) else None
+    forward = None if above is None or above.original_forward is None else above.forward
+    registry.remove_hook(name, recurse=False)
+    if above is not None and forward is not None:
+        above.original_forward, above.forward = above.forward, forward
+    if not registry.hooks:
+        del module._diffusers_hook
+        if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+            del module.forward
+
+
+def remove_group_offloading(module: torch.nn.Module) -> None:
+    """Takes all hooks of group offloading off a module and its parts."""
+    for part in list(module.modules()):
+        hooks = getattr(part.__dict__.get("_diffusers_hook"), "hooks", {})
+        group = getattr(hooks.get(GROUP_OFFLOADING), "group", None)
+        for name in (_LAZY_PREFETCH_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, GROUP_OFFLOADING):
+            remove_hook(part, name)
+        if group is not None:
+            # A forward under way goes on to call the hook, which must not move anything anymore.
+            group.modules, group.parameters, group.buffers = [], [], []
+    registry = module.__dict__.get("_diffusers_hook")
+    if registry is not None:
+        registry.invalidate_child_registries_cache()
 
 
 def expand_linears(transformer: torch.nn.Module, lora_state_dict: dict[str, torch.Tensor]) -> bool:

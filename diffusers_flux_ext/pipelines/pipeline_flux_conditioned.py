@@ -30,6 +30,7 @@ from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
 from ..conditions.prompt_padding import padding_hidden_from_t5
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..hooks.cache_rules import CacheWatch, check_caches
+from ..hooks.vram import VRAMBudgetMixin
 from ..latents import Canvas
 from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
 from ..models.attention_processor_flux import regional_attention
@@ -52,7 +53,7 @@ from .components import share_components
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
-class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
+class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipeline):
     r"""
     FLUX.1 with any set of conditions in one denoising loop.
 

@@ -1,0 +1,181 @@
+"""Keeps a VRAM plan: loads and evicts weights as the phases of a call go by, and plans again when it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from torch import nn
+
+from .vram_estimate import Workload, set_tiling
+from .vram_needs import is_autoencoder, larger
+from .vram_parts import PlacedModel, fingerprint
+from .vram_placement import LOOP
+from .vram_plan import VRAMPlan
+from .vram_report import PeakMeter
+
+
+logger = logging.get_logger(__name__)
+
+
+class VRAMBudget:
+    """
+    What keeps the weights of a pipeline where its plan says.
+
+    Args:
+        modules (`Mapping[str, torch.nn.Module]`): The models by their names in the plan.
+        plan (`VRAMPlan`): The plan.
+        device (`torch.device`): Where to run.
+        replan (`Callable`): Makes a plan for the models and another call.
+
+    Attributes:
+        plan (`VRAMPlan`): The plan that holds now.
+        phase (`str`, *optional*): The phase that runs, or ran last.
+        parts (`dict[str, PlacedModel]`): The models.
+        meter (`PeakMeter`): What was measured.
+
+    Raises:
+        ValueError: if a model is offloaded in another way.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        plan: VRAMPlan,
+        device: torch.device,
+        replan: Callable[..., VRAMPlan],
+    ) -> None:
+        for name, module in modules.items():
+            _check_free(name, module)
+        self.modules, self.plan, self.device, self._replan = dict(modules), plan, device, replan
+        self.meter = PeakMeter(device)
+        self.phase: str | None = None
+        self.parts: dict[str, PlacedModel] = {}
+        self._suspended = 0
+        self._tiling: dict[str, tuple[bool, bool]] = {}
+        self._attach()
+
+    def enter(self, name: str, inputs: Mapping[str, Any]) -> None:
+        """
+        Have a model's weights where they belong before it runs.
+
+        Args:
+            name (`str`): The model.
+            inputs (`Mapping[str, Any]`): The keyword arguments it is called with.
+        """
+        if self._suspended:
+            return
+        part = self.parts[name]
+        new_phase = part.plan.phase != self.phase
+        workload = self._larger_workload(name, inputs)
+        changed = any(not each.is_intact() for each in self.parts.values()) or (
+            new_phase and any(fingerprint(each.module) != each.fingerprint for each in self.parts.values())
+        )
+        if changed or workload is not None:
+            self.rebuild(workload)
+        part = self.parts[name]
+        if part.plan.phase != self.phase:
+            self._switch(part.plan.phase)
+        for other in self.parts.values():
+            if other is not part:
+                other.evict_streamed()
+        part.load()
+
+    def rebuild(self, workload: Workload | None = None) -> None:
+        """
+        Plan again for the models as they are now.
+
+        Args:
+            workload (`Workload`, *optional*): Another call; the same by default.
+
+        Raises:
+            VRAMBudgetError: if the budget is too small now.
+        """
+        self._detach(again=True)
+        self._plan_again(workload or self.plan.workload)
+        self._attach()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Have all weights in memory as they are, for changes to them; then plan again."""
+        if not self._suspended:
+            self._detach(again=True)
+        self._suspended += 1
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+            if not self._suspended:
+                self._plan_again(self.plan.workload)
+                self._attach()
+
+    def disable(self) -> None:
+        """Take all hooks away; the weights are in host memory then, and the autoencoder's tiling is as it was."""
+        self._detach(again=False)
+        for name, (tiling, slicing) in self._tiling.items():
+            self.modules[name].use_tiling = tiling  # type: ignore[assignment]
+            self.modules[name].use_slicing = slicing  # type: ignore[assignment]
+        self.parts = {}
+
+    def _larger_workload(self, name: str, inputs: Mapping[str, Any]) -> Workload | None:
+        image, text = inputs.get("hidden_states"), inputs.get("encoder_hidden_states")
+        if self.parts[name].plan.phase != LOOP or image is None or text is None or image.ndim != 3:
+            return None
+        found = larger(self.plan.workload, image.shape[0], image.shape[1], text.shape[1])
+        if found is not None:
+            logger.warning(
+                f"The VRAM plan was made for a batch of {self.plan.workload.batch} with "
+                f"{self.plan.workload.image_tokens} image and {self.plan.workload.text_tokens} text tokens, but "
+                f"{image.shape[0]}, {image.shape[1]} and {text.shape[1]} came: planning again. To save this, give "
+                f"`height`, `width`, `batch` and `conditions` to `enable_vram_budget`."
+            )
+        return found
+
+    def _switch(self, phase: str) -> None:
+        """The only place where weights of other phases leave the card."""
+        self.meter.close(self.phase)
+        keeps = self.plan.phase(phase).keeps
+        evicted = [part.evict(keeps) for part in self.parts.values() if part.plan.phase != phase]
+        if any(evicted):
+            self.meter.empty_cache()
+        self.phase = phase
+        self.meter.open()
+
+    def _plan_again(self, workload: Workload) -> None:
+        plan = self.plan
+        self.plan = self._replan(self.modules, plan.budget_gib, workload, plan.offload_dir, plan.options)
+
+    def _attach(self) -> None:
+        stream = None if self.device.type == "cpu" else torch.Stream(self.device)
+        if self.device.type == "cuda":
+            stream = torch.cuda.Stream(self.device)
+        root = self.plan.offload_dir
+        for plan in self.plan.components:
+            module = self.modules[plan.name]
+            folder = None if root is None else Path(root) / plan.name
+            self.parts[plan.name] = PlacedModel(module, plan, self.device, stream, folder, self)
+            if is_autoencoder(module):
+                self._tiling.setdefault(plan.name, (module.use_tiling, module.use_slicing))  # type: ignore[arg-type]
+                set_tiling(module, self.plan.vae_tile)
+        self.phase = None
+
+    def _detach(self, again: bool) -> None:
+        for part in self.parts.values():
+            part.restore(keep_entry_hook=again)
+
+
+def _check_free(name: str, module: nn.Module) -> None:
+    for part in module.modules():
+        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
+        other = (
+            "accelerate" if hasattr(part, "_hf_hook") else "group offloading" if "group_offloading" in hooks else None
+        )
+        if other is not None:
+            raise ValueError(
+                f"{name!r} is offloaded by {other} already. Take that away first: `pipe.remove_all_hooks()` for "
+                f"model and sequential offload, or load the pipeline again after group offload."
+            )

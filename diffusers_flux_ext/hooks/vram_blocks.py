@@ -1,0 +1,104 @@
+"""The parts that a module's weights are placed in: its blocks, and the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+
+# What diffusers casts and offloads leaf by leaf.
+LEAVES: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LEAVES += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, nn.Embedding)
+# LoRA keeps its precision, and T5 looks at the type of `wo` to choose that of its input.
+KEPT_PRECISE = ("lora_", r"(^|\.)wo$", "pos_embed", "patch_embed")
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def streamable_blocks(module: nn.Module) -> dict[str, nn.Module]:
+    """
+    The blocks of a module: the items of its outermost lists, in their order.
+
+    Args:
+        module (`torch.nn.Module`): A model. An autoencoder is one piece: its convolutions hold little weight.
+
+    Returns:
+        `dict[str, torch.nn.Module]`: Blocks with weights by path.
+    """
+    if isinstance(module, AutoencoderKL):
+        return {}
+    return {path: block for path, block in _blocks(module, "") if next(block.parameters(), None) is not None}
+
+
+def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield path, child
+        else:
+            yield from _blocks(child, f"{path}.")
+
+
+def rest_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
+    """Parameters and buffers of a module that belong to no block."""
+    blocks = streamable_blocks(module).values()
+    inside = {id(tensor) for block in blocks for tensor in chain(block.parameters(), block.buffers())}
+    parameters = [each for each in module.parameters() if id(each) not in inside]
+    return parameters, [each for each in module.buffers() if id(each) not in inside]
+
+
+def tensor_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> int:
+    """
+    Bytes of a module's weights and buffers.
+
+    Args:
+        module (`torch.nn.Module`): A module.
+        storage_dtype (`torch.dtype`, *optional*): What its castable weights will be stored in.
+
+    Returns:
+        `int`
+    """
+    cast = set()
+    if storage_dtype is not None:
+        cast = {id(weight) for leaf in castable_leaves(module) for weight in leaf.parameters(recurse=False)}
+    return sum(
+        each.numel() * (storage_dtype.itemsize if storage_dtype and id(each) in cast else each.element_size())
+        for each in chain(module.parameters(), module.buffers())
+    )
+
+
+def rest_bytes(module: nn.Module) -> int:
+    """Bytes of what belongs to no block."""
+    return sum(each.numel() * each.element_size() for each in chain(*rest_tensors(module)))
+
+
+def castable_leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers whose weights may be stored in fewer bits: all of diffusers' kinds except [`KEPT_PRECISE`].
+
+    Unlike diffusers' own default, the modulation of the norms is among them: a quarter of FLUX.1's weights.
+    """
+    for name, leaf in module.named_modules():
+        if isinstance(leaf, LEAVES) and not any(re.search(pattern, name) for pattern in KEPT_PRECISE):
+            yield leaf
+
+
+def leaf_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> list[int]:
+    """Bytes of each layer that holds weights of its own, in the order of the module's definition."""
+    sizes = []
+    castable = {id(leaf) for leaf in castable_leaves(module)} if storage_dtype else set()
+    for leaf in module.modules():
+        own = [*leaf.parameters(recurse=False), *leaf.buffers(recurse=False)]
+        if own:
+            stored = storage_dtype.itemsize if storage_dtype and id(leaf) in castable else None
+            sizes.append(sum(each.numel() * (stored or each.element_size()) for each in own))
+    return sizes
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The type that a module computes in: that of its weights, those stored in fp8 aside."""
+    dtypes = [each.dtype for each in module.parameters() if each.is_floating_point() and each.dtype not in FP8]
+    return max(set(dtypes), key=dtypes.count) if dtypes else torch.float32

@@ -1,0 +1,250 @@
+"""Memory of the activations: every model runs on the meta device, and the tensors that live at once are counted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from .live_bytes import peak_bytes
+from .vram_blocks import FP8, LEAVES, compute_dtype, streamable_blocks
+
+
+TILE_SIZES = (None, 1024, 768, 512, 384, 256, 128)
+# For modules whose inputs are not known here: this share of their weights, and at least so many bytes.
+ASSUMED_SHARE, ASSUMED_BYTES = 0.1, 2**26
+PIXELS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    What a call computes at once.
+
+    Attributes:
+        height (`int`), width (`int`): The picture in pixels.
+        batch (`int`): Pictures at once: prompts times `num_images_per_prompt`.
+        text_tokens (`int`): All text tokens of a sample: the prompt's and those that conditions add.
+        prompt_tokens (`int`): The prompt's alone, which ControlNets see.
+        reference_tokens (`int`): Image tokens of a sample besides the picture's.
+        texts (`int`): Texts that T5 encodes at once.
+        masked (`bool`): Whether conditions restrict who sees whom, which may take a mask of all pairs of tokens.
+    """
+
+    height: int = 1024
+    width: int = 1024
+    batch: int = 1
+    text_tokens: int = 512
+    prompt_tokens: int = 512
+    reference_tokens: int = 0
+    texts: int = 1
+    masked: bool = False
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens of the picture that is drawn."""
+        return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the picture and of the references."""
+        return self.picture_tokens + self.reference_tokens
+
+
+def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = None) -> tuple[int, bool]:
+    """
+    Peak of a module's activations in a call.
+
+    Args:
+        module (`torch.nn.Module`): A model without offloading hooks. It is not run: a copy on the meta device is.
+        workload (`Workload`): The call.
+        tile (`int`, *optional*): Side of an autoencoder's tiles in pixels; untiled by default.
+
+    Returns:
+        `tuple[int, bool]`: Bytes, and whether they are assumed because it is not known how the module is called.
+    """
+    call = _call_for(module, workload, tile)
+    if call is None:
+        weights = sum(each.numel() * each.element_size() for each in module.parameters())
+        return max(int(weights * ASSUMED_SHARE), ASSUMED_BYTES), True
+    plane = _plane_bytes(workload) if tile is not None else 0
+    return _traced(_Key(module, call, (workload, tile, _shape_of(module)))) + plane, False
+
+
+def residual_bytes(module: Any, workload: Workload) -> int:
+    """What a ControlNet's residuals take while the transformer runs; nothing for other modules."""
+    if not hasattr(module, "controlnet_x_embedder"):
+        return 0
+    number = len(module.controlnet_blocks) + len(module.controlnet_single_blocks)
+    width = module.inner_dim
+    return int(number * workload.batch * workload.picture_tokens * width * compute_dtype(module).itemsize)
+
+
+class _Key:
+    """A traced call, equal to another one of a module with the same shapes, so that the cache finds it."""
+
+    def __init__(self, module: nn.Module, call: Callable[[nn.Module], Callable[[], Any]], key: Any) -> None:
+        self.module, self.call, self.key = module, call, key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.key == other.key
+
+
+def _shape_of(module: nn.Module) -> Any:
+    own = [(name, tuple(each.shape)) for name, each in module.named_parameters()]
+    return type(module), compute_dtype(module), hash(tuple(own)), repr(getattr(module, "config", None))
+
+
+@lru_cache(maxsize=256)
+def _traced(key: _Key) -> int:
+    return peak_bytes(key.call(meta_copy(key.module)))
+
+
+def meta_copy(module: nn.Module) -> Any:
+    """
+    A copy of a module on the meta device with the first block of each list only: blocks run one after the other.
+
+    Args:
+        module (`torch.nn.Module`): The module; it stays as it is, and hooks are not copied.
+
+    Returns:
+        `torch.nn.Module`
+    """
+    dtype = compute_dtype(module)
+    memo: dict[int, Any] = {}
+    for each in chain(module.parameters(), module.buffers()):
+        meta = torch.empty_like(each, device="meta", dtype=dtype if each.dtype in FP8 else None)
+        memo[id(each)] = nn.Parameter(meta, False) if isinstance(each, nn.Parameter) else meta
+    for part in module.modules():
+        for name in ("_diffusers_hook", "_hf_hook", "forward"):
+            if name in part.__dict__:
+                memo[id(part.__dict__[name])] = None
+    for path in {path.rpartition(".")[0] for path in streamable_blocks(module)}:
+        blocks = module.get_submodule(path)
+        if isinstance(blocks, nn.ModuleList) and not isinstance(blocks[0], LEAVES):
+            memo[id(blocks)] = nn.ModuleList([copy.deepcopy(blocks[0], memo)])
+    twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        for name in ("_diffusers_hook", "_hf_hook", "forward"):
+            part.__dict__.pop(name, None)
+    return twin.requires_grad_(False)
+
+
+def _call_for(
+    module: nn.Module, workload: Workload, tile: int | None
+) -> Callable[[nn.Module], Callable[[], Any]] | None:
+    config = getattr(module, "config", None)
+    if isinstance(module, AutoencoderKL):
+        return lambda twin: _decode(twin, workload, tile)
+    if hasattr(module, "transformer_blocks") and hasattr(config, "joint_attention_dim"):
+        return lambda twin: _denoise(twin, workload)
+    kind = getattr(config, "model_type", None)
+    if kind == "t5":
+        return lambda twin: lambda: twin(_ids(workload.texts * workload.batch, workload.prompt_tokens))
+    if kind == "clip_text_model":
+        length = config.max_position_embeddings  # type: ignore[union-attr]
+        return lambda twin: lambda: twin(_ids(workload.batch, length))
+    if kind in ("clip_vision_model", "siglip_vision_model"):
+        side = config.image_size  # type: ignore[union-attr]
+        return lambda twin: lambda: twin(_empty(twin, workload.batch, 3, side, side))
+    return None
+
+
+def _ids(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.long, device="meta")
+
+
+def _empty(module: nn.Module, *shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=compute_dtype(module), device="meta")
+
+
+def _denoise(module: Any, workload: Workload) -> Callable[[], Any]:
+    """One call of a transformer or a ControlNet."""
+    config, batch = module.config, workload.batch
+    is_net = hasattr(module, "controlnet_x_embedder")
+    image = workload.picture_tokens if is_net else workload.image_tokens
+    text = workload.prompt_tokens if is_net else workload.text_tokens
+
+    def call() -> Any:
+        inputs: dict[str, Any] = {
+            "hidden_states": _empty(module, batch, image, module.x_embedder.in_features),
+            "encoder_hidden_states": _empty(module, batch, text, config.joint_attention_dim),
+            "pooled_projections": _empty(module, batch, config.pooled_projection_dim),
+            "timestep": _empty(module, batch),
+            "img_ids": _empty(module, image, 3),
+            "txt_ids": _empty(module, text, 3),
+            "guidance": _empty(module, batch) if config.guidance_embeds else None,
+        }
+        if is_net:
+            inputs |= _control(module, workload)
+        elif workload.masked:
+            pairs = torch.zeros(1, 1, text + image, text + image, dtype=torch.bool, device="meta")
+            inputs["joint_attention_kwargs"] = {"attention_mask": pairs}
+        return module(**inputs)
+
+    return call
+
+
+def _control(module: Any, workload: Workload) -> dict[str, torch.Tensor]:
+    pixels = getattr(module, "input_hint_block", None) is not None
+    channels = module.controlnet_x_embedder.in_features
+    shape = (3, workload.height, workload.width) if pixels else (workload.picture_tokens, channels)
+    inputs = {"controlnet_cond": _empty(module, workload.batch, *shape)}
+    if getattr(module, "union", False):
+        inputs["controlnet_mode"] = _ids(workload.batch, 1)
+    return inputs
+
+
+def _decode(vae: Any, workload: Workload, tile: int | None) -> Callable[[], Any]:
+    cell = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = _decoded_size(workload)
+    batch, latents = workload.batch, vae.config.latent_channels
+    if tile is not None:
+        height, width, batch = min(tile, height), min(tile, width), 1
+    vae.disable_tiling()
+    return lambda: vae.decode(_empty(vae, batch, latents, height // cell, width // cell)).sample
+
+
+def _decoded_size(workload: Workload) -> tuple[int, int]:
+    if not workload.reference_tokens:
+        return workload.height, workload.width
+    # References are encoded at their own size, about a megapixel each.
+    return max(workload.height, 1024), max(workload.width, 1024)
+
+
+def _plane_bytes(workload: Workload) -> int:
+    """The picture that tiles are blended into: the sums in float32 and their weights."""
+    height, width = _decoded_size(workload)
+    return workload.batch * height * width * 4 * 4
+
+
+def set_tiling(vae: Any, tile: int | None) -> None:
+    """
+    Switch an autoencoder's tiling and slicing on, or both off.
+
+    Args:
+        vae (`AutoencoderKL` or [`AutoencoderKLFlux`]): The autoencoder.
+        tile (`int`, *optional*): Side of a tile in pixels; `None` decodes all pictures at once, untiled.
+    """
+    if tile is None:
+        vae.disable_tiling()
+        vae.disable_slicing()
+        return
+    vae.enable_slicing()
+    if hasattr(vae, "cell_size"):
+        vae.enable_tiling(tile_size=tile)
+        return
+    vae.enable_tiling()
+    # diffusers' own tiles have the size the model was trained with: 1024 pixels for FLUX.1, which changes nothing.
+    vae.tile_sample_min_size = tile
+    vae.tile_latent_min_size = tile // 2 ** (len(vae.config.block_out_channels) - 1)

@@ -1,0 +1,218 @@
+"""What the models of a pipeline and of conditions need in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
+from .vram_blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
+from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
+from .vram_placement import LOOP, Need
+
+
+MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a condition adds to a call: text tokens, reference tokens and texts for T5, and whether it masks."""
+
+    text_tokens: int = 0
+    reference_tokens: int = 0
+    texts: int = 0
+    masked: bool = False
+
+
+def _entities(condition: Any, prompt_tokens: int) -> Added:
+    lengths = condition._lengths(prompt_tokens)
+    return Added(text_tokens=sum(lengths), texts=len(lengths), masked=True)
+
+
+def _references(condition: Any, prompt_tokens: int) -> Added:
+    count = len(condition._references)
+    tokens = MEGAPIXEL_TOKENS
+    if condition.max_area is not None:
+        tokens = min(tokens, int(condition.max_area) // PIXELS_PER_TOKEN**2)
+    return Added(reference_tokens=count * tokens, masked=any(0 < each < 1 for each in condition._strengths))
+
+
+def _values(condition: Any, prompt_tokens: int) -> Added:
+    return Added(text_tokens=len(condition.values) * condition.encoder.config.num_tokens)
+
+
+def _lora_tokens(condition: Any, prompt_tokens: int) -> Added:
+    return Added(text_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
+
+
+# One entry per condition that adds tokens; a call that brings more than was planned is planned again.
+ADDED: dict[str, Callable[[Any, int], Added]] = {
+    "EntityRegions": _entities,
+    "ReferenceImages": _references,
+    "AttributeValues": _values,
+    "LoRAEmbedding": _lora_tokens,
+}
+
+
+def workload_of(
+    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Added] = ()
+) -> Workload:
+    """The call that conditions make, those of unknown classes counted as adding nothing."""
+    known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
+    everything = [*known, *added]
+    return Workload(
+        height=height,
+        width=width,
+        batch=batch,
+        text_tokens=prompt_tokens + sum(each.text_tokens for each in everything),
+        prompt_tokens=prompt_tokens,
+        reference_tokens=sum(each.reference_tokens for each in everything),
+        texts=max([1, *(each.texts for each in everything)]),
+        masked=any(each.masked for each in everything),
+    )
+
+
+def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module]:
+    """
+    The models of a pipeline and of conditions by name, each once, in the order they run.
+
+    Args:
+        pipe (`DiffusionPipeline` or `Mapping[str, torch.nn.Module]`): A pipeline, or its models by name.
+        conditions (`Sequence[FluxCondition]`): Conditions whose fields hold modules.
+
+    Returns:
+        `dict[str, torch.nn.Module]`
+    """
+    found = dict(pipe if isinstance(pipe, Mapping) else pipe.components)
+    for condition in conditions:
+        for name, value in vars(condition).items():
+            if isinstance(value, nn.Module):
+                found[_free(found, f"{type(condition).__name__}.{name}")] = value
+    modules: dict[str, nn.Module] = {}
+    for name, value in found.items():
+        # diffusers holds several ControlNets in one module, which never run at once.
+        nets = getattr(value, "nets", None) if isinstance(value, nn.Module) else None
+        parts = {f"{name}.{index}": net for index, net in enumerate(nets)} if nets is not None else {name: value}
+        for key, part in parts.items():
+            if isinstance(part, nn.Module) and not any(part is other for other in modules.values()):
+                modules[key] = part
+    order = {"text_encoder": 0, "text_encoder_2": 1, "other": 2, LOOP: 3, "vae": 4}
+    return dict(sorted(modules.items(), key=lambda item: order.get(phase_of(*item), 2)))
+
+
+def _free(taken: Mapping[str, Any], name: str) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def phase_of(name: str, module: nn.Module) -> str:
+    """The phase that a model runs in: transformers and ControlNets in the loop, all others on their own."""
+    if hasattr(module, "transformer_blocks") and hasattr(getattr(module, "config", None), "joint_attention_dim"):
+        return LOOP
+    return name
+
+
+def storage_of(
+    modules: Mapping[str, nn.Module], storage_dtype: torch.dtype | Mapping[str, torch.dtype] | None
+) -> dict[str, torch.dtype]:
+    """
+    What the blocks of each model are stored in.
+
+    Args:
+        modules (`Mapping[str, torch.nn.Module]`): The models.
+        storage_dtype (`torch.dtype` or `Mapping[str, torch.dtype]`, *optional*):
+            For the models of the loop, or for those of the given names.
+
+    Returns:
+        `dict[str, torch.dtype]`: empty for the models that stay as they are.
+
+    Raises:
+        ValueError: if there is no such model, or it is no type of one byte.
+    """
+    if storage_dtype is None:
+        return {}
+    if isinstance(storage_dtype, torch.dtype):
+        storage_dtype = {name: storage_dtype for name, module in modules.items() if phase_of(name, module) == LOOP}
+    for name, dtype in storage_dtype.items():
+        if name not in modules:
+            raise ValueError(f"`storage_dtype` names {name!r}, but the models are {list(modules)}.")
+        if dtype not in FP8:
+            raise ValueError(f"`storage_dtype` is {dtype} for {name!r}; expected one of {list(FP8)}.")
+    return dict(storage_dtype)
+
+
+def need_of(
+    name: str, module: nn.Module, workload: Workload, storage: torch.dtype | None, tile: int | None = None
+) -> Need:
+    """What a model needs."""
+    activations, assumed = activation_bytes(module, workload, tile)
+    blocks = streamable_blocks(module)
+    if storage is not None or any(each.dtype in FP8 for each in module.parameters()):
+        # A stored layer is copied to the type it computes in for its turn.
+        size = compute_dtype(module).itemsize
+        largest = (sum(each.numel() for each in leaf.parameters(recurse=False)) for leaf in castable_leaves(module))
+        activations += size * max(largest, default=0)
+    return Need(
+        name=name,
+        kind=type(module).__name__,
+        phase=phase_of(name, module),
+        rest=rest_bytes(module),
+        blocks={path: tensor_bytes(block, storage) for path, block in blocks.items()},
+        leaves=leaf_bytes(module, storage),
+        activations=activations,
+        held=residual_bytes(module, workload),
+        assumed=assumed,
+        storage_dtype=storage,
+    )
+
+
+def autoencoder_need(name: str, module: nn.Module, workload: Workload, available: int) -> tuple[Need, int | None]:
+    """What an autoencoder needs with the largest tiles that fit, and those tiles."""
+    need, tile = need_of(name, module, workload, None), None
+    for tile in TILE_SIZES:
+        if tile is not None and tile >= max(workload.height, workload.width) and workload.batch == 1:
+            continue
+        need = need_of(name, module, workload, None, tile)
+        if need.total + need.activations <= available:
+            break
+    return need, tile
+
+
+def is_autoencoder(module: nn.Module) -> bool:
+    """Whether a model decodes pictures."""
+    return isinstance(module, AutoencoderKL)
+
+
+def larger(workload: Workload, batch: int, image_tokens: int, text_tokens: int) -> Workload | None:
+    """
+    The workload that a call turned out to be, if it is larger than what was planned.
+
+    Args:
+        workload (`Workload`): What was planned.
+        batch (`int`), image_tokens (`int`), text_tokens (`int`): What the transformer is given.
+
+    Returns:
+        `Workload` or `None`: More image tokens count as a larger picture.
+    """
+    if batch <= workload.batch and image_tokens <= workload.image_tokens and text_tokens <= workload.text_tokens:
+        return None
+    height, width = workload.height, workload.width
+    if image_tokens > workload.image_tokens:
+        picture = image_tokens - workload.reference_tokens
+        rows = max(height // PIXELS_PER_TOKEN, int(picture**0.5))
+        height, width = rows * PIXELS_PER_TOKEN, -(-picture // rows) * PIXELS_PER_TOKEN
+    return replace(
+        workload,
+        batch=max(batch, workload.batch),
+        height=height,
+        width=max(width, workload.width),
+        text_tokens=max(text_tokens, workload.text_tokens),
+    )

@@ -1,0 +1,336 @@
+"""One model under a VRAM budget: its weights in groups that come to the card and leave it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from diffusers import AutoencoderKL
+from diffusers.hooks import ModelHook, apply_group_offloading, apply_layerwise_casting
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .._compat import (
+    GROUP_OFFLOADING,
+    GroupOffloadingConfig,
+    GroupOffloadingHook,
+    GroupOffloadingType,
+    HookRegistry,
+    ModuleGroup,
+    is_stored_in_fewer_bits,
+    remove_group_offloading,
+    remove_hook,
+)
+from .vram_blocks import KEPT_PRECISE, compute_dtype, rest_tensors, streamable_blocks
+from .vram_plan import ComponentPlan
+
+
+CPU = torch.device("cpu")
+ENTRY_HOOK = "vram_budget"
+REST = ""
+
+
+class EntryHook(ModelHook):
+    """Tells the budget that a model is about to run. It has no `new_forward`, so hooks above and below it live on."""
+
+    def __init__(self, budget: Any, name: str) -> None:
+        super().__init__()
+        self.budget, self.name = budget, name
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Bring the model's weights and its inputs to the card."""
+        self.budget.enter(self.name, kwargs)
+        return send_to_device(args, self.budget.device), send_to_device(kwargs, self.budget.device)
+
+
+class _MarkerHook(GroupOffloadingHook):
+    """Shows diffusers that a model is group offloaded, and where it runs; the budget moves its weights."""
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return output
+
+
+class _StreamHook(_MarkerHook):
+    """Brings a streamed block for its turn."""
+
+    def __init__(self, group: Any, config: Any, part: PlacedModel, name: str) -> None:
+        super().__init__(group, config=config)
+        self.part, self.name = part, name
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.part.use(self.name)
+        device = self.part.device
+        return send_to_device(args, device), send_to_device(kwargs, device)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self.part.release(self.name)
+        return output
+
+
+class PlacedModel:
+    """
+    A model whose weights are where its plan says.
+
+    Args:
+        module (`torch.nn.Module`): The model.
+        plan (`ComponentPlan`): Its plan.
+        device (`torch.device`): Where it runs.
+        stream (`torch.Stream`, *optional*): The side stream that copies; without it copies wait.
+        folder (`Path`, *optional*): Where blocks on disk are written.
+        budget (`VRAMBudget`): Is told when the model runs.
+
+    Attributes:
+        loaded (`set[str]`): Names of the parts that are on the card; `""` stands for the rest.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: ComponentPlan,
+        device: torch.device,
+        stream: Any,
+        folder: Path | None,
+        budget: Any,
+    ) -> None:
+        self.module, self.plan, self.device = module, plan, device
+        self.stream = None if plan.stays else stream
+        self.folder = folder
+        self.loaded: set[str] = set()
+        self.groups: dict[str, Any] = {}
+        self._refusal: Any = None
+        self._store()
+        if plan.level == "leaves":
+            apply_group_offloading(module, device, CPU, "leaf_level", use_stream=stream is not None)
+        else:
+            self._make_groups()
+        for entry in entries(module):
+            registry = HookRegistry.check_if_exists_or_initialize(entry)
+            if registry.get_hook(ENTRY_HOOK) is not None:
+                remove_hook(entry, ENTRY_HOOK)
+            registry.register_hook(EntryHook(budget, plan.name), ENTRY_HOOK)
+        self.fingerprint = fingerprint(module)
+
+    # ---- what the budget asks for -----------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Bring what stays during the phase, and start the copy of the first block that streams."""
+        missing = [name for name in (REST, *self.plan.resident) if name in self.groups and name not in self.loaded]
+        for name in missing:
+            self._load(name)
+        if missing and self.stream is not None:
+            self.stream.synchronize()
+        if self.plan.prefetch and self.plan.streamed:
+            self._keep_streamed(first := next(iter(self.plan.streamed)))
+            if first not in self.loaded:
+                self._load(first)
+
+    def evict(self, keeps: frozenset[tuple[str, str]] = frozenset()) -> bool:
+        """Send everything away that may not stay; says whether there was anything."""
+        leaving = [name for name in self.loaded if (self.plan.name, name) not in keeps]
+        for name in leaving:
+            self._unload(name)
+        return bool(leaving)
+
+    def evict_streamed(self) -> None:
+        """Send away blocks that were prefetched for a turn that did not come."""
+        for name in self.loaded & self.plan.streamed.keys():
+            self._unload(name)
+
+    def use(self, name: str) -> None:
+        """Have a streamed block on the card, and the next one on its way."""
+        following = self._following(name)
+        self._keep_streamed(name, following)
+        if name not in self.loaded:
+            self._load(name)
+        if following is not None and following not in self.loaded:
+            # diffusers' group waits for the copy under way before it starts its own.
+            self._load(following)
+        elif self.stream is not None:
+            self.stream.synchronize()
+
+    def release(self, name: str) -> None:
+        """A streamed block has had its turn."""
+        if name in self.loaded:
+            self._unload(name)
+
+    def is_intact(self) -> bool:
+        """Whether the hooks that move the weights are still there: diffusers replaces them when LoRAs change."""
+        if self.plan.level == "leaves":
+            return True
+        hooks = (
+            HookRegistry.check_if_exists_or_initialize(entry).get_hook(GROUP_OFFLOADING) for entry in self._entries
+        )
+        return all(isinstance(hook, _MarkerHook) for hook in hooks)
+
+    def restore(self, keep_entry_hook: bool = False) -> None:
+        """
+        Take the hooks away; the weights are in host memory, or where they were if they never leave the card.
+
+        Args:
+            keep_entry_hook (`bool`, *optional*, defaults to `False`): Whether the model will be placed again.
+        """
+        remove_group_offloading(self.module)
+        for name, group in self.groups.items():
+            if name in self.plan.on_disk and name not in self.loaded:
+                for key, tensor in load_file(group.safetensors_file_path).items():
+                    group.key_to_tensor[key].data = tensor
+        if not (keep_entry_hook and self.plan.stays):
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                tensor.data = tensor.data.to(CPU)
+        if self._refusal is not None:
+            self._refusal.remove()
+        if not keep_entry_hook:
+            for entry in entries(self.module):
+                remove_hook(entry, ENTRY_HOOK)
+        self.loaded.clear()
+
+    # ---- groups -----------------------------------------------------------------------------------------------------
+
+    def _store(self) -> None:
+        dtype = self.plan.storage_dtype
+        if dtype is None or is_stored_in_fewer_bits(self.module):
+            return
+        computes = compute_dtype(self.module)
+        for block in streamable_blocks(self.module).values():
+            apply_layerwise_casting(block, dtype, computes, skip_modules_pattern=KEPT_PRECISE)
+
+    def _make_groups(self) -> None:
+        self._entries = entries(self.module)
+        config = GroupOffloadingConfig(
+            onload_device=self.device,
+            offload_device=CPU,
+            offload_type=GroupOffloadingType.BLOCK_LEVEL,
+            num_blocks_per_group=1,
+            non_blocking=self.stream is not None,
+            record_stream=False,
+            low_cpu_mem_usage=False,
+            stream=self.stream,
+        )
+        parameters, buffers = rest_tensors(self.module)
+        self.groups[REST] = self._group(REST, self.module, [], parameters, buffers)
+        for entry in self._entries:
+            _register(entry, _MarkerHook(self.groups[REST], config=config))
+        for name, block in streamable_blocks(self.module).items():
+            self.groups[name] = self._group(name, block, [block], [], [])
+            if name in self.plan.streamed:
+                _register(block, _StreamHook(self.groups[name], config, self, name))
+        if self.plan.on_disk:
+            self._refusal = self.module.register_state_dict_pre_hook(_refuse_state_dict)
+        if not self.plan.stays:
+            for group in self.groups.values():
+                group.offload_()
+
+    def _group(
+        self,
+        name: str,
+        leader: nn.Module,
+        modules: list[nn.Module],
+        parameters: Sequence[nn.Parameter],
+        buffers: Sequence[torch.Tensor],
+    ) -> Any:
+        on_disk = name in self.plan.on_disk
+        tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
+        tensors += [*parameters, *buffers]
+        group = ModuleGroup(
+            modules=modules,
+            offload_device=CPU,
+            onload_device=self.device,
+            offload_leader=leader,
+            onload_leader=leader,
+            parameters=list(parameters),
+            buffers=list(buffers),
+            non_blocking=self.stream is not None,
+            stream=self.stream,
+            record_stream=False,
+            low_cpu_mem_usage=False,
+            onload_self=True,
+            offload_to_disk_path=str(self.folder) if on_disk else None,
+            group_id=content_hash(tensors) if on_disk else None,
+        )
+        if on_disk:
+            _write(group)
+        return group
+
+    def _load(self, name: str) -> None:
+        self.groups[name].onload_()
+        self.loaded.add(name)
+
+    def _unload(self, name: str) -> None:
+        self.groups[name].offload_()
+        self.loaded.discard(name)
+
+    def _following(self, name: str) -> str | None:
+        if not self.plan.prefetch:
+            return None
+        names = list(self.plan.streamed)
+        index = names.index(name) + 1
+        return names[index] if index < len(names) else None
+
+    def _keep_streamed(self, *names: str | None) -> None:
+        for other in (self.loaded & self.plan.streamed.keys()) - set(names):
+            self._unload(other)
+
+
+def entries(module: nn.Module) -> list[nn.Module]:
+    """The modules whose `forward` begins a run: an autoencoder's own is not called to encode or to decode."""
+    if not isinstance(module, AutoencoderKL):
+        return [module]
+    parts = (module.quant_conv, module.encoder, module.post_quant_conv, module.decoder)
+    return [part for part in parts if part is not None]
+
+
+def fingerprint(module: nn.Module) -> tuple[Any, ...]:
+    """Changes when weights are added, taken away or fused."""
+    layers = [layer for layer in module.modules() if hasattr(layer, "merged_adapters")]
+    merged = tuple(tuple(layer.merged_adapters) for layer in layers)  # type: ignore[arg-type]
+    return sum(1 for _ in module.parameters()), merged
+
+
+def content_hash(tensors: Sequence[torch.Tensor]) -> str:
+    """A hash of the values, shapes and types of tensors, so that a file on disk is only used for the same weights."""
+    digest = hashlib.sha256()
+    for tensor in dict.fromkeys(tensors):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        values = tensor.detach().to(CPU).contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _register(module: nn.Module, hook: ModelHook) -> None:
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.register_hook(hook, GROUP_OFFLOADING)
+
+
+def _write(group: Any) -> None:
+    """Write a group's file whole or not at all; an existing one holds the same weights by its name."""
+    path = Path(group.safetensors_file_path)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: tensor.detach().to(CPU).contiguous() for tensor, key in group.tensor_to_key.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _refuse_state_dict(module: nn.Module, *_: Any) -> None:
+    raise RuntimeError(
+        f"Weights of {type(module).__name__} are on disk because of a VRAM budget, so its state dict would be empty "
+        f"memory. Call `disable_vram_budget` before saving it."
+    )
