@@ -87,7 +87,7 @@ class FluxCondition(ABC):
             `Contribution`: empty for a branch that the condition leaves alone.
         """
 
-    def combine(
+    def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor | None:
         """The guided velocity, where the method has a rule of its own, or `None`. At most one condition may have one.
@@ -152,14 +152,14 @@ class EncodedConditions:
             self._prepared[key] = {**encoded, **prepared} if prepared else encoded
         return self._prepared[key]
 
-    def combine(
+    def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor:
         """The guided velocity: by the rule of the condition that has one, or the ordinary one."""
         guided = [
             (type(condition).__name__, velocity)
             for condition in self.conditions
-            if (velocity := condition.combine(step, cond, uncond, true_cfg_scale)) is not None
+            if (velocity := condition.combine_velocities(step, cond, uncond, true_cfg_scale)) is not None
         ]
         _check_single([name for name, _ in guided], "has its own rule of guidance")
         return guided[0][1] if guided else combine_velocities(cond, uncond, true_cfg_scale)

@@ -161,7 +161,7 @@ class Step1XInstruction(FluxCondition):
         ids = step.latent_ids.float() + self.connector.config.reference_offset
         return Contribution(reference=[TokenGroup("step1x_reference", encoded["reference"], ids)])
 
-    def combine(
+    def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor | None:
         """Guidance with the norms of the differences rescaled, above the threshold."""

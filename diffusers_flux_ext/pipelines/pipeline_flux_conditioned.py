@@ -326,7 +326,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
                 if uncond is not None:
                     negative_step = replace(step, branch="uncond", prompt=uncond)
                     uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], *loop)
-                    velocity = encoded.combine(step, velocity, uncond_velocity, true_cfg_scale)
+                    velocity = encoded.combine_velocities(step, velocity, uncond_velocity, true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)
 

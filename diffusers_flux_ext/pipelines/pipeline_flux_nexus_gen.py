@@ -30,7 +30,6 @@ from ..models.nexus_gen_model import QUESTION, NexusGenModel
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..nexus_gen import MAX_PIXELS, Language, embed_prompts
 from ..qwen_vl import QwenVLProcessor
-from .call_inputs import is_guided
 from .components import extends_call, named_arguments
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
@@ -170,8 +169,8 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
 
     def _pooled_prompt(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What CLIP makes of the prompt; T5's tokens are replaced, so that a single empty one stands in for them."""
-        guided = {name: given.get(name) for name in ("negative_prompt", "negative_prompt_embeds")}
-        if guided["negative_prompt"] is not None and is_guided(given.get("true_cfg_scale", 1.0), guided):
+        negative = given.get("negative_prompt")
+        if negative is not None and given.get("true_cfg_scale", 1.0) > 1:
             raise ValueError(
                 "There is no `text_encoder_2`, which reads the negative prompt. Load it, leave `negative_prompt` out, "
                 "or give `negative_prompt_embeds` and `negative_pooled_prompt_embeds`."

@@ -540,6 +540,7 @@ def test_what_a_phase_contributed_is_kept(pipe):
     condition = IPAdapterImages(tiny_ip_adapter(1), image_embeds=image_embeds(), start=0.5)
     encoded = EncodedConditions.__new__(EncodedConditions)
     encoded.conditions, encoded.encoded, encoded._once = [condition], [{"image_embeds": image_embeds()[None]}], {}
+    encoded._prepared = {}
     parts = [encoded.contributions(some_step(pipe, "cond", index, 4))[0] for index in range(4)]
     assert parts[0] is parts[1]
     assert parts[2] is parts[3]
