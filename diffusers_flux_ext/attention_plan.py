@@ -58,7 +58,6 @@ class AttentionPlan:
         samples (`tuple`, *optional*):
             Per sample, the source positions `(length,)`, their inverse, and the classes.
         mask (`torch.Tensor` of shape `(batch_size or 1, 1, length, length)`, *optional*): Who sees whom.
-        num_text_tokens (`int`): Length of the text part of the joint sequence.
         num_unrotated (`int`): How many leading tokens have zero rotary positions, so that rotating them is void.
         table (`torch.Tensor` of shape `(runs, 4)`, *optional*):
             `classes` as rows `(class, 1 for keys, start, stop)` on the CPU, for compiled blocks: as data, regions can
@@ -72,7 +71,6 @@ class AttentionPlan:
     image_order: torch.Tensor | None = None
     samples: tuple[tuple[torch.Tensor, torch.Tensor, tuple[AttentionClass, ...]], ...] = ()
     mask: torch.Tensor | None = None
-    num_text_tokens: int = 0
     num_unrotated: int = 0
     table: torch.Tensor | None = None
     image_table: torch.Tensor | None = None
@@ -158,7 +156,6 @@ def build_attention_plan(
         image_classes,
         _order_or_none(text, device),
         _order_or_none(image - len(text), device),
-        num_text_tokens=len(text),
         num_unrotated=len(text) if text_is_unrotated else 0,
         table=_to_table(classes),
         image_table=_to_table(image_classes),

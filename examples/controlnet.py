@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--right-mode", default="pose")
     parser.add_argument("--scale", type=float, default=0.6)
     parser.add_argument("--end", type=float, default=0.7, help="fraction of the steps")
+    parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("controlnet.png"))
     args = parser.parse_args()
@@ -56,6 +57,8 @@ def main() -> None:
     image = pipe(
         args.prompt,
         conditions=conditions,
+        height=args.size[0],
+        width=args.size[1],
         num_inference_steps=args.steps,
         generator=torch.Generator().manual_seed(0),
     ).images[0]

@@ -23,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="repository or folder; the embedded tiny model by default")
     parser.add_argument("--lora", help="EliGen LoRA; the embedded one by default")
+    parser.add_argument("--steps", type=int, help="20 with the tiny model and 28 with another by default")
     parser.add_argument("--out", type=Path, default=Path("eligen"))
     args = parser.parse_args()
 
@@ -30,7 +31,9 @@ def main() -> None:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     pipe = FluxEliGenPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype).to(device)
     pipe.load_lora_weights(args.lora or str(Path(tiny_flux_path()).parent / "tiny_flux_eligen_lora.safetensors"))
-    size = TINY if args.model is None else {}
+    size = dict(TINY) if args.model is None else {}
+    if args.steps:
+        size["num_inference_steps"] = args.steps
     guided: dict[str, Any] = {"negative_prompt": "", "true_cfg_scale": 2.0, **size}
 
     args.out.mkdir(parents=True, exist_ok=True)

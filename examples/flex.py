@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--image", help="picture to redraw a part of")
     parser.add_argument("--mask", help="white is redrawn")
     parser.add_argument("--control", help="control picture")
+    parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("flex.png"))
     args = parser.parse_args()
@@ -34,6 +35,8 @@ def main() -> None:
         inpaint_image=image,
         inpaint_mask=mask,
         control_image=control,
+        height=args.size[0],
+        width=args.size[1],
         num_inference_steps=args.steps,
         generator=torch.Generator().manual_seed(0),
     ).images[0]

@@ -61,13 +61,17 @@ def main() -> None:
     parser.add_argument("--person", action="append", required=True, help="a picture of each person, left to right")
     parser.add_argument("--pose", help="a picture of a face in the wanted pose, for a single person")
     parser.add_argument("--preset", default="aes_stage2")
+    parser.add_argument("--size", type=int, nargs=2, default=(1152, 864), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--steps", type=int, help="those of the preset by default")
     parser.add_argument("--offload", choices=("none", "model", "group"), default="model")
     parser.add_argument("--out", type=Path, default=Path("infinite_you.png"))
     args = parser.parse_args()
 
     pipe, preset = load_pipeline(args), infinite_you_preset(args.preset)
+    preset["num_inference_steps"] = args.steps or preset["num_inference_steps"]
     people = [load_image(person) for person in args.person]
-    call: dict[str, Any] = {"height": 1152, "width": 864, "generator": torch.Generator().manual_seed(0)}
+    size = dict(zip(("height", "width"), args.size))
+    call: dict[str, Any] = {**size, "generator": torch.Generator().manual_seed(0)}
     if len(people) == 1:
         pose = load_image(args.pose) if args.pose else None
         image = pipe(args.prompt, id_image=people[0], control_image=pose, **preset, **call).images[0]

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--image", nargs="+", help="one or two pictures; plain colours by default")
     parser.add_argument("--prompt", default="a white background")
     parser.add_argument("--scale", type=float, default=0.7)
+    parser.add_argument("--steps", type=int, help="20 with the tiny model and 28 with another by default")
     parser.add_argument(
         "--offload", choices=["none", "group"], default="none", help="keep one block on the GPU at a time"
     )
@@ -74,7 +75,9 @@ def main() -> None:
         adapter, encoder, pipe = adapter.to(device), encoder.to(device), pipe.to(device)
     colours = [Image.new("RGB", (64, 64), name) for name in ("orange", "navy")]
     pictures = [load_image(path) for path in args.image] if args.image else colours
-    size = {} if args.model else TINY
+    size = {} if args.model else dict(TINY)
+    if args.steps:
+        size["num_inference_steps"] = args.steps
 
     def prompted(picture: Image.Image, **options: Any) -> IPAdapterImages:
         return IPAdapterImages(adapter, picture, args.scale, image_encoder=encoder, **options)
