@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel, ModelMixin
+from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -114,12 +115,20 @@ def measure(model: nn.Module) -> Sizes:
     return Sizes(weigh(model), sum(blocks), max(blocks, default=0), fp8_bytes(model))
 
 
-def fp8_bytes(model: nn.Module) -> int:
-    """Bytes with fp8 storage; diffusers leaves norms, their modulation and the embedders of patches as they are."""
-    if not isinstance(model, ModelMixin):
+def fp8_bytes(model: nn.Module, skip: tuple[str, ...] | None = None) -> int:
+    """Bytes with fp8 storage; diffusers leaves norms, their modulation and the embedders of patches as they are.
+
+    Args:
+        model (`nn.Module`): The model, which is changed; one of another library keeps its data type without `skip`.
+        skip (`tuple[str, ...]`, *optional*): Patterns of the modules to leave instead.
+    """
+    if not isinstance(model, ModelMixin) and skip is None:
         return sum(weight.numel() for weight in model.parameters()) * BYTES
     model.to(torch.bfloat16)
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    if isinstance(model, ModelMixin) and skip is None:
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    else:
+        apply_layerwise_casting(model, torch.float8_e4m3fn, torch.bfloat16, skip or ())
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 

@@ -20,8 +20,9 @@ from ..qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
 
 NUM_IMAGE_TOKENS = 81
 QUESTION = "Please give a brief description of the image."
-# transformers 4 named the parts of the published checkpoint; later versions nest them.
-RENAMED = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."}
+# transformers 4 named the parts of the published checkpoint; later versions nest them. Spelled as there, because these
+# patterns are turned round for saving.
+RENAMED = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
 
 
 @dataclass

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers.hooks import apply_layerwise_casting
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
@@ -133,6 +134,23 @@ class TestLanguageModel:
     def test_bfloat16(self, whole):
         pipe = make_whole().to(torch.bfloat16)
         assert torch.isfinite(draw(pipe, "make it red", latents=LATENTS[:1].to(torch.bfloat16))).all()
+
+    def test_fp8_storage_of_everything(self, whole):
+        pipe = make_whole().to(torch.bfloat16)
+        kept = ("pos_embed", "norm_q", "norm_k", "norm_added", "^proj_out$")
+        for module, skipped in (
+            (pipe.transformer, kept),
+            (pipe.connector, kept),
+            (pipe.mllm, ("norm", "ln_q", "patch_embed")),
+        ):
+            apply_layerwise_casting(module, torch.float8_e4m3fn, torch.bfloat16, skip_modules_pattern=skipped)
+        assert pipe.connector.blocks[0].to_qkv.weight.dtype == torch.float8_e4m3fn
+        assert pipe.transformer.transformer_blocks[0].norm1.linear.weight.dtype == torch.float8_e4m3fn
+        latents = LATENTS[:1].to(torch.bfloat16)
+        images = draw(pipe, "make it red", latents=latents)
+        expected = draw(make_whole().to(torch.bfloat16), "make it red", latents=latents)
+        assert torch.isfinite(images).all()
+        assert 0 < (images - expected).float().pow(2).mean().sqrt() < 0.2
 
 
 class TestPictures:
