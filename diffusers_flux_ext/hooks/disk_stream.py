@@ -42,6 +42,8 @@ class _Slot:
     def __init__(self, size: int, device: torch.device) -> None:
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
         self.released: torch.cuda.Event | None = None
+        # The memory may have been freed by work that is still going on.
+        self.release()
 
     def release(self) -> None:
         """Mark that what was enqueued so far is the last to use the buffer's content."""
@@ -52,21 +54,21 @@ class _Slot:
 class _Loader:
     """Brings blocks from disk, or from the memory that they are kept in, into slots. Runs in a thread of its own."""
 
-    def __init__(self, reader: FileReader, device: torch.device, size: int, stats: DiskStreamingStats) -> None:
+    def __init__(
+        self, reader: FileReader, device: torch.device, staging_size: int | None, stats: DiskStreamingStats
+    ) -> None:
         self.reader, self.device, self.stats = reader, device, stats
-        self.staging = self._host_buffer(size) if device.type != "cpu" else None
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def _host_buffer(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        is_cuda = device.type == "cuda"
+        self.staging: Tensor | None = None
+        if staging_size is not None:
+            self.staging = torch.empty(staging_size, dtype=torch.uint8, pin_memory=is_cuda)
+        self.stream = torch.cuda.Stream(device) if is_cuda else None
 
     @torch.no_grad()
     def load(self, block: StreamedBlock, slot: _Slot | None) -> Tensor:
         """The bytes of a block on the device."""
-        if self.device.type == "cpu":
+        if self.staging is None or slot is None:
             return self._on_host(block, slot.buffer if slot else None)
-        assert slot is not None
-        assert self.staging is not None
         host = self._on_host(block, self.staging)
         if self.stream is None:
             slot.buffer[: block.size].copy_(host[: block.size])
@@ -86,7 +88,8 @@ class _Loader:
     def _on_host(self, block: StreamedBlock, buffer: Tensor | None) -> Tensor:
         if block.kept is not None:
             return block.kept
-        target = self._host_buffer(block.size) if block.keep or buffer is None else buffer
+        # Not pinned: sizes of pinned memory are rounded up to powers of two, which the budget does not allow for.
+        target = torch.empty(block.size, dtype=torch.uint8) if block.keep or buffer is None else buffer
         start = time.perf_counter()
         self.stats.bytes_read += self.reader.read(block.pieces, target)
         self.stats.read_seconds += time.perf_counter() - start
@@ -131,9 +134,14 @@ class DiskStream:
         self._slot: _Slot | None = None
         self._scratch: Tensor | None = None
 
+    @property
+    def _staged(self) -> bool:
+        """Whether blocks pass through host memory on their way."""
+        return self.device.type != "cpu"
+
     def _needs_slot(self, block: StreamedBlock) -> bool:
         # Kept blocks compute from where they are kept, if that is on the device.
-        return self.device.type != "cpu" or not block.keep
+        return self._staged or not block.keep
 
     def need(self, index: int) -> None:
         """
@@ -160,7 +168,7 @@ class DiskStream:
         previous = self.current
         self._take_away()
         if self._loader is None:
-            self._loader = _Loader(self.reader, self.device, self._size, self.stats)
+            self._loader = _Loader(self.reader, self.device, self._size if self._staged else None, self.stats)
             slots = min(self.read_ahead + 1, sum(map(self._needs_slot, self.blocks)))
             self._free = [_Slot(self._size, self.device) for _ in range(slots)]
         if previous is not None:

@@ -267,8 +267,10 @@ def _plan_memory(
     on_cpu = device.type == "cpu"
     largest = max(block.size for block in blocks)
     cast = max(block.cast_size for block in blocks) if on_cpu else 0
-    # Elsewhere than on the CPU one block at a time passes through host memory.
-    buffers = largest * (min(read_ahead + 1, len(blocks)) if on_cpu else 1) + cast
+    buffers = largest * min(read_ahead + 1, len(blocks)) + cast
+    if not on_cpu:
+        # One block at a time passes through host memory, pinned, whose size is rounded up to a power of two.
+        buffers = 1 << (largest - 1).bit_length()
     room = int(ram_budget_gib * _GIB)
     if on_cpu and sum(block.size for block in blocks) + cast <= room:
         buffers = cast
