@@ -19,7 +19,7 @@ _MODULES = {
     "ip_adapter": ["reference_image_embeds", "reference_ip_adapter", "reference_siglip"],
     "lora_encoder": ["reference_lora_encoder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
-    "redux": ["reference_redux"],
+    "redux": ["add_redux", "reference_redux"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "tokenizers": ["tiny_tokenizers"],
     "vae": ["reference_vae_decoder", "reference_vae_encoder"],
