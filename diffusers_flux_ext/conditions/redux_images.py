@@ -65,7 +65,9 @@ class ReduxImages(FluxCondition):
     strengths: float | Sequence[float] = 1.0
     prompt_scale: float = 1.0
     pooled_scale: float = 1.0
-    mask: RegionMask | Sequence[RegionMask | None] | Sequence[Sequence[RegionMask | None]] | None = None
+    mask: RegionMask | Sequence[RegionMask | None] | Sequence[Sequence[RegionMask | None]] | None = field(
+        default=None, repr=False
+    )
     negative: Literal["same"] | None = None
     combine: Literal["groups", "sum"] = "groups"
     image_embedder: ReduxImageEncoder = field(default=None, repr=False)

@@ -9,13 +9,12 @@ from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInsertAnythingPipelin
 from diffusers_flux_ext.latents import pack_latents
 from diffusers_flux_ext.pipelines.insert_anything_pictures import make_diptych, paste_panel
 from tests.fixtures.insert_anything import pictures, region
-from tests.fixtures.ip_adapter import picture, tiny_siglip
-from tests.fixtures.redux import tiny_redux_embedder
+from tests.fixtures.ip_adapter import picture
+from tests.fixtures.redux import tiny_redux_embedder, tiny_redux_vision
 from tests.fixtures.tiny import quiet, seeded
 from tests.parity.reference import reference_pair
 from tests.parity.reference.insert_anything import opencv, reference_unit
-from tests.parity.reference.ip_adapter import reference_siglip
-from tests.parity.reference.redux import reference_redux
+from tests.parity.reference.redux import add_redux
 
 
 CASES = {
@@ -44,8 +43,9 @@ def theirs(case, size):
     )
 
 
-@pytest.mark.parametrize("size", [768, 112])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name, size", [*((name, 112) for name in CASES), ("middle", 768), ("large", 768), ("grey masks", 768)]
+)
 def test_processing(name, size):
     case = CASES[name]
     panel = picture(11, (size, size))
@@ -62,15 +62,11 @@ def test_processing(name, size):
     assert np.array_equal(paste_panel(diptych, panel), pasted)
 
 
-WIDTHS = {"joint_attention_dim": 4096, "pooled_projection_dim": 768}
-
-
 @pytest.fixture(scope="module")
 def pair():
-    both = reference_pair(seed=3, in_channels=384, out_channels=64, **WIDTHS)
-    encoder, embedder = tiny_siglip(4), tiny_redux_embedder(5, 4096)
-    both.reference.flux_redux_image_encoder = reference_siglip(encoder)
-    both.reference.flux_redux_image_embedder = reference_redux(embedder)
+    both = reference_pair(seed=3, in_channels=384, out_channels=64)
+    encoder, embedder = tiny_redux_vision(4, 384), tiny_redux_embedder(5)
+    add_redux(both.reference, encoder, embedder)
     parts = {"scheduler": FluxFlowMatchScheduler(), "image_encoder": encoder, "image_embedder": embedder}
     return both.reference, quiet(FluxInsertAnythingPipeline(**{**both.components, **parts}))
 

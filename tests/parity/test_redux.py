@@ -6,36 +6,32 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxPriorRe
 
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, ReduxImages
 from diffusers_flux_ext.conditions.image_embeds import embed_images, image_processor_for
-from tests.fixtures.ip_adapter import picture, tiny_siglip
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
+from tests.fixtures.ip_adapter import picture
+from tests.fixtures.redux import patch_embeds, tiny_redux_embedder, tiny_redux_vision
 from tests.fixtures.tiny import quiet, seeded
 from tests.parity.reference import reference_pair
-from tests.parity.reference.ip_adapter import reference_siglip
-from tests.parity.reference.pipeline import flux_image
-from tests.parity.reference.redux import reference_redux
+from tests.parity.reference.redux import add_redux, redux_unit, with_constants
 from tests.parity.test_ip_adapter import LENGTH, STEPS, reference_images
 
 
 FORWARD, LOOP = {"atol": 1e-4, "rtol": 0}, {"atol": 1e-3, "rtol": 0}
-# The reference has the released widths of the zeros that take the prompt's place as constants.
-WIDTHS = {"joint_attention_dim": 4096, "pooled_projection_dim": 768}
 GONE = {"prompt_scale": 0.0, "pooled_scale": 0.0}
 
 
 @pytest.fixture(scope="module")
 def pair():
-    both = reference_pair(seed=3, **WIDTHS)
-    encoder, embedder = tiny_siglip(4), tiny_redux_embedder(5, 4096)
-    both.reference.flux_redux_image_encoder = reference_siglip(encoder)
-    both.reference.flux_redux_image_embedder = reference_redux(embedder)
+    both = reference_pair(seed=3)
+    # The size of pictures is a constant of the reference.
+    encoder, embedder = tiny_redux_vision(4, 384), tiny_redux_embedder(5)
+    add_redux(both.reference, encoder, embedder)
     parts = {"scheduler": FluxFlowMatchScheduler(), "image_encoder": encoder}
     return both.reference, quiet(FluxConditionedPipeline(**{**both.components, **parts})), embedder
 
 
 def prompts(length=LENGTH):
     return {
-        "prompt_embeds": torch.randn(1, length, 4096, generator=seeded(1)),
-        "pooled_prompt_embeds": torch.randn(1, 768, generator=seeded(2)),
+        "prompt_embeds": torch.randn(1, length, 40, generator=seeded(1)),
+        "pooled_prompt_embeds": torch.randn(1, 24, generator=seeded(2)),
     }
 
 
@@ -51,11 +47,11 @@ def draw(pipe, condition=None, length=LENGTH, **more):
 class TestReference:
     def test_tokens_of_pictures(self, pair):
         reference, ours, embedder = pair
-        embeds = patch_embeds(1, 2, 144, 12)
+        embeds = patch_embeds(1, 2, 9, 12)
         torch.testing.assert_close(
             embedder(embeds).image_embeds, reference.flux_redux_image_embedder(embeds), **FORWARD
         )
-        seen, unit = [], flux_image.FluxImageUnit_ReduxPromptEmbedder()
+        seen, unit = [], redux_unit(embedder, 24)
         handle = reference.flux_redux_image_embedder.register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0])
         )
@@ -94,24 +90,28 @@ class TestDiffusers:
 
     @pytest.mark.parametrize("scales, pooled", [((1.0, 1.0), (1.0, 1.0)), ((0.7, 0.4), (0.5, -0.2))])
     def test_two_pictures_and_a_prompt(self, sides, scales, pooled):
-        class Encoded(FluxPriorReduxPipeline):
-            """Takes prompts of the released width, which the tiny text encoders do not have."""
-
-            def encode_prompt(self, prompt_embeds, pooled_prompt_embeds, **_):
-                return prompt_embeds.clone(), pooled_prompt_embeds.clone(), None
-
         stock, ours, embedder = sides
-        prior = self.prior(ours, embedder, Encoded, text_encoder=ours.text_encoder)
+        encoders = {
+            name: getattr(ours, name) for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        }
+        prior = self.prior(ours, embedder, **encoders)
         given = [picture(0), picture(1, (50, 70))]
-        twice = {name: value.repeat_interleave(2, 0) for name, value in prompts().items()}
-        made = prior(given, **twice, prompt_embeds_scale=list(scales), pooled_prompt_embeds_scale=list(pooled))
+        weights = {"prompt_embeds_scale": list(scales), "pooled_prompt_embeds_scale": list(pooled)}
+        made = prior(given, prompt=["a cat", "a cat"], **weights)
         condition = ReduxImages(given, list(scales), sum(scales), sum(pooled), combine="sum", image_embedder=embedder)
-        images = draw(ours, condition, **prompts())
-        torch.testing.assert_close(images, draw(stock, **made), **FORWARD)
-        assert (images - draw(ours, **prompts())).abs().max() > 0.01
+        images = draw(ours, condition, 512, prompt="a cat")
+        torch.testing.assert_close(images, draw(stock, length=512, **made), **FORWARD)
+        assert (images - draw(ours, length=512, prompt="a cat")).abs().max() > 0.01
 
     def test_a_picture_without_a_text_encoder(self, sides):
+        class Narrow(FluxPriorReduxPipeline):
+            """Has the widths of the tiny text encoders in place of the released ones."""
+
+            __call__ = torch.no_grad()(
+                with_constants(FluxPriorReduxPipeline.__call__.__wrapped__, {4096: 40, 768: 24})
+            )
+
         stock, ours, embedder = sides
-        expected = draw(stock, **self.prior(ours, embedder)(picture(0)))
+        expected = draw(stock, **self.prior(ours, embedder, Narrow)(picture(0)))
         condition = ReduxImages(picture(0), **GONE, image_embedder=embedder)
         torch.testing.assert_close(draw(ours, condition, 512, **prompts(512)), expected, **FORWARD)

@@ -173,8 +173,11 @@ class TestMasks:
             assert all(differ(image, other) for other in images[:index])
         assert torch.equal(draw(pipe, redux(two, mask=[None, None])), images[0])
 
-    def test_an_empty_one_is_warned_of_and_changes_nothing(self, pipe, caplog):
+    def test_an_empty_one_is_warned_of_and_changes_nothing(self, pipe, monkeypatch):
+        said = []
+        monkeypatch.setattr("diffusers_flux_ext.conditions.redux_inputs.logger.warning", said.append)
         images = draw(pipe, redux(mask=np.zeros((32, 48))))
+        assert ["covers no token of the 48 x 32 canvas" in message for message in said] == [True]
         torch.testing.assert_close(images, draw(pipe), atol=1e-5, rtol=0)
 
 

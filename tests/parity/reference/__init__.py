@@ -22,7 +22,7 @@ _MODULES = {
     "nexus_gen": ["reference_nexus_adapter", "reference_nexus_merger"],
     "step1x": ["reference_connector", "reference_embedder"],
     "pipeline": ["ReferencePair", "reference_pair", "reference_pipeline"],
-    "redux": ["reference_redux"],
+    "redux": ["add_redux", "reference_redux"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "timestep_lora": ["load_reference_timestep_lora"],
     "tokenizers": ["tiny_tokenizers"],

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusers_flux_ext.pipelines.picture_arrays import dilate, resize_linear
 from tests.parity.reference.pipeline import flux_image
+from tests.parity.reference.redux import with_constants
 
 
 RELEASED = (768, 768)
@@ -45,9 +46,5 @@ def reference_unit(size: int) -> Any:
     class Unit(flux_image.FluxImageUnit_InsertAnything):
         pass
 
-    prepare = flux_image.FluxImageUnit_InsertAnything.prepare
-    code = prepare.__code__
-    assert RELEASED in code.co_consts
-    constants = tuple((size, size) if value == RELEASED else value for value in code.co_consts)
-    Unit.prepare = types.FunctionType(code.replace(co_consts=constants), prepare.__globals__)
+    Unit.prepare = with_constants(Unit.prepare, {RELEASED: (size, size)})
     return Unit()
