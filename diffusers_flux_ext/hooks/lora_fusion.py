@@ -141,6 +141,11 @@ class _GatedLayer:
             "them once, and no cache that skips attention layers alone; call `disable_lora_fusion` to go without."
         )
 
+    @property
+    def awaits_mlp(self) -> bool:
+        """Whether the feed-forward projection of a single block has run and will be changed."""
+        return self.ends_in_mlp and bool(self.parts[-1].added)
+
     def check_complete(self, what: str) -> None:
         if any(part.output is not None for part in self.parts):
             raise self._incomplete(what)
@@ -162,18 +167,21 @@ class _FusedProjection:
             part.owner.take(part, view)
 
 
-class _SingleBlockOutput:
-    """The last Linear of a single block: it reads the feed-forward's activation, which ran before the attention."""
+class _SingleBlockMLP:
+    """The activation of a single block, which reads `proj_mlp` before the attention has run: it is put off."""
 
     def __init__(self, layer: _GatedLayer, activation: nn.Module) -> None:
         self.layer, self.activation = layer, activation
 
-    def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def before_activation(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (args[0][..., :0],) if self.layer.awaits_mlp else None
+
+    def before_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Appends the activation to what the block's last Linear reads."""
         self.layer.check_complete("The block's `proj_out` ran")
-        if self.layer.changed_mlp is not None:
-            activated = self.activation(self.layer.changed_mlp)
-            args[0][..., -activated.shape[-1] :] = activated
-            self.layer.changed_mlp = None
+        hidden, self.layer.changed_mlp = self.layer.changed_mlp, None
+        # Not through the activation itself, whose hook would put it off again.
+        return None if hidden is None else (torch.cat([args[0], self.activation.forward(hidden)], dim=-1),)
 
 
 class _Fusion:
@@ -219,8 +227,9 @@ class _Fusion:
         block, _, last = paths[-1].rpartition(".")
         if last == "proj_mlp":
             layer.ends_in_mlp = True
-            output = _SingleBlockOutput(layer, modules[f"{block}.act_mlp"])
-            self.handles.append(modules[f"{block}.proj_out"].register_forward_pre_hook(output.before))
+            mlp = _SingleBlockMLP(layer, modules[f"{block}.act_mlp"])
+            self.handles.append(mlp.activation.register_forward_pre_hook(mlp.before_activation))
+            self.handles.append(modules[f"{block}.proj_out"].register_forward_pre_hook(mlp.before_output))
         if fused:
             attention, _, kind = fused[0].path.rpartition(".")
             joined = modules[f"{attention}.{'to_qkv' if kind in _QKV else 'to_added_qkv'}"]

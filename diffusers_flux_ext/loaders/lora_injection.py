@@ -149,3 +149,30 @@ def _fit_x_embedder(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str
     elif down.shape[1] < width:
         state_dict[key] = torch.cat([down, down.new_zeros(down.shape[0], width - down.shape[1])], dim=1)
     return state_dict
+
+
+def narrow_x_embedder(model: nn.Module) -> None:
+    """
+    Gives `x_embedder` its old width and weights back once no LoRA reads the control channels any more.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model; nothing happens unless [`inject`] has widened it.
+    """
+    replaced = getattr(model, "_overwritten_params", None) or {}
+    layer: Any = getattr(model, "x_embedder", None)
+    if replaced.keys() - {"x_embedder.bias"} != {"x_embedder.weight"}:
+        return
+    old = replaced["x_embedder.weight"]
+    width, downs = old.shape[1], list(layer.lora_A.values()) if isinstance(layer, BaseTunerLayer) else []
+    variants = getattr(layer, "lora_variant", {})
+    if any(down.weight[:, width:].any() for down in downs) or any(name in layer.lora_A for name in variants):
+        return
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    base.weight = nn.Parameter(old.to(base.weight), requires_grad=base.weight.requires_grad)
+    for down in downs:
+        down.weight = nn.Parameter(down.weight[:, :width].contiguous(), requires_grad=down.weight.requires_grad)
+    for part in (base, layer, *downs):
+        part.in_features = width
+    model.config.in_channels = width  # type: ignore[union-attr]
+    model._overwritten_params = None  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from .lora_conversion import load_adapter
 from .lora_errors import LoRAError
 from .lora_files import ADAPTER_CONFIG, PICKLES, LoRASource
 from .lora_formats import Component
-from .lora_injection import inject
+from .lora_injection import inject, narrow_x_embedder
 from .lora_patches import add_patches, apply_patches, patch_weights, remove_patches
 from .lora_planning import adapter_names, check_plans, free_name, plan_loading
 from .lora_reading import LoRAAdapter
@@ -289,6 +289,7 @@ def _remove(pipe: Any, models: Mapping[str, nn.Module], names: Sequence[str], ke
             remove_patches(model, name, keep_values)
             _delete(model, name)
         drop_unused_clock(model)
+        narrow_x_embedder(model)
     if not any(adapter_names(model) for model in models.values()):
         restore_linears(pipe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from .lora_files import LoRASource, materialize
 from .lora_layouts import lora_layout
 from .lora_loading import COMPONENTS, load_into, lora_models, read_source, unload_lora
 from .lora_patches import apply_patches, patch_weights, patched_adapters
+from .lora_variants import check_plain
 from .lora_writing import write_lora
 
 
@@ -83,6 +85,33 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
             TypeError: If there are unknown arguments.
         """
         load_into(self, pretrained_model_name_or_path_or_dict, adapter_name, hotswap=hotswap, **kwargs)
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike[str],
+        transformer_lora_layers: Any = None,
+        text_encoder_lora_layers: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves LoRAs as diffusers does.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                A folder.
+            transformer_lora_layers, text_encoder_lora_layers (`dict[str, torch.Tensor]`, *optional*):
+                The factors, as `peft.get_peft_model_state_dict` gives them.
+            kwargs:
+                As for [`~diffusers.loaders.FluxLoraLoaderMixin.save_lora_weights`].
+
+        Raises:
+            LoRAError: If there is something else than factors: LoKr, DoRA, dense deltas and timestep LoRAs are no
+                LoRAs that diffusers' layout could hold.
+        """
+        for layers in (transformer_lora_layers, text_encoder_lora_layers):
+            check_plain(layers.state_dict() if isinstance(layers, torch.nn.Module) else layers or {})
+        super().save_lora_weights(save_directory, transformer_lora_layers, text_encoder_lora_layers, **kwargs)
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = True) -> None:
         """

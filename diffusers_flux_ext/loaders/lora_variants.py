@@ -5,6 +5,7 @@ Each lives in the place of a layer's `lora_B`, so that PEFT switches, weighs, fu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,8 +15,12 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from .lora_errors import LoRAError
 from .lora_layers import LayerUpdate, is_timed, magnitude_axis
 from .lora_products import bias_delta, dense_delta, kron_factors, to_lora
+
+
+_DOWN = ".lora_A.weight"
 
 
 class _Delta(nn.Module):
@@ -202,3 +207,24 @@ def make_delta(update: LayerUpdate, dtype: torch.dtype, with_bias: bool) -> _Del
         first, second = kron_factors(update)
         return KroneckerDelta((first * scale).to(dtype), second.to(dtype), bias)
     return DenseDelta(cast(Tensor, dense_delta(update)).to(dtype), bias)
+
+
+def check_plain(layers: Mapping[str, Any]) -> None:
+    """
+    Refuses what a state dict of PEFT layers cannot say about updates that are no plain LoRAs.
+
+    Args:
+        layers (`Mapping[str, torch.Tensor]`):
+            The state dict.
+
+    Raises:
+        LoRAError: If there is such an update.
+    """
+    ranks = {key.removesuffix(_DOWN): value.shape[0] for key, value in layers.items() if key.endswith(_DOWN)}
+    for key, value in layers.items():
+        layer, found, part = key.rpartition(".lora_B.")
+        if found and (part not in ("weight", "bias") or part == "weight" and ranks.get(layer) != value.shape[1]):
+            raise LoRAError(
+                f"`{layer}` has a LoKr, a DoRA, a dense delta or a timestep LoRA, which PEFT's layers hold only while "
+                "they are loaded. Use the file that it came from, or `convert_lora` on it."
+            )

@@ -62,11 +62,11 @@ class LoRAGate(nn.Module):
         normed = _normed(base, self.norm_base)
         # Both are the same for all LoRAs.
         offset, slope = torch.addcmul(bias, normed, weight_base), torch.addcmul(weight_lora, normed, weight_cross)
-        total = torch.zeros_like(base)
+        total: torch.Tensor | None = None
         for lora in loras:
             gate = torch.addcmul(offset, _normed(lora, self.norm_lora), slope).sigmoid_()
-            total = total + gate * lora
-        return total * weight_out
+            total = gate * lora if total is None else torch.addcmul(total, gate, lora)
+        return torch.zeros_like(base) if total is None else total * weight_out
 
 
 def _normed(tensor: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.hooks import apply_group_offloading
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from diffusers_flux_ext import (
@@ -211,6 +212,36 @@ def test_a_control_lora_widens_the_model_and_narrower_ones_fit_then():
     pipe.load_lora_weights(plain.state_dict, "style")
     with pytest.raises(LoRAError, match="Load the control LoRA first"):
         pipe.load_lora_weights(control.state_dict, "control")
+
+
+def test_the_model_is_narrow_again_once_no_control_lora_is_left():
+    pipe, alone = tiny_pipeline(FluxConditionedPipeline), tiny_pipeline(FluxConditionedPipeline)
+    before, style = weights_of(pipe), make("kohya", "everything")
+    for name, seed in (("control", 0), ("other", 1)):
+        load_lora(pipe, make("bfl_control", seed=seed).state_dict, name)
+    for one in (pipe, alone):
+        load_lora(one, style.state_dict, "style")
+    pipe.delete_adapters("control")
+    assert pipe.transformer.config.in_channels == 128
+    pipe.delete_adapters("other")
+    assert pipe.transformer.config.in_channels == pipe.transformer.x_embedder.in_features == 64
+    assert torch.equal(picture(pipe), picture(alone))
+    pipe.delete_adapters("style")
+    assert_bit_equal(weights_of(pipe), before)
+
+
+def test_what_is_no_plain_lora_is_not_saved_as_one(tmp_path):
+    for format in ("kohya_lokr", "onetrainer_dora", "aitoolkit_full", "kohya"):
+        pipe = tiny_pipeline(FluxConditionedPipeline)
+        pipe.load_lora_weights(make(format).state_dict, "style")
+        layers = get_peft_model_state_dict(pipe.transformer, adapter_name="style")
+        if format == "kohya":
+            pipe.save_lora_weights(tmp_path, layers)
+            continue
+        with pytest.raises(LoRAError, match="convert_lora"):
+            pipe.save_lora_weights(tmp_path, layers)
+        assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("format", ["kohya", "bfl_alpha", "onetrainer_legacy", "diffsynth_native", "kohya_lokr",
