@@ -11,7 +11,7 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 import diffusers_flux_ext
 from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
-from tests.fixtures.conditions import CASES, METHODS, REFUSED, REFUSED_TWICE, draw, pipeline_for
+from tests.fixtures.conditions import CASES, LORA, METHODS, REFUSED, REFUSED_TWICE, draw, pipeline_for, promised
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
 
@@ -23,8 +23,9 @@ ALL_TRIPLES = [
     for triple in combinations(CASES, 3)
     if len(set(triple) & set(METHODS)) >= 2 and not any(frozenset(pair) in REFUSED for pair in combinations(triple, 2))
 ]
-# All pairs run; of the triples every sixth does, which still has each method with every other.
-TRIPLES = ALL_TRIPLES[::6]
+# All pairs run, and the triples that the documentation promises; of the others every sixth does, which still has each
+# method with every other.
+TRIPLES = [*promised(), *(triple for triple in ALL_TRIPLES[::6] if triple not in promised())]
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +172,11 @@ def test_the_documented_condition_works(pipe):
     exec(code, names)
     condition = names["Footnote"]("a blue car")
     assert (pipe(**call_kwargs(conditions=[condition])).images - pipe(**call_kwargs()).images).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loaded_lora_and_a_condition_both_count(name):
+    both = draw(LORA, name)
+    assert (both - draw(name)).abs().max() > VISIBLE
+    if not CASES[name].channels:
+        assert (both - draw(LORA)).abs().max() > VISIBLE

@@ -1,34 +1,25 @@
-"""InfiniteYou: laws, regions, batches, faces, inputs, saving and sharing."""
-
-import logging
+"""InfiniteYou: laws, regions, batches, composition and offloading."""
 
 import pytest
 import torch
 from accelerate.hooks import CpuOffload, UserCpuOffloadHook
-from diffusers import DiffusionPipeline, FluxControlNetPipeline, FluxPipeline
+from diffusers import FluxControlNetPipeline
 from PIL import Image
 
-import diffusers_flux_ext
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
     FluxConditionedPipeline,
     FluxInfiniteYouPipeline,
-    InfiniteYouIdentity,
-    InfiniteYouImageProjector,
     InpaintRegion,
     IPAdapterImages,
-    draw_face_keypoints,
-    infinite_you_preset,
 )
 from diffusers_flux_ext._compat import offload_all_but
-from diffusers_flux_ext.conditions import infinite_you_identity
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
+from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
+from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
 from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
 from tests.fixtures.synthetic import AddedReference, AddedText
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline
-from tests.pipelines.test_controlnet import watch_transformer
+from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -39,23 +30,6 @@ LEFT_TOKENS = [True, False, False, True, False, False]
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline(FluxInfiniteYouPipeline, **tiny_identity_modules(), face_encoder=ColorFaceEncoder())
-
-
-@pytest.fixture
-def warnings(caplog):
-    logger = logging.getLogger("diffusers_flux_ext.models.face_encoder")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
-def identity(pipe, seed=0, **arguments):
-    given = {} if "id_image" in arguments else {"id_embeds": face(seed)}
-    return InfiniteYouIdentity(pipe.controlnet, pipe.image_projector, **{**given, **arguments})
-
-
-def different(one, other):
-    return bool((one - other).abs().max() > 1e-4)
 
 
 class TestLaws:
@@ -177,62 +151,6 @@ class TestRegions:
         torch.testing.assert_close(*images, atol=1e-5, rtol=0)
 
 
-class TestFaces:
-    def test_control_pictures_are_fitted_and_drawn(self, pipe):
-        encoder = ColorFaceEncoder()
-        condition = identity(pipe, control_image=PICTURE, face_encoder=encoder)
-        images = pipe(**call_kwargs(conditions=[condition])).images
-        (seen,) = encoder.seen
-        assert seen.size == (48, 32)
-        assert seen.getpixel((24, 16)) == PICTURE.resize((48, 32), Image.Resampling.LANCZOS).getpixel((24, 16))
-        points = encoder.encode(seen).keypoints
-        same = pipe(**call_kwargs(conditions=[identity(pipe, keypoints=points)])).images
-        assert torch.equal(images, same)
-
-    def test_key_points_in_fractions(self, pipe):
-        fractions = POINTS / (48, 32)
-        images = [
-            pipe(**call_kwargs(conditions=[identity(pipe, keypoints=points)])).images for points in (POINTS, fractions)
-        ]
-        assert torch.equal(*images)
-
-    def test_choosing_a_face(self, pipe, warnings):
-        boxes = [(60, 0, 160, 100), (0, 0, 60, 60)]
-        encoder = ColorFaceEncoder(boxes)
-        largest = pipe(**call_kwargs(conditions=[identity(pipe, id_image=PICTURE, face_encoder=encoder)])).images
-        assert "2 faces were found; the largest is used" in warnings.text
-        left, right = (
-            pipe(
-                **call_kwargs(conditions=[identity(pipe, id_image=PICTURE, face_encoder=encoder, face_index=index)])
-            ).images
-            for index in (0, 1)
-        )
-        assert torch.equal(largest, right)
-        assert different(left, right)
-
-    def test_a_small_face_warns(self, pipe, warnings):
-        encoder = ColorFaceEncoder([(10, 10, 40, 50)])
-        pipe(**call_kwargs(conditions=[identity(pipe, id_image=PICTURE, face_encoder=encoder)]))
-        assert "only 30 x 40 pixels" in warnings.text
-
-    def test_no_face_is_an_error(self, pipe):
-        encoder = ColorFaceEncoder([])
-        with pytest.raises(ValueError, match="No face was found"):
-            pipe(**call_kwargs(conditions=[identity(pipe, id_image=PICTURE, face_encoder=encoder)]))
-
-    def test_a_face_that_is_not_there(self, pipe):
-        with pytest.raises(ValueError, match="Face 3 was asked for, but 1 faces"):
-            pipe(
-                **call_kwargs(
-                    conditions=[identity(pipe, id_image=PICTURE, face_encoder=ColorFaceEncoder(), face_index=3)]
-                )
-            )
-
-    def test_pictures_of_other_modes(self, pipe):
-        images = [pipe(**call_kwargs(id_image=image)).images for image in (PICTURE, PICTURE.convert("RGBA"))]
-        assert torch.equal(*images)
-
-
 class TestBatches:
     def test_faces_and_key_points_per_prompt(self, pipe):
         latents = torch.randn(4, 6, 64, generator=seeded(1))
@@ -345,192 +263,3 @@ class TestOffload:
     def test_without_hooks_nothing_moves(self, pipe):
         offload_all_but(pipe, ("transformer",))
         assert not hasattr(pipe, "_all_hooks")
-
-
-class TestFiles:
-    def test_saved_and_reloaded(self, pipe, tmp_path):
-        pipe.save_pretrained(tmp_path)
-        expected = pipe(**call_kwargs(id_embeds=face())).images
-        for loader in (FluxInfiniteYouPipeline, DiffusionPipeline):
-            loaded = quiet(loader.from_pretrained(tmp_path))
-            assert type(loaded) is FluxInfiniteYouPipeline
-            for name in ("controlnet", "image_projector"):
-                weights = getattr(pipe, name).state_dict()
-                assert all(
-                    torch.equal(weight, weights[key]) for key, weight in getattr(loaded, name).state_dict().items()
-                )
-            # Weights in a mapped file are aligned differently, which changes the rounding of a product with one row.
-            torch.testing.assert_close(loaded(**call_kwargs(id_embeds=face())).images, expected, atol=1e-5, rtol=0)
-        encoder = ColorFaceEncoder()
-        loaded = quiet(FluxInfiniteYouPipeline.from_pretrained(tmp_path, face_encoder=encoder))
-        assert loaded.face_encoder is encoder
-
-    def test_on_a_plain_repository(self, pipe, tmp_path):
-        tiny_pipeline(FluxPipeline).save_pretrained(tmp_path)
-        modules = tiny_identity_modules()
-        for arguments in (
-            {"custom_pipeline": diffusers_flux_ext.custom_pipeline("infinite_you"), "trust_remote_code": True},
-            {},
-        ):
-            loader = DiffusionPipeline if arguments else FluxInfiniteYouPipeline
-            loaded = quiet(loader.from_pretrained(tmp_path, **modules, **arguments))
-            assert type(loaded) is FluxInfiniteYouPipeline
-            loaded(**call_kwargs(id_embeds=face()))
-
-    def test_from_pipe_both_ways(self, pipe):
-        modules = tiny_identity_modules()
-        stock = tiny_pipeline(FluxPipeline).to(torch.bfloat16)
-        ours = FluxInfiniteYouPipeline.from_pipe(stock, **modules, face_encoder=ColorFaceEncoder())
-        assert ours.transformer is stock.transformer
-        assert ours.transformer.dtype == torch.bfloat16
-        again = FluxInfiniteYouPipeline.from_pipe(ours)
-        assert (again.controlnet, again.face_encoder) == (ours.controlnet, ours.face_encoder)
-        assert pipe.to_pipeline(FluxPipeline).transformer is pipe.transformer
-        assert pipe.to_pipeline(FluxInfiniteYouPipeline).face_encoder is pipe.face_encoder
-
-    def test_without_its_modules(self):
-        bare = tiny_pipeline(FluxInfiniteYouPipeline)
-        bare(**call_kwargs())
-        with pytest.raises(ValueError, match=r"has no \['controlnet', 'image_projector'\]"):
-            bare(**call_kwargs(id_embeds=face()))
-
-
-BAD = {
-    "nothing": ({"id_embeds": None}, ValueError, "needs `id_image`"),
-    "both identities": ({"id_image": PICTURE, "id_embeds": face()}, ValueError, "both `id_image` and `id_embeds`"),
-    "both poses": (
-        {"control_image": PICTURE, "keypoints": POINTS},
-        ValueError,
-        "both `control_image` and `keypoints`",
-    ),
-    "no encoder": ({"id_image": PICTURE, "id_embeds": None}, ValueError, r"face_encoder.*\[infinite-you\]"),
-    "a wide embedding": ({"id_embeds": torch.zeros(512)}, ValueError, r"shape \(512,\); expected \(16,\)"),
-    "four points": ({"keypoints": POINTS[:4]}, ValueError, r"shape \(4, 2\); expected \(5, 2\)"),
-    "a window turned round": ({"start": 0.5, "end": 0.5}, ValueError, "start < end"),
-    "a wrong branch": ({"negative": "zeros"}, ValueError, "'zeros' came"),
-    "a face without a picture": ({"face_index": 0}, ValueError, "`face_index` of InfiniteYouIdentity"),
-    "a scale that is no number": ({"scale": float("nan")}, ValueError, "has to be finite"),
-    "no projector": ({"image_projector": torch.nn.Linear(2, 2)}, TypeError, "`image_projector`.*Linear"),
-    "no face encoder": ({"face_encoder": "arcface"}, TypeError, "is a str; expected a"),
-    "a union": ({"controlnet": tiny_controlnet(0, "union")}, ValueError, "a union of several modes"),
-    "inpainting": ({"controlnet": tiny_controlnet(0, "inpaint")}, ValueError, "made for inpainting"),
-    "XLabs": ({"controlnet": tiny_controlnet(0, "xlabs")}, ValueError, "one of XLabs'"),
-    "no controlnet": ({"controlnet": torch.nn.Linear(2, 2)}, TypeError, "Linear, which has no"),
-    "too many embeddings": ({"id_embeds": torch.zeros(3, 16)}, ValueError, "3 samples, but there are 1 prompts"),
-    "a path": (
-        {"id_image": "her.png", "id_embeds": None, "face_encoder": ColorFaceEncoder()},
-        TypeError,
-        "one of type str",
-    ),
-    "another width": (
-        {"image_projector": tiny_projector(0, output_dim=48)},
-        ValueError,
-        "joint_attention_dim 40 instead of 48",
-    ),
-}
-
-
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD.values(), ids=BAD)
-def test_bad_input(pipe, arguments, error, message):
-    modules = {"controlnet": pipe.controlnet, "image_projector": pipe.image_projector, "id_embeds": face()}
-    with pytest.raises(error, match=message):
-        pipe(**call_kwargs(conditions=[InfiniteYouIdentity(**{**modules, **arguments})]))
-
-
-def test_a_control_image_without_identity(pipe):
-    with pytest.raises(ValueError, match="`control_image` came without an identity"):
-        pipe(**call_kwargs(control_image=PICTURE))
-
-
-ALONE = {
-    "id_guidance_scale": 2.0,
-    "controlnet_conditioning_scale": [0.5, 0.2, 0.1],
-    "control_guidance_start": 0.1,
-    "keypoints": POINTS,
-    "face_index": 0,
-    "region": LEFT,
-    "negative": "own",
-}
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_arguments_without_an_identity(pipe, name):
-    with pytest.raises(ValueError, match=f"`{name}` came without an identity"):
-        pipe(**call_kwargs(**{name: ALONE[name]}))
-
-
-def test_the_call_passes_on_all_fields(pipe):
-    named = {"keypoints": POINTS, "region": LEFT, "negative": "own"}
-    images = pipe(**call_kwargs(id_embeds=face(), **named, **GUIDED)).images
-    assert torch.equal(images, pipe(**call_kwargs(conditions=[identity(pipe, **named)], **GUIDED)).images)
-
-
-def test_embeddings_as_arrays_and_lists(pipe):
-    expected = pipe(**call_kwargs(id_embeds=face())).images
-    for given in (face().numpy(), face().tolist(), [face().numpy()]):
-        assert torch.equal(pipe(**call_kwargs(id_embeds=given)).images, expected)
-
-
-@pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (20.0, True)])
-def test_an_embedding_of_another_length_warns(pipe, monkeypatch, factor, warned):
-    seen = []
-    monkeypatch.setattr(infinite_you_identity.logger, "warning", seen.append)
-    pipe(**call_kwargs(id_embeds=factor * torch.nn.functional.normalize(face(), dim=0)))
-    assert ["length 1" in text for text in seen] == [True] * warned
-
-
-def test_presets(pipe):
-    released, similar = infinite_you_preset("aes_stage2"), infinite_you_preset("sim_stage1")
-    assert (released["num_inference_steps"], released["controlnet_conditioning_scale"]) == (30, 1.0)
-    assert similar["control_guidance_start"] == released["control_guidance_start"] == 0.0
-    arguments = {**call_kwargs(id_embeds=face()), **similar, "num_inference_steps": 3}
-    pipe(**arguments)
-    with pytest.raises(ValueError, match=r"\['aes_stage2', 'sim_stage1'\]"):
-        infinite_you_preset("stage3")
-
-
-def test_drawing_takes_tensors_and_clips():
-    picture = draw_face_keypoints(torch.from_numpy(POINTS) - 20, 48, 32)
-    assert picture.size == (48, 32)
-
-
-class TestProjectorFile:
-    def test_the_published_layout(self, tmp_path):
-        projector = tiny_projector(3)
-        torch.save({"image_proj": projector.state_dict()}, tmp_path / "image_proj_model.bin")
-        loaded = InfiniteYouImageProjector.from_single_file(tmp_path / "image_proj_model.bin", dim_head=8)
-        assert dict(loaded.config) == dict(projector.config)
-        assert torch.equal(loaded(face()[None, None]), projector(face()[None, None]))
-        loaded.save_pretrained(tmp_path / "folder")
-        again = InfiniteYouImageProjector.from_pretrained(tmp_path / "folder")
-        assert all(torch.equal(weight, again.state_dict()[key]) for key, weight in projector.state_dict().items())
-
-    def test_the_released_sizes(self):
-        with torch.device("meta"):
-            released = InfiniteYouImageProjector()
-        assert released.latents.shape == (1, 8, 1280)
-        assert released.layers[3][0].to_kv.weight.shape == (2560, 1280)
-
-    def test_code_in_a_pickle_is_not_run(self, tmp_path):
-        torch.save({"image_proj": ColorFaceEncoder()}, tmp_path / "bad.bin")
-        with pytest.raises(ValueError, match="no pickle of plain tensors"):
-            InfiniteYouImageProjector.from_single_file(tmp_path / "bad.bin")
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda weights: {"a": torch.zeros(1)}, "no image projector of InfiniteYou"),
-            (lambda weights: {**weights, "b": torch.zeros(1)}, "surplus or of a wrong shape .*: `b`"),
-            (
-                lambda weights: {key: value for key, value in weights.items() if key != "norm_out.bias"},
-                "norm_out.bias",
-            ),
-        ],
-    )
-    def test_other_files(self, change, message):
-        with pytest.raises(ValueError, match=message):
-            InfiniteYouImageProjector.from_single_file(change(tiny_projector().state_dict()), dim_head=8)
-
-    def test_no_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError):
-            InfiniteYouImageProjector.from_single_file(tmp_path / "absent.bin")
