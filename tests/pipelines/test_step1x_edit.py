@@ -354,6 +354,11 @@ class TestFiles:
             connector=pipe.connector,
         )
         assert torch.equal(draw(quiet(loaded), **EMBEDS), draw(pipe, **EMBEDS))
+        bare = FluxStep1XEditPipeline.from_pretrained(
+            tmp_path, connector=pipe.connector, mllm=None, **dict.fromkeys(TEXT_PARTS)
+        )
+        assert bare.text_encoder_2 is None
+        assert torch.equal(draw(quiet(bare), **EMBEDS), draw(pipe, **EMBEDS))
 
 
 class TestInputs:
