@@ -206,3 +206,10 @@ def test_bfloat16_weights_take_float_pictures(inputs: dict[str, torch.Tensor]) -
     states = last_hidden_states(tiny_mllm().to(torch.bfloat16), inputs)
     assert states.dtype == torch.bfloat16
     assert torch.isfinite(states).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_run(inputs: dict[str, torch.Tensor], mllm: Any) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(mllm, {torch.nn.Linear}, dtype=torch.qint8)
+    states = last_hidden_states(quantised, inputs)
+    assert 0 < (states - last_hidden_states(mllm, inputs)).abs().mean() < 0.2
