@@ -155,5 +155,11 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         inputs = qwen_vl_inputs(processor, text, pictures, MIN_PIXELS, max_pixels)
         device = execution_device(self)
         moved = {name: value.to(device) for name, value in known_inputs(inputs).items()}
+        # The model can also begin a picture in its answer, which `generate` cannot draw.
+        kwargs.setdefault("suppress_tokens", self._picture_tokens())
         tokens = self.generate(**moved, max_new_tokens=max_new_tokens, **kwargs)
         return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _picture_tokens(self) -> list[int]:
+        names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+        return [getattr(self.config, name) for name in names]
