@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from .._compat import execution_device
-from ..nexus_gen import MAX_PIXELS, MIN_PIXELS
+from ..nexus_gen import MAX_PIXELS, MIN_PIXELS, check_options
 from ..qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
 
 
@@ -148,8 +148,10 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
             `str`: the answer.
 
         Raises:
-            ValueError: if the picture is more than 200 times as long as wide, or the question has picture tokens.
+            ValueError: if the picture is more than 200 times as long as wide, the question has picture tokens, or
+                `max_pixels` is below 3136.
         """
+        check_options(max_pixels=max_pixels)
         pictures = [] if image is None else [image]
         text = chat_text(PICTURE * len(pictures) + question)
         inputs = qwen_vl_inputs(processor, text, pictures, MIN_PIXELS, max_pixels)

@@ -198,6 +198,17 @@ def test_descriptions(pipe):
     assert isinstance(answer, str)
 
 
+@pytest.mark.parametrize("ask", ["encode_image_embeds", "describe"])
+def test_what_asks_the_language_model_checks_its_options(pipe, ask):
+    with pytest.raises(ValueError, match="`max_pixels` is 100; a picture has at least 3136"):
+        getattr(pipe, ask)("a cat" if ask == "encode_image_embeds" else PICTURE, max_pixels=100)
+    with pytest.raises(ValueError, match="`language` is 'fr'"):
+        pipe.encode_image_embeds("a cat", language="fr")
+    for prompts, given in (([], PICTURE), ("a cat", [])):
+        with pytest.raises(ValueError, match="prompts and . pictures came"):
+            pipe.encode_image_embeds(prompts, given)
+
+
 def test_prompts_from_empty_to_too_long(pipe):
     assert draw(pipe, prompt="").isfinite().all()
     with pytest.raises(ValueError, match="The prompt makes 4[0-9]{3} tokens.*takes 4096"):
@@ -265,20 +276,6 @@ class TestTheLanguageModelMoves:
             draw(freed)
 
 
-def test_bfloat16_is_finite(tmp_path):
-    mllm, processor = tiny_language_model()
-    mllm.save_pretrained(tmp_path)
-    components = {
-        **nexus_components(),
-        "mllm": NexusGenModel.from_pretrained(tmp_path),
-        "editing_adapter": tiny_merger(2),
-    }
-    pipe = tiny_pipeline(FluxNexusGenPipeline, **components).to(torch.bfloat16)
-    for picture in (None, PICTURE):
-        assert torch.isfinite(draw(pipe, image=picture, **GUIDED).float()).all()
-    assert pipe.describe(PICTURE, max_new_tokens=1) is not None
-
-
 class TestFiles:
     def test_saved_and_reloaded(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)
@@ -287,6 +284,14 @@ class TestFiles:
             loaded = quiet(loader.from_pretrained(tmp_path))
             assert type(loaded) is FluxNexusGenPipeline
             assert torch.equal(draw(loaded, image=PICTURE), expected)
+
+    def test_reloaded_in_bfloat16(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = quiet(FluxNexusGenPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16))
+        assert loaded.mllm.dtype == loaded.editing_adapter.dtype == torch.bfloat16
+        for picture in (None, PICTURE):
+            assert torch.isfinite(draw(loaded, image=picture, **GUIDED).float()).all()
+        assert loaded.describe(PICTURE, max_new_tokens=1) is not None
 
     def test_on_a_plain_repository(self, tmp_path):
         tiny_pipeline(FluxPipeline).save_pretrained(tmp_path)
