@@ -198,6 +198,31 @@ def known_inputs(inputs: Mapping[str, Any], model_class: Any = Qwen2_5_VLForCond
     return {name: value for name, value in inputs.items() if name in known or name not in _NOT_IN_ALL}
 
 
+def hide_tokens(
+    mllm: torch.nn.Module, inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Inputs of which nothing sees some tokens: these are not counted in positions, and stand at 1 themselves.
+
+    transformers gave hidden tokens this position up to 5.0 at least, and gives them 0 in 5.23. Models that were
+    trained with hidden tokens met the former, so that it is stated here.
+
+    Args:
+        mllm (`Qwen2_5_VLForConditionalGeneration`): The model, whose transformers computes the other positions.
+        inputs (`Mapping[str, torch.Tensor]`): From [`qwen_vl_inputs`], with at least one picture.
+        hidden (`torch.Tensor` of shape `(1, length)`): Which tokens; boolean.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the inputs with another `attention_mask`, and `position_ids` if a token is hidden.
+    """
+    masked = {**inputs, "attention_mask": (~hidden).long()}
+    if not hidden.any():
+        return masked
+    owner: Any = mllm.model if hasattr(mllm.model, "get_rope_index") else mllm
+    known = inspect.signature(owner.get_rope_index).parameters
+    positions, _ = owner.get_rope_index(**{name: value for name, value in masked.items() if name in known})
+    return {**masked, "position_ids": positions.masked_fill(hidden[None], 1)}
+
+
 @torch.no_grad()
 def last_hidden_states(mllm: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What the language model makes of its inputs, after its last layer and norm.

@@ -12,6 +12,7 @@ from diffusers_flux_ext.qwen_vl import (
     PICTURE,
     chat_text,
     fit_picture,
+    hide_tokens,
     known_inputs,
     last_hidden_states,
     qwen_vl_inputs,
@@ -73,6 +74,22 @@ def test_hidden_states_have_the_right_positions(mllm: Any, inputs: dict[str, tor
     torch.testing.assert_close(last_hidden_states(mllm, inputs), expected)
     flat = torch.arange(right.shape[-1]).expand(3, 1, -1)
     assert (last_hidden_states(mllm, {**inputs, "position_ids": flat}) - expected).abs().max() > 0.1
+
+
+def test_hidden_tokens_are_not_counted_and_stand_at_one(mllm: Any, inputs: dict[str, torch.Tensor]) -> None:
+    hidden = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    assert torch.equal(last_hidden_states(mllm, hide_tokens(mllm, inputs, hidden)), last_hidden_states(mllm, inputs))
+    hidden[0, [20, -3]] = True
+    seen = {**inputs, "input_ids": inputs["input_ids"][~hidden][None]}
+    right = torch.ones(3, *hidden.shape, dtype=torch.long)
+    right[:, ~hidden] = positions(seen, mllm.config.image_token_id)[:, 0]
+    expected = {**inputs, "attention_mask": (~hidden).long(), "position_ids": right}
+    states = last_hidden_states(mllm, hide_tokens(mllm, inputs, hidden))
+    assert torch.equal(states, last_hidden_states(mllm, expected))
+    # The others are what they are without the hidden ones.
+    without = {**inputs, **{name: inputs[name][~hidden][None] for name in ("input_ids", "mm_token_type_ids")}}
+    without["attention_mask"] = torch.ones_like(without["input_ids"])
+    torch.testing.assert_close(states[~hidden][None], last_hidden_states(mllm, without))
 
 
 def test_without_the_kinds_of_tokens_the_positions_are_wrong(mllm: Any, inputs: dict[str, torch.Tensor]) -> None:
@@ -189,3 +206,10 @@ def test_bfloat16_weights_take_float_pictures(inputs: dict[str, torch.Tensor]) -
     states = last_hidden_states(tiny_mllm().to(torch.bfloat16), inputs)
     assert states.dtype == torch.bfloat16
     assert torch.isfinite(states).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_run(inputs: dict[str, torch.Tensor], mllm: Any) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(mllm, {torch.nn.Linear}, dtype=torch.qint8)
+    states = last_hidden_states(quantised, inputs)
+    assert 0 < (states - last_hidden_states(mllm, inputs)).abs().mean() < 0.2

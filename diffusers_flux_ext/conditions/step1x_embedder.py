@@ -10,7 +10,7 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from ..qwen_vl import PICTURE, chat_text, last_hidden_states, qwen_vl_inputs, tokenize
+from ..qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs, tokenize
 
 
 logger = logging.get_logger(__name__)
@@ -117,8 +117,8 @@ def encode_instructions(
             min_pixels=MIN_PIXELS,
             max_pixels=MAX_PIXELS,
         )
-        # As published, which also hides the token of id 0, an exclamation mark on its own.
-        inputs["attention_mask"] = (inputs["input_ids"] > 0).long()
+        # As published, which takes the token of id 0, an exclamation mark, for padding.
+        inputs = hide_tokens(mllm, inputs, inputs["input_ids"] == 0)
         states = last_hidden_states(mllm, inputs)[0, PREFIX_TOKENS:]
         if len(states) > MAX_TOKENS:
             logger.warning(

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from accelerate.hooks import CpuOffload, UserCpuOffloadHook
 from diffusers import DiffusionPipeline, FluxControlNetPipeline, FluxPipeline
 from PIL import Image
 
@@ -26,6 +25,7 @@ from diffusers_flux_ext.conditions import infinite_you_identity
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
 from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
+from tests.fixtures.offload import watch_card
 from tests.fixtures.synthetic import AddedReference, AddedText
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline
 from tests.pipelines.test_controlnet import watch_transformer
@@ -318,29 +318,14 @@ class TestComposition:
 
 class TestOffload:
     def test_the_loop_keeps_what_it_runs_only(self, monkeypatch):
-        """accelerate's hooks with the CPU as the card: what would lie on it when the transformer runs."""
         pipe = tiny_pipeline(FluxInfiniteYouPipeline, **tiny_identity_modules(), image_encoder=tiny_siglip())
-        names = {id(module): name for name, module in pipe.components.items()}
-        resident, seen = set(), []
-
-        def enter(hook, module, *args, **kwargs):
-            resident.add(names[id(module)])
-            if hook.prev_module_hook is not None:
-                hook.prev_module_hook.offload()
-            if module is pipe.transformer:
-                seen.append(set(resident))
-            return args, kwargs
-
-        monkeypatch.setattr(CpuOffload, "pre_forward", enter)
-        monkeypatch.setattr(UserCpuOffloadHook, "offload", lambda hook: resident.discard(names[id(hook.model)]))
         entities = EntityRegions(["a red dog"], [LEFT])
         pictures = IPAdapterImages(tiny_ip_adapter(1), picture())
         arguments = {"id_embeds": face(), "conditions": [pictures, entities]}
         expected = pipe(**call_kwargs(**arguments)).images
-        pipe.enable_model_cpu_offload(device="cpu")
-        resident.clear()
+        calls = watch_card(monkeypatch, pipe)
         assert torch.equal(pipe(**call_kwargs(**arguments)).images, expected)
-        assert seen == [{"transformer", "controlnet"}] * 3
+        assert [card for name, card in calls if name == "transformer"] == [{"transformer", "controlnet"}] * 3
 
     def test_without_hooks_nothing_moves(self, pipe):
         offload_all_but(pipe, ("transformer",))

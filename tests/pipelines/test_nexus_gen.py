@@ -1,5 +1,7 @@
 """Nexus-Gen: laws, batches, inputs, both decoders, saving, sharing, and a language model that is moved or freed."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ from tests.fixtures.nexus_gen import (
     tiny_language_model,
     tiny_merger,
 )
-from tests.fixtures.offload import watch_residents
+from tests.fixtures.offload import watch_card
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
@@ -242,15 +244,15 @@ class TestTheLanguageModelMoves:
         pictures = IPAdapterImages(tiny_ip_adapter(1), PICTURE)
         arguments = {"image": picture, "conditions": [pictures], **GUIDED}
         expected = draw(moved, **arguments)
-        seen = watch_residents(moved, monkeypatch)
+        calls = watch_card(monkeypatch, moved)
         assert torch.equal(draw(moved, **arguments), expected)
-        assert seen["mllm"] == [{"mllm"}]
+        assert [card for name, card in calls if name == "mllm"] == [{"mllm"}]
         small = {"generation_adapter"} if picture is None else set()
-        assert all(resident - small == {"transformer"} for resident in seen["transformer"])
-        seen.clear()
+        assert all(card - small == {"transformer"} for name, card in calls if name == "transformer")
+        calls.clear()
         moved.describe(PICTURE, max_new_tokens=2)
         moved.encode_image_embeds("a cat")
-        assert seen == {"mllm": [{"mllm"}] * 3}
+        assert [name for name, _ in calls] == ["mllm"] * 3
 
     def test_stored_in_eight_bits(self, pipe, tmp_path):
         pipe.mllm.save_pretrained(tmp_path)
@@ -259,6 +261,13 @@ class TestTheLanguageModelMoves:
         stored = quiet(FluxNexusGenPipeline.from_pipe(pipe, mllm=mllm))
         assert mllm.vision_head.weight.dtype == torch.float8_e4m3fn
         assert 1e-4 < (draw(stored, image=PICTURE) - draw(pipe, image=PICTURE)).abs().max() < 0.5
+
+    def test_quantised_to_integers(self, pipe):
+        mllm = torch.ao.quantization.quantize_dynamic(copy.deepcopy(pipe.mllm), {torch.nn.Linear}, dtype=torch.qint8)
+        quantised = quiet(FluxNexusGenPipeline.from_pipe(pipe, mllm=mllm))
+        assert type(mllm.vision_head) is not torch.nn.Linear
+        assert 1e-5 < (draw(quantised, image=PICTURE) - draw(pipe, image=PICTURE)).abs().max() < 0.5
+        assert isinstance(quantised.describe(PICTURE, max_new_tokens=2), str)
 
     def test_another_data_type_than_the_pipeline(self, pipe, tmp_path):
         pipe.mllm.save_pretrained(tmp_path)

@@ -29,6 +29,7 @@ from diffusers_flux_ext.conditions.step1x_embedder import MAX_TOKENS, PREFIX, cu
 from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
 from diffusers_flux_ext.qwen_vl import chat_text, tokenize
 from tests.fixtures.controlnet import tiny_controlnet
+from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 from tests.fixtures.step1x import SIZES, edited, instruction_embeds, published_weights, tiny_connector
 from tests.fixtures.tiny import quiet, seeded, tiny_components, tiny_pipeline, tiny_transformer
@@ -125,7 +126,15 @@ class TestLanguageModel:
             expected = draw(whole, texts[index // 2], **alone)
             torch.testing.assert_close(together[index : index + 1], expected, atol=1e-4, rtol=0)
 
-    def test_offloading_takes_turns(self, whole):
+    def test_the_card_holds_the_language_model_or_the_loop(self, whole, monkeypatch):
+        pipe = make_whole()
+        expected = draw(pipe, "make it red")
+        calls = watch_card(monkeypatch, pipe)
+        assert torch.equal(draw(pipe, "make it red"), expected)
+        assert [card for name, card in calls if name == "mllm"] == [{"vae", "mllm"}] * 2
+        assert [card for name, card in calls if name == "transformer"] == [{"transformer", "connector"}] * 4
+
+    def test_group_offloading(self, whole):
         pipe = make_whole()
         expected = draw(pipe, "make it red")
         pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
@@ -354,6 +363,11 @@ class TestFiles:
             connector=pipe.connector,
         )
         assert torch.equal(draw(quiet(loaded), **EMBEDS), draw(pipe, **EMBEDS))
+        bare = FluxStep1XEditPipeline.from_pretrained(
+            tmp_path, connector=pipe.connector, mllm=None, **dict.fromkeys(TEXT_PARTS)
+        )
+        assert bare.text_encoder_2 is None
+        assert torch.equal(draw(quiet(bare), **EMBEDS), draw(pipe, **EMBEDS))
 
 
 class TestInputs:
