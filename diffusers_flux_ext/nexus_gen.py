@@ -31,6 +31,14 @@ MAX_PIXELS = 262640
 """To how many pixels a given picture is reduced, as Nexus-Gen is published."""
 
 
+def check_options(language: str = "en", max_pixels: int = MAX_PIXELS) -> None:
+    """Raise a `ValueError` for a language without a sentence, or less pixels than a picture has."""
+    if language not in GENERATION:
+        raise ValueError(f"`language` is {language!r}; expected one of {tuple(GENERATION)}.")
+    if max_pixels < MIN_PIXELS:
+        raise ValueError(f"`max_pixels` is {max_pixels}; a picture has at least {MIN_PIXELS} (56 x 56).")
+
+
 def chat_for(prompt: str, has_image: bool, language: Language = "en") -> str:
     """The chat whose last picture is the one to be drawn.
 
@@ -72,10 +80,11 @@ def embed_prompts(
         patches. They can be saved, and given to [`NexusGenEmbedding`] in place of prompts and pictures.
 
     Raises:
-        ValueError: if numbers do not fit, given pictures differ in shape, a prompt is too long or names the picture
-            more than once.
+        ValueError: if an option is unknown, numbers do not fit, given pictures differ in shape, or a prompt is too
+            long or names the picture more than once.
     """
-    number = max(len(prompts), len(images or ()))
+    check_options(language, max_pixels)
+    number = max(len(prompts), len(images or ()), 1)
     if len(prompts) not in (1, number) or (images is not None and len(images) not in (1, number)):
         raise ValueError(
             f"{len(prompts)} prompts and {len(images or ())} pictures came. Give one picture for all, or one for each "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -15,7 +15,7 @@ from ..latents import Canvas
 from ..models.nexus_gen_adapter import NexusGenAdapter
 from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
 from ..models.nexus_gen_model import NexusGenModel
-from ..nexus_gen import MAX_PIXELS, MIN_PIXELS, Language, check_embeds, editing_ids, embed_prompts
+from ..nexus_gen import MAX_PIXELS, Language, check_embeds, check_options, editing_ids, embed_prompts
 from ..sequence import Contribution
 from .base import FluxCondition
 from .text_tokens import check_text_width
@@ -83,10 +83,7 @@ class NexusGenEmbedding(FluxCondition):
             raise ValueError(
                 "`image` came with `image_embeds`, which hold the picture already. Leave one of them out."
             )
-        if self.language not in get_args(Language):
-            raise ValueError(f"`language` is {self.language!r}; expected one of {get_args(Language)}.")
-        if self.max_pixels < MIN_PIXELS:
-            raise ValueError(f"`max_pixels` is {self.max_pixels}; a picture has at least {MIN_PIXELS} (56 x 56).")
+        check_options(self.language, self.max_pixels)
 
     def embed(self, pipe: Any = None) -> dict[str, torch.Tensor]:
         """What the language model gives; it can be saved and given as `image_embeds` later.

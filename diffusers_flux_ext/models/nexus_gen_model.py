@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from .._compat import execution_device
-from ..nexus_gen import MAX_PIXELS, MIN_PIXELS
+from ..nexus_gen import MAX_PIXELS, MIN_PIXELS, check_options
 from ..qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
 
 
@@ -148,12 +148,20 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
             `str`: the answer.
 
         Raises:
-            ValueError: if the picture is more than 200 times as long as wide, or the question has picture tokens.
+            ValueError: if the picture is more than 200 times as long as wide, the question has picture tokens, or
+                `max_pixels` is below 3136.
         """
+        check_options(max_pixels=max_pixels)
         pictures = [] if image is None else [image]
         text = chat_text(PICTURE * len(pictures) + question)
         inputs = qwen_vl_inputs(processor, text, pictures, MIN_PIXELS, max_pixels)
         device = execution_device(self)
         moved = {name: value.to(device) for name, value in known_inputs(inputs).items()}
+        # The model can also begin a picture in its answer, which `generate` cannot draw.
+        kwargs.setdefault("suppress_tokens", self._picture_tokens())
         tokens = self.generate(**moved, max_new_tokens=max_new_tokens, **kwargs)
         return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _picture_tokens(self) -> list[int]:
+        names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+        return [getattr(self.config, name) for name in names]

@@ -37,6 +37,7 @@ FINGERPRINTS = {
     "editing": "63c969fd37cce769a90aa781fbff5f81",
 }
 AXES = {"axes_dims_rope": (4, 6, 6)}
+PICTURE_TOKENS = ("vision_start", "vision_end", "image_pad", "video_pad")
 SECTION = {"mrope_section": (2, 3, 3)}
 
 
@@ -80,15 +81,18 @@ class TestLanguageModel:
         inputs = known_inputs(qwen_vl_inputs(processor, chat_text(PICTURE + "what is it?"), [picture]))
         with torch.no_grad():
             assert torch.equal(model(**inputs).logits, stock(**inputs).logits)
-        expected = stock.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
-        answer = model.describe(picture, "what is it?", processor=processor, max_new_tokens=4)
+        pictures_begun = [processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in PICTURE_TOKENS]
+        tokens = stock.generate(**inputs, max_new_tokens=20, suppress_tokens=pictures_begun)
+        expected = tokens[0, inputs["input_ids"].shape[1] :]
+        answer = model.describe(picture, "what is it?", processor=processor, max_new_tokens=20)
         assert answer == processor.tokenizer.decode(expected, skip_special_tokens=True)
 
     def test_a_plain_chat(self, stock):
         model, processor = tiny_language_model()
         inputs = known_inputs(qwen_vl_inputs(processor, chat_text("the red sign")))
-        expected = stock.generate(**inputs, max_new_tokens=3)[0, inputs["input_ids"].shape[1] :]
-        answer = model.describe(question="the red sign", processor=processor, max_new_tokens=3)
+        expected = stock.generate(**inputs, max_new_tokens=3, suppress_tokens=None)[0, inputs["input_ids"].shape[1] :]
+        options = {"max_new_tokens": 3, "suppress_tokens": None}
+        answer = model.describe(question="the red sign", processor=processor, **options)
         assert answer == processor.tokenizer.decode(expected, skip_special_tokens=True)
 
     def test_saved_and_reloaded(self, tmp_path):

@@ -1,5 +1,7 @@
 """Nexus-Gen: laws, batches, inputs, both decoders, saving, sharing, and a language model that is moved or freed."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +200,17 @@ def test_descriptions(pipe):
     assert isinstance(answer, str)
 
 
+@pytest.mark.parametrize("ask", ["encode_image_embeds", "describe"])
+def test_what_asks_the_language_model_checks_its_options(pipe, ask):
+    with pytest.raises(ValueError, match="`max_pixels` is 100; a picture has at least 3136"):
+        getattr(pipe, ask)("a cat" if ask == "encode_image_embeds" else PICTURE, max_pixels=100)
+    with pytest.raises(ValueError, match="`language` is 'fr'"):
+        pipe.encode_image_embeds("a cat", language="fr")
+    for prompts, given in (([], PICTURE), ("a cat", [])):
+        with pytest.raises(ValueError, match="prompts and . pictures came"):
+            pipe.encode_image_embeds(prompts, given)
+
+
 def test_prompts_from_empty_to_too_long(pipe):
     assert draw(pipe, prompt="").isfinite().all()
     with pytest.raises(ValueError, match="The prompt makes 4[0-9]{3} tokens.*takes 4096"):
@@ -249,6 +262,13 @@ class TestTheLanguageModelMoves:
         assert mllm.vision_head.weight.dtype == torch.float8_e4m3fn
         assert 1e-4 < (draw(stored, image=PICTURE) - draw(pipe, image=PICTURE)).abs().max() < 0.5
 
+    def test_quantised_to_integers(self, pipe):
+        mllm = torch.ao.quantization.quantize_dynamic(copy.deepcopy(pipe.mllm), {torch.nn.Linear}, dtype=torch.qint8)
+        quantised = quiet(FluxNexusGenPipeline.from_pipe(pipe, mllm=mllm))
+        assert type(mllm.vision_head) is not torch.nn.Linear
+        assert 1e-5 < (draw(quantised, image=PICTURE) - draw(pipe, image=PICTURE)).abs().max() < 0.5
+        assert isinstance(quantised.describe(PICTURE, max_new_tokens=2), str)
+
     def test_another_data_type_than_the_pipeline(self, pipe, tmp_path):
         pipe.mllm.save_pretrained(tmp_path)
         half = quiet(
@@ -265,20 +285,6 @@ class TestTheLanguageModelMoves:
             draw(freed)
 
 
-def test_bfloat16_is_finite(tmp_path):
-    mllm, processor = tiny_language_model()
-    mllm.save_pretrained(tmp_path)
-    components = {
-        **nexus_components(),
-        "mllm": NexusGenModel.from_pretrained(tmp_path),
-        "editing_adapter": tiny_merger(2),
-    }
-    pipe = tiny_pipeline(FluxNexusGenPipeline, **components).to(torch.bfloat16)
-    for picture in (None, PICTURE):
-        assert torch.isfinite(draw(pipe, image=picture, **GUIDED).float()).all()
-    assert pipe.describe(PICTURE, max_new_tokens=1) is not None
-
-
 class TestFiles:
     def test_saved_and_reloaded(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path)
@@ -287,6 +293,14 @@ class TestFiles:
             loaded = quiet(loader.from_pretrained(tmp_path))
             assert type(loaded) is FluxNexusGenPipeline
             assert torch.equal(draw(loaded, image=PICTURE), expected)
+
+    def test_reloaded_in_bfloat16(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = quiet(FluxNexusGenPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16))
+        assert loaded.mllm.dtype == loaded.editing_adapter.dtype == torch.bfloat16
+        for picture in (None, PICTURE):
+            assert torch.isfinite(draw(loaded, image=picture, **GUIDED).float()).all()
+        assert loaded.describe(PICTURE, max_new_tokens=1) is not None
 
     def test_on_a_plain_repository(self, tmp_path):
         tiny_pipeline(FluxPipeline).save_pretrained(tmp_path)
