@@ -72,6 +72,11 @@ class _Part:
         """Forward hook of the Linear."""
         return self.owner.take(self, output)
 
+    def recorded(self, name: str) -> Tensor:
+        """What a LoRA adds to the Linear; zeros if nothing."""
+        found = self.added.get(name)
+        return torch.zeros_like(self.output) if found is None else found  # type: ignore[arg-type]
+
     def run_adapters(self, x: Tensor, output: Tensor) -> None:
         """Records the LoRAs of a layer that nothing calls, because diffusers has fused it with others."""
         layer = self.layer
@@ -109,7 +114,7 @@ class _GatedLayer:
         elif added is not None:
             for other, share in zip(self.parts, added.split([other.width for other in self.parts], dim=-1)):
                 if other.added and other.output is not None:
-                    # The outputs have been handed out, but nothing reads them before all parts have run.
+                    # The outputs have been handed out, but nothing has read them: see `before_norm`.
                     other.output += share
         last = self.parts[-1]
         changed_mlp = last.output if self.ends_in_mlp and last.added else None
@@ -131,7 +136,7 @@ class _GatedLayer:
         return total
 
     def _recorded(self, name: str) -> Tensor:
-        return _join([part.added.get(name, torch.zeros_like(part.output)) for part in self.parts])  # type: ignore[arg-type]
+        return _join([part.recorded(name) for part in self.parts])
 
     def _incomplete(self, what: str) -> RuntimeError:
         paths = [part.path for part in self.parts]
@@ -145,6 +150,10 @@ class _GatedLayer:
     def awaits_mlp(self) -> bool:
         """Whether the feed-forward projection of a single block has run and will be changed."""
         return self.ends_in_mlp and bool(self.parts[-1].added)
+
+    def before_norm(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the norm of the queries, which is the first to read a part."""
+        self.check_complete("The queries were read")
 
     def check_complete(self, what: str) -> None:
         if any(part.output is not None for part in self.parts):
@@ -174,7 +183,8 @@ class _SingleBlockMLP:
         self.layer, self.activation = layer, activation
 
     def before_activation(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return (args[0][..., :0],) if self.layer.awaits_mlp else None
+        # No view, which would be changed together with the output while autograd keeps it.
+        return (args[0].new_empty(*args[0].shape[:-1], 0),) if self.layer.awaits_mlp else None
 
     def before_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Appends the activation to what the block's last Linear reads."""
@@ -225,6 +235,10 @@ class _Fusion:
                 for adapter in list(part.layer.lora_A):
                     self._record(part, adapter)
         block, _, last = paths[-1].rpartition(".")
+        if len(paths) > 1:
+            attention, _, queries = paths[0].rpartition(".")
+            norm = modules[f"{attention}.{'norm_q' if queries in _QKV else 'norm_added_q'}"]
+            self.handles.append(norm.register_forward_pre_hook(layer.before_norm))
         if last == "proj_mlp":
             layer.ends_in_mlp = True
             mlp = _SingleBlockMLP(layer, modules[f"{block}.act_mlp"])
@@ -276,7 +290,7 @@ def enable_lora_fusion(
 
     The LoRAs are those that are loaded and active, now or later; their weights (`set_adapters`) multiply what they add
     before the gate sees it. Layers without a gate, such as the embedders, get the plain sum, as do text encoders. One
-    LoRA is gated too. LoRAs may be loaded, switched and taken out meanwhile. Not for training.
+    LoRA is gated too. LoRAs may be loaded, switched and taken out meanwhile.
 
     Args:
         model (`DiffusionPipeline` or `FluxTransformer2DModel`):

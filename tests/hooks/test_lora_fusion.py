@@ -24,7 +24,7 @@ from diffusers_flux_ext import (
 )
 from tests.fixtures.lora_files import make
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora
+from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
 from tests.loaders.lora_evaluation import assert_bit_equal
 
@@ -298,6 +298,30 @@ def test_caches_that_skip_attention_alone_are_refused():
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="no cache that skips attention"):
         picture(pipe)
+
+
+def test_processors_that_read_queries_first_are_refused():
+    pipe = with_loras()
+    enable_lora_fusion(pipe, FUSION)
+    attn = pipe.transformer.transformer_blocks[1].attn
+    attn.set_processor(lambda attn, hidden_states, *args, **kwargs: attn.norm_q(attn.to_q(hidden_states)))
+    with pytest.raises(RuntimeError, match=r"queries were read before all of .*blocks.1.attn.to_v"):
+        picture(pipe)
+
+
+def test_gradients_reach_gates_and_loras():
+    pipe, fusion = with_loras(FluxPipeline, "a"), tiny_fusion().requires_grad_(True)
+    enable_lora_fusion(pipe, fusion)
+    lora = pipe.transformer.single_transformer_blocks[0].proj_mlp.lora_B["a"].weight.requires_grad_(True)
+    gate = fusion.gates["single_blocks.0.to_qkv_mlp"].weight_cross
+    velocity(pipe.transformer, [500.0], grad=True).square().sum().backward()
+    for parameter in (lora, gate):
+        step, losses = 1e-2 * parameter.grad / parameter.grad.norm(), []
+        for factor in (1, -2):
+            parameter.data += factor * step
+            losses.append(velocity(pipe.transformer, [500.0]).square().sum())
+        parameter.data += step
+        torch.testing.assert_close(losses[0] - losses[1], 2 * (step * parameter.grad).sum(), atol=0, rtol=0.05)
 
 
 def test_loras_under_gates_cannot_be_fused():

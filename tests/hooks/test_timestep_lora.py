@@ -23,8 +23,8 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.loaders.lora_loading import active_weights
 from tests.fixtures.lora_fusion import small_lora
-from tests.fixtures.timestep_lora import tiny_timestep_lora
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
+from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
+from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 from tests.loaders.lora_evaluation import assert_bit_equal
 
 
@@ -50,21 +50,6 @@ def drawn():
 
 def hooks_of(module):
     return [name for name, child in module.named_modules() if child._forward_hooks or child._forward_pre_hooks]
-
-
-@torch.no_grad()
-def velocity(transformer, timesteps):
-    batch, generator = len(timesteps), seeded(3)
-    hidden, text = torch.randn(1, 6, 64, generator=generator), torch.randn(1, 5, 40, generator=generator)
-    return transformer(
-        hidden_states=hidden.expand(batch, -1, -1),
-        encoder_hidden_states=text.expand(batch, -1, -1),
-        pooled_projections=torch.randn(1, 24, generator=generator).expand(batch, -1),
-        timestep=torch.tensor(timesteps) / 1000,
-        img_ids=torch.zeros(6, 3),
-        txt_ids=torch.zeros(5, 3),
-        guidance=torch.full((batch,), 3.5),
-    ).sample
 
 
 @pytest.mark.parametrize("pipeline_class", [FluxPipeline, FluxConditionedPipeline])
