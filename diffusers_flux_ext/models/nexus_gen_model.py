@@ -128,8 +128,8 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         self,
         image: Any = None,
         question: str = QUESTION,
+        processor: Any = None,
         *,
-        processor: Any,
         max_new_tokens: int = 1024,
         max_pixels: int = MAX_PIXELS,
         **kwargs: Any,
@@ -148,9 +148,13 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
             `str`: the answer.
 
         Raises:
-            ValueError: if the picture is more than 200 times as long as wide, the question has picture tokens, or
-                `max_pixels` is below 3136.
+            ValueError: if there is no processor, the picture is more than 200 times as long as wide, the question has
+                picture tokens, or `max_pixels` is below 3136.
         """
+        if processor is None:
+            raise ValueError(
+                "`processor` is missing: give the model's `QwenVLProcessor`, or ask a pipeline that has it."
+            )
         check_options(max_pixels=max_pixels)
         pictures = [] if image is None else [image]
         text = chat_text(PICTURE * len(pictures) + question)

@@ -136,7 +136,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             args, kwargs:
                 As for [`FluxConditionedPipeline.__call__`], but `prompt` is a description or an instruction, in
                 English or Chinese, and `image` the picture to edit, of any size and mode, one for all or one per
-                prompt; without one the pipeline draws. CLIP reads the prompt, too.
+                prompt; without one the pipeline draws. CLIP reads the prompt, too; `prompt_2` is refused.
             init_image (*optional*):
                 Start from this picture instead of from noise, as `image` does in the base class, with `strength`.
             image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
@@ -158,6 +158,8 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
                 each other.
         """
         given = named_arguments(FluxConditionedPipeline, args, kwargs)
+        if given.get("prompt_2") is not None:
+            raise ValueError("Nexus-Gen does not read `prompt_2`: its tokens take the place of T5's. Leave it out.")
         image, prompt = given.pop("image", None), given.get("prompt")
         texts = None if image_embeds is not None else self._texts(prompt)
         edits = image is not None or (isinstance(image_embeds, Mapping) and "reference_embeds" in image_embeds)

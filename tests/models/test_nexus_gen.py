@@ -87,6 +87,10 @@ class TestLanguageModel:
         answer = model.describe(picture, "what is it?", processor=processor, max_new_tokens=20)
         assert answer == processor.tokenizer.decode(expected, skip_special_tokens=True)
 
+    def test_a_processor_is_needed(self):
+        with pytest.raises(ValueError, match="`processor` is missing: give"):
+            tiny_language_model()[0].describe(question="what?")
+
     def test_a_plain_chat(self, stock):
         model, processor = tiny_language_model()
         inputs = known_inputs(qwen_vl_inputs(processor, chat_text("the red sign")))

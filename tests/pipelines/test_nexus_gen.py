@@ -129,6 +129,7 @@ class TestLaws:
     def test_t5_is_for_the_negative_prompt_only(self, pipe):
         without = quiet(FluxNexusGenPipeline.from_pipe(pipe, text_encoder_2=None, tokenizer_2=None))
         batch = {"prompt": ["a cat", "a red tree"], "num_images_per_prompt": 2, "image": PICTURE, "generator": None}
+        batch["joint_attention_kwargs"] = {"scale": 0.5}
         latents = torch.randn(4, 6, 64, generator=seeded(5))
         assert torch.equal(draw(without, latents=latents, **batch), draw(pipe, latents=latents, **batch))
         with pytest.raises(ValueError, match="no `text_encoder_2`, which reads the negative prompt"):
@@ -350,6 +351,7 @@ EMBEDS = image_embeds()
 BAD = {
     "no prompt": ({"prompt": None}, ValueError, "neither a `prompt` nor `image_embeds`"),
     "both": ({"image": PICTURE, "image_embeds": EMBEDS}, ValueError, "`image` came with `image_embeds`"),
+    "a prompt for T5": ({"prompt_2": "a dog"}, ValueError, "does not read `prompt_2`"),
     "another decoder": ({"decoder": "drawing"}, ValueError, "`decoder` is 'drawing'; expected 'generation' or"),
     "another language": ({"language": "fr"}, ValueError, r"`language` is 'fr'; expected one of \('en', 'zh'\)"),
     "too few pixels": ({"image": PICTURE, "max_pixels": 100}, ValueError, "`max_pixels` is 100; a picture has"),
