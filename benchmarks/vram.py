@@ -105,7 +105,9 @@ def reference_steps(pipe: Any, limit: float, device: str, steps: int, height: in
     config = {f"{stage}_device": place for stage, place in stages.items()}
     config |= {f"{stage}_dtype": dtype for stage in stages}
     modules = {torch.nn.Linear: layers.AutoWrappedLinear, norm: layers.AutoWrappedModule}
-    dit = layers.enable_vram_management(reference_dit(pipe.transformer), modules, config, vram_limit=limit)
+    dit = layers.enable_vram_management(
+        reference_dit(pipe.transformer), modules, config, vram_limit=limit if device != "cpu" else None
+    )
     for module in dit.modules():
         if hasattr(module, "onload"):
             module.onload()

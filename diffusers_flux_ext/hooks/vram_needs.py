@@ -16,6 +16,8 @@ from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_by
 from .vram_placement import LOOP, Need
 
 
+# Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
+CONVOLUTION_SCRATCH = 0.3
 MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
 
 
@@ -179,6 +181,8 @@ def need_of(
     """What a model needs."""
     activations, assumed = activation_bytes(module, workload, tile)
     blocks = streamable_blocks(module)
+    if is_autoencoder(module):
+        activations += int(activations * CONVOLUTION_SCRATCH)
     if hasattr(getattr(module, "config", None), "image_embed_dim"):
         # What the blocks of an IP-Adapter make is kept.
         activations += workload.held_bytes
