@@ -8,22 +8,14 @@ Builds every model on the meta device, so it needs neither weights nor memory. N
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel, ModelMixin
+from diffusers import ModelMixin
 from diffusers.hooks import apply_layerwise_casting
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    T5Config,
-    T5EncoderModel,
-)
 
-from diffusers_flux_ext import FluxExtControlNetModel, FluxIPAdapter, InfiniteYouImageProjector
+from diffusers_flux_ext import FluxIPAdapter, InfiniteYouImageProjector
+from diffusers_flux_ext.hooks.vram_catalog import CONTROLNETS, flux_models, on_meta, siglip
 
 
 GIB = 2**30
@@ -34,12 +26,8 @@ IMAGE_TOKENS, TEXT_TOKENS, WIDTH, BYTES = 4096, 512, 3072, 2
 # A single block holds the hidden states, their norm, queries, keys, values, the MLP and its concatenation with them.
 WIDTHS_HELD = 1 + 1 + 3 + 4 + 5
 IP_ADAPTER_BLOCKS, IP_ADAPTER_TOKENS = 57, 128
-NETS: dict[str, dict[str, Any]] = {
-    "Union-Pro": {"num_layers": 5, "num_single_layers": 10, "num_mode": 10},
-    "Inpainting-Beta": {"num_layers": 6, "num_single_layers": 0, "extra_condition_channels": 4},
-    "XLabs": {"num_layers": 2, "num_single_layers": 0, "patch_size": 2, "conditioning_embedding_channels": 16},
-    "InfuseNet": {"num_layers": 4, "num_single_layers": 10},
-}
+# Blocks of each ControlNet, each with a residual.
+RESIDUALS = {"Union-Pro": 15, "Inpainting-Beta": 6, "XLabs": 2, "InfuseNet": 14}
 IP_ADAPTER = "InstantX' IP-Adapter"
 # What a method runs before the loop only.
 ENCODERS = {"InfuseNet": "projector", IP_ADAPTER: "SigLIP"}
@@ -66,41 +54,12 @@ class Sizes:
 
 def build_models() -> dict[str, nn.Module]:
     """The released models on the meta device."""
-    t5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
-    vae = {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-        "latent_channels": 16,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-    # google/siglip-so400m-patch14-384
-    siglip: dict[str, Any] = {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-    }
-    with torch.device("meta"):
-        models: dict[str, nn.Module] = {
-            "transformer": FluxTransformer2DModel(guidance_embeds=True),
-            "T5": T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **t5)),
-            "CLIP": CLIPTextModel(
-                CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
-            ),
-            "VAE": AutoencoderKL(**vae),
-            "projector": InfiniteYouImageProjector(),
-            "SigLIP": SiglipVisionModel(SiglipVisionConfig(**siglip)),
-            IP_ADAPTER: FluxIPAdapter(),
-        }
-        for name, config in NETS.items():
-            kind = FluxExtControlNetModel if "extra_condition_channels" in config else FluxControlNetModel
-            models[name] = kind(guidance_embeds=True, **config)
-    return models
+    flux = flux_models()
+    names = {"transformer": "transformer", "T5": "text_encoder_2", "CLIP": "text_encoder", "VAE": "vae"}
+    models = {name: flux[component] for name, component in names.items()}
+    with on_meta():
+        models |= {"projector": InfiniteYouImageProjector(), "SigLIP": siglip(), IP_ADAPTER: FluxIPAdapter()}
+        return models | {name: make() for name, make in CONTROLNETS.items()}
 
 
 def measure(model: nn.Module) -> Sizes:
@@ -134,8 +93,7 @@ def fp8_bytes(model: nn.Module, skip: tuple[str, ...] | None = None) -> int:
 
 def residual_bytes(setup: tuple[str, ...]) -> int:
     """Residuals of one step: one per block of each ControlNet."""
-    nets = [NETS[name] for name in setup if name in NETS]
-    return sum(net["num_layers"] + net["num_single_layers"] for net in nets) * IMAGE_TOKENS * WIDTH * BYTES
+    return sum(RESIDUALS.get(name, 0) for name in setup) * IMAGE_TOKENS * WIDTH * BYTES
 
 
 def image_prompt_bytes(setup: tuple[str, ...]) -> int:

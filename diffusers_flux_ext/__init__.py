@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         memory_report,
         plan_vram,
     )
+    from .hooks.vram_diffsynth import vram_plan_from_diffsynth
     from .image_prompt import ImagePrompt
     from .latents import Canvas
     from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
@@ -127,6 +128,7 @@ _MODULES = {
         "memory_report",
         "plan_vram",
     ],
+    "hooks.vram_diffsynth": ["vram_plan_from_diffsynth"],
     "image_prompt": ["ImagePrompt"],
     "latents": ["Canvas"],
     "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
@@ -266,6 +268,7 @@ __all__ = [
     "stream_from_disk",
     "tiny_flux_path",
     "unload_lora",
+    "vram_plan_from_diffsynth",
 ]
 
 

@@ -61,6 +61,7 @@ __all__ = [
     "is_stored_in_fewer_bits",
     "offload_all_but",
     "offloading_suspended",
+    "register_innermost",
     "remove_group_offloading",
     "remove_hook",
     "reset_caches",
@@ -241,6 +242,27 @@ def remove_hook(module: torch.nn.Module, name: str) -> None:
         del module._diffusers_hook
         if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
             del module.forward
+
+
+def register_innermost(module: torch.nn.Module, hook: Any, name: str) -> None:
+    """Registers a hook below those that are there, so that it does not run where one of them skips the forward."""
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    if not registry.hooks:
+        registry.register_hook(hook, name)
+        return
+    hooks, order, references, forward = registry.hooks, registry._hook_order, registry._fn_refs, module.forward
+    lowest = references[0]
+    registry.hooks, registry._hook_order, registry._fn_refs = {}, [], []
+    module.forward = lowest.forward if lowest.original_forward is None else lowest.original_forward
+    registry.register_hook(hook, name)
+    if lowest.original_forward is None:
+        lowest.forward = module.forward
+    else:
+        lowest.original_forward = module.forward
+    registry.hooks |= hooks
+    registry._hook_order += order
+    registry._fn_refs += references
+    module.forward = forward
 
 
 def remove_group_offloading(module: torch.nn.Module) -> None:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from diffusers_flux_ext import FluxEliGenPipeline
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline
+from diffusers_flux_ext import FluxEliGenPipeline, memory_report, plan_vram
+from diffusers_flux_ext.hooks import vram, vram_placement
+from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
 
 pytestmark = [
@@ -43,3 +44,23 @@ def test_a_flash_kernel_runs_entities_in_bfloat16():
     finally:
         pipe.transformer.set_attention_backend("native")
     assert torch.isfinite(images.float()).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 2.0])
+def test_a_budget_streams_and_is_kept(monkeypatch, share):
+    monkeypatch.setattr(vram, "MARGIN_BYTES", 0)
+    monkeypatch.setattr(vram_placement, "SMALL", 2**14)
+    sizes = {"height": 32, "width": 48, "max_sequence_length": 16}
+    wide = {"num_layers": 4, "num_single_layers": 6, "num_attention_heads": 16}
+    latents = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    pipe = tiny_pipeline(FluxEliGenPipeline, transformer=tiny_transformer(**wide))
+    expected = pipe(**call_kwargs(latents=latents)).images
+    whole = sum(each.total for each in plan_vram(pipe, 1, **sizes).components) / 2**30
+    plan = pipe.enable_vram_budget(whole * share, "cuda", **sizes)
+    for _ in range(2):
+        actual = pipe(**call_kwargs(latents=latents)).images.cpu()
+        torch.testing.assert_close(actual, expected, atol=5e-3, rtol=0)
+    report = memory_report(pipe)
+    assert set(report.measured) == {phase.name for phase in plan.phases}
+    # Tensors of a few hundred bytes take 512, and kernels have scratch memory, which weighs something at this size.
+    assert report.measured["loop"] <= plan.budget_gib + 0.05

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .lora import add_lora_commands, run_lora
 from .parsing import Entity, parse_entity, parse_positive, parse_size
+from .plan import add_plan_command, run_plan
 
 
 TINY = "tiny"
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_generate_arguments(generate)
     add_lora_commands(commands)
+    add_plan_command(commands)
     return parser
 
 
@@ -96,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--negative-prompt has no effect without --true-cfg above 1")
     if args.command == "lora":
         return run_lora(args)
+    if args.command == "plan":
+        return run_plan(args)
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     from . import run
 

@@ -35,6 +35,7 @@ class Workload:
         prompt_tokens (`int`): The prompt's alone, which ControlNets see.
         reference_tokens (`int`): Image tokens of a sample besides the picture's.
         texts (`int`): Texts that T5 encodes at once.
+        held_bytes (`int`): What conditions hold on the card for all steps.
         masked (`bool`): Whether conditions restrict who sees whom, which may take a mask of all pairs of tokens.
     """
 
@@ -45,6 +46,7 @@ class Workload:
     prompt_tokens: int = 512
     reference_tokens: int = 0
     texts: int = 1
+    held_bytes: int = 0
     masked: bool = False
 
     @property
@@ -143,7 +145,7 @@ def meta_copy(module: nn.Module) -> Any:
 def _call_for(
     module: nn.Module, workload: Workload, tile: int | None
 ) -> Callable[[nn.Module], Callable[[], Any]] | None:
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if isinstance(module, AutoencoderKL):
         return lambda twin: _decode(twin, workload, tile)
     if hasattr(module, "transformer_blocks") and hasattr(config, "joint_attention_dim"):
@@ -152,11 +154,13 @@ def _call_for(
     if kind == "t5":
         return lambda twin: lambda: twin(_ids(workload.texts * workload.batch, workload.prompt_tokens))
     if kind == "clip_text_model":
-        length = config.max_position_embeddings  # type: ignore[union-attr]
+        length = config.max_position_embeddings
         return lambda twin: lambda: twin(_ids(workload.batch, length))
     if kind in ("clip_vision_model", "siglip_vision_model"):
-        side = config.image_size  # type: ignore[union-attr]
+        side = config.image_size
         return lambda twin: lambda: twin(_empty(twin, workload.batch, 3, side, side))
+    if hasattr(config, "image_embed_dim"):
+        return lambda twin: lambda: twin(_empty(twin, workload.batch, 1, config.image_embed_dim))
     return None
 
 

@@ -16,16 +16,26 @@ from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_by
 from .vram_placement import LOOP, Need
 
 
+# Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
+CONVOLUTION_SCRATCH = 0.3
 MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
 
 
 @dataclass(frozen=True)
 class Added:
-    """What a condition adds to a call: text tokens, reference tokens and texts for T5, and whether it masks."""
+    """What a condition adds to a call.
+
+    Attributes:
+        text_tokens (`int`), reference_tokens (`int`): Tokens in the transformer.
+        texts (`int`): Texts that T5 encodes at once.
+        held_bytes (`int`): What it holds on the card for all steps, such as keys and values of an IP-Adapter.
+        masked (`bool`): Whether it restricts who sees whom.
+    """
 
     text_tokens: int = 0
     reference_tokens: int = 0
     texts: int = 0
+    held_bytes: int = 0
     masked: bool = False
 
 
@@ -42,6 +52,15 @@ def _references(condition: Any, prompt_tokens: int) -> Added:
     return Added(reference_tokens=count * tokens, masked=any(0 < each < 1 for each in condition._strengths))
 
 
+def _image_prompts(condition: Any, prompt_tokens: int) -> Added:
+    config = condition.adapter.config
+    width = config.num_attention_heads * config.attention_head_dim
+    pictures = condition.image_embeds if condition.images is None else condition.images
+    number = len(pictures) if isinstance(pictures, (list, tuple, torch.Tensor)) else 1
+    size = number * 2 * config.num_blocks * config.num_tokens * width
+    return Added(held_bytes=size * compute_dtype(condition.adapter).itemsize)
+
+
 def _values(condition: Any, prompt_tokens: int) -> Added:
     return Added(text_tokens=len(condition.values) * condition.encoder.config.num_tokens)
 
@@ -55,6 +74,7 @@ ADDED: dict[str, Callable[[Any, int], Added]] = {
     "EntityRegions": _entities,
     "ReferenceImages": _references,
     "AttributeValues": _values,
+    "IPAdapterImages": _image_prompts,
     "LoRAEmbedding": _lora_tokens,
 }
 
@@ -72,6 +92,7 @@ def workload_of(
         text_tokens=prompt_tokens + sum(each.text_tokens for each in everything),
         prompt_tokens=prompt_tokens,
         reference_tokens=sum(each.reference_tokens for each in everything),
+        held_bytes=batch * sum(each.held_bytes for each in everything),
         texts=max([1, *(each.texts for each in everything)]),
         masked=any(each.masked for each in everything),
     )
@@ -111,6 +132,11 @@ def _free(taken: Mapping[str, Any], name: str) -> str:
         number += 1
         free = f"{name}_{number}"
     return free
+
+
+def is_denoiser(module: nn.Module) -> bool:
+    """Whether a module is the transformer, rather than a ControlNet or anything else."""
+    return phase_of("", module) == LOOP and not hasattr(module, "controlnet_x_embedder")
 
 
 def phase_of(name: str, module: nn.Module) -> str:
@@ -155,6 +181,11 @@ def need_of(
     """What a model needs."""
     activations, assumed = activation_bytes(module, workload, tile)
     blocks = streamable_blocks(module)
+    if is_autoencoder(module):
+        activations += int(activations * CONVOLUTION_SCRATCH)
+    if hasattr(getattr(module, "config", None), "image_embed_dim"):
+        # What the blocks of an IP-Adapter make is kept.
+        activations += workload.held_bytes
     if storage is not None or any(each.dtype in FP8 for each in module.parameters()):
         # A stored layer is copied to the type it computes in for its turn.
         size = compute_dtype(module).itemsize
@@ -168,7 +199,7 @@ def need_of(
         blocks={path: tensor_bytes(block, storage) for path, block in blocks.items()},
         leaves=leaf_bytes(module, storage),
         activations=activations,
-        held=residual_bytes(module, workload),
+        held=residual_bytes(module, workload) + (workload.held_bytes if is_denoiser(module) else 0),
         assumed=assumed,
         storage_dtype=storage,
     )

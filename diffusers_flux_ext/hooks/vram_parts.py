@@ -24,6 +24,7 @@ from .._compat import (
     HookRegistry,
     ModuleGroup,
     is_stored_in_fewer_bits,
+    register_innermost,
     remove_group_offloading,
     remove_hook,
 )
@@ -221,11 +222,11 @@ class PlacedModel:
         parameters, buffers = rest_tensors(self.module)
         self.groups[REST] = self._group(REST, self.module, [], parameters, buffers)
         for entry in self._entries:
-            _register(entry, _MarkerHook(self.groups[REST], config=config))
+            register_innermost(entry, _MarkerHook(self.groups[REST], config=config), GROUP_OFFLOADING)
         for name, block in streamable_blocks(self.module).items():
             self.groups[name] = self._group(name, block, [block], [], [])
             if name in self.plan.streamed:
-                _register(block, _StreamHook(self.groups[name], config, self, name))
+                register_innermost(block, _StreamHook(self.groups[name], config, self, name), GROUP_OFFLOADING)
         if self.plan.on_disk:
             self._refusal = self.module.register_state_dict_pre_hook(_refuse_state_dict)
         if not self.plan.stays:
@@ -306,11 +307,6 @@ def content_hash(tensors: Sequence[torch.Tensor]) -> str:
         values = tensor.detach().to(CPU).contiguous().flatten()
         digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _register(module: nn.Module, hook: ModelHook) -> None:
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.register_hook(hook, GROUP_OFFLOADING)
 
 
 def _write(group: Any) -> None:

@@ -226,11 +226,17 @@ def test_nothing_is_on_the_card_that_the_plan_does_not_count(monkeypatch, name):
     assert len(spy.sizes["loop"]) == 2 * len(plan.streamed)
 
 
-def test_a_prefetched_block_whose_turn_does_not_come_leaves():
+def test_blocks_that_a_cache_skips_are_not_copied(monkeypatch):
     pipe = pipeline()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     found = budget(pipe, "streamed")
+    spy = Spy(found, monkeypatch)
     draw(pipe, num_inference_steps=3)
+    loads = [name for kind, owner, name in spy.events if (kind, owner) == ("onload", "transformer")]
+    # Each step runs the first block, which has the second one copied; only the first step runs the others.
+    blocks = list(found.plan.component("transformer").streamed)
+    assert all(loads.count(name) == 1 for name in blocks[2:])
+    # A prefetched block whose turn does not come leaves.
     assert len(found.parts["transformer"].loaded & found.plan.component("transformer").streamed.keys()) <= 2
     assert (
         sum(found.plan.component("transformer").streamed[name] for name in found.parts["transformer"].loaded if name)

@@ -1,0 +1,119 @@
+"""`flux-ext plan`: what is where on a card of a given size, without loading weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from .parsing import parse_positive, parse_size
+
+
+STORAGE = {"fp8": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
+EXAMPLES = """\
+examples:
+  flux-ext plan --vram 8 --size 1024 --method eligen
+  flux-ext plan --vram 12 --method kontext=2 --method controlnet --storage fp8
+  flux-ext plan --model ./my-flux --vram 16 --size 1536x1024 --batch 2 --json
+  flux-ext plan --list-methods
+
+All figures are computed from shapes: nothing is measured, and nothing is loaded.
+
+exit codes: 0 it fits, 1 it does not (the message says the smallest budget that works), 2 the command line is wrong
+"""
+
+
+def add_plan_command(commands: Any) -> None:
+    """Adds `plan` to the parser's commands."""
+    parser = commands.add_parser(
+        "plan",
+        help="what fits on a card: where the weights go and the peak of each phase, without loading them",
+        description="Plan a VRAM budget for FLUX.1-dev and any methods, without loading weights.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="FLUX.1-dev", help="FLUX.1-dev (default), or a folder or repository whose configs are read")
+    add("--vram", type=_positive, default=8.0, metavar="GIB", help="budget in GiB (default: 8)")
+    add("--size", type=parse_size, default=(1024, 1024), metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024)")
+    add("--batch", type=parse_positive, default=1, help="pictures at once (default: 1)")
+    add(
+        "--method",
+        action="append",
+        default=[],
+        type=parse_method,
+        metavar="NAME[=COUNT]",
+        help="a method, with how many entities, references or pictures; may be given several times",
+    )
+    add("--text-tokens", type=parse_positive, default=512, help="text tokens of a prompt (default: 512)")
+    add("--storage", choices=sorted(STORAGE), help="store the blocks of transformer and ControlNets in 8 bits")
+    add("--ram", type=_positive, metavar="GIB", help="budget of host memory; what is over goes to disk")
+    add("--json", action="store_true", help="print JSON for programs")
+    add("--list-methods", action="store_true", help="print the methods")
+
+
+def parse_method(value: str) -> tuple[str, int | None]:
+    """Read `NAME` or `NAME=COUNT`.
+
+    Args:
+        value (`str`): The method, and how many.
+
+    Returns:
+        `tuple[str, int or None]`
+
+    Raises:
+        argparse.ArgumentTypeError: if the number is none.
+    """
+    name, separator, number = value.partition("=")
+    return name, parse_positive(number) if separator else None
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Print a plan.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `flux-ext plan`.
+
+    Returns:
+        `int`: the exit code.
+    """
+    # torch and diffusers load only now, so that --help and a wrong command line answer at once.
+    import torch
+
+    from ..hooks.vram_catalog import METHODS, plan_methods
+
+    if args.list_methods:
+        width = max(map(len, METHODS))
+        for name, method in METHODS.items():
+            sys.stdout.write(f"{name.ljust(width)}  {method.about} ({method.count} {method.counts})\n")
+        return 0
+    width, height = args.size
+    try:
+        plan = plan_methods(
+            args.method,
+            args.model,
+            args.vram,
+            height=height,
+            width=width,
+            batch=args.batch,
+            storage_dtype=getattr(torch, STORAGE[args.storage]) if args.storage else None,
+            ram_budget_gib=args.ram,
+            offload_dir="offload" if args.ram else None,
+            max_sequence_length=args.text_tokens,
+        )
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"flux-ext plan: {error}\n")
+        return 1
+    sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if args.json else str(plan)) + "\n")
+    return 0
+
+
+def _positive(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a positive number of GiB")
+    return number

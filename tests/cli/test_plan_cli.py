@@ -1,0 +1,60 @@
+"""`flux-ext plan`."""
+
+import json
+
+import pytest
+
+from diffusers_flux_ext import tiny_flux_path
+from diffusers_flux_ext.cli.main import main
+from diffusers_flux_ext.hooks.vram_catalog import METHODS, flux_models, plan_methods
+
+
+def test_flux_dev_with_methods(capsys):
+    assert main(["plan", "--vram", "8", "--method", "eligen=4", "--method", "controlnet", "--storage", "fp8"]) == 0
+    text = capsys.readouterr().out
+    assert "Budget 8 GiB" in text
+    assert f"{512 * 5} text and 4096 image tokens" in text
+    assert "| controlnet " in text
+    assert "float8_e4m3fn" in text
+
+
+def test_a_folder_and_json(capsys):
+    arguments = ["plan", "--model", tiny_flux_path(), "--vram", "1", "--size", "128x64", "--text-tokens", "32"]
+    assert main([*arguments, "--method", "eligen", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["height"], found["text_tokens"]) == (128, 64, 32 + 3 * 512)
+    assert found["components"]["transformer"]["level"] == "whole"
+
+
+def test_an_impossible_budget_exits_with_1(capsys):
+    assert main(["plan", "--vram", "0.2", "--size", "256"]) == 1
+    assert "the smallest that works is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--method", "eligen=no"], ["--vram", "-1"], ["--size", "big"], ["--storage", "fp4"]]
+)
+def test_a_wrong_command_line_exits_with_2(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *wrong])
+    assert stop.value.code == 2
+
+
+def test_an_unknown_method_names_the_known_ones(capsys):
+    assert main(["plan", "--method", "magic"]) == 1
+    assert "Known are ['attribute-control'" in capsys.readouterr().err
+
+
+def test_all_methods_are_listed_and_planned_together(capsys):
+    assert main(["plan", "--list-methods"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in METHODS)
+    names = [name for name in METHODS if not METHODS[name].transformer]
+    plan = plan_methods([(name, None) for name in names], budget_gib=12, height=512, width=512)
+    modules = {name for method in names for name in METHODS[method].modules}
+    assert modules <= {each.name for each in plan.components}
+    assert plan.peak_gib <= 12
+
+
+def test_a_method_may_change_the_transformer():
+    assert flux_models(**METHODS["fill"].transformer)["transformer"].x_embedder.in_features == 384
