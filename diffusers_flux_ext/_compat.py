@@ -12,6 +12,7 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from diffusers.hooks.mag_cache import MagCacheHeadHook
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheHook
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
@@ -60,6 +61,7 @@ CACHE_HOOKS: dict[type, str] = {
     FBCHeadBlockHook: "FirstBlockCacheConfig",
     MagCacheHeadHook: "MagCacheConfig",
     PyramidAttentionBroadcastHook: "PyramidAttentionBroadcastConfig",
+    TaylorSeerCacheHook: "TaylorSeerCacheConfig",
 }
 
 

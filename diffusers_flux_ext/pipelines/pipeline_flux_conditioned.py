@@ -221,21 +221,22 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         self._interrupt = False
         batch_size = count_prompts(prompt, prompt_embeds)
 
-        lengths = (num_images_per_prompt, max_sequence_length)
-        cond = self._encode((prompt, prompt_2), (prompt_embeds, pooled_prompt_embeds), *lengths)
+        # Asking for the device walks through every module of the pipeline.
+        place = (device := self._execution_device, num_images_per_prompt, max_sequence_length)
+        cond = self._encode((prompt, prompt_2), (prompt_embeds, pooled_prompt_embeds), *place)
         uncond, guided = None, is_guided(true_cfg_scale, negative)
         check_caches(self.transformer, guided)
         if guided:
             check_same_shape(prompt_embeds, negative_prompt_embeds)
             texts = (matching_negative(negative_prompt, batch_size), matching_negative(negative_prompt_2, batch_size))
-            uncond = self._encode(texts, (negative_prompt_embeds, negative_pooled_prompt_embeds), *lengths)
+            uncond = self._encode(texts, (negative_prompt_embeds, negative_pooled_prompt_embeds), *place)
 
         canvas = Canvas(
             height=height,
             width=width,
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
-            device=self._execution_device,
+            device=device,
             dtype=cond.hidden_states.dtype,
             token_size=2 * self.vae_scale_factor,
             max_sequence_length=max_sequence_length,
@@ -349,6 +350,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         self,
         texts: tuple[str | list[str] | None, str | list[str] | None],
         embeds: tuple[torch.Tensor | None, torch.Tensor | None],
+        device: torch.device,
         num_images_per_prompt: int,
         max_sequence_length: int,
     ) -> PromptEmbeds:
@@ -358,7 +360,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, FluxPipeline):
         return PromptEmbeds(
             *self.encode_prompt(
                 *texts,
-                device=self._execution_device,
+                device=device,
                 num_images_per_prompt=num_images_per_prompt,
                 prompt_embeds=prompt_embeds,
                 pooled_prompt_embeds=pooled_prompt_embeds,
