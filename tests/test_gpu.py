@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_flux_ext import FluxEliGenPipeline
+from diffusers_flux_ext import FluxConditionedPipeline, FluxEliGenPipeline, TeaCacheConfig, apply_tea_cache
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
 
@@ -43,3 +43,39 @@ def test_a_flash_kernel_runs_entities_in_bfloat16():
     finally:
         pipe.transformer.set_attention_backend("native")
     assert torch.isfinite(images.float()).all()
+
+
+@pytest.mark.parametrize("cache_first", [True, False])
+@pytest.mark.parametrize("stream", [None, False, True], ids=["resident", "offloaded", "with a stream"])
+def test_tea_cache_on_the_device_equals_the_cpu(stream, cache_first):
+    latents = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    arguments = {"latents": latents, "num_inference_steps": 6, "negative_prompt": "ugly", "true_cfg_scale": 2.0}
+    expected = tiny_pipeline(FluxConditionedPipeline)
+    apply_tea_cache(expected.transformer, TeaCacheConfig(1e9))
+    pipe = tiny_pipeline(FluxConditionedPipeline).to("cuda")
+    if cache_first:
+        apply_tea_cache(pipe.transformer, TeaCacheConfig(1e9))
+    if stream is not None:
+        pipe.transformer.enable_group_offload(
+            torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, use_stream=stream
+        )
+    if not cache_first:
+        apply_tea_cache(pipe.transformer, TeaCacheConfig(1e9))
+    wanted = expected(**call_kwargs(**arguments)).images
+    for _ in range(2):
+        actual = pipe(**call_kwargs(**arguments)).images.cpu()
+        torch.testing.assert_close(actual, wanted, atol=5e-3, rtol=0)
+
+
+def test_the_plain_loop_does_not_synchronise():
+    pipe = tiny_pipeline(FluxConditionedPipeline).to("cuda")
+
+    def watch(pipe, index, timestep, tensors):
+        torch.cuda.set_sync_debug_mode("error" if index < 3 else "default")
+        return {}
+
+    try:
+        images = pipe(**call_kwargs(num_inference_steps=4, callback_on_step_end=watch)).images
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(images).all()
