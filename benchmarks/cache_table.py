@@ -32,7 +32,7 @@ from tests.fixtures.tiny import call_kwargs
 STEPS = 6
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
 PLAIN = {"no condition": (), "no condition, true CFG": ()}
-START, END = "<!-- table: start -->", "<!-- table: end -->"
+MARKS = "<!-- table: start -->", "<!-- table: end -->"
 
 
 def _attention_range(pipe: Any, skips: bool) -> dict[str, Any]:
@@ -70,9 +70,8 @@ CACHES: dict[str, Callable[[Any, bool], Any]] = {
 
 
 @contextmanager
-def running(pipe: Any, cache: str, skips: bool) -> Iterator[None]:
-    """The pipeline's transformer runs with a cache of `CACHES` inside."""
-    config = CACHES[cache](pipe, skips)
+def enabled(pipe: Any, config: Any) -> Iterator[None]:
+    """The pipeline's transformer runs with a cache inside."""
     own = isinstance(config, TeaCacheConfig)
     apply_tea_cache(pipe.transformer, config) if own else pipe.transformer.enable_cache(config)
     try:
@@ -112,9 +111,9 @@ def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, f
     exact, _ = draw(pipe, names, **arguments)
     _, expected = draw(pipe, names, **still)
     try:
-        with running(pipe, cache, skips=False):
+        with enabled(pipe, CACHES[cache](pipe, False)):
             idle, _ = draw(pipe, names, **arguments)
-        with running(pipe, cache, skips=True):
+        with enabled(pipe, CACHES[cache](pipe, True)):
             _, actual = draw(pipe, names, **still)
             skipping, _ = draw(pipe, names, **arguments)
     except ValueError as error:
@@ -158,20 +157,29 @@ def table() -> str:
 
 def main() -> None:
     """Print the table, or write it between the marks of a page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    print_or_write(table, MARKS, __doc__ or "")
+
+
+def print_or_write(make: Callable[[], str], marks: tuple[str, str], description: str) -> None:
+    """The command line of a script that makes a part of a page."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="page to write it into, between its marks")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    made = table()
+    made = make()
     if args.write is None:
         sys.stdout.write(made + "\n")
-        return
-    page = args.write.read_text()
-    between = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
-    temporary = args.write.with_suffix(".new")
-    temporary.write_text(between.sub(lambda match: f"{START}\n{made}\n{END}", page))
-    temporary.replace(args.write)
+    else:
+        write_between(args.write, marks, made)
+
+
+def write_between(page: Path, marks: tuple[str, str], made: str) -> None:
+    """Replace what stands between two marks of a page."""
+    between = re.compile(re.escape(marks[0]) + ".*" + re.escape(marks[1]), re.DOTALL)
+    temporary = page.with_suffix(".new")
+    temporary.write_text(between.sub(lambda match: f"{marks[0]}\n{made}\n{marks[1]}", page.read_text()))
+    temporary.replace(page)
 
 
 if __name__ == "__main__":

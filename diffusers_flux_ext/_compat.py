@@ -24,6 +24,7 @@ from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManag
 from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active as is_stored_in_fewer_bits
 from diffusers.hooks.mag_cache import MagCacheHeadHook
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheHook
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
@@ -83,6 +84,7 @@ CACHE_HOOKS: dict[type, str] = {
     FBCHeadBlockHook: "FirstBlockCacheConfig",
     MagCacheHeadHook: "MagCacheConfig",
     PyramidAttentionBroadcastHook: "PyramidAttentionBroadcastConfig",
+    TaylorSeerCacheHook: "TaylorSeerCacheConfig",
 }
 
 

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from diffusers_flux_ext import FluxEliGenPipeline, memory_report, plan_vram
+from diffusers_flux_ext import (
+    FluxConditionedPipeline,
+    FluxEliGenPipeline,
+    TeaCacheConfig,
+    apply_tea_cache,
+    memory_report,
+    plan_vram,
+)
 from diffusers_flux_ext.hooks import vram, vram_placement
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
@@ -64,3 +71,39 @@ def test_a_budget_streams_and_is_kept(monkeypatch, share):
     assert set(report.measured) == {phase.name for phase in plan.phases}
     # Tensors of a few hundred bytes take 512, and kernels have scratch memory, which weighs something at this size.
     assert report.measured["loop"] <= plan.budget_gib + 0.05
+
+
+@pytest.mark.parametrize("cache_first", [True, False])
+@pytest.mark.parametrize("stream", [None, False, True], ids=["resident", "offloaded", "with a stream"])
+def test_tea_cache_on_the_device_equals_the_cpu(stream, cache_first):
+    latents = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
+    arguments = {"latents": latents, "num_inference_steps": 6, "negative_prompt": "ugly", "true_cfg_scale": 2.0}
+    expected = tiny_pipeline(FluxConditionedPipeline)
+    apply_tea_cache(expected.transformer, TeaCacheConfig(1e9))
+    pipe = tiny_pipeline(FluxConditionedPipeline).to("cuda")
+    if cache_first:
+        apply_tea_cache(pipe.transformer, TeaCacheConfig(1e9))
+    if stream is not None:
+        pipe.transformer.enable_group_offload(
+            torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, use_stream=stream
+        )
+    if not cache_first:
+        apply_tea_cache(pipe.transformer, TeaCacheConfig(1e9))
+    wanted = expected(**call_kwargs(**arguments)).images
+    for _ in range(2):
+        actual = pipe(**call_kwargs(**arguments)).images.cpu()
+        torch.testing.assert_close(actual, wanted, atol=5e-3, rtol=0)
+
+
+def test_the_plain_loop_does_not_synchronise():
+    pipe = tiny_pipeline(FluxConditionedPipeline).to("cuda")
+
+    def watch(pipe, index, timestep, tensors):
+        torch.cuda.set_sync_debug_mode("error" if index < 3 else "default")
+        return {}
+
+    try:
+        images = pipe(**call_kwargs(num_inference_steps=4, callback_on_step_end=watch)).images
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(images).all()

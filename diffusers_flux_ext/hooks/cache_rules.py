@@ -65,9 +65,10 @@ class CacheWatch:
     """
 
     def __init__(self, transformer: Any) -> None:
-        reset_caches(transformer)
         self._transformer = transformer
         self._caches = active_caches(transformer)
+        if self._caches:
+            reset_caches(transformer)
         self._seen: dict[str, tuple[Any, list[AttentionRule]]] = {}
 
     @contextmanager

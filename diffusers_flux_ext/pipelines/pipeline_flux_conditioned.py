@@ -226,9 +226,10 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         self._begin(guidance_scale, joint_attention_kwargs)
         batch_size = count_prompts(prompt, prompt_embeds)
 
-        guided = is_guided(true_cfg_scale, negative)
+        # Asking for the device walks through every module of the pipeline.
+        device, guided = self._execution_device, is_guided(true_cfg_scale, negative)
         check_caches(self.transformer, guided)
-        settings = (num_images_per_prompt, max_sequence_length, mask_padding)
+        settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
         if guided:
             uncond = self._encode(negative.matching(given, batch_size), *settings)
@@ -238,7 +239,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             width=width,
             batch_size=batch_size,
             num_images_per_prompt=num_images_per_prompt,
-            device=self._execution_device,
+            device=device,
             dtype=cond.hidden_states.dtype,
             token_size=2 * self.vae_scale_factor,
             max_sequence_length=max_sequence_length,
@@ -349,7 +350,12 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         self._interrupt = False
 
     def _encode(
-        self, given: PromptInputs, num_images_per_prompt: int, max_sequence_length: int, mask_padding: bool
+        self,
+        given: PromptInputs,
+        device: torch.device,
+        num_images_per_prompt: int,
+        max_sequence_length: int,
+        mask_padding: bool,
     ) -> PromptEmbeds:
         prompt_embeds, pooled_prompt_embeds = (
             embeds if embeds is None else embeds.repeat_interleave(num_images_per_prompt, dim=0)
@@ -359,7 +365,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             encoded = self.encode_prompt(
                 given.prompt,
                 given.prompt_2,
-                device=self._execution_device,
+                device=device,
                 num_images_per_prompt=num_images_per_prompt,
                 prompt_embeds=prompt_embeds,
                 pooled_prompt_embeds=pooled_prompt_embeds,
