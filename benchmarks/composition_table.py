@@ -60,6 +60,11 @@ by the LoRA, which says that it arrives.
 """
 
 
+def number(value: float) -> str:
+    """A difference with one digit; exactly none is 0."""
+    return "0" if value == 0 else f"{value:.0e}"
+
+
 class Notes:
     """Refusals, each with a letter."""
 
@@ -89,7 +94,7 @@ def orders(names: Sequence[str], notes: Notes) -> str:
     if messages:
         # One message for both orders, whichever of the two it names first.
         return f"**{notes.letter(min(messages))}**"
-    return f"{max(float((picture - pictures[0]).abs().max()) for picture in pictures):.0e}"
+    return number(max(float((picture - pictures[0]).abs().max()) for picture in pictures))
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], notes: Notes) -> str:
@@ -113,8 +118,8 @@ def lora_rows(names: Iterable[str]) -> list[str]:
             fused = draw_anew(LORA, name)
         finally:
             pipe.unfuse_lora()
-        change = float((loaded - draw(name)).abs().max())
-        rows.append(f"| `{name}` | {float((loaded - fused).abs().max()):.0e} | {change:.0e} |")
+        values = [number(float((loaded - other).abs().max())) for other in (fused, draw(name))]
+        rows.append(f"| `{name}` | {' | '.join(values)} |")
     return rows
 
 

@@ -180,3 +180,15 @@ def test_a_loaded_lora_and_a_condition_both_count(name):
     assert (both - draw(name)).abs().max() > VISIBLE
     if not CASES[name].channels:
         assert (both - draw(LORA)).abs().max() > VISIBLE
+
+
+class TestDocumentation:
+    PAGE = Path(__file__).parents[1] / "docs" / "composition_table.md"
+
+    def test_the_table_has_a_row_for_every_condition(self):
+        rows = {line.split("|")[1].strip() for line in self.PAGE.read_text().splitlines() if line.startswith("|")}
+        assert {f"`{name}`" for name in CASES} <= rows
+
+    def test_the_table_has_what_is_promised(self):
+        text = self.PAGE.read_text()
+        assert [title(names) for names in promised() if f"| {title(names)} |" not in text] == []
