@@ -146,10 +146,8 @@ class Step1XInstruction(FluxCondition):
 
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds:
         """The connector's tokens for this timestep, and its pooled prompt."""
-        names = {name: _PREPARED + name for name in Step1XContext._fields}
-        if not names.keys() <= {name.removeprefix(_PREPARED) for name in encoded}:
-            encoded = self.prepare(encoded, step)
-        context = Step1XContext(**{name: encoded[key] for name, key in names.items()})
+        given = encoded if f"{_PREPARED}tokens" in encoded else self.prepare(encoded, step)
+        context = Step1XContext(*(given[_PREPARED + name] for name in Step1XContext._fields))
         tokens, pooled = self.connector(context, timestep=step.timestep[: context.tokens.shape[0]])
         count = step.latents.shape[0]
         ids = step.latent_ids.new_zeros(tokens.shape[1], 3)

@@ -202,8 +202,9 @@ class TestLaws:
         assert torch.equal(connector(context, timestep=timestep)[0], direct)
         assert torch.equal(context.pooled, pooled)
 
-    def test_masks_and_the_power_count(self, pipe):
+    def test_the_connector_masks_and_the_power_count(self, pipe):
         base = draw(pipe, **EMBEDS)
+        assert differ(base, draw(make(connector=tiny_connector(1)), **EMBEDS))
         mask = torch.arange(7)[None] < 4
         for name in ("instruction_mask", "negative_instruction_mask"):
             assert differ(base, draw(pipe, **EMBEDS, **{name: mask}))
