@@ -160,6 +160,12 @@ def test_saving_writes_the_weights(saved, streamed, tmp_path):
     written = FluxTransformer2DModel.from_pretrained(tmp_path / "transformer").state_dict()
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[key], expected[key]) for key in expected)
+    text_encoder = load_streamed(T5EncoderModel, saved / "t5")
+    text_encoder.save_pretrained(tmp_path / "t5")
+    written = T5EncoderModel.from_pretrained(tmp_path / "t5").state_dict()
+    expected = T5EncoderModel.from_pretrained(saved / "t5").state_dict()
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("cache_first", [False, True])
