@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,9 +82,9 @@ def test_pictures_are_those_of_ordinary_modules(saved, streamed, pipeline_class)
 
 
 def test_memory_is_flat_over_20_steps(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hooks.streamed_steps", str(tmp_path)], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "tests.hooks.streamed_steps", str(tmp_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
     base, total, *steps = map(int, done.stdout.split())
     assert len(steps) == 20
     assert max(steps[2:]) - steps[1] < 2 * 2**20
