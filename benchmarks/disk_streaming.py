@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -40,16 +41,18 @@ def drop_cache(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_plainly(folder: Path) -> dict[str, float]:
-    """Seconds and bytes of reading all files from beginning to end into one buffer."""
+def read_plainly(folder: Path) -> float:
+    """MB/s of reading all files from beginning to end into one buffer, and leaving nothing in the page cache."""
     drop_cache(folder)
-    buffer = memoryview(bytearray(64 * 2**20))
+    buffer = memoryview(bytearray(16 * 2**20))
     count, start = 0, time.perf_counter()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while got := file.readinto(buffer):
                 count += got
-    return {"seconds": time.perf_counter() - start, "bytes": count}
+    seconds = time.perf_counter() - start
+    drop_cache(folder)
+    return count / seconds / 1e6
 
 
 def transformer_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,56 +145,53 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
     drop_cache(folder)
     prepare = prepare_ours if args.run == "ours" else prepare_reference
     forward, stats = prepare(args, folder)
-    calls = []
+    calls, plain = [], read_plainly(folder)
     for _ in range(args.forwards):
-        drop_cache(folder)
-        before, start = stats(), time.perf_counter()
-        before, cpu = dict(before), time.process_time()
+        before, cpu, start = dict(stats()), time.process_time(), time.perf_counter()
         with torch.no_grad():
             output = forward()
-        seconds = time.perf_counter() - start
-        after = stats()
-        calls.append({"seconds": seconds, "cpu": time.process_time() - cpu, "finite": bool(output.isfinite().all()),
-                      "peak_gib": peak_mib() / 1024, **{key: after[key] - before[key] for key in after}})  # fmt: skip
-    return {"side": args.run, "calls": calls}
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        counts = {key: value - before[key] for key, value in dict(stats()).items()}
+        if not output.isfinite().all():
+            raise ValueError(f"The output of {args.run} is not finite.")
+        # The machine's speed drifts, so a call is held against the plain reads before and after it.
+        following = read_plainly(folder)
+        calls.append({"seconds": seconds, "cpu": cpu, "plain": (plain + following) / 2, **counts})
+        plain = following
+    return {"side": args.run, "calls": calls, "peak_gib": peak_mib() / 1024}
 
 
-def measure(args: argparse.Namespace, side: str, folder: Path) -> dict[str, Any]:
-    """Run one side in a process of its own, between two plain reads of its files."""
-    plain = [read_plainly(folder)]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.disk_streaming",
-        *sys.argv[1:],
-        "--run",
-        side,
-        "--folder",
-        str(folder),
-    ]
+def measure(side: str, folder: Path) -> dict[str, Any]:
+    """Run one side in a process of its own."""
+    module = [sys.executable, "-m", "benchmarks.disk_streaming"]
+    command = [*module, *sys.argv[1:], "--run", side, "--folder", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    plain.append(read_plainly(folder))
-    return {**json.loads(done.stdout.splitlines()[-1]), "plain": plain}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_rows(result: dict[str, Any]) -> None:
-    """Table rows of one side, one a call."""
-    plain = max(read["bytes"] / read["seconds"] for read in result["plain"]) / 1e6
-    for call in result["calls"]:
-        read = call.get("bytes_read", 0)
-        speed = read / call["read_seconds"] / 1e6 if read else None
-        cells = [
-            result["side"],
-            f"{call['seconds']:.1f}",
-            f"{call['seconds'] - call['wait_seconds']:.1f}" if read else "",
-            f"{call['wait_seconds']:.1f}" if read else "",
-            f"{read / 1e9:.2f}" if read else "",
-            f"{speed:.0f}" if speed else "",
-            " / ".join(f"{r['bytes'] / r['seconds'] / 1e6:.0f}" for r in result["plain"]),
-            f"{result['plain'][0]['bytes'] / call['seconds'] / 1e6 / plain:.2f}",
-            f"{call['peak_gib']:.2f}",
-        ]
-        print("| " + " | ".join(cells) + " |", flush=True)
+def print_rows(result: dict[str, Any], size: int) -> None:
+    """Table rows of one side: the median of its calls."""
+    calls = result["calls"]
+
+    def rate(call: dict[str, Any]) -> float:
+        # What was read ahead before the call began does not count.
+        return call.get("bytes_read", size) / call["seconds"] / 1e6
+
+    def median(value: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(map(value, calls))
+
+    cells = [
+        result["side"],
+        f"{median(lambda call: call['seconds']):.1f}",
+        f"{median(lambda call: call['cpu']):.1f}",
+        f"{median(lambda call: call['wait_seconds']):.1f}" if "wait_seconds" in calls[0] else "",
+        f"{median(lambda call: call['bytes_read']) / 1e9:.2f}" if "bytes_read" in calls[0] else "",
+        f"{median(rate):.0f}",
+        f"{median(lambda call: call['plain']):.0f}",
+        f"{median(lambda call: rate(call) / call['plain']):.2f}",
+        f"{result['peak_gib']:.2f}",
+    ]
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -215,14 +215,15 @@ def main() -> None:
     if args.run:
         print(json.dumps(run_side(args)))
         return
-    print("| side | s | s computing | s waiting | GB read | MB/s reading | MB/s plain | of plain | peak, GiB |")
+    print("| side | s | processor s | s waiting | GB read | MB/s | MB/s plain | of plain | peak, GiB |")
     print("|---|" + "---:|" * 8)
     for side in args.sides:
         folder = Path(args.folder) / side
         if not (args.keep and folder.exists()):
             write_files(args, side, folder)
         try:
-            print_rows(measure(args, side, folder))
+            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            print_rows(measure(side, folder), size)
         finally:
             if not args.keep:
                 shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,9 +82,9 @@ def test_pictures_are_those_of_ordinary_modules(saved, streamed, pipeline_class)
 
 
 def test_memory_is_flat_over_20_steps(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hooks.streamed_steps", str(tmp_path)], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "tests.hooks.streamed_steps", str(tmp_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
     base, total, *steps = map(int, done.stdout.split())
     assert len(steps) == 20
     assert max(steps[2:]) - steps[1] < 2 * 2**20
@@ -158,6 +159,12 @@ def test_saving_writes_the_weights(saved, streamed, tmp_path):
     expected = tiny_components(0)["transformer"].state_dict()
     tiny_pipeline(FluxPipeline, transformer=streamed).save_pretrained(tmp_path)
     written = FluxTransformer2DModel.from_pretrained(tmp_path / "transformer").state_dict()
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], expected[key]) for key in expected)
+    text_encoder = load_streamed(T5EncoderModel, saved / "t5")
+    text_encoder.save_pretrained(tmp_path / "t5")
+    written = T5EncoderModel.from_pretrained(tmp_path / "t5").state_dict()
+    expected = T5EncoderModel.from_pretrained(saved / "t5").state_dict()
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[key], expected[key]) for key in expected)
 
