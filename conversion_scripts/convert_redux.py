@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from diffusers_flux_ext import load_redux_embedder
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.loaders.conversion_cli import save_to_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,15 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="a file of `redux_up.*` and `redux_down.*`, or a folder with one")
     parser.add_argument("target", type=Path, help="a new folder")
     args = parser.parse_args(arguments)
-    try:
-        check_new(args.target)
-        embedder = load_redux_embedder(args.source)
-        with written_at_once(args.target) as temporary:
-            embedder.save_pretrained(temporary)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return save_to_folder(lambda: load_redux_embedder(args.source), args.target)
 
 
 if __name__ == "__main__":

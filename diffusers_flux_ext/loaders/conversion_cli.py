@@ -39,6 +39,19 @@ def check_new(target: Path) -> None:
         raise ValueError(f"{target} exists already. Give a new folder, or remove it first.")
 
 
+def save_to_folder(load: Callable[[], Any], target: Path) -> int:
+    """Write what `load` makes to a new folder; returns the exit code, with the reason of a failure on stderr."""
+    try:
+        check_new(target)
+        model = load()
+        with written_at_once(target) as temporary:
+            model.save_pretrained(temporary)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
 def convert_to_file(source: Path, target: Path, convert: Convert, layout: str) -> None:
     """Write one safetensors file in `layout`."""
     with written_at_once(target) as temporary:
