@@ -24,9 +24,8 @@ def pipe():
 
 @pytest.fixture
 def warnings(caplog):
-    loggers = [
-        logging.getLogger(f"diffusers_flux_ext.conditions.{name}") for name in ("entity_regions", "inpaint_region")
-    ]
+    names = ("entity_regions", "entity_texts", "inpaint_region")
+    loggers = [logging.getLogger(f"diffusers_flux_ext.conditions.{name}") for name in names]
     for logger in loggers:
         logger.addHandler(caplog.handler)
     yield caplog
