@@ -28,7 +28,6 @@ CASES: dict[str, tuple[str, int, int]] = {
     "transformer, 512 x 512, 2048 text tokens": ("transformer", 2048, 512),
     "VAE, 256 x 256": ("vae", 0, 256),
     "VAE, 512 x 512": ("vae", 0, 512),
-    "VAE, 768 x 768": ("vae", 0, 768),
 }
 # Freed memory goes back to the system at once, so that the resident set follows what lives.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
