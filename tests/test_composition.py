@@ -23,9 +23,8 @@ ALL_TRIPLES = [
     for triple in combinations(CASES, 3)
     if len(set(triple) & set(METHODS)) >= 2 and not any(frozenset(pair) in REFUSED for pair in combinations(triple, 2))
 ]
-# All pairs run, and the triples that the documentation promises; of the others every sixth does, which still has each
-# method with every other.
-TRIPLES = [*promised(), *(triple for triple in ALL_TRIPLES[::6] if triple not in promised())]
+# All pairs run, and the triples that the documentation promises; of the others a sample does.
+TRIPLES = [*promised(), *(triple for triple in ALL_TRIPLES[::11] if triple not in promised())]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_a_pair_is_the_same_in_both_orders(pair):
     torch.testing.assert_close(draw(*pair), draw(*pair[::-1]), **CLOSE)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=title)
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= set(METHODS)], ids=title)
 def test_every_input_of_the_first_counts_beside_the_second(pair):
     base = draw(*pair)
     assert (base - draw(pair[1])).abs().max() > VISIBLE
