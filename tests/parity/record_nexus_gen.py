@@ -3,12 +3,12 @@
 It cannot be imported under today's transformers, so it runs in an environment of its own, and the values that it gives
 are kept in `nexus_gen.safetensors` beside this file. From the root of the repository, in today's environment:
 
-    python -m tests.parity.record_nexus_gen write /tmp/nexus_gen
+    python -m tests.parity.record_nexus_gen write nexus_gen_files
 
-and then, in an environment with `pip install transformers==4.49.0 torch pillow` and `pip install --no-deps
-diffsynth==2.1.12` (or with the folder of the reference package as a third argument):
+and then, in an environment with `pip install torch==2.13.0 transformers==4.49.0 jinja2 pillow` and
+`pip install --no-deps diffsynth==2.1.12`, or with the folder of the reference package as a third argument:
 
-    python tests/parity/record_nexus_gen.py run /tmp/nexus_gen
+    python tests/parity/record_nexus_gen.py run nexus_gen_files
 """
 
 import importlib
