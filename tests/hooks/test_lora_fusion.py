@@ -153,7 +153,7 @@ def converted(lora):
     return tensors
 
 
-@pytest.mark.parametrize("kept", [("attn.to_q", "attn.add_k_proj"), ("proj_mlp",), ("norm", "proj_out", "ff.")])
+@pytest.mark.parametrize("kept", [("attn.to_q", "attn.add_k_proj"), ("proj_mlp", "ff.")])
 def test_partial_loras_count_as_updates_of_zero(kept):
     whole = converted(LORAS["a"])
     part = {key: value for key, value in whole.items() if any(name in key for name in kept)}
@@ -177,9 +177,8 @@ def test_fused_projections_give_the_same(gated):
     assert torch.equal(picture(pipe), gated)
 
 
-@pytest.mark.parametrize("format", ["kohya_lokr", "kohya_loha"])
-def test_other_products_are_gated_like_the_loras_that_they_equal(format):
-    file, pictures = make(format), []
+def test_other_products_are_gated_like_the_loras_that_they_equal():
+    file, pictures = make("kohya_lokr"), []
     for tensors in (file.state_dict, converted(file.state_dict)):
         pipe = tiny_pipeline(FluxConditionedPipeline)
         load_lora(pipe, tensors, "x", 0.3)
@@ -201,8 +200,7 @@ def test_a_timestep_lora_and_dora_are_gated_too():
     assert torch.equal(picture(pipe), summed)
 
 
-@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-@pytest.mark.parametrize("first", ["offload", "fusion"])
+@pytest.mark.parametrize("kind, first", [("block_level", "fusion"), ("leaf_level", "offload")])
 def test_group_offloading(kind, first, gated):
     pipe = with_loras()
     if first == "fusion":
@@ -274,6 +272,7 @@ def test_bfloat16_is_finite():
 
 def test_compiled_blocks_share_their_code():
     pipe, compiled = with_loras(FluxPipeline, "a"), []
+    load_timestep_lora(pipe, tiny_timestep_lora(), "timed")
 
     def backend(module, inputs):
         compiled.append(module)

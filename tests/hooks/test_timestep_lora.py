@@ -48,6 +48,12 @@ def drawn():
     return picture(timed_pipeline())
 
 
+@pytest.fixture(scope="module")
+def untouched():
+    """A pipeline without LoRAs."""
+    return tiny_pipeline(FluxConditionedPipeline)
+
+
 def hooks_of(module):
     return [name for name, child in module.named_modules() if child._forward_hooks or child._forward_pre_hooks]
 
@@ -76,10 +82,10 @@ def test_on_off_and_out(pipeline_class, drawn):
     assert not hooks_of(pipe.transformer)
 
 
-@pytest.mark.parametrize("strength", [2.0, -0.5])
-def test_it_equals_the_lora_baked_at_each_timestep(strength):
+def test_it_equals_the_lora_baked_at_each_timestep():
+    strength = -0.5
     timed, static = timed_pipeline(strength=strength), tiny_pipeline(FluxConditionedPipeline)
-    timesteps = [1000.0, 617.25, 250.0, 0.0]
+    timesteps = [1000.0, 617.25, 0.0]
     together, base = velocity(timed.transformer, timesteps), velocity(static.transformer, timesteps)
     assert (together - base).abs().amax(dim=(1, 2)).min() > 1e-3
     for index, timestep in enumerate(timesteps):
@@ -133,8 +139,7 @@ def test_beside_other_loras_in_any_order():
     assert torch.equal(picture(pipe), picture(alone))
 
 
-@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-@pytest.mark.parametrize("first", ["offload", "lora"])
+@pytest.mark.parametrize("kind, first", [("block_level", "offload"), ("leaf_level", "lora")])
 def test_group_offloading(kind, first, drawn):
     pipe = tiny_pipeline(FluxConditionedPipeline)
     plain = picture(pipe)
@@ -195,19 +200,6 @@ def test_bfloat16_is_finite():
     assert picture(pipe).isfinite().all()
 
 
-def test_compiled_blocks_share_their_code(drawn):
-    pipe, compiled = timed_pipeline(FluxPipeline), []
-
-    def backend(module, inputs):
-        compiled.append(module)
-        return module.forward
-
-    for block in pipe.transformer.single_transformer_blocks[1:]:
-        block.compile(backend=backend, fullgraph=True)
-    torch.testing.assert_close(picture(pipe), drawn, atol=1e-5, rtol=1e-5)
-    assert len(compiled) == 1
-
-
 def test_a_file_and_what_lies_beside_it(tmp_path, drawn):
     save_file(LORA, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"r": 3, "lora_alpha": 30, "peft_type": "LORA"}')
@@ -250,8 +242,8 @@ def without(part):
         (LORA, {"adapter_name": "a.b"}, "without a dot"),
     ],
 )
-def test_bad_inputs_change_nothing(source, options, message):
-    pipe = tiny_pipeline(FluxConditionedPipeline)
+def test_bad_inputs_change_nothing(untouched, source, options, message):
+    pipe = untouched
     with pytest.raises(LoRAError, match=message):
         load_timestep_lora(pipe, source, **options)
     assert not hasattr(pipe.transformer, "peft_config")

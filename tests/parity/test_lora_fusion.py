@@ -54,7 +54,7 @@ def test_the_velocity(pair):
     torch.testing.assert_close(our_velocity(pair[1].transformer, inputs(64)), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 3])
 def test_the_loop(pair, number):
     reference, ours = pair
     plain = our_images(ours)

@@ -26,7 +26,7 @@ def pair(request, tmp_path_factory):
     return both.reference, ours, plain
 
 
-@pytest.mark.parametrize("timestep", [1000.0, 617.25, 3.0])
+@pytest.mark.parametrize("timestep", [1000.0, 617.25])
 def test_the_velocity(pair, timestep):
     reference, ours, _ = pair
     values = {**inputs(64), "timestep": torch.tensor([timestep])}
