@@ -113,7 +113,7 @@ class PlacedModel:
         self._refusal: Any = None
         self._store()
         if plan.level == "leaves":
-            apply_group_offloading(module, device, CPU, "leaf_level", use_stream=stream is not None)
+            apply_group_offloading(module, device, CPU, "leaf_level", use_stream=plan.prefetch and stream is not None)
         else:
             self._make_groups()
         for entry in entries(module):
@@ -132,7 +132,7 @@ class PlacedModel:
             self._load(name)
         if missing and self.stream is not None:
             self.stream.synchronize()
-        if self.plan.prefetch and self.plan.streamed:
+        if self.groups and self.plan.prefetch and self.plan.streamed:
             self._keep_streamed(first := next(iter(self.plan.streamed)))
             if first not in self.loaded:
                 self._load(first)

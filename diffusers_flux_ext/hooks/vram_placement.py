@@ -166,14 +166,14 @@ def smallest_phases(needs: Sequence[Need]) -> dict[str, int]:
     found: dict[str, int] = {}
     for phase in dict.fromkeys(need.phase for need in needs):
         members = [need for need in needs if need.phase == phase]
-        running = max(_leaf_window(need) + need.activations for need in members)
+        running = max(_leaf_window(need, prefetch=False) + need.activations for need in members)
         found[phase] = running + sum(need.held for need in members)
     return found
 
 
-def _leaf_window(need: Need) -> int:
-    """A layer and the one that is prefetched after it, or all there is."""
-    return min(need.total, 2 * max(need.leaves, default=0))
+def _leaf_window(need: Need, prefetch: bool) -> int:
+    """A layer, with prefetch the next one, or all there is."""
+    return min(need.total, (1 + prefetch) * max(need.leaves, default=0))
 
 
 def _whole(need: Need) -> ComponentPlan:
@@ -183,7 +183,7 @@ def _whole(need: Need) -> ComponentPlan:
 def _plan(need: Need, level: str, resident: set[str], prefetch: bool) -> ComponentPlan:
     staying = {name: size for name, size in need.blocks.items() if name in resident}
     streamed = {name: size for name, size in need.blocks.items() if name not in resident}
-    window = _leaf_window(need) if level == "leaves" else _window(list(streamed.values()), prefetch)
+    window = _leaf_window(need, prefetch) if level == "leaves" else _window(list(streamed.values()), prefetch)
     return ComponentPlan(
         name=need.name,
         kind=need.kind,
@@ -213,10 +213,11 @@ def _ways(need: Need) -> Iterator[ComponentPlan]:
         yield _plan(need, "blocks", set(), prefetch=True)
     if need.blocks:
         yield _plan(need, "blocks", set(), prefetch=False)
-    if need.total > _leaf_window(need):
-        yield _plan(need, "leaves", set(), prefetch=False)
-    else:
-        yield _whole(need)
+    for prefetch in (True, False):
+        if need.total > _leaf_window(need, prefetch):
+            yield _plan(need, "leaves", set(), prefetch)
+        else:
+            yield _whole(need)
 
 
 def _place_one(need: Need, available: int) -> ComponentPlan:

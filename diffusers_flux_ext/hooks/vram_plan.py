@@ -100,7 +100,7 @@ class ComponentPlan:
             "leaves": "layer by layer",
             "blocks": f"{len(self.resident)} blocks stay, {len(self.streamed)} stream",
         }[self.level]
-        if self.level == "blocks" and not self.prefetch:
+        if self.level != "whole" and not self.prefetch:
             words += " without prefetch"
         if self.on_disk:
             everything = len(self.on_disk) > len(self.resident) + len(self.streamed)
