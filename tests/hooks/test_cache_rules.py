@@ -33,7 +33,7 @@ def test_caches_beside_residuals(cache):
     check(compare(("controlnet",), cache))
 
 
-@pytest.mark.parametrize("cache", ["TeaCache", "TaylorSeer", "PAB", "FasterCache"])
+@pytest.mark.parametrize("cache", ["TeaCache", "PAB", "FasterCache"])
 def test_caches_with_guidance(cache):
     result = compare((), cache, **GUIDED)
     if cache in ("PAB", "FasterCache"):
