@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .lora_conversion import load_adapter
+from .lora_dynamic import refuse_dynamic
 from .lora_errors import LoRAError, UnsupportedLoRAError
 from .lora_files import LoRASource, materialize
 from .lora_formats import parse_lora_key
-from .lora_layers import LayerUpdate, StoredLayer, lossless, multiplied, refuse_dynamic
+from .lora_layers import LayerUpdate, StoredLayer, lossless, multiplied
 from .lora_layouts import LoRALayout, lora_layout
 from .lora_products import to_lora
 from .lora_reading import LoRAAdapter, read_lora

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .checkpoint_formats import TransformerLayout, list_keys, spell_in_layout
 from .lora_conversion import load_adapter
+from .lora_dynamic import refuse_dynamic
 from .lora_errors import LoRAError, UnsupportedLoRAError
 from .lora_files import LoRASource, check_writable, save_lora
-from .lora_layers import LayerUpdate, magnitude_axis, refuse_dynamic, swap_halves
+from .lora_layers import LayerUpdate, magnitude_axis, swap_halves
 from .lora_products import bias_delta, dense_delta
 from .transformer_files import OpenedTransformer, TransformerSource, open_transformer
 

@@ -13,8 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .._compat import expand_linears
+from .lora_dynamic import is_timed
 from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate, is_timed
+from .lora_layers import LayerUpdate
 from .lora_planning import ModelPlan
 from .lora_products import to_lora
 from .lora_timestep import TimestepDelta, TimestepVariant

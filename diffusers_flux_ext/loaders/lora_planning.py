@@ -13,8 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .checkpoint_formats import list_keys
+from .lora_dynamic import is_timed, refuse_dynamic
 from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate, is_timed, refuse_dynamic
+from .lora_layers import LayerUpdate
 from .lora_patches import Patch, patched_adapters
 from .lora_reading import LoRAAdapter
 from .lora_variants import needs_variant

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .lora_conversion import load_adapter
 from .lora_detection import describe_format
+from .lora_dynamic import is_timed
 from .lora_files import LoRASource, nonfinite, open_lora
 from .lora_formats import is_extra, parse_lora_key
-from .lora_layers import LayerUpdate, StoredLayer, is_timed
+from .lora_layers import LayerUpdate, StoredLayer
 from .lora_products import kron_factors, to_lora
 from .lora_reading import LoRAAdapter, lost_alpha
 from .lora_scale import PEFT_HEADER

@@ -45,6 +45,11 @@ class PromptInputs:
         """All but the mask, by the names of the call's arguments."""
         return {f"{prefix}{name}": value for name, value in vars(self).items() if name != "mask"}
 
+    def repeated_embeds(self, num_images_per_prompt: int) -> list[torch.Tensor | None]:
+        """`prompt_embeds` and `pooled_prompt_embeds` for every picture."""
+        given = (self.prompt_embeds, self.pooled_prompt_embeds)
+        return [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in given]
+
     def matching(self, given: PromptInputs, batch_size: int) -> PromptInputs:
         """This negative prompt with one text per prompt of the batch; embeddings must have the prompt's shape."""
         check_same_shape(given.prompt_embeds, self.prompt_embeds)

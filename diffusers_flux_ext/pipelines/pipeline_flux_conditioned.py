@@ -357,10 +357,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         max_sequence_length: int,
         mask_padding: bool,
     ) -> PromptEmbeds:
-        prompt_embeds, pooled_prompt_embeds = (
-            embeds if embeds is None else embeds.repeat_interleave(num_images_per_prompt, dim=0)
-            for embeds in (given.prompt_embeds, given.pooled_prompt_embeds)
-        )
+        prompt_embeds, pooled_prompt_embeds = given.repeated_embeds(num_images_per_prompt)
         with padding_hidden_from_t5(self, mask_padding and prompt_embeds is None) as masks:
             encoded = self.encode_prompt(
                 given.prompt,
