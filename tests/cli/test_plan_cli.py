@@ -27,7 +27,7 @@ def test_a_folder_and_json(capsys):
 
 
 def test_an_impossible_budget_exits_with_1(capsys):
-    assert main(["plan", "--vram", "0.2", "--size", "256"]) == 1
+    assert main(["plan", "--model", tiny_flux_path(), "--vram", "0.01", "--size", "128"]) == 1
     assert "the smallest that works is" in capsys.readouterr().err
 
 
