@@ -58,6 +58,7 @@ __all__ = [
     "get_peft_kwargs",
     "get_qkv_projections",
     "has_offload_hook",
+    "hooks_without_branches",
     "is_compiled",
     "is_stored_in_fewer_bits",
     "offload_all_but",
@@ -132,6 +133,13 @@ def active_caches(transformer: torch.nn.Module) -> dict[str, list[ModelHook]]:
             if type(hook) in CACHE_HOOKS:
                 found.setdefault(CACHE_HOOKS[type(hook)], []).append(hook)
     return found
+
+
+def hooks_without_branches(transformer: torch.nn.Module) -> list[Any]:
+    """The hooks of caches that keep one state whatever the cache context, and would mix the branches of guidance."""
+    kinds = (FasterCacheBlockHook, FasterCacheDenoiserHook, PyramidAttentionBroadcastHook)
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    return [hook for each in registries for hook in getattr(each, "hooks", {}).values() if isinstance(hook, kinds)]
 
 
 def reset_caches(transformer: torch.nn.Module) -> None:

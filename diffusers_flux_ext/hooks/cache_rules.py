@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._compat import active_caches, reset_caches
+from .._compat import active_caches, hooks_without_branches, reset_caches
 
 
 if TYPE_CHECKING:
@@ -17,24 +17,11 @@ if TYPE_CHECKING:
 
 
 COUNT_RESIDUALS_TWICE = ("FirstBlockCacheConfig", "MagCacheConfig")
-MIX_BRANCHES = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig")
 
 
-def check_caches(transformer: torch.nn.Module, guided: bool) -> None:
-    """Raise a `ValueError` if the transformer runs with a cache that cannot serve a call.
-
-    Args:
-        transformer (`torch.nn.Module`): The transformer.
-        guided (`bool`): Whether the call has an unconditional branch.
-    """
+def check_caches(transformer: torch.nn.Module) -> None:
+    """Raise a `ValueError` if the transformer runs with a cache that cannot serve a call."""
     caches = active_caches(transformer)
-    mixing = [name for name in MIX_BRANCHES if name in caches]
-    if guided and mixing:
-        raise ValueError(
-            f"The transformer runs with {mixing[0]}, which keeps one state for both branches of guidance, so that "
-            f"each would reuse the other's attention. Call `transformer.disable_cache()`, use another cache, or leave "
-            f"out `negative_prompt`."
-        )
     if not all(getattr(hook, "is_guidance_distilled") for hook in caches.get("FasterCacheConfig", ())):
         raise ValueError(
             "The transformer runs with FasterCacheConfig(is_guidance_distilled=False), which takes half of each batch "
@@ -60,6 +47,8 @@ def check_cache_allows_residuals(transformer: torch.nn.Module) -> None:
 class CacheWatch:
     """Tells a transformer's caches where a loop is, and empties them when it starts or what they keep no longer fits.
 
+    Caches that know no branches (PAB, FasterCache) get a state for each branch.
+
     Args:
         transformer (`FluxTransformer2DModel`): The transformer.
     """
@@ -70,12 +59,15 @@ class CacheWatch:
         if self._caches:
             reset_caches(transformer)
         self._seen: dict[str, tuple[Any, list[AttentionRule]]] = {}
+        self._shared = hooks_without_branches(transformer) if self._caches else []
+        self._states: dict[str, list[Any]] = {}
 
     @contextmanager
     def running(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> Iterator[None]:
         """Around one call of the transformer: compares it with the branch's last one and sets the cache context."""
         if self._caches:
             self._compare(step, contributions)
+            self._use_states_of(step.branch)
         position = {"step_index": step.index, "num_inference_steps": step.num_steps}
         with self._transformer.cache_context(step.branch, **position):
             yield
@@ -89,7 +81,14 @@ class CacheWatch:
             # The other branch's state goes, too: it is computed once more at most.
             if known is not None:
                 reset_caches(self._transformer)
+                self._states.clear()
         self._seen[step.branch] = (layout, rules)
+
+    def _use_states_of(self, branch: str) -> None:
+        if branch not in self._states:
+            self._states[branch] = [type(hook.state)() for hook in self._shared]
+        for hook, state in zip(self._shared, self._states[branch]):
+            hook.state = state
 
 
 def _check_faster_cache_may_start(hooks: Sequence[Any]) -> None:
