@@ -220,7 +220,8 @@ class _Fusion:
         for name, gate in self.fusion.gates.items():
             key = parse_lora_key(f"{name}.lora_A.weight")
             paths = [target.removeprefix("transformer.") for target in key.targets] if key is not None else []
-            if any(isinstance(modules[path], LoraLayer) for path in paths):
+            # A copy for counting memory has a few of the blocks only.
+            if any(isinstance(modules.get(path), LoraLayer) for path in paths):
                 self._attach_layer(_GatedLayer(gate, self.names, self.scale), paths, modules)
         self.seen = _state_of(transformer)
 
