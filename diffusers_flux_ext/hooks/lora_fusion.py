@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -360,8 +361,8 @@ def _check(
                 f"The gates are for a transformer with `{kind}` {getattr(config, kind)}; this one has only "
                 f"{getattr(own, kind)}, so that its blocks are not those that the gates were trained on."
             )
-    if not math.isfinite(scale):
-        raise ValueError(f"`scale` is {scale}; expected a finite number.")
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ValueError(f"`scale` is {scale!r}; expected a finite number.")
     known = loaded_adapters(transformer)
     if names is not None and (not names or not set(names) <= set(known)):
         raise ValueError(f"`adapter_names` is {list(names)}; the transformer has the adapters {known}.")
