@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxControlNetModel
+from diffusers import FluxControlNetModel, ReduxImageEncoder
 from diffusers.utils import logging
 from torch import nn
 
@@ -39,9 +39,15 @@ from diffusers_flux_ext import (
     InpaintRegion,
     IPAdapterImages,
     LoRAEmbedding,
+    NexusGenAdapter,
+    NexusGenEditingMerger,
+    NexusGenEmbedding,
     PlanCache,
     PromptEmbeds,
+    ReduxImages,
     ReferenceImages,
+    Step1XConnector,
+    Step1XInstruction,
     predict_velocity,
     regional_attention,
 )
@@ -49,8 +55,12 @@ from diffusers_flux_ext.conditions.base import EncodedConditions
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.infinite_you import face, tiny_projector
-from tests.fixtures.ip_adapter import XLABS, image_embeds, picture, tiny_ip_adapter
+from tests.fixtures.ip_adapter import EMBED_DIM, XLABS, image_embeds, picture, tiny_ip_adapter
 from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
+from tests.fixtures.nexus_gen import tiny_adapter, tiny_merger
+from tests.fixtures.qwen_vl import HIDDEN
+from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
+from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
 from tests.fixtures.tiny import seeded, tiny_pipeline, tiny_transformer
 
 
@@ -61,6 +71,8 @@ WIDE: dict[str, Any] = {**HEADS, "axes_dims_rope": (16, 56, 56)}
 DEPTH: dict[str, Any] = {"num_layers": 1, "num_single_layers": 2}
 BOXES = [(0.0, 0.0, 0.31, 0.45), (0.33, 0.0, 0.64, 0.45), (0.66, 0.5, 0.97, 0.95)]
 LEFT = (0.0, 0.0, 0.5, 1.0)
+# Patches of Redux' picture, tokens of Step1X-Edit's instruction and of Nexus-Gen's picture; an edit's are squares.
+PATCHES, INSTRUCTION_TOKENS, DRAWN_TOKENS, DRAWN_SIDE, GIVEN_SIDE = 182, 160, 20, 5, 9
 MARKERS = ("<!-- methods: begin -->\n", "<!-- methods: end -->")
 
 
@@ -94,6 +106,28 @@ def _image_prompt(depth: int, **sizes: Any) -> list[FluxCondition]:
 def _xlabs() -> nn.Module:
     sizes = {**XLABS, **HEADS, "num_blocks": 19, "num_attention_heads": 24}
     return FluxIPAdapter(**{**sizes, "cross_attention_dim": 4096, "image_embed_dim": 768})
+
+
+def _redux(**options: Any) -> list[FluxCondition]:
+    embeds = patch_embeds(0, 1, PATCHES, EMBED_DIM)
+    return [ReduxImages(image_embeds=embeds, image_embedder=tiny_redux_embedder(), **options)]
+
+
+def _step1x() -> list[FluxCondition]:
+    embeds = instruction_embeds(length=INSTRUCTION_TOKENS)
+    return [Step1XInstruction(tiny_connector(), edited(), instruction_embeds=embeds)]
+
+
+def _nexus_gen() -> list[FluxCondition]:
+    embeds = torch.randn(1, DRAWN_TOKENS, HIDDEN, generator=seeded())
+    return [NexusGenEmbedding(tiny_adapter(), image_embeds={"image_embeds": embeds})]
+
+
+def _nexus_gen_edit() -> list[FluxCondition]:
+    drawn, given = (torch.randn(1, side * side, HIDDEN, generator=seeded()) for side in (DRAWN_SIDE, GIVEN_SIDE))
+    grid = torch.tensor((2 * GIVEN_SIDE, 2 * GIVEN_SIDE))
+    embeds = {"image_embeds": drawn, "reference_embeds": given, "reference_grid": grid}
+    return [NexusGenEmbedding(tiny_merger(), image_embeds=embeds)]
 
 
 METHODS: dict[str, Method] = {
@@ -145,6 +179,18 @@ METHODS: dict[str, Method] = {
         lambda: [LoRAEmbedding(tiny_lora_encoder(num_special_embeds=1), tiny_lora(num_special_embeds=1))],
         lambda: [FluxLoRAEncoder()],
     ),
+    "redux": Method("Redux, one picture", _redux, lambda: [ReduxImageEncoder()]),
+    "redux, half": Method("the same, strength 0.5", lambda: _redux(strengths=0.5), lambda: [ReduxImageEncoder()]),
+    "redux, masked": Method("the same, masked", lambda: _redux(mask=LEFT), lambda: [ReduxImageEncoder()]),
+    "insert-anything": Method(
+        "Insert-Anything: Fill and Redux, without its LoRA",
+        lambda: [FillMask(picture(), LEFT), *_redux()],
+        lambda: [ReduxImageEncoder()],
+        channels=320,
+    ),
+    "step1x": Method("Step1X-Edit, without CFG", _step1x, lambda: [Step1XConnector()]),
+    "nexus-gen": Method("Nexus-Gen, drawing", _nexus_gen, lambda: [NexusGenAdapter()]),
+    "nexus-gen, edit": Method("Nexus-Gen, editing", _nexus_gen_edit, lambda: [NexusGenEditingMerger()]),
     "fill": Method("FLUX.1 Fill", lambda: [FillMask(picture(), LEFT)], channels=320),
     "flex": Method("Flex.2, inpainting and control", lambda: [FlexControl(picture(), LEFT, picture(1))], channels=132),
     "inpaint": Method("`InpaintRegion`", lambda: [InpaintRegion(picture(), LEFT)]),
@@ -171,15 +217,17 @@ def make_step(
     )
     ids = torch.cartesian_prod(torch.zeros(1), torch.arange(SIDE).float(), torch.arange(SIDE).float())
     at = (torch.tensor([0.9]), noise, ids, prompt, torch.tensor([3.5]), torch.tensor([0.8]))
-    step, cache = DenoisingStep(1, 4, "cond", *at), PlanCache()
+    plain, cache = DenoisingStep(1, 4, "cond", *at), PlanCache()
 
     def run() -> torch.Tensor:
         with regional_attention(transformer):
+            step = encoded.with_prompt(plain)
             velocity = predict_velocity(transformer, step, encoded.contributions(step), cache)
         return encoded.after_step(step, velocity)
 
+    step = encoded.with_prompt(plain)
     added = sum(group.length for part in encoded.contributions(step) for group in (*part.text, *part.reference))
-    return run, added
+    return run, added + step.prompt.hidden_states.shape[1] - TEXT_TOKENS
 
 
 def processor_seconds(run: Callable[[], Any]) -> float:

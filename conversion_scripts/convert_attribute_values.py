@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from diffusers_flux_ext import AttributeValueEncoder
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.loaders.conversion_cli import save_to_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,15 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sources", type=Path, nargs="+", help="a safetensors file for each attribute")
     parser.add_argument("target", type=Path, help="a new folder")
     args = parser.parse_args(arguments)
-    try:
-        check_new(args.target)
-        encoder = AttributeValueEncoder.from_single_file({path.stem: path for path in args.sources})
-        with written_at_once(args.target) as temporary:
-            encoder.save_pretrained(temporary)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    files = {path.stem: path for path in args.sources}
+    return save_to_folder(lambda: AttributeValueEncoder.from_single_file(files), args.target)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusers_flux_ext import FluxIPAdapter
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.loaders.conversion_cli import save_to_folder
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -27,16 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="data type of the result (default: that of the file)")
     parser.add_argument("--attention-head-dim", type=int, default=128, help="width of the transformer's heads")
     args = parser.parse_args(arguments)
-    try:
-        check_new(args.target)
-        heads = {"attention_head_dim": args.attention_head_dim}
-        adapter = FluxIPAdapter.from_single_file(args.source, dtype=DTYPES.get(args.dtype), **heads)
-        with written_at_once(args.target) as temporary:
-            adapter.save_pretrained(temporary)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    options = {"dtype": DTYPES.get(args.dtype), "attention_head_dim": args.attention_head_dim}
+    return save_to_folder(lambda: FluxIPAdapter.from_single_file(args.source, **options), args.target)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from diffusers_flux_ext import FluxLoRAEncoder
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.loaders.conversion_cli import save_to_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,15 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="a new folder")
     parser.add_argument("--num-attention-heads", type=int, default=32, help="heads of the encoder's attention")
     args = parser.parse_args(arguments)
-    try:
-        check_new(args.target)
-        encoder = FluxLoRAEncoder.from_single_file(args.source, num_attention_heads=args.num_attention_heads)
-        with written_at_once(args.target) as temporary:
-            encoder.save_pretrained(temporary)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    heads = args.num_attention_heads
+    return save_to_folder(
+        lambda: FluxLoRAEncoder.from_single_file(args.source, num_attention_heads=heads), args.target
+    )
 
 
 if __name__ == "__main__":

@@ -94,6 +94,9 @@ def plain_picture(picture: Any) -> Any:
 
     Returns:
         the same kind of thing, itself where nothing has to change.
+
+    Raises:
+        TypeError: if it is something else.
     """
     if isinstance(picture, (list, tuple)):
         return [plain_picture(each) for each in picture]
@@ -103,6 +106,11 @@ def plain_picture(picture: Any) -> Any:
         return picture.astype(np.float32) / 255
     if isinstance(picture, torch.Tensor) and not picture.is_floating_point():
         return picture.float() / 255
+    if not isinstance(picture, (np.ndarray, torch.Tensor)):
+        raise TypeError(
+            f"A picture is a PIL image, an array or a tensor, but a {type(picture).__name__} came. Open files first, "
+            f"for example with `diffusers.utils.load_image`."
+        )
     return picture
 
 

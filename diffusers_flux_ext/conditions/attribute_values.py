@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,7 +101,8 @@ class AttributeValues(FluxCondition):
         if unknown:
             raise ValueError(f"`{argument}` has the attributes {unknown}, but the encoder knows {known}.")
         for name, value in values.items():
-            for number in () if value is None else (value,) if isinstance(value, Real) else value:
+            several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) == 1
+            for number in () if value is None else value if several else (value,):
                 _check_number(f"{argument}[{name!r}]", number)
 
 

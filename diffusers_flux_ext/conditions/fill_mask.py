@@ -45,6 +45,7 @@ class FillMask(FluxCondition):
             Sample the picture's latents with it, as `FluxFillPipeline` does. By default their mean is taken.
 
     Raises:
+        TypeError: if `generator` is something else.
         ValueError: if `image` or `mask` is `None`.
     """
 
@@ -59,6 +60,11 @@ class FillMask(FluxCondition):
             raise ValueError(
                 f"{missing} of FillMask is None. The model needs both; to draw the whole canvas, give any picture and "
                 f"the mask (0, 0, 1, 1)."
+            )
+
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(
+                f"`generator` of FillMask is a {type(self.generator).__name__}; expected a torch.Generator."
             )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,7 @@ class FlexControl(FluxCondition):
             counted from 0.
 
     Raises:
+        TypeError: if a number is something else.
         ValueError: if only one of `inpaint_image` and `inpaint_mask` is given, or a number is out of range.
     """
 
@@ -56,6 +58,9 @@ class FlexControl(FluxCondition):
     def __post_init__(self) -> None:
         if (self.inpaint_image is None) != (self.inpaint_mask is None):
             raise ValueError("FlexControl takes `inpaint_image` and `inpaint_mask` together; one of them is missing.")
+        for name in ("control_strength", "control_stop"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, Real):
+                raise TypeError(f"`{name}` is a number, but {value!r} came.")
         if not 0 <= self.control_stop <= 1:
             raise ValueError(f"`control_stop` is in [0, 1], but {self.control_stop} came.")
         if not np.isfinite(self.control_strength):

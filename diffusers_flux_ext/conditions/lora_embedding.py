@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,8 +46,8 @@ class LoRAEmbedding(FluxCondition):
             layer, DoRA's magnitudes) are errors; otherwise they are left out with a warning.
 
     Raises:
-        TypeError: if `encoder` or a LoRA is something else.
-        ValueError: if there is no LoRA, or lengths differ.
+        TypeError: if `encoder`, a LoRA or a scale is something else.
+        ValueError: if there is no LoRA, lengths differ, or a scale is not finite.
     """
 
     encoder: FluxLoRAEncoder
@@ -118,9 +120,15 @@ class LoRAEmbedding(FluxCondition):
 
     def _scales(self) -> list[float]:
         number = len(self._per_prompt()[0])
-        scales = list(self.scale) if isinstance(self.scale, Sequence) else [self.scale] * number
+        several = isinstance(self.scale, Sequence) and not isinstance(self.scale, str)
+        scales: list[Any] = list(self.scale) if several else [self.scale] * number  # type: ignore[arg-type]
         if len(scales) != number:
             raise ValueError(
                 f"`scale` has {len(scales)} numbers for {number} LoRAs. Give one number, or one for each."
             )
+        for each in scales:
+            if isinstance(each, bool) or not isinstance(each, Real):
+                raise TypeError(f"`scale` of LoRAEmbedding takes numbers, but {each!r} came.")
+            if not math.isfinite(each):
+                raise ValueError(f"`scale` of LoRAEmbedding has to be finite, but {each!r} came.")
         return [float(scale) for scale in scales]

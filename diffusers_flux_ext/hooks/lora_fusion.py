@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -220,7 +221,8 @@ class _Fusion:
         for name, gate in self.fusion.gates.items():
             key = parse_lora_key(f"{name}.lora_A.weight")
             paths = [target.removeprefix("transformer.") for target in key.targets] if key is not None else []
-            if any(isinstance(modules[path], LoraLayer) for path in paths):
+            # A copy for counting memory has a few of the blocks only.
+            if any(isinstance(modules.get(path), LoraLayer) for path in paths):
                 self._attach_layer(_GatedLayer(gate, self.names, self.scale), paths, modules)
         self.seen = _state_of(transformer)
 
@@ -359,8 +361,8 @@ def _check(
                 f"The gates are for a transformer with `{kind}` {getattr(config, kind)}; this one has only "
                 f"{getattr(own, kind)}, so that its blocks are not those that the gates were trained on."
             )
-    if not math.isfinite(scale):
-        raise ValueError(f"`scale` is {scale}; expected a finite number.")
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ValueError(f"`scale` is {scale!r}; expected a finite number.")
     known = loaded_adapters(transformer)
     if names is not None and (not names or not set(names) <= set(known)):
         raise ValueError(f"`adapter_names` is {list(names)}; the transformer has the adapters {known}.")

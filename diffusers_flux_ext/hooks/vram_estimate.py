@@ -77,7 +77,12 @@ def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = N
         weights = sum(each.numel() * each.element_size() for each in module.parameters())
         return max(int(weights * ASSUMED_SHARE), ASSUMED_BYTES), True
     plane = _plane_bytes(workload) if tile is not None else 0
-    return _traced(_Key(module, call, (workload, tile, _shape_of(module)))) + plane, False
+    key = _Key(module, call, (workload, tile, _shape_of(module)))
+    try:
+        return _traced(key) + plane, False
+    finally:
+        # The cache keeps the key, and must not keep the model alive.
+        key.module = None
 
 
 def residual_bytes(module: Any, workload: Workload) -> int:
@@ -92,6 +97,8 @@ def residual_bytes(module: Any, workload: Workload) -> int:
 class _Key:
     """A traced call, equal to another one of a module with the same shapes, so that the cache finds it."""
 
+    module: nn.Module | None
+
     def __init__(self, module: nn.Module, call: Callable[[nn.Module], Callable[[], Any]], key: Any) -> None:
         self.module, self.call, self.key = module, call, key
 
@@ -104,12 +111,17 @@ class _Key:
 
 def _shape_of(module: nn.Module) -> Any:
     own = [(name, tuple(each.shape)) for name, each in module.named_parameters()]
-    return type(module), compute_dtype(module), hash(tuple(own)), repr(getattr(module, "config", None))
+    # Hooks, such as those of LoRA-Fusion, hold tensors of their own.
+    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+    return type(module), compute_dtype(module), hash(tuple(own)), hooks, repr(getattr(module, "config", None))
 
 
 @lru_cache(maxsize=256)
 def _traced(key: _Key) -> int:
-    return peak_bytes(key.call(meta_copy(key.module)))
+    module = key.module
+    if module is None:
+        raise RuntimeError("A traced call has lost its module before it ran.")
+    return peak_bytes(key.call(meta_copy(module)))
 
 
 def meta_copy(module: nn.Module) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
+from ..conditions.redux_inputs import count_pictures, read_numbers
 from .vram_blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
 from .vram_placement import LOOP, Need
@@ -18,6 +20,8 @@ from .vram_placement import LOOP, Need
 
 # Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
 CONVOLUTION_SCRATCH = 0.3
+# Patches of a picture in FLUX.1-Redux-dev's vision model.
+REDUX_TOKENS = 729
 MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
 
 
@@ -69,6 +73,17 @@ def _lora_tokens(condition: Any, prompt_tokens: int) -> Added:
     return Added(text_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
 
 
+def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
+    count = count_pictures(condition.images, condition.image_embeds)
+    config: Any = getattr(condition.image_encoder, "config", None)
+    patches = REDUX_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
+    if condition.image_embeds is not None:
+        patches = condition.image_embeds.shape[-2]
+    strengths = read_numbers("strengths", condition.strengths, count)
+    shares = [float(any(strengths))] if condition.combine == "sum" else strengths
+    return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
+
+
 # One entry per condition that adds tokens; a call that brings more than was planned is planned again.
 ADDED: dict[str, Callable[[Any, int], Added]] = {
     "EntityRegions": _entities,
@@ -76,6 +91,7 @@ ADDED: dict[str, Callable[[Any, int], Added]] = {
     "AttributeValues": _values,
     "IPAdapterImages": _image_prompts,
     "LoRAEmbedding": _lora_tokens,
+    "ReduxImages": _redux_tokens,
 }
 
 

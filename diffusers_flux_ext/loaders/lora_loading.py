@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ def add_adapter(pipe: Any, adapter: LoRAAdapter, adapter_name: str | None, weigh
     Raises:
         LoRAError: If it fits no layer of the pipeline, the name is taken, or the weight is no finite number.
     """
-    if not math.isfinite(weight):
-        raise LoRAError(f"`weight` is {weight}; expected a finite number.")
+    if not isinstance(weight, Real) or not math.isfinite(weight):
+        raise LoRAError(f"`{'strength' if timed else 'weight'}` is {weight!r}; expected a finite number.")
     models = lora_models(pipe)
     layers = {component: _active_names(model) for component, model in models.items()}
     patches = {component: patch_weights(model) for component, model in models.items()}

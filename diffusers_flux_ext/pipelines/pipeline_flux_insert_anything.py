@@ -202,6 +202,9 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
             }
             for name, shape in shapes.items():
                 call[name] = torch.zeros(shape, dtype=dtype, device=self._execution_device)
+            if call.get("mask_padding"):
+                # These zeros are what the weights were trained with: none of them is padding.
+                call["prompt_embeds_mask"] = torch.ones(shapes["prompt_embeds"][:2], dtype=torch.bool)
         prompts = count_prompts(call.get("prompt"), call.get("prompt_embeds"))
         if num_diptychs not in (1, prompts):
             raise ValueError(

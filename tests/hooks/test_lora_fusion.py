@@ -345,6 +345,7 @@ def test_loras_under_gates_cannot_be_fused():
         ((FUSION, ["a", "c"]), ValueError, r"has the adapters \['a'\]"),
         ((FUSION, []), ValueError, "`adapter_names` is \\[\\]"),
         ((FUSION, "a", float("nan")), ValueError, "finite"),
+        ((FUSION, "a", "strong"), ValueError, "`scale` is 'strong'; expected a finite number"),
     ],
 )
 def test_bad_inputs(arguments, error, message):

@@ -255,6 +255,8 @@ def test_bad_timesteps_and_calls():
         bake_timestep_lora(LORA, 1000.5)
     with pytest.raises(ValueError, match="finite number"):
         bake_timestep_lora(LORA, 1.0, float("nan"))
+    with pytest.raises(LoRAError, match="`strength` is '2'; expected a finite number"):
+        load_timestep_lora(timed_pipeline(), LORA, "other", "2")
     transformer = timed_pipeline().transformer
     with pytest.raises(RuntimeError, match="only inside a call of its transformer"):
         transformer.transformer_blocks[0].attn.to_q(torch.ones(1, 2, 32))

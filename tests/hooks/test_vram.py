@@ -1,6 +1,8 @@
 """A VRAM budget: plans that fit, weights that are where the plan says, and pictures that do not change."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -10,15 +12,21 @@ from diffusers.hooks import FirstBlockCacheConfig
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
+    ReduxImages,
     VRAMBudgetError,
     apply_vram_plan,
+    disable_lora_fusion,
     disable_vram_budget,
+    enable_lora_fusion,
+    load_lora,
     memory_report,
     plan_vram,
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.hooks import vram, vram_placement
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
+from tests.fixtures.lora_fusion import small_lora, tiny_fusion
+from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
 
@@ -319,6 +327,49 @@ def test_the_plan_counts_the_loras_weights():
     before = found.plan.component("transformer").total
     pipe.load_lora_weights(lora(rank=8))
     assert found.plan.component("transformer").total == before + 2 * 8 * 64 * 4
+
+
+@pytest.mark.parametrize("first", ["gates", "budget"])
+def test_lora_fusion_and_redux_under_a_budget(first):
+    redux = ReduxImages(image_embeds=patch_embeds(), mask=(0.0, 0.0, 0.5, 1.0), image_embedder=tiny_redux_embedder())
+
+    def with_loras():
+        pipe = tiny_pipeline(FluxConditionedPipeline)
+        for seed, name in enumerate(("cat", "dog")):
+            load_lora(pipe, small_lora(seed), name)
+        return pipe
+
+    pipe = with_loras()
+    enable_lora_fusion(pipe, tiny_fusion())
+    gated = draw(pipe, conditions=[redux])
+    pipe, added = with_loras(), draw(with_loras(), conditions=[redux])
+    if first == "gates":
+        enable_lora_fusion(pipe, tiny_fusion())
+    # The size of the embedder's activations is not known, so that 64 MiB are assumed.
+    found = apply_vram_plan(pipe, plan_vram(pipe, 0.09, **SIZES, conditions=[redux]), "cpu")
+    assert found.plan.workload.text_tokens == 16 + 9
+    if first == "budget":
+        enable_lora_fusion(pipe, tiny_fusion())
+    assert torch.equal(draw(pipe, conditions=[redux]), gated)
+    disable_lora_fusion(pipe)
+    assert torch.equal(draw(pipe, conditions=[redux]), added)
+
+
+def test_gates_over_loras_are_counted():
+    pipe = tiny_pipeline(FluxConditionedPipeline)
+    load_lora(pipe, small_lora(), "cat")
+    before = plan_vram(pipe, 1, **SIZES).component("transformer").activations
+    enable_lora_fusion(pipe, tiny_fusion())
+    assert plan_vram(pipe, 1, **SIZES).component("transformer").activations > before
+
+
+def test_a_plan_does_not_keep_the_models_alive():
+    pipe = tiny_pipeline(FluxConditionedPipeline, transformer=tiny_transformer(0, num_single_layers=2))
+    plan_vram(pipe, 1, **SIZES)
+    transformer = weakref.ref(pipe.transformer)
+    del pipe
+    gc.collect()
+    assert transformer() is None
 
 
 def test_to_moves_nothing_that_the_plan_places(expected):

@@ -163,6 +163,14 @@ class TestInputs:
             assert torch.equal(draw(pipe, condition(mask=mask)), expected)
         assert torch.equal(draw(pipe, condition(mask=Image.fromarray(array).convert("1"))), expected)
 
+    def test_a_seed_is_no_generator(self):
+        with pytest.raises(TypeError, match="`generator` of FillMask is a int"):
+            condition(generator=3)
+
+    def test_a_path_is_no_picture(self, pipe):
+        with pytest.raises(TypeError, match="a str came. Open files first"):
+            draw(pipe, condition(image="room.png"))
+
     @pytest.mark.parametrize("name", ["image", "mask"])
     def test_nothing_given(self, name):
         with pytest.raises(ValueError, match=f"{name}.*of FillMask is None"):

@@ -53,6 +53,12 @@ def test_a_saved_pipeline_draws_the_same_also_in_bfloat16(pipe, tmp_path):
     assert torch.isfinite(draw(loaded.to(torch.bfloat16), **BOTH)).all()
 
 
+@pytest.mark.parametrize("name", ["control_strength", "control_stop"])
+def test_numbers_are_numbers(name):
+    with pytest.raises(TypeError, match=f"`{name}` is a number, but 'half' came"):
+        FlexControl(**{name: "half"})
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

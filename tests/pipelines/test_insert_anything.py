@@ -229,6 +229,10 @@ def test_a_full_mask_is_warned_of(pipe, monkeypatch):
     assert np.array_equal(images[0, :2], source()[:2])
 
 
+def test_no_prompt_has_no_padding(pipe):
+    assert np.array_equal(draw(pipe, mask_padding=True), draw(pipe))
+
+
 def test_missing_components_are_named():
     pipe = tiny_pipeline(FluxInsertAnythingPipeline, transformer=wide_transformer())
     with pytest.raises(ValueError, match=r"no \['image_encoder', 'image_embedder'\]"):

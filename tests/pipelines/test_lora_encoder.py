@@ -239,6 +239,8 @@ BAD = {
     "lists of two lengths": ({"loras": [[tiny_lora()], [tiny_lora()] * 2]}, ValueError, r"lengths \[1, 2\]"),
     "a number": ({"loras": 3}, TypeError, "`loras` has a int; expected paths"),
     "two scales": ({"scale": [1.0, 2.0]}, ValueError, "`scale` has 2 numbers for 1 LoRAs"),
+    "no number": ({"scale": "strong"}, TypeError, "`scale` of LoRAEmbedding takes numbers, but 'strong' came"),
+    "an endless scale": ({"scale": float("nan")}, ValueError, "has to be finite, but nan"),
     "too many prompts": ({"loras": [[tiny_lora()]] * 3}, ValueError, "3 samples, but there are 1 prompts"),
     "no file": ({"loras": "absent.safetensors"}, Exception, "absent.safetensors"),
     "a wider LoRA": ({"loras": tiny_lora(inner_dim=48)}, ValueError, "Is the LoRA for another model"),
