@@ -24,6 +24,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.hooks import vram, vram_estimate, vram_placement
+from diffusers_flux_ext.hooks.vram_blocks import streamable_blocks
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.nexus_gen import image_embeds, tiny_adapter
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
@@ -57,17 +58,24 @@ def budget(pipe, size=STREAMED, **kwargs):
 
 
 def left_out(found):
-    """Weights that run while the budget has not brought them; empty is right."""
-    missing = set()
+    """Weights that run while they are not on the card, or streamed ones outside of their block's turn."""
+    missing, turns = set(), set()
 
     def check(module, part, name):
-        if not next(module.parameters(recurse=False)).is_meta and name not in found.parts[part].loaded:
+        placed = found.parts[part]
+        here = name in (turns if name in placed.plan.streamed else placed.loaded)
+        if not next(module.parameters(recurse=False)).is_meta and placed.groups and not here:
             missing.add((part, name))
 
     for part, placed in found.parts.items():
+        blocks = streamable_blocks(placed.module)
+        for name, block in blocks.items():
+            block.register_forward_pre_hook(lambda *_, name=name: turns.add(name))
+            block.register_forward_hook(lambda *_, name=name: turns.discard(name))
         for path, module in placed.module.named_modules():
-            if any(True for _ in module.parameters(recurse=False)) and placed.groups:
-                name = next((block for block in placed.groups if block and f"{path}.".startswith(f"{block}.")), "")
+            name = next((block for block in blocks if f"{path}.".startswith(f"{block}.")), "")
+            # Hooks of a whole model run before the budget's.
+            if path and any(True for _ in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(lambda module, _, part=part, name=name: check(module, part, name))
     return missing
 
@@ -159,6 +167,19 @@ def test_a_failed_call_leaves_the_budget():
     assert not missing
 
 
+def test_planning_again_leaves_no_hook_behind():
+    pipe = pipeline()
+    expected = draw(pipe)
+    found = budget(pipe, 4.3e5)
+    assert found.plan.component("vae").level == "leaves"
+    found.rebuild()
+    assert torch.equal(draw(pipe), expected)
+    disable_vram_budget(pipe)
+    assert not [part for part in pipe.vae.modules() if "forward" in part.__dict__ or hasattr(part, "_diffusers_hook")]
+    budget(pipe)
+    assert torch.equal(draw(pipe), expected)
+
+
 def test_the_connector_stays_in_the_loop():
     pipe = pipeline(
         FluxStep1XEditPipeline,
@@ -170,7 +191,8 @@ def test_the_connector_stays_in_the_loop():
     expected = draw(pipe, **inputs)
     condition = Step1XInstruction(pipe.connector, edited(), instruction_embeds=instruction_embeds(0))
     found = budget(pipe, 4e8, conditions=[condition])
-    assert found.plan.component("connector").phase == "loop"
+    connector = found.plan.component("connector")
+    assert (connector.phase, connector.streamed) == ("loop", {})
     assert (found.plan.workload.text_tokens, found.plan.workload.image_tokens) == (640, 12)
     missing, phases, switch = left_out(found), [], found._switch
     found._switch = lambda phase: (phases.append(phase), switch(phase))
