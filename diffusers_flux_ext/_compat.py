@@ -1,6 +1,6 @@
 """Private and moving parts of diffusers, imported in one place."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -226,7 +226,7 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
 
 def vram_budget_of(pipe: Any) -> Any:
     """The VRAM budget that the models of a pipeline are under, also if another pipeline with them set it."""
-    for component in pipe.components.values():
+    for component in (pipe if isinstance(pipe, Mapping) else pipe.components).values():
         hooks = getattr(getattr(component, "_diffusers_hook", None), "hooks", {})
         if "vram_budget" in hooks:
             return hooks["vram_budget"].budget

@@ -82,11 +82,13 @@ def run_plan(args: argparse.Namespace) -> int:
     import torch
 
     from ..hooks.vram_catalog import METHODS, plan_methods
+    from ..hooks.vram_plan import VRAMBudgetError
 
     if args.list_methods:
         width = max(map(len, METHODS))
         for name, method in METHODS.items():
-            sys.stdout.write(f"{name.ljust(width)}  {method.about} ({method.count} {method.counts})\n")
+            number = f" ({method.count} {method.counts})" if method.counts else ""
+            sys.stdout.write(f"{name.ljust(width)}  {method.about}{number}\n")
         return 0
     width, height = args.size
     try:
@@ -104,7 +106,7 @@ def run_plan(args: argparse.Namespace) -> int:
         )
     except (OSError, ValueError) as error:
         sys.stderr.write(f"flux-ext plan: {error}\n")
-        return 1
+        return 1 if isinstance(error, VRAMBudgetError) else 2
     sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if args.json else str(plan)) + "\n")
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._compat import offloading_suspended
 from ..loaders.lora_errors import LoRAError
 from ..loaders.lora_files import LoRASource
 from ..loaders.lora_loading import add_adapter, check_hub_arguments, read_source
@@ -59,8 +60,10 @@ def load_timestep_lora(
         TypeError: If there are unknown arguments.
     """
     adapter = _read(source, strict, **hub)
-    name = add_adapter(pipe, adapter, adapter_name, strength, timed=True)
-    connect_clock(pipe.transformer, name)
+    # The layers cannot run without the clock, and a VRAM budget runs them once to plan again.
+    with offloading_suspended(pipe):
+        name = add_adapter(pipe, adapter, adapter_name, strength, timed=True)
+        connect_clock(pipe.transformer, name)
     return name
 
 

@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from torch import nn
 
 from .._compat import vram_budget_of
+from ..conditions.base import check_conditions
 from .vram_apply import VRAMBudget
+from .vram_blocks import rest_bytes, streamable_blocks, tensor_bytes
 from .vram_estimate import Workload
 from .vram_needs import Added, autoencoder_need, is_autoencoder, need_of, planned_modules, storage_of, workload_of
 from .vram_placement import Need, mark_staying, phase_plans, place, send_to_disk, smallest_phases
-from .vram_plan import GIB, VRAMBudgetError, VRAMPlan
+from .vram_plan import GIB, ComponentPlan, VRAMBudgetError, VRAMPlan
 from .vram_report import MemoryReport
 
 
@@ -28,6 +31,8 @@ __all__ = [
     "memory_report",
     "plan_vram",
 ]
+
+logger = logging.get_logger(__name__)
 
 # Left free of each budget: scratch memory of kernels, and what the allocator cannot use again at once.
 MARGIN_SHARE, MARGIN_BYTES = 0.02, 2**26
@@ -74,6 +79,7 @@ def plan_vram(
 
     Raises:
         VRAMBudgetError: if the budget is too small; the message says the smallest that works.
+        TypeError: if `conditions` holds something else than conditions.
         ValueError: if an argument is out of range.
     """
     _check(budget_gib=budget_gib, height=height, width=width, batch=batch, max_sequence_length=max_sequence_length)
@@ -81,7 +87,9 @@ def plan_vram(
         _check(ram_budget_gib=ram_budget_gib)
         if offload_dir is None:
             raise ValueError("`ram_budget_gib` needs `offload_dir`, a folder on a disk with room for the weights.")
-    conditions = [] if conditions is None else list(conditions)
+    elif offload_dir is not None:
+        raise ValueError("`offload_dir` is for what `ram_budget_gib` leaves no room for. Give both, or neither.")
+    conditions = check_conditions(conditions)
     modules = planned_modules(pipe, conditions)
     options = {"conditions": conditions, "storage_dtype": storage_dtype, "ram_budget_gib": ram_budget_gib}
     workload = workload_of(conditions, height, width, batch, max_sequence_length, added)
@@ -156,7 +164,7 @@ def apply_vram_plan(pipe: Any, plan: VRAMPlan, device: torch.device | str | None
     Copies to the card run on a side stream from pinned memory where the device has streams.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline it was made for.
+        pipe (`DiffusionPipeline` or `Mapping[str, torch.nn.Module]`): The pipeline or the models it was made for.
         plan (`VRAMPlan`): A plan from [`plan_vram`].
         device (`torch.device` or `str`, *optional*): Where to run; the accelerator, or the CPU without one.
 
@@ -170,7 +178,17 @@ def apply_vram_plan(pipe: Any, plan: VRAMPlan, device: torch.device | str | None
     names = [each.name for each in plan.components]
     if list(modules) != names:
         raise ValueError(f"The plan is for {names}, but the pipeline has {list(modules)}. Make a plan for it.")
+    other = [each.name for each in plan.components if not _fits(each, modules[each.name])]
+    if other:
+        raise ValueError(f"The weights of {other} are not those that the plan is for. Make a plan for them.")
+    before = vram_budget_of(pipe)
+    left = [name for name in (before.modules if before else ()) if not _among(before.modules[name], modules)]
     disable_vram_budget(pipe)
+    if left:
+        logger.warning(
+            f"{left} of another pipeline are under no budget any more, because this one takes over the models that "
+            f"they share. One budget for both takes a dict with the models of both in place of the pipeline."
+        )
     return VRAMBudget(modules, plan, _device(device), plan_modules)
 
 
@@ -179,7 +197,7 @@ def disable_vram_budget(pipe: Any) -> None:
     Take a budget off a pipeline; its weights are in host memory then. Types in which they are stored stay.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline; without a budget nothing happens.
+        pipe (`DiffusionPipeline` or `Mapping[str, torch.nn.Module]`): Without a budget nothing happens.
     """
     budget = vram_budget_of(pipe)
     if budget is not None:
@@ -223,12 +241,36 @@ class VRAMBudgetMixin:
             `VRAMPlan`: print it to see what is where.
 
         Raises:
-            VRAMBudgetError: if the budget is too small.
+            VRAMBudgetError: if the budget is too small; a budget that holds already goes on.
         """
-        self.disable_vram_budget()
         plan = plan_vram(self, budget_gib, **kwargs)
         apply_vram_plan(self, plan, device)
         return plan
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        As in diffusers. Under a budget the weights stay where the plan places them; a data type is taken on, and the
+        plan made again.
+
+        Args:
+            args, kwargs: A device and a data type.
+
+        Returns:
+            `DiffusionPipeline`: the pipeline itself.
+
+        Raises:
+            ValueError: if there is a data type, but weights are stored in 8 bits.
+        """
+        budget = vram_budget_of(self)
+        given = (*args, kwargs.get("dtype"), kwargs.get("torch_dtype"))
+        dtype = next((each for each in given if isinstance(each, torch.dtype)), None)
+        if budget is None or dtype is None:
+            return super().to(*args, **kwargs)  # type: ignore[misc]
+        stored = [each.name for each in budget.plan.components if each.storage_dtype is not None]
+        if stored:
+            raise ValueError(f"{stored} are stored in 8 bits, which cannot be cast to {dtype}. Load them in {dtype}.")
+        with budget.suspended():
+            return super().to(dtype=dtype)  # type: ignore[misc]
 
     def disable_vram_budget(self) -> None:
         """Take the budget off; the weights are in host memory then."""
@@ -244,6 +286,7 @@ def _too_small(
     hints = [] if storage or worst not in ("loop",) else ["`storage_dtype=torch.float8_e4m3fn`"]
     hints += [f"a smaller picture than {workload.width} x {workload.height}"]
     hints += ["a smaller batch"] if workload.batch > 1 else []
+    hints += ["fewer or smaller references"] if workload.reference_tokens and worst == "loop" else []
     hints += ["fewer conditions"] if len([need for need in needs if need.phase == "loop"]) > 1 else []
     hints += ["fewer or shorter texts"] if workload.text_tokens > 512 or worst == "text_encoder_2" else []
     return VRAMBudgetError(
@@ -253,10 +296,21 @@ def _too_small(
     )
 
 
+def _among(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
+    return any(module is other for other in modules.values())
+
+
+def _fits(plan: ComponentPlan, module: nn.Module) -> bool:
+    blocks = streamable_blocks(module).items()
+    sizes = {path: tensor_bytes(block, plan.storage_dtype) for path, block in blocks}
+    return plan.rest == rest_bytes(module) and {**plan.resident, **plan.streamed} == sizes
+
+
 def _check(**numbers: float) -> None:
     for name, number in numbers.items():
         whole = name not in ("budget_gib", "ram_budget_gib")
-        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)) or not number > 0:
+        kind = int if whole else (int, float)
+        if isinstance(number, bool) or not isinstance(number, kind) or not 0 < number < math.inf:
             raise ValueError(f"`{name}` is {number!r}; expected a positive {'whole ' if whole else ''}number.")
         if name in ("height", "width") and number % 16:
             raise ValueError(f"`{name}` is {number}; expected a multiple of 16 pixels.")

@@ -10,6 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from ..models.step1x_connector import Step1XConnector
+
 
 # What diffusers casts and offloads leaf by leaf.
 LEAVES: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,12 +26,14 @@ def streamable_blocks(module: nn.Module) -> dict[str, nn.Module]:
     The blocks of a module: the items of its outermost lists, in their order.
 
     Args:
-        module (`torch.nn.Module`): A model. An autoencoder is one piece: its convolutions hold little weight.
+        module (`torch.nn.Module`):
+            A model. An autoencoder is one piece: its convolutions hold little weight. So is Step1X-Edit's connector.
 
     Returns:
         `dict[str, torch.nn.Module]`: Blocks with weights by path.
     """
-    if isinstance(module, AutoencoderKL):
+    # The connector runs a part of its first block by itself, past the hooks of the block.
+    if isinstance(module, (AutoencoderKL, Step1XConnector)):
         return {}
     return {path: block for path, block in _blocks(module, "") if next(block.parameters(), None) is not None}
 

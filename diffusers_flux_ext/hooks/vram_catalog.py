@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -17,6 +17,8 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
     T5Config,
@@ -28,12 +30,17 @@ from ..models.controlnet_flux_ext import FluxExtControlNetModel
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..models.ip_adapter_flux import FluxIPAdapter
 from ..models.lora_encoder_flux import FluxLoRAEncoder
+from ..models.nexus_gen_adapter import NexusGenAdapter
+from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
+from ..models.nexus_gen_model import NexusGenModel
+from ..models.step1x_connector import Step1XConnector
 from .vram import plan_vram
-from .vram_needs import MEGAPIXEL_TOKENS, Added
+from .vram_needs import INSTRUCTION_TOKENS, MEGAPIXEL_TOKENS, REDUX_TOKENS, Added
 from .vram_plan import VRAMPlan
 
 
 FLUX_DEV = "FLUX.1-dev"
+_PROMPT_TOKENS = 512
 _T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
 _CLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
 _VAE: dict[str, Any] = {
@@ -63,6 +70,26 @@ _CLIP_VISION = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+# Qwen/Qwen2.5-VL-7B-Instruct
+_QWEN: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+    },
+    "tie_word_embeddings": False,
+}
+_FILL = {"in_channels": 384, "out_channels": 64}
 _XLABS_ADAPTER: dict[str, Any] = {
     "num_blocks": 19,
     "image_embed_dim": 768,
@@ -77,6 +104,10 @@ _XLABS_ADAPTER: dict[str, Any] = {
 def siglip() -> nn.Module:
     """SigLIP so400m, on the default device."""
     return SiglipVisionModel(SiglipVisionConfig(**_SIGLIP))
+
+
+def _qwen(kind: Any = Qwen2_5_VLForConditionalGeneration) -> Callable[[], nn.Module]:
+    return lambda: kind(Qwen2_5_VLConfig(**_QWEN))
 
 
 def controlnet(**config: Any) -> Callable[[], nn.Module]:
@@ -103,7 +134,7 @@ class Method:
         about (`str`): In a few words.
         modules (`Mapping[str, Callable]`): Makes its modules, by name.
         transformer (`Mapping[str, Any]`): Entries of the transformer's config that it changes.
-        counts (`str`): What a number given with the method counts.
+        counts (`str`, *optional*): What a number given with the method counts; without it there is none.
         count (`int`): That number by default.
         added (`Callable`): What so many of them add.
     """
@@ -111,7 +142,7 @@ class Method:
     about: str
     modules: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
     transformer: Mapping[str, Any] = field(default_factory=dict)
-    counts: str = "uses"
+    counts: str | None = None
     count: int = 1
     added: Callable[[int], Added] = lambda number: Added()
 
@@ -130,7 +161,7 @@ METHODS: dict[str, Method] = {
         added=lambda number: Added(text_tokens=512 * number, texts=number, masked=True),
     ),
     "inpaint": Method("a region is redrawn"),
-    "fill": Method("FLUX.1-Fill-dev", transformer={"in_channels": 384, "out_channels": 64}),
+    "fill": Method("FLUX.1-Fill-dev", transformer=_FILL),
     "flex": Method(
         "Flex.2-preview",
         transformer={"in_channels": 196, "out_channels": 64, "num_layers": 8, "num_single_layers": 38},
@@ -174,6 +205,32 @@ METHODS: dict[str, Method] = {
         counts="LoRAs",
         added=lambda number: Added(text_tokens=number),
     ),
+    "redux": Method(
+        "FLUX.1 Redux",
+        {"image_encoder": siglip, "image_embedder": ReduxImageEncoder},
+        counts="pictures",
+        added=lambda number: Added(text_tokens=REDUX_TOKENS * number),
+    ),
+    "insert-anything": Method(
+        "Insert-Anything; its canvas is twice as wide as high",
+        {"image_encoder": siglip, "image_embedder": ReduxImageEncoder},
+        _FILL,
+        added=lambda number: Added(text_tokens=REDUX_TOKENS),
+    ),
+    "step1x-edit": Method(
+        "Step1X-Edit",
+        {"mllm": _qwen(), "connector": Step1XConnector},
+        {"guidance_embeds": False},
+        added=lambda number: Added(text_tokens=INSTRUCTION_TOKENS - _PROMPT_TOKENS, pictures=1),
+    ),
+    "nexus-gen": Method(
+        "Nexus-Gen V2", {"mllm_nexus_gen": _qwen(NexusGenModel), "generation_adapter": NexusGenAdapter}
+    ),
+    "nexus-gen-edit": Method(
+        "Nexus-Gen V2, the editing decoder",
+        {"mllm_nexus_gen": _qwen(NexusGenModel), "editing_adapter": NexusGenEditingMerger},
+    ),
+    "mask-padding": Method("nobody sees the padding of prompts", added=lambda number: Added(masked=True)),
 }
 
 
@@ -245,18 +302,33 @@ def plan_methods(
 
     Raises:
         VRAMBudgetError: if the budget is too small.
-        ValueError: if there is no method of a name.
+        ValueError: if there is no method of a name, if one takes no number, or if two need different transformers.
     """
     unknown = sorted({name for name, _ in methods} - METHODS.keys())
     if unknown:
         raise ValueError(f"There are no methods {unknown}. Known are {sorted(METHODS)}.")
     chosen = [(METHODS[name], count) for name, count in methods]
-    changes: dict[str, Any] = {}
-    for method, _ in chosen:
-        changes |= method.transformer
-    models = flux_models(model, **changes)
+    _check_numbers(methods)
+    models = flux_models(model, **_changes(methods))
     with on_meta():
         for method, _ in chosen:
             models |= {name: make() for name, make in method.modules.items()}
     added = [method.added(method.count if count is None else count) for method, count in chosen]
     return plan_vram(models, budget_gib, added=added, **kwargs)
+
+
+def _check_numbers(methods: Sequence[tuple[str, int | None]]) -> None:
+    wrong = [f"{name}={count}" for name, count in methods if count is not None and METHODS[name].counts is None]
+    if wrong:
+        raise ValueError(f"{wrong} take no number. Those that do are {[n for n in METHODS if METHODS[n].counts]}.")
+
+
+def _changes(methods: Sequence[tuple[str, int | None]]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    by: dict[str, str] = {}
+    for name, _ in methods:
+        for key, value in METHODS[name].transformer.items():
+            if changes.setdefault(key, value) != value:
+                raise ValueError(f"{by[key]!r} and {name!r} need different transformers (`{key}`). Plan one of them.")
+            by.setdefault(key, name)
+    return changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from ..loaders.lora_timestep import TimestepClock
 from .live_bytes import peak_bytes
 from .vram_blocks import FP8, LEAVES, compute_dtype, streamable_blocks
 
@@ -143,6 +145,9 @@ def meta_copy(module: nn.Module) -> Any:
         for name in ("_diffusers_hook", "_hf_hook", "forward"):
             if name in part.__dict__:
                 memo[id(part.__dict__[name])] = None
+        for hooks in _hook_dicts(part):
+            if not any(_is_clock(hook) for hook in hooks.values()):
+                memo[id(hooks)] = OrderedDict()
     for path in {path.rpartition(".")[0] for path in streamable_blocks(module)}:
         blocks = module.get_submodule(path)
         if isinstance(blocks, nn.ModuleList) and not isinstance(blocks[0], LEAVES):
@@ -151,7 +156,19 @@ def meta_copy(module: nn.Module) -> Any:
     for part in twin.modules():
         for name in ("_diffusers_hook", "_hf_hook", "forward"):
             part.__dict__.pop(name, None)
+        for hooks in _hook_dicts(part):
+            for key in [key for key, hook in hooks.items() if not _is_clock(hook)]:
+                del hooks[key]
     return twin.requires_grad_(False)
+
+
+def _hook_dicts(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def _is_clock(hook: Any) -> bool:
+    """Whether a hook brings the timestep to LoRAs, which do not run without it; others see whole models only."""
+    return isinstance(getattr(hook, "__self__", None), TimestepClock)
 
 
 def _call_for(

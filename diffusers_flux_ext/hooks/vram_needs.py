@@ -13,6 +13,7 @@ from torch import nn
 
 from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
 from ..conditions.redux_inputs import count_pictures, read_numbers
+from ..models.step1x_connector import Step1XConnector
 from .vram_blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
 from .vram_placement import LOOP, Need
@@ -20,8 +21,8 @@ from .vram_placement import LOOP, Need
 
 # Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
 CONVOLUTION_SCRATCH = 0.3
-# Patches of a picture in FLUX.1-Redux-dev's vision model.
-REDUX_TOKENS = 729
+# Patches of a picture in FLUX.1-Redux-dev's vision model, and tokens of an instruction in Step1X-Edit.
+REDUX_TOKENS, INSTRUCTION_TOKENS = 729, 640
 MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
 
 
@@ -31,6 +32,7 @@ class Added:
 
     Attributes:
         text_tokens (`int`), reference_tokens (`int`): Tokens in the transformer.
+        pictures (`int`): References of the size of the picture that is drawn.
         texts (`int`): Texts that T5 encodes at once.
         held_bytes (`int`): What it holds on the card for all steps, such as keys and values of an IP-Adapter.
         masked (`bool`): Whether it restricts who sees whom.
@@ -38,6 +40,7 @@ class Added:
 
     text_tokens: int = 0
     reference_tokens: int = 0
+    pictures: int = 0
     texts: int = 0
     held_bytes: int = 0
     masked: bool = False
@@ -84,6 +87,11 @@ def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
     return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
 
 
+def _instruction(condition: Any, prompt_tokens: int) -> Added:
+    # The connector's tokens take the prompt's place.
+    return Added(text_tokens=max(0, INSTRUCTION_TOKENS - prompt_tokens), pictures=1)
+
+
 # One entry per condition that adds tokens; a call that brings more than was planned is planned again.
 ADDED: dict[str, Callable[[Any, int], Added]] = {
     "EntityRegions": _entities,
@@ -92,6 +100,7 @@ ADDED: dict[str, Callable[[Any, int], Added]] = {
     "IPAdapterImages": _image_prompts,
     "LoRAEmbedding": _lora_tokens,
     "ReduxImages": _redux_tokens,
+    "Step1XInstruction": _instruction,
 }
 
 
@@ -101,13 +110,14 @@ def workload_of(
     """The call that conditions make, those of unknown classes counted as adding nothing."""
     known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
     everything = [*known, *added]
+    tokens = (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
     return Workload(
         height=height,
         width=width,
         batch=batch,
         text_tokens=prompt_tokens + sum(each.text_tokens for each in everything),
         prompt_tokens=prompt_tokens,
-        reference_tokens=sum(each.reference_tokens for each in everything),
+        reference_tokens=sum(each.reference_tokens + each.pictures * tokens for each in everything),
         held_bytes=batch * sum(each.held_bytes for each in everything),
         texts=max([1, *(each.texts for each in everything)]),
         masked=any(each.masked for each in everything),
@@ -152,14 +162,17 @@ def _free(taken: Mapping[str, Any], name: str) -> str:
 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is the transformer, rather than a ControlNet or anything else."""
-    return phase_of("", module) == LOOP and not hasattr(module, "controlnet_x_embedder")
+    return _is_flux(module) and not hasattr(module, "controlnet_x_embedder")
 
 
 def phase_of(name: str, module: nn.Module) -> str:
-    """The phase that a model runs in: transformers and ControlNets in the loop, all others on their own."""
-    if hasattr(module, "transformer_blocks") and hasattr(getattr(module, "config", None), "joint_attention_dim"):
-        return LOOP
-    return name
+    """The phase that a model runs in: those that run in every step in the loop, all others on their own."""
+    return LOOP if _is_flux(module) or isinstance(module, Step1XConnector) else name
+
+
+def _is_flux(module: nn.Module) -> bool:
+    """Whether a module is a transformer or a ControlNet."""
+    return hasattr(module, "transformer_blocks") and hasattr(getattr(module, "config", None), "joint_attention_dim")
 
 
 def storage_of(
@@ -177,12 +190,15 @@ def storage_of(
         `dict[str, torch.dtype]`: empty for the models that stay as they are.
 
     Raises:
+        TypeError: if it is something else.
         ValueError: if there is no such model, or it is no type of one byte.
     """
     if storage_dtype is None:
         return {}
     if isinstance(storage_dtype, torch.dtype):
-        storage_dtype = {name: storage_dtype for name, module in modules.items() if phase_of(name, module) == LOOP}
+        storage_dtype = {name: storage_dtype for name, module in modules.items() if _is_flux(module)}
+    if not isinstance(storage_dtype, Mapping):
+        raise TypeError(f"`storage_dtype` is {storage_dtype!r}; expected a `torch.dtype`, or such by model.")
     for name, dtype in storage_dtype.items():
         if name not in modules:
             raise ValueError(f"`storage_dtype` names {name!r}, but the models are {list(modules)}.")

@@ -117,10 +117,9 @@ class PlacedModel:
         else:
             self._make_groups()
         for entry in entries(module):
-            registry = HookRegistry.check_if_exists_or_initialize(entry)
-            if registry.get_hook(ENTRY_HOOK) is not None:
-                remove_hook(entry, ENTRY_HOOK)
-            registry.register_hook(EntryHook(budget, plan.name), ENTRY_HOOK)
+            # Removing the only hook removes the registry, too.
+            remove_hook(entry, ENTRY_HOOK)
+            HookRegistry.check_if_exists_or_initialize(entry).register_hook(EntryHook(budget, plan.name), ENTRY_HOOK)
         self.fingerprint = fingerprint(module)
 
     # ---- what the budget asks for -----------------------------------------------------------------------------------

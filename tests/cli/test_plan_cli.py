@@ -41,8 +41,29 @@ def test_a_wrong_command_line_exits_with_2(wrong, capsys):
 
 
 def test_an_unknown_method_names_the_known_ones(capsys):
-    assert main(["plan", "--method", "magic"]) == 1
+    assert main(["plan", "--method", "magic"]) == 2
     assert "Known are ['attribute-control'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["--method", "inpaint=2"], "take no number"),
+        (["--method", "fill", "--method", "flex"], "need different transformers"),
+        (["--size", "1000"], "a multiple of 16"),
+    ],
+)
+def test_what_cannot_be_planned_exits_with_2(wrong, message, capsys):
+    assert main(["plan", *wrong]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_editing_counts_the_picture_and_the_instruction(capsys):
+    assert main(["plan", "--vram", "8", "--size", "512", "--method", "step1x-edit", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text_tokens"], found["image_tokens"]) == (640, 2 * 32 * 32)
+    assert found["components"]["connector"]["phase"] == "loop"
+    assert found["components"]["mllm"]["phase"] == "mllm"
 
 
 def test_all_methods_are_listed_and_planned_together(capsys):
