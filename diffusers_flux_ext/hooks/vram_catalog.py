@@ -17,6 +17,8 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
     T5Config,
@@ -28,6 +30,10 @@ from ..models.controlnet_flux_ext import FluxExtControlNetModel
 from ..models.infinite_you_image_projector import InfiniteYouImageProjector
 from ..models.ip_adapter_flux import FluxIPAdapter
 from ..models.lora_encoder_flux import FluxLoRAEncoder
+from ..models.nexus_gen_adapter import NexusGenAdapter
+from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
+from ..models.nexus_gen_model import NexusGenModel
+from ..models.step1x_connector import Step1XConnector
 from .vram import plan_vram
 from .vram_needs import MEGAPIXEL_TOKENS, Added
 from .vram_plan import VRAMPlan
@@ -63,6 +69,16 @@ _CLIP_VISION = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+# Qwen/Qwen2.5-VL-7B-Instruct
+_QWEN_TEXT = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
+_QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
 _XLABS_ADAPTER: dict[str, Any] = {
     "num_blocks": 19,
     "image_embed_dim": 768,
@@ -77,6 +93,11 @@ _XLABS_ADAPTER: dict[str, Any] = {
 def siglip() -> nn.Module:
     """SigLIP so400m, on the default device."""
     return SiglipVisionModel(SiglipVisionConfig(**_SIGLIP))
+
+
+def qwen_vl(kind: Any = Qwen2_5_VLForConditionalGeneration) -> nn.Module:
+    """Qwen2.5-VL 7B, on the default device."""
+    return kind(Qwen2_5_VLConfig(text_config=_QWEN_TEXT, vision_config=_QWEN_VISION, tie_word_embeddings=False))
 
 
 def controlnet(**config: Any) -> Callable[[], nn.Module]:
@@ -173,6 +194,18 @@ METHODS: dict[str, Method] = {
         {"lora_encoder": FluxLoRAEncoder},
         counts="LoRAs",
         added=lambda number: Added(text_tokens=number),
+    ),
+    "step1x": Method(
+        "Step1X-Edit",
+        {"mllm": qwen_vl, "connector": Step1XConnector},
+        transformer={"guidance_embeds": False},
+        added=lambda number: Added(prompt_tokens=640, canvases=number),
+    ),
+    "nexus-gen": Method(
+        "Nexus-Gen V2, drawing", {"mllm": lambda: qwen_vl(NexusGenModel), "generation_adapter": NexusGenAdapter}
+    ),
+    "nexus-gen-edit": Method(
+        "Nexus-Gen V2, editing", {"mllm": lambda: qwen_vl(NexusGenModel), "editing_adapter": NexusGenEditingMerger}
     ),
 }
 
