@@ -91,6 +91,16 @@ def chat_text(content: str, system: str = SYSTEM, answer: str | None = None) -> 
     return text if answer is not None else text + "<|im_start|>assistant\n"
 
 
+def list_texts(name: str, texts: Any) -> list[str]:
+    """Texts of what may be one or several; raises an error for none, and for what is no text."""
+    found = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else None
+    if found is None or not all(isinstance(text, str) for text in found):
+        raise TypeError(f"`{name}` is a text or a list of texts, but {texts!r} came.")
+    if not found:
+        raise ValueError(f"`{name}` is an empty list. Give one text for all pictures, or one each.")
+    return found
+
+
 def tokenize(processor: Any, text: str) -> list[int]:
     """Token ids of a chat text, without anything added."""
     return list(processor.tokenizer(text, add_special_tokens=False).input_ids)

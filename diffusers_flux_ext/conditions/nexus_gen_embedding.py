@@ -16,6 +16,7 @@ from ..models.nexus_gen_adapter import NexusGenAdapter
 from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
 from ..models.nexus_gen_model import NexusGenModel
 from ..nexus_gen import MAX_PIXELS, Language, check_embeds, check_options, editing_ids, embed_prompts
+from ..qwen_vl import list_texts
 from ..sequence import Contribution
 from .base import FluxCondition
 from .text_tokens import check_text_width
@@ -107,7 +108,7 @@ class NexusGenEmbedding(FluxCondition):
                 "nor in the pipeline. Give `NexusGenModel.from_pretrained(...)` and `QwenVLProcessor.from_pretrained("
                 "...)`, or give `image_embeds`."
             )
-        prompts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+        prompts = list_texts("prompt", self.prompt)
         several = isinstance(self.image, (list, tuple))
         images = None if self.image is None else list(self.image) if several else [self.image]
         # Whatever encoded before gives the card to the language model.

@@ -14,6 +14,7 @@ from ..denoise import DenoisingStep, PromptEmbeds
 from ..guidance import combine_velocities
 from ..latents import Canvas, encode_image, pack_latents
 from ..models.step1x_connector import Step1XConnector, Step1XContext
+from ..qwen_vl import list_texts
 from ..sequence import Contribution, TokenGroup
 from .base import FluxCondition
 from .image_embeds import to_pil
@@ -99,7 +100,8 @@ class Step1XInstruction(FluxCondition):
 
         Returns:
             `dict[str, torch.Tensor]`: `"reference"` `(1 or num_samples, num_tokens, 64)`, and for each branch
-            `"<branch>.embeds"` `(1 or num_samples, length, 3584)` and `"<branch>.mask"` `(1 or num_samples, length)`.
+            `"<branch>.embeds"` `(1 or num_samples, length, 3584)` and `"<branch>.mask"` `(1 or num_samples, length)`,
+            which comes as `"<branch>.seen"`, too, where the transformer shall see no padding.
 
         Raises:
             ValueError: if the numbers of pictures, instructions and prompts do not fit, or the language model is
@@ -116,6 +118,8 @@ class Step1XInstruction(FluxCondition):
                 embeds, mask = self._embed(name, pipe, pictures)
                 encoded[f"{branch}.embeds"] = canvas.per_sample(embeds.to(canvas.device, canvas.dtype))
                 encoded[f"{branch}.mask"] = canvas.per_sample(mask.to(canvas.device))
+                if canvas.mask_padding:
+                    encoded[f"{branch}.seen"] = encoded[f"{branch}.mask"].cpu()
         return encoded
 
     def _embed(
@@ -134,7 +138,7 @@ class Step1XInstruction(FluxCondition):
                 f"There is no `mllm` or no `mllm_processor` to encode `{name}`. Give Qwen2.5-VL and its "
                 f"`QwenVLProcessor`, or `{name}_embeds`."
             )
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = list_texts(name, text)
         if 1 not in (len(texts), len(pictures)) and len(texts) != len(pictures):
             raise ValueError(f"`{name}` has {len(texts)} texts for {len(pictures)} pictures. Give one, or one each.")
         return encode_instructions(mllm, processor, texts, pictures, self.cut_at_apostrophes)
@@ -151,7 +155,8 @@ class Step1XInstruction(FluxCondition):
         tokens, pooled = self.connector(context, timestep=step.timestep[: context.tokens.shape[0]])
         count = step.latents.shape[0]
         ids = step.latent_ids.new_zeros(tokens.shape[1], 3)
-        return PromptEmbeds(tokens.expand(count, -1, -1), pooled.expand(count, -1), ids)
+        seen = encoded.get(f"{step.branch}.seen")
+        return PromptEmbeds(tokens.expand(count, -1, -1), pooled.expand(count, -1), ids, seen)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """The picture's tokens, at the positions of the target's or one further on each axis."""
@@ -192,3 +197,5 @@ def check_embeds(name: str, embeds: torch.Tensor | None, mask: torch.Tensor | No
         raise ValueError(
             f"`{name}_mask` has the shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}, as the embeddings."
         )
+    if mask is not None and not bool(mask.bool().any(dim=1).all()):
+        raise ValueError(f"`{name}_mask` hides all tokens of an instruction. Show one at least.")

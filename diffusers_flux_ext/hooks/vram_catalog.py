@@ -71,24 +71,15 @@ _CLIP_VISION = {
     "projection_dim": 768,
 }
 # Qwen/Qwen2.5-VL-7B-Instruct
-_QWEN: dict[str, Any] = {
-    "text_config": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 3584,
-    },
-    "tie_word_embeddings": False,
+_QWEN_TEXT = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
 }
+_QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
 _FILL = {"in_channels": 384, "out_channels": 64}
 _XLABS_ADAPTER: dict[str, Any] = {
     "num_blocks": 19,
@@ -106,8 +97,9 @@ def siglip() -> nn.Module:
     return SiglipVisionModel(SiglipVisionConfig(**_SIGLIP))
 
 
-def _qwen(kind: Any = Qwen2_5_VLForConditionalGeneration) -> Callable[[], nn.Module]:
-    return lambda: kind(Qwen2_5_VLConfig(**_QWEN))
+def qwen_vl(kind: Any = Qwen2_5_VLForConditionalGeneration) -> nn.Module:
+    """Qwen2.5-VL 7B, on the default device."""
+    return kind(Qwen2_5_VLConfig(text_config=_QWEN_TEXT, vision_config=_QWEN_VISION, tie_word_embeddings=False))
 
 
 def controlnet(**config: Any) -> Callable[[], nn.Module]:
@@ -219,16 +211,17 @@ METHODS: dict[str, Method] = {
     ),
     "step1x-edit": Method(
         "Step1X-Edit",
-        {"mllm": _qwen(), "connector": Step1XConnector},
+        {"mllm": qwen_vl, "connector": Step1XConnector},
         {"guidance_embeds": False},
-        added=lambda number: Added(text_tokens=INSTRUCTION_TOKENS - _PROMPT_TOKENS, pictures=1),
+        added=lambda number: Added(prompt_tokens=INSTRUCTION_TOKENS, canvases=number),
     ),
     "nexus-gen": Method(
-        "Nexus-Gen V2", {"mllm_nexus_gen": _qwen(NexusGenModel), "generation_adapter": NexusGenAdapter}
+        "Nexus-Gen V2, drawing",
+        {"mllm_nexus_gen": lambda: qwen_vl(NexusGenModel), "generation_adapter": NexusGenAdapter},
     ),
     "nexus-gen-edit": Method(
-        "Nexus-Gen V2, the editing decoder",
-        {"mllm_nexus_gen": _qwen(NexusGenModel), "editing_adapter": NexusGenEditingMerger},
+        "Nexus-Gen V2, editing",
+        {"mllm_nexus_gen": lambda: qwen_vl(NexusGenModel), "editing_adapter": NexusGenEditingMerger},
     ),
     "mask-padding": Method("nobody sees the padding of prompts", added=lambda number: Added(masked=True)),
 }

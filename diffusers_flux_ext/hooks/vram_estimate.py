@@ -35,7 +35,8 @@ class Workload:
         batch (`int`): Pictures at once: prompts times `num_images_per_prompt`.
         text_tokens (`int`): All text tokens of a sample: the prompt's and those that conditions add.
         prompt_tokens (`int`): The prompt's alone, which ControlNets see.
-        reference_tokens (`int`): Image tokens of a sample besides the picture's.
+        reference_tokens (`int`): Image tokens of a sample besides the picture's and those of `canvases`.
+        canvases (`int`): References of the picture's own size.
         texts (`int`): Texts that T5 encodes at once.
         held_bytes (`int`): What conditions hold on the card for all steps.
         masked (`bool`): Whether conditions restrict who sees whom, which may take a mask of all pairs of tokens.
@@ -47,6 +48,7 @@ class Workload:
     text_tokens: int = 512
     prompt_tokens: int = 512
     reference_tokens: int = 0
+    canvases: int = 0
     texts: int = 1
     held_bytes: int = 0
     masked: bool = False
@@ -59,7 +61,7 @@ class Workload:
     @property
     def image_tokens(self) -> int:
         """Tokens of the picture and of the references."""
-        return self.picture_tokens + self.reference_tokens
+        return self.picture_tokens * (1 + self.canvases) + self.reference_tokens
 
 
 def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = None) -> tuple[int, bool]:
@@ -190,6 +192,9 @@ def _call_for(
         return lambda twin: lambda: twin(_empty(twin, workload.batch, 3, side, side))
     if hasattr(config, "image_embed_dim"):
         return lambda twin: lambda: twin(_empty(twin, workload.batch, 1, config.image_embed_dim))
+    if hasattr(config, "timestep_scale"):
+        shape = (workload.batch, workload.prompt_tokens, config.in_channels)
+        return lambda twin: lambda: twin(_empty(twin, *shape), timestep=_empty(twin, workload.batch))
     return None
 
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
 from ..conditions.redux_inputs import count_pictures, read_numbers
-from ..models.step1x_connector import Step1XConnector
 from .vram_blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
 from .vram_placement import LOOP, Need
@@ -32,7 +31,8 @@ class Added:
 
     Attributes:
         text_tokens (`int`), reference_tokens (`int`): Tokens in the transformer.
-        pictures (`int`): References of the size of the picture that is drawn.
+        prompt_tokens (`int`): Tokens of what takes the prompt's place.
+        canvases (`int`): References of the picture's own size.
         texts (`int`): Texts that T5 encodes at once.
         held_bytes (`int`): What it holds on the card for all steps, such as keys and values of an IP-Adapter.
         masked (`bool`): Whether it restricts who sees whom.
@@ -40,7 +40,8 @@ class Added:
 
     text_tokens: int = 0
     reference_tokens: int = 0
-    pictures: int = 0
+    prompt_tokens: int = 0
+    canvases: int = 0
     texts: int = 0
     held_bytes: int = 0
     masked: bool = False
@@ -87,9 +88,15 @@ def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
     return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
 
 
-def _instruction(condition: Any, prompt_tokens: int) -> Added:
-    # The connector's tokens take the prompt's place.
-    return Added(text_tokens=max(0, INSTRUCTION_TOKENS - prompt_tokens), pictures=1)
+def _step1x(condition: Any, prompt_tokens: int) -> Added:
+    given = (condition.instruction_embeds, condition.negative_instruction_embeds)
+    lengths = [INSTRUCTION_TOKENS if each is None else each.shape[1] for each in given]
+    return Added(prompt_tokens=max(lengths), canvases=1)
+
+
+def _nexus_gen(condition: Any, prompt_tokens: int) -> Added:
+    # An embedding for each 28 x 28 pixels of the given picture, after the 81 of the drawn one.
+    return Added(prompt_tokens=81 + condition.max_pixels // 28**2)
 
 
 # One entry per condition that adds tokens; a call that brings more than was planned is planned again.
@@ -100,7 +107,8 @@ ADDED: dict[str, Callable[[Any, int], Added]] = {
     "IPAdapterImages": _image_prompts,
     "LoRAEmbedding": _lora_tokens,
     "ReduxImages": _redux_tokens,
-    "Step1XInstruction": _instruction,
+    "Step1XInstruction": _step1x,
+    "NexusGenEmbedding": _nexus_gen,
 }
 
 
@@ -110,14 +118,15 @@ def workload_of(
     """The call that conditions make, those of unknown classes counted as adding nothing."""
     known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
     everything = [*known, *added]
-    tokens = (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
+    prompt_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
     return Workload(
         height=height,
         width=width,
         batch=batch,
         text_tokens=prompt_tokens + sum(each.text_tokens for each in everything),
         prompt_tokens=prompt_tokens,
-        reference_tokens=sum(each.reference_tokens + each.pictures * tokens for each in everything),
+        reference_tokens=sum(each.reference_tokens for each in everything),
+        canvases=sum(each.canvases for each in everything),
         held_bytes=batch * sum(each.held_bytes for each in everything),
         texts=max([1, *(each.texts for each in everything)]),
         masked=any(each.masked for each in everything),
@@ -162,15 +171,16 @@ def _free(taken: Mapping[str, Any], name: str) -> str:
 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a module is the transformer, rather than a ControlNet or anything else."""
-    return _is_flux(module) and not hasattr(module, "controlnet_x_embedder")
+    return _has_joint_attention(module) and not hasattr(module, "controlnet_x_embedder")
 
 
 def phase_of(name: str, module: nn.Module) -> str:
-    """The phase that a model runs in: those that run in every step in the loop, all others on their own."""
-    return LOOP if _is_flux(module) or isinstance(module, Step1XConnector) else name
+    """The phase that a model runs in: transformers, ControlNets and what runs at every step in the loop, all others
+    on their own."""
+    return LOOP if _has_joint_attention(module) or getattr(module, "runs_every_step", False) else name
 
 
-def _is_flux(module: nn.Module) -> bool:
+def _has_joint_attention(module: nn.Module) -> bool:
     """Whether a module is a transformer or a ControlNet."""
     return hasattr(module, "transformer_blocks") and hasattr(getattr(module, "config", None), "joint_attention_dim")
 
@@ -184,7 +194,7 @@ def storage_of(
     Args:
         modules (`Mapping[str, torch.nn.Module]`): The models.
         storage_dtype (`torch.dtype` or `Mapping[str, torch.dtype]`, *optional*):
-            For the models of the loop, or for those of the given names.
+            For transformers and ControlNets, or for the models of the given names.
 
     Returns:
         `dict[str, torch.dtype]`: empty for the models that stay as they are.
@@ -196,7 +206,7 @@ def storage_of(
     if storage_dtype is None:
         return {}
     if isinstance(storage_dtype, torch.dtype):
-        storage_dtype = {name: storage_dtype for name, module in modules.items() if _is_flux(module)}
+        storage_dtype = {name: storage_dtype for name, module in modules.items() if _has_joint_attention(module)}
     if not isinstance(storage_dtype, Mapping):
         raise TypeError(f"`storage_dtype` is {storage_dtype!r}; expected a `torch.dtype`, or such by model.")
     for name, dtype in storage_dtype.items():
@@ -269,7 +279,7 @@ def larger(workload: Workload, batch: int, image_tokens: int, text_tokens: int) 
         return None
     height, width = workload.height, workload.width
     if image_tokens > workload.image_tokens:
-        picture = image_tokens - workload.reference_tokens
+        picture = -(-(image_tokens - workload.reference_tokens) // (1 + workload.canvases))
         rows = max(height // PIXELS_PER_TOKEN, int(picture**0.5))
         height, width = rows * PIXELS_PER_TOKEN, -(-picture // rows) * PIXELS_PER_TOKEN
     return replace(

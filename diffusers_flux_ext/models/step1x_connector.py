@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -53,7 +53,7 @@ class _RefinerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(hidden_size, inner), nn.SiLU(), nn.Linear(inner, hidden_size))
         self.gates = nn.Linear(hidden_size, 2 * hidden_size)
 
-    def attend(self, tokens: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    def _attend(self, tokens: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
         """Self-attention where `pairs` `(batch_size, 1, length, length)` allows it."""
         qkv = self.to_qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -61,11 +61,19 @@ class _RefinerBlock(nn.Module):
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
     def forward(
-        self, tokens: torch.Tensor, modulation: torch.Tensor, pairs: torch.Tensor, attended: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        pairs: torch.Tensor,
+        modulation: torch.Tensor | None = None,
+        attended: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`(batch_size, length, hidden_size)` to the same; `attended` is known for the first block."""
+        """`(batch_size, length, hidden_size)` to the same: without `modulation` what the attention gives, which can be
+        given back as `attended`."""
+        # A mode of `forward` rather than a method of its own: offloading hooks act on `forward` only.
+        if modulation is None:
+            return self._attend(tokens, pairs)
         attention_gate, mlp_gate = self.gates(functional.silu(modulation))[:, None].chunk(2, dim=-1)
-        attended = self.attend(tokens, pairs) if attended is None else attended
+        attended = self._attend(tokens, pairs) if attended is None else attended
         tokens = tokens + attention_gate * attended
         return tokens + mlp_gate * self.mlp(self.norm2(tokens))
 
@@ -106,6 +114,7 @@ class Step1XConnector(SingleFileMixin, ModelMixin, ConfigMixin):
 
     config: Any
     _supports_gradient_checkpointing = False
+    runs_every_step = True
 
     @register_to_config
     def __init__(
@@ -169,10 +178,10 @@ class Step1XConnector(SingleFileMixin, ModelMixin, ConfigMixin):
         weights = attention_mask.to(states)[..., None]
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1)
         scaled = mean * (1 + self.pooled_scale) if self.config.scale_pooled else mean
-        tokens, mask, first = self.proj_in(states), attention_mask.bool(), cast(_RefinerBlock, self.blocks[0])
+        tokens, mask = self.proj_in(states), attention_mask.bool()
         return Step1XContext(
             tokens=tokens,
-            attended=first.attend(tokens, _pairs(mask)),
+            attended=self.blocks[0](tokens, _pairs(mask)),
             summary=self.text_embedder(mean),
             pooled=self.pooled_proj(scaled),
             attention_mask=mask,
@@ -188,7 +197,7 @@ class Step1XConnector(SingleFileMixin, ModelMixin, ConfigMixin):
         modulation = self.time_embedder(sinusoids.to(self.dtype)) + context.summary
         tokens, pairs = context.tokens, _pairs(context.attention_mask)
         for index, block in enumerate(self.blocks):
-            tokens = block(tokens, modulation, pairs, None if index else context.attended)
+            tokens = block(tokens, pairs, modulation, None if index else context.attended)
         return tokens
 
     @classmethod

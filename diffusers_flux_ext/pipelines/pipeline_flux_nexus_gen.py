@@ -22,14 +22,15 @@ from transformers import (
 
 from ..conditions.base import FluxCondition, check_conditions
 from ..conditions.nexus_gen_embedding import NexusGenEmbedding, NexusGenEmbeds
+from ..hooks.vram_needs import Added
 from ..loaders.nexus_gen_files import NexusGenDecoder
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.nexus_gen_adapter import NexusGenAdapter
 from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
-from ..models.nexus_gen_model import QUESTION, NexusGenModel
+from ..models.nexus_gen_model import NUM_IMAGE_TOKENS, QUESTION, NexusGenModel
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..nexus_gen import MAX_PIXELS, Language, embed_prompts
-from ..qwen_vl import QwenVLProcessor
+from ..qwen_vl import QwenVLProcessor, list_texts
 from .components import extends_call, named_arguments
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
@@ -79,6 +80,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     model_cpu_offload_seq = (
         "text_encoder->text_encoder_2->image_encoder->mllm->generation_adapter->editing_adapter->transformer->vae"
     )
+    _planned_additions = (Added(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder_2",
@@ -184,7 +186,8 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         if scale is not None:
             unscale_lora_layers(self.text_encoder, scale)
         tokens = pooled.new_zeros(len(pooled), 1, self.transformer.config.joint_attention_dim)
-        return {"prompt": None, "prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
+        mask = torch.ones(len(pooled), 1, dtype=torch.bool) if given.get("mask_padding") else None
+        return {"prompt": None, "prompt_embeds": tokens, "pooled_prompt_embeds": pooled, "prompt_embeds_mask": mask}
 
     @torch.no_grad()
     def encode_image_embeds(
@@ -236,7 +239,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     def _texts(self, prompt: str | list[str] | None) -> list[str]:
         if prompt is None:
             raise ValueError("There is neither a `prompt` nor `image_embeds`. Say what to draw or what to change.")
-        return [prompt] if isinstance(prompt, str) else list(prompt)
+        return list_texts("prompt", prompt)
 
     def _adapter(self, decoder: str) -> NexusGenAdapter | NexusGenEditingMerger:
         if decoder not in ("generation", "editing"):

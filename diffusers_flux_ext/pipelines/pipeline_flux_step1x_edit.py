@@ -23,12 +23,14 @@ from transformers import (
 
 from ..conditions.base import FluxCondition, check_conditions
 from ..conditions.image_embeds import to_pil
-from ..conditions.step1x_embedder import encode_instructions, step1x_size
+from ..conditions.step1x_embedder import MAX_TOKENS, encode_instructions, step1x_size
 from ..conditions.step1x_instruction import Step1XInstruction, list_pictures
+from ..hooks.vram_needs import Added
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.step1x_connector import Step1XConnector
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from ..qwen_vl import QwenVLProcessor
+from ..qwen_vl import QwenVLProcessor, list_texts
+from .call_inputs import canvas_size
 from .components import extends_call, named_arguments
 from .pipeline_flux_conditioned import FluxConditionedPipeline
 
@@ -42,6 +44,8 @@ _NOT_READ = (
     "pooled_prompt_embeds",
     "negative_prompt_embeds",
     "negative_pooled_prompt_embeds",
+    "prompt_embeds_mask",
+    "negative_prompt_embeds_mask",
 )
 
 
@@ -93,6 +97,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
     # The connector runs at every step, so it stays beside the transformer instead of taking turns with it.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->mllm->transformer->vae"
     _loop_components = ("transformer", "connector")
+    _planned_additions = (Added(prompt_tokens=MAX_TOKENS, canvases=1),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder",
@@ -158,10 +163,12 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         """
         if self.mllm is None or self.mllm_processor is None:
             raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")
-        height, width = self._size(image, height, width, size_level)
+        height, width = canvas_size(self, *self._size(image, height, width, size_level))
         pictures = [to_pil(each).resize((width, height), Image.Resampling.LANCZOS) for each in list_pictures(image)]
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        return encode_instructions(self.mllm, self.mllm_processor, texts, pictures, cut_at_apostrophes)
+        texts = list_texts("prompt", prompt)
+        encoded = encode_instructions(self.mllm, self.mllm_processor, texts, pictures, cut_at_apostrophes)
+        self.maybe_free_model_hooks()
+        return encoded
 
     @extends_call(FluxConditionedPipeline, true_cfg_scale=TRUE_CFG_SCALE)
     @torch.no_grad()
@@ -227,7 +234,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         )
         height, width = self._size(image, given.get("height"), given.get("width"), size_level)
         scale = given.setdefault("true_cfg_scale", TRUE_CFG_SCALE)
-        given |= self._empty_prompts(condition, guided=scale > 1)
+        given |= self._empty_prompts(condition, scale > 1, bool(given.get("mask_padding")))
         given |= {"height": height, "width": width, "image": init_image}
         return super().__call__(conditions=[condition, *check_conditions(conditions)], **given)
 
@@ -235,21 +242,22 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         pictures = list_pictures(image)
         if not pictures:
             raise ValueError("Step1X-Edit needs a picture to edit, but `image` holds none.")
-        if size_level < 1:
-            raise ValueError(f"`size_level` is a number of pixels, such as 512, 768 or 1024, but {size_level} came.")
+        if isinstance(size_level, str) or size_level < 1:
+            raise ValueError(f"`size_level` is a number of pixels, such as 512, 768 or 1024, but {size_level!r} came.")
         fitted = step1x_size(*to_pil(pictures[0]).size, size_level, 2 * self.vae_scale_factor)
         return height or fitted[1], width or fitted[0]
 
-    def _empty_prompts(self, condition: Step1XInstruction, guided: bool) -> dict[str, torch.Tensor]:
+    def _empty_prompts(self, condition: Step1XInstruction, guided: bool, masked: bool) -> dict[str, torch.Tensor]:
         """Stand-ins for the text encoders' prompts, which the condition replaces."""
         if condition.instruction_embeds is not None:
             count = condition.instruction_embeds.shape[0]
         else:
-            count = 1 if isinstance(condition.instruction, str) else len(condition.instruction or ())
+            count = len(list_texts("prompt", condition.instruction))
         count = max(count, len(list_pictures(condition.image)))
         config, like = self.transformer.config, {"device": self._execution_device, "dtype": self.connector.dtype}
         tokens = torch.zeros(count, 1, config.joint_attention_dim, **like)
         pooled = torch.zeros(count, config.pooled_projection_dim, **like)
         empty = {"prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
+        empty |= {"prompt_embeds_mask": torch.ones(count, 1, dtype=torch.bool)} if masked else {}
         negative = {f"negative_{name}": tensor for name, tensor in empty.items()}
         return {**empty, **negative} if guided else empty

@@ -77,5 +77,14 @@ def test_all_methods_are_listed_and_planned_together(capsys):
     assert plan.peak_gib <= 12
 
 
+def test_step1x_edit_brings_its_models_prompt_and_reference(capsys):
+    assert main(["plan", "--vram", "16", "--storage", "fp8", "--method", "step1x-edit", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text_tokens"], found["image_tokens"]) == (640, 8192)
+    assert {name: found["components"][name]["phase"] for name in ("mllm", "connector")} == {
+        "mllm": "mllm", "connector": "loop"
+    }  # fmt: skip
+
+
 def test_a_method_may_change_the_transformer():
     assert flux_models(**METHODS["fill"].transformer)["transformer"].x_embedder.in_features == 384

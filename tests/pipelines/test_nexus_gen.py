@@ -20,6 +20,7 @@ from diffusers_flux_ext import (
     NexusGenEmbedding,
     NexusGenModel,
     load_nexus_gen_decoder,
+    plan_vram,
 )
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.ip_adapter import tiny_ip_adapter, tiny_siglip
@@ -131,7 +132,9 @@ class TestLaws:
         batch = {"prompt": ["a cat", "a red tree"], "num_images_per_prompt": 2, "image": PICTURE, "generator": None}
         batch["joint_attention_kwargs"] = {"scale": 0.5}
         latents = torch.randn(4, 6, 64, generator=seeded(5))
-        assert torch.equal(draw(without, latents=latents, **batch), draw(pipe, latents=latents, **batch))
+        for hidden in ({}, {"mask_padding": True}):
+            given = {"latents": latents, **batch, **hidden}
+            assert torch.equal(draw(without, **given), draw(pipe, **given))
         with pytest.raises(ValueError, match="no `text_encoder_2`, which reads the negative prompt"):
             draw(without, **GUIDED)
 
@@ -350,6 +353,8 @@ class TestFiles:
 EMBEDS = image_embeds()
 BAD = {
     "no prompt": ({"prompt": None}, ValueError, "neither a `prompt` nor `image_embeds`"),
+    "an empty list": ({"prompt": []}, ValueError, "`prompt` is an empty list"),
+    "a number": ({"prompt": 5}, TypeError, "`prompt` is a text or a list of texts, but 5 came"),
     "both": ({"image": PICTURE, "image_embeds": EMBEDS}, ValueError, "`image` came with `image_embeds`"),
     "a prompt for T5": ({"prompt_2": "a dog"}, ValueError, "does not read `prompt_2`"),
     "another decoder": ({"decoder": "drawing"}, ValueError, "`decoder` is 'drawing'; expected 'generation' or"),
@@ -370,6 +375,18 @@ BAD = {
 def test_bad_input(pipe, arguments, error, message):
     with pytest.raises(error, match=message):
         draw(pipe, **arguments)
+
+
+def test_a_plan_has_phases_for_the_language_model_and_the_adapters(pipe):
+    plan = plan_vram(pipe, 1, height=32, width=48, max_sequence_length=16)
+    phases = [phase.name for phase in plan.phases]
+    assert phases == ["text_encoder", "text_encoder_2", "mllm", "generation_adapter", "editing_adapter", "loop", "vae"]
+    assert plan.workload.text_tokens == 81 + 335
+    plain = quiet(FluxConditionedPipeline.from_pipe(pipe))
+    condition = NexusGenEmbedding(pipe.editing_adapter, "a cat", PICTURE, mllm=pipe.mllm, max_pixels=56 * 56)
+    plan = plan_vram(plain, 1, height=32, width=48, max_sequence_length=16, conditions=[condition])
+    assert "NexusGenEmbedding.mllm" in [phase.name for phase in plan.phases]
+    assert plan.workload.text_tokens == 81 + 4
 
 
 def test_bad_conditions(pipe):

@@ -24,8 +24,10 @@ from diffusers_flux_ext import (
     Step1XConnector,
     Step1XInstruction,
 )
+from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.conditions import step1x_embedder
 from diffusers_flux_ext.conditions.step1x_embedder import MAX_TOKENS, PREFIX, cut_quotes, step1x_size
+from diffusers_flux_ext.hooks import vram, vram_estimate, vram_placement
 from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
 from diffusers_flux_ext.qwen_vl import chat_text, tokenize
 from tests.fixtures.controlnet import tiny_controlnet
@@ -134,6 +136,38 @@ class TestLanguageModel:
         assert [card for name, card in calls if name == "mllm"] == [{"vae", "mllm"}] * 2
         assert [card for name, card in calls if name == "transformer"] == [{"transformer", "connector"}] * 4
 
+    def test_encoding_leaves_the_card_free(self, whole, monkeypatch):
+        pipe = make_whole()
+        calls = watch_card(monkeypatch, pipe)
+        embeds, mask = pipe.encode_instruction("make it red", edited(), 32, 48)
+        draw(pipe, instruction_embeds=embeds, instruction_mask=mask, true_cfg_scale=1.0)
+        assert [card for name, card in calls if name == "vae"][0] == {"vae"}
+
+    def test_encoding_rounds_the_size_as_the_call_does(self, whole):
+        picture = edited(0, (100, 70))
+        embeds, mask = whole.encode_instruction("make it red", picture, 36, 52)
+        arguments = {"image": picture, "height": 36, "width": 52, "true_cfg_scale": 1.0}
+        cached = draw(whole, instruction_embeds=embeds, instruction_mask=mask, **arguments)
+        assert torch.equal(cached, draw(whole, "make it red", **arguments))
+
+    def test_a_budget_has_the_connector_in_the_loop(self, whole, monkeypatch):
+        monkeypatch.setattr(vram, "MARGIN_BYTES", 0)
+        monkeypatch.setattr(vram_estimate, "ASSUMED_BYTES", 2**14)
+        monkeypatch.setattr(vram_placement, "SMALL", 2**14)
+        pipe = make_whole()
+        expected = draw(pipe, "make it red")
+        plan = pipe.enable_vram_budget(3e6 / 2**30, "cpu", height=32, width=48, max_sequence_length=16)
+        assert {each.name: each.phase for each in plan.components} == {
+            "mllm": "mllm", "transformer": "loop", "connector": "loop", "vae": "vae"
+        }  # fmt: skip
+        assert (plan.workload.text_tokens, plan.workload.image_tokens) == (640, 12)
+        phases, budget = [], vram_budget_of(pipe)
+        switch = budget._switch
+        monkeypatch.setattr(budget, "_switch", lambda phase: (phases.append(phase), switch(phase)))
+        assert torch.equal(draw(pipe, "make it red"), expected)
+        assert phases == ["vae", "mllm", "loop", "vae"]
+        assert budget.plan is plan
+
     def test_group_offloading(self, whole):
         pipe = make_whole()
         expected = draw(pipe, "make it red")
@@ -213,6 +247,27 @@ class TestLaws:
         assert differ(rescaled[0.4], base)
         assert differ(rescaled[0.4], rescaled[0.9])
         assert torch.equal(draw(pipe, **EMBEDS, rescale_above=1.0), base)
+
+    def test_every_weight_of_the_connector_is_used_inside_of_its_block(self):
+        """Block level offloading brings the weights of a block when that block is called."""
+        connector, outside, running = tiny_connector(), [], []
+        for block in connector.blocks:
+            block.register_forward_pre_hook(lambda module, _: running.append(module))
+            block.register_forward_hook(lambda *_: running.clear())
+            for layer in block.modules():
+                if isinstance(layer, torch.nn.Linear):
+                    layer.register_forward_pre_hook(lambda module, _: None if running else outside.append(module))
+        connector(connector(EMBEDS["instruction_embeds"]), timestep=torch.tensor([0.3]))
+        assert not outside
+
+    def test_hidden_padding_does_not_matter(self, pipe):
+        """With `mask_padding`, instructions with padding draw the same as without it."""
+        padded = {**EMBEDS, "instruction_mask": torch.arange(7)[None] < 4}
+        cut = {**EMBEDS, "instruction_embeds": EMBEDS["instruction_embeds"][:, :4]}
+        for conditions in ([], [EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)])]):
+            common = {"conditions": conditions, "mask_padding": True}
+            torch.testing.assert_close(draw(pipe, **padded, **common), draw(pipe, **cut, **common), atol=1e-5, rtol=0)
+        assert differ(draw(pipe, **padded, mask_padding=True), draw(pipe, **padded))
 
     def test_guidance_is_on_by_default_and_off_at_one(self, pipe):
         six = draw(pipe, **EMBEDS, true_cfg_scale=6.0)
@@ -396,7 +451,11 @@ class TestInputs:
             ({"instruction_embeds": torch.zeros(1, 4, 8)}, r"shape \(1, 4, 8\); expected .*, length, 32"),
             ({"instruction_mask": torch.ones(1, 3)}, r"shape \(1, 3\); expected \(1, 7\)"),
             ({"negative_instruction_embeds": None, "negative_instruction_mask": torch.ones(1, 3)}, "came without"),
+            ({"instruction_mask": torch.zeros(1, 7)}, "`instruction_mask` hides all tokens"),
+            ({"instruction_embeds": None, "prompt": []}, "`prompt` is an empty list"),
             ({"prompt_2": "x"}, r"does not read \['prompt_2'\]"),
+            ({"prompt_embeds_mask": torch.ones(1, 1)}, r"does not read \['prompt_embeds_mask'\]"),
+            ({"size_level": "512"}, "`size_level` is a number of pixels"),
             ({"size_level": 0}, "`size_level` is a number of pixels"),
             (
                 {"image": [edited()] * 3, "instruction_embeds": instruction_embeds(0, 2), "latents": None},
@@ -418,6 +477,8 @@ class TestInputs:
             draw(whole, "put <|image_pad|> here")
         with pytest.raises(TypeError, match="is a Linear; expected a `Step1XConnector`"):
             Step1XInstruction(torch.nn.Linear(1, 1), edited(), "x")
+        with pytest.raises(TypeError, match="`prompt` is a text or a list of texts, but 5 came"):
+            draw(pipe, 5)
         with pytest.raises(ValueError, match="no `connector`"):
             draw(quiet(FluxStep1XEditPipeline(**{**pipe.components, "connector": None})), **EMBEDS)
         with pytest.raises(ValueError, match="multiple of `num_attention_heads`"):
