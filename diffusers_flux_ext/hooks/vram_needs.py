@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import nn
 
 from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
@@ -20,6 +21,7 @@ from .vram_placement import LOOP, Need
 
 # Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
 CONVOLUTION_SCRATCH = 0.3
+LATENT_CHANNELS = 16
 # Patches of a picture in FLUX.1-Redux-dev's vision model, and tokens of an instruction in Step1X-Edit.
 REDUX_TOKENS, INSTRUCTION_TOKENS = 729, 640
 MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
@@ -53,11 +55,27 @@ def _entities(condition: Any, prompt_tokens: int) -> Added:
 
 
 def _references(condition: Any, prompt_tokens: int) -> Added:
-    count = len(condition._references)
-    tokens = MEGAPIXEL_TOKENS
-    if condition.max_area is not None:
-        tokens = min(tokens, int(condition.max_area) // PIXELS_PER_TOKEN**2)
-    return Added(reference_tokens=count * tokens, masked=any(0 < each < 1 for each in condition._strengths))
+    seen = [each for each, strength in zip(condition._references, condition._strengths) if strength > 0]
+    most = math.inf if condition.max_area is None else condition.max_area // PIXELS_PER_TOKEN**2
+    tokens = [MEGAPIXEL_TOKENS if condition.preferred_size else _picture_tokens(each) for each in seen]
+    return Added(
+        reference_tokens=int(sum(min(each, most) for each in tokens)),
+        masked=any(0 < each < 1 for each in condition._strengths),
+    )
+
+
+def _picture_tokens(picture: Any) -> int:
+    """Tokens of a reference in its own size; what has no size that is known counts as a megapixel."""
+    first = picture[0] if isinstance(picture, (list, tuple)) and picture else picture
+    if isinstance(first, Image.Image):
+        width, height = first.size
+    elif isinstance(first, torch.Tensor) and first.ndim in (3, 4):
+        height, width = first.shape[-2:]
+        if first.ndim == 4 and first.shape[1] == LATENT_CHANNELS:
+            height, width = height * PIXELS_PER_TOKEN // 2, width * PIXELS_PER_TOKEN // 2
+    else:
+        return MEGAPIXEL_TOKENS
+    return (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
 
 
 def _image_prompts(condition: Any, prompt_tokens: int) -> Added:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.hooks import FirstBlockCacheConfig
+from PIL import Image
 
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
     ReduxImages,
+    ReferenceImages,
     VRAMBudgetError,
     apply_vram_plan,
     disable_lora_fusion,
@@ -24,6 +26,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.hooks import vram, vram_placement
+from diffusers_flux_ext.hooks.vram_needs import workload_of
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
@@ -361,6 +364,21 @@ def test_gates_over_loras_are_counted():
     before = plan_vram(pipe, 1, **SIZES).component("transformer").activations
     enable_lora_fusion(pipe, tiny_fusion())
     assert plan_vram(pipe, 1, **SIZES).component("transformer").activations > before
+
+
+@pytest.mark.parametrize(
+    "images, options, tokens",
+    [
+        (torch.rand(1, 3, 32, 48), {}, 4096),
+        (torch.rand(1, 3, 32, 48), {"preferred_size": False}, 6),
+        ([torch.rand(3, 32, 48), Image.new("RGB", (70, 40))], {"preferred_size": False}, 6 + 8),
+        (torch.rand(1, 16, 8, 4), {"preferred_size": False}, 8),
+        ([torch.rand(3, 32, 48)] * 2, {"preferred_size": False, "strengths": [0, 1], "max_area": 1024}, 4),
+    ],
+)
+def test_references_are_counted_in_their_size(images, options, tokens):
+    workload = workload_of([ReferenceImages(images, **options)], 32, 48, 1, 16)
+    assert workload.reference_tokens == pytest.approx(tokens, rel=0.03)
 
 
 def test_a_plan_does_not_keep_the_models_alive():
