@@ -232,6 +232,19 @@ def _stream(module: nn.Module) -> DiskStream:
     return stream
 
 
+def is_streamed_from_disk(module: nn.Module) -> bool:
+    """
+    Whether [`stream_from_disk`] was called on a module itself.
+
+    Args:
+        module (`nn.Module`): The module.
+
+    Returns:
+        `bool`
+    """
+    return _ATTRIBUTE in module.__dict__
+
+
 def _check_free(module: nn.Module) -> None:
     """Raise if something else moves the module's weights already."""
     for part in module.modules():
@@ -240,6 +253,11 @@ def _check_free(module: nn.Module) -> None:
                 f"This {type(part).__name__} is streamed from disk already. Call `stop_disk_streaming` on it first."
             )
         registry = getattr(part, "_diffusers_hook", None)
+        if registry is not None and registry.get_hook("vram_budget") is not None:
+            raise ValueError(
+                "The module is under a VRAM budget, which reads from disk by itself: give it `ram_budget_gib` and "
+                "`offload_dir`, or call `disable_vram_budget(pipe)` first."
+            )
         if registry is not None and registry.get_hook("group_offloading") is not None:
             raise ValueError("The module is group offloaded. Stream it first: group offloading may follow.")
         if part is not module and hasattr(part, "_hf_hook"):

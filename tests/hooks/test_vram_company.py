@@ -20,6 +20,8 @@ from diffusers_flux_ext import (
     load_lora,
     load_timestep_lora,
     plan_vram,
+    stop_disk_streaming,
+    stream_from_disk,
     unload_lora,
 )
 from diffusers_flux_ext._compat import vram_budget_of
@@ -217,6 +219,23 @@ def test_pictures_of_redux_are_counted():
     plan = plan_vram(pipeline(FluxPipeline), 1, conditions=[condition], **SIZES)
     assert plan.workload.text_tokens == 16 + 2 * 729
     assert plan.component("ReduxImages.image_embedder").phase == "ReduxImages.image_embedder"
+
+
+def test_streaming_from_disk_is_refused_in_both_orders(tmp_path):
+    pipe = pipeline()
+    expected = draw(pipe)
+    found = budget(pipe)
+    with pytest.raises(ValueError, match="ram_budget_gib"):
+        stream_from_disk(pipe.transformer, offload_dir=tmp_path)
+    assert vram_budget_of(pipe) is found
+    disable_vram_budget(pipe)
+    stream_from_disk(pipe.transformer, offload_dir=tmp_path)
+    with pytest.raises(ValueError, match="stop_disk_streaming"):
+        plan_vram(pipe, 1, **SIZES)
+    stop_disk_streaming(pipe.transformer)
+    budget(pipe)
+    # Weights read from a file lie elsewhere in memory, on which the last bit may depend.
+    torch.testing.assert_close(draw(pipe), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
