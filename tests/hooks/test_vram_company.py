@@ -14,6 +14,7 @@ from diffusers_flux_ext import (
     ReduxImages,
     Step1XInstruction,
     VRAMBudgetError,
+    apply_tea_cache,
     apply_vram_plan,
     disable_vram_budget,
     enable_lora_fusion,
@@ -23,6 +24,7 @@ from diffusers_flux_ext import (
     stop_disk_streaming,
     stream_from_disk,
     unload_lora,
+    vram_plan_from_diffsynth,
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.hooks import vram, vram_estimate, vram_placement
@@ -250,3 +252,21 @@ def test_streaming_from_disk_is_refused_in_both_orders(tmp_path):
 def test_bad_arguments(arguments, error):
     with pytest.raises(error, match=next(iter(arguments))):
         plan_vram(pipeline(), **{**SIZES, **arguments})
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda pipe: apply_tea_cache(pipe.transformer, 0.2), TypeError, "TeaCacheConfig"),
+        (lambda pipe: vram_plan_from_diffsynth([], 8), TypeError, "vram_config"),
+        (lambda pipe: stream_from_disk(pipe, offload_dir="x"), TypeError, "pipe.transformer"),
+        (lambda pipe: stream_from_disk(pipe.transformer, offload_dir="x", read_ahead=1.5), ValueError, "read_ahead"),
+        (lambda pipe: stream_from_disk(pipe.vae, offload_dir="x", ram_budget_gib=-1.0), ValueError, "ram_budget"),
+        (lambda pipe: stream_from_disk(pipe.vae, offload_dir="x", storage_dtype=torch.int8), ValueError, "storage"),
+    ],
+)
+def test_wrong_kinds_are_refused_before_work(call, error, message):
+    pipe = pipeline()
+    with pytest.raises(error, match=message):
+        call(pipe)
+    assert not pipe.transformer.is_cache_enabled
