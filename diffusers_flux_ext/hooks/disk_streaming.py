@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -108,6 +109,7 @@ def stream_from_disk(
 
     Raises:
         FileNotFoundError: If `source` is missing.
+        TypeError: If `module` is no module, for example a whole pipeline.
         ValueError: If the module has no blocks or is offloaded otherwise, if the file does not fit the module, if
             `offload_dir` is needed, or if `ram_budget_gib` is smaller than the buffers; the message says how much
             they take.
@@ -122,9 +124,8 @@ def stream_from_disk(
     >>> pipe = FluxPipeline.from_pretrained("FLUX.1-dev", transformer=transformer, torch_dtype=torch.bfloat16)
     ```
     """
+    _check_arguments(module, ram_budget_gib, read_ahead, storage_dtype)
     _check_free(module)
-    if read_ahead < 0:
-        raise ValueError(f"`read_ahead` is {read_ahead}; expected 0 or more blocks.")
     device = _device(module) if onload_device is None else torch.device(onload_device)
     plan = make_plan(module, source, blocks, storage_dtype, compute_dtype, offload_dir)
     _plan_memory(plan.blocks, device, read_ahead, ram_budget_gib)
@@ -232,6 +233,32 @@ def _stream(module: nn.Module) -> DiskStream:
     return stream
 
 
+def _check_arguments(
+    module: Any, ram_budget_gib: float | None, read_ahead: int, storage_dtype: torch.dtype | None
+) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"A {type(module).__name__} came; expected one module, such as `pipe.transformer`.")
+    if not isinstance(read_ahead, int) or read_ahead < 0:
+        raise ValueError(f"`read_ahead` is {read_ahead}; expected 0 or more blocks.")
+    if ram_budget_gib is not None and not 0 < ram_budget_gib < math.inf:
+        raise ValueError(f"`ram_budget_gib` is {ram_budget_gib}; expected a positive number of GiB.")
+    if storage_dtype is not None and not storage_dtype.is_floating_point:
+        raise ValueError(f"`storage_dtype` is {storage_dtype}; expected a floating one, such as torch.float8_e4m3fn.")
+
+
+def is_streamed_from_disk(module: nn.Module) -> bool:
+    """
+    Whether [`stream_from_disk`] was called on a module itself.
+
+    Args:
+        module (`nn.Module`): The module.
+
+    Returns:
+        `bool`
+    """
+    return _ATTRIBUTE in module.__dict__
+
+
 def _check_free(module: nn.Module) -> None:
     """Raise if something else moves the module's weights already."""
     for part in module.modules():
@@ -240,6 +267,11 @@ def _check_free(module: nn.Module) -> None:
                 f"This {type(part).__name__} is streamed from disk already. Call `stop_disk_streaming` on it first."
             )
         registry = getattr(part, "_diffusers_hook", None)
+        if registry is not None and registry.get_hook("vram_budget") is not None:
+            raise ValueError(
+                "The module is under a VRAM budget, which reads from disk by itself: give it `ram_budget_gib` and "
+                "`offload_dir`, or call `disable_vram_budget(pipe)` first."
+            )
         if registry is not None and registry.get_hook("group_offloading") is not None:
             raise ValueError("The module is group offloaded. Stream it first: group offloading may follow.")
         if part is not module and hasattr(part, "_hf_hook"):

@@ -152,13 +152,19 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
         config (`TeaCacheConfig`): The settings.
 
     Raises:
-        TypeError: if `transformer` is no FLUX.1 transformer, for example one wrapped by `torch.compile`.
+        TypeError:
+            if `transformer` is no FLUX.1 transformer, for example one wrapped by `torch.compile`, or `config` is
+            something else.
         ValueError: if a cache is enabled already, or if the transformer has no double blocks.
     """
     if not isinstance(transformer, FluxTransformer2DModel):
         raise TypeError(
             f"TeaCache runs in a `FluxTransformer2DModel`, but a {type(transformer).__name__} came. Compile the "
             f"blocks of one with `transformer.compile_repeated_blocks()` rather than the whole model."
+        )
+    if not isinstance(config, TeaCacheConfig):
+        raise TypeError(
+            f"`config` is a {type(config).__name__}; expected a `TeaCacheConfig`, such as `TeaCacheConfig(0.2)`."
         )
     if transformer.is_cache_enabled:
         raise ValueError(

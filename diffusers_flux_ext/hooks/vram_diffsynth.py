@@ -61,8 +61,11 @@ def vram_plan_from_diffsynth(
         `dict[str, Any]`: for `pipe.enable_vram_budget(**arguments)`.
 
     Raises:
+        TypeError: if `config` is no mapping.
         ValueError: if the config cannot be kept, with the reason.
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"`config` is a {type(config).__name__}; expected a `vram_config`, or such by component name.")
     nested = bool(config) and all(isinstance(value, Mapping) for value in config.values())
     configs = {name: _ladder(value, name) for name, value in config.items()} if nested else {"": _ladder(config, "")}
     devices = {ladder.computes_on for ladder in configs.values()}

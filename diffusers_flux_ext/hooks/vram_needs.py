@@ -14,6 +14,7 @@ from torch import nn
 
 from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
 from ..conditions.redux_inputs import count_pictures, read_numbers
+from .disk_streaming import is_streamed_from_disk
 from .vram_blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
 from .vram_placement import LOOP, Need
@@ -161,6 +162,9 @@ def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module
 
     Returns:
         `dict[str, torch.nn.Module]`
+
+    Raises:
+        ValueError: if one of them is streamed from disk by [`stream_from_disk`].
     """
     found = dict(pipe if isinstance(pipe, Mapping) else pipe.components)
     for condition in conditions:
@@ -175,6 +179,13 @@ def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module
         for key, part in parts.items():
             if isinstance(part, nn.Module) and not any(part is other for other in modules.values()):
                 modules[key] = part
+    streamed = [name for name, module in modules.items() if any(is_streamed_from_disk(m) for m in module.modules())]
+    if streamed:
+        raise ValueError(
+            f"{streamed} are streamed from disk by `stream_from_disk`, which a VRAM budget cannot place. Call "
+            f"`stop_disk_streaming` on them and give `ram_budget_gib` and `offload_dir` to the budget, or stream "
+            f"without a budget."
+        )
     order = {"text_encoder": 0, "text_encoder_2": 1, "other": 2, LOOP: 3, "vae": 4}
     return dict(sorted(modules.items(), key=lambda item: order.get(phase_of(*item), 2)))
 

@@ -14,13 +14,17 @@ from diffusers_flux_ext import (
     ReduxImages,
     Step1XInstruction,
     VRAMBudgetError,
+    apply_tea_cache,
     apply_vram_plan,
     disable_vram_budget,
     enable_lora_fusion,
     load_lora,
     load_timestep_lora,
     plan_vram,
+    stop_disk_streaming,
+    stream_from_disk,
     unload_lora,
+    vram_plan_from_diffsynth,
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.hooks import vram, vram_estimate, vram_placement
@@ -219,6 +223,23 @@ def test_pictures_of_redux_are_counted():
     assert plan.component("ReduxImages.image_embedder").phase == "ReduxImages.image_embedder"
 
 
+def test_streaming_from_disk_is_refused_in_both_orders(tmp_path):
+    pipe = pipeline()
+    expected = draw(pipe)
+    found = budget(pipe)
+    with pytest.raises(ValueError, match="ram_budget_gib"):
+        stream_from_disk(pipe.transformer, offload_dir=tmp_path)
+    assert vram_budget_of(pipe) is found
+    disable_vram_budget(pipe)
+    stream_from_disk(pipe.transformer, offload_dir=tmp_path)
+    with pytest.raises(ValueError, match="stop_disk_streaming"):
+        plan_vram(pipe, 1, **SIZES)
+    stop_disk_streaming(pipe.transformer)
+    budget(pipe)
+    # Weights read from a file lie elsewhere in memory, on which the last bit may depend.
+    torch.testing.assert_close(draw(pipe), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "arguments, error",
     [
@@ -231,3 +252,21 @@ def test_pictures_of_redux_are_counted():
 def test_bad_arguments(arguments, error):
     with pytest.raises(error, match=next(iter(arguments))):
         plan_vram(pipeline(), **{**SIZES, **arguments})
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda pipe: apply_tea_cache(pipe.transformer, 0.2), TypeError, "TeaCacheConfig"),
+        (lambda pipe: vram_plan_from_diffsynth([], 8), TypeError, "vram_config"),
+        (lambda pipe: stream_from_disk(pipe, offload_dir="x"), TypeError, "pipe.transformer"),
+        (lambda pipe: stream_from_disk(pipe.transformer, offload_dir="x", read_ahead=1.5), ValueError, "read_ahead"),
+        (lambda pipe: stream_from_disk(pipe.vae, offload_dir="x", ram_budget_gib=-1.0), ValueError, "ram_budget"),
+        (lambda pipe: stream_from_disk(pipe.vae, offload_dir="x", storage_dtype=torch.int8), ValueError, "storage"),
+    ],
+)
+def test_wrong_kinds_are_refused_before_work(call, error, message):
+    pipe = pipeline()
+    with pytest.raises(error, match=message):
+        call(pipe)
+    assert not pipe.transformer.is_cache_enabled
