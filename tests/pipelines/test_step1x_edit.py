@@ -473,6 +473,10 @@ class TestInputs:
             whole.encode_instruction("x", edited(0, (1001, 5)), height=16, width=16 * 201)
         with pytest.raises(ValueError, match="`instruction` has 2 texts for 3 pictures"):
             draw(whole, ["a", "b"], image=[edited()] * 3, latents=None)
+        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
+            whole.encode_instruction(["a", "b"], [edited()] * 3, 32, 48)
+        with pytest.raises(TypeError, match="`instruction_mask` is a tensor"):
+            draw(pipe, **EMBEDS, instruction_mask=[1] * 7)
         with pytest.raises(ValueError, match="image_pad"):
             draw(whole, "put <|image_pad|> here")
         with pytest.raises(TypeError, match="is a Linear; expected a `Step1XConnector`"):
