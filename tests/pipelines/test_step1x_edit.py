@@ -23,6 +23,7 @@ from diffusers_flux_ext import (
     QwenVLProcessor,
     Step1XConnector,
     Step1XInstruction,
+    stream_from_disk,
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.conditions import step1x_embedder
@@ -167,6 +168,16 @@ class TestLanguageModel:
         assert torch.equal(draw(pipe, "make it red"), expected)
         assert phases == ["vae", "mllm", "loop", "vae"]
         assert budget.plan is plan
+
+    def test_the_language_model_streams_from_disk(self, whole, tmp_path):
+        pipe = make_whole()
+        expected = draw(pipe, "make it red")
+        pipe.mllm.save_pretrained(tmp_path / "own")
+        with pytest.raises(ValueError, match="stream it with `offload_dir` in place of `source`"):
+            stream_from_disk(pipe.mllm, tmp_path / "own")
+        for name in ("mllm", "connector"):
+            stream_from_disk(getattr(pipe, name), offload_dir=tmp_path)
+        assert torch.equal(draw(pipe, "make it red"), expected)
 
     def test_group_offloading(self, whole):
         pipe = make_whole()
