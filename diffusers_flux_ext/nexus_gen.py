@@ -39,6 +39,15 @@ def check_options(language: str = "en", max_pixels: int = MAX_PIXELS) -> None:
         raise ValueError(f"`max_pixels` is {max_pixels}; a picture has at least {MIN_PIXELS} (56 x 56).")
 
 
+def check_language_model(mllm: Any) -> None:
+    """Raise a `TypeError` for a language model that predicts no pictures, such as the one it was made of."""
+    if not hasattr(mllm, "blank_picture"):
+        raise TypeError(
+            f"`mllm` is a {type(mllm).__name__}; expected a `NexusGenModel`, which has the weights that predict "
+            f"pictures: `NexusGenModel.from_pretrained(...)`."
+        )
+
+
 def chat_for(prompt: str, has_image: bool, language: Language = "en") -> str:
     """The chat whose last picture is the one to be drawn.
 
@@ -80,10 +89,12 @@ def embed_prompts(
         patches. They can be saved, and given to [`NexusGenEmbedding`] in place of prompts and pictures.
 
     Raises:
+        TypeError: if `mllm` is another language model.
         ValueError: if an option is unknown, numbers do not fit, given pictures differ in shape, or a prompt is too
             long or names the picture more than once.
     """
     check_options(language, max_pixels)
+    check_language_model(mllm)
     number = max(len(prompts), len(images or ()), 1)
     if len(prompts) not in (1, number) or (images is not None and len(images) not in (1, number)):
         raise ValueError(

@@ -117,3 +117,12 @@ def to_pil(picture: Any) -> Image.Image:
             f"(channels, height, width) for a tensor, with 3 or 4 channels."
         )
     return VaeImageProcessor.numpy_to_pil(array[None, ..., :3].clip(0, 1))[0]
+
+
+def list_pictures(image: Any) -> list[Any]:
+    """Single pictures of what may be one, a list of them, or a batch."""
+    if isinstance(image, (list, tuple)):
+        return [part for each in image for part in list_pictures(each)]
+    if getattr(image, "ndim", 3) == 4:
+        return list(image)
+    return [] if image is None else [image]

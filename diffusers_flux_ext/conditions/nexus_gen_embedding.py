@@ -19,6 +19,7 @@ from ..nexus_gen import MAX_PIXELS, Language, check_embeds, check_options, editi
 from ..qwen_vl import list_texts
 from ..sequence import Contribution
 from .base import FluxCondition
+from .image_embeds import list_pictures
 from .text_tokens import check_text_width
 
 
@@ -109,8 +110,7 @@ class NexusGenEmbedding(FluxCondition):
                 "...)`, or give `image_embeds`."
             )
         prompts = list_texts("prompt", self.prompt)
-        several = isinstance(self.image, (list, tuple))
-        images = None if self.image is None else list(self.image) if several else [self.image]
+        images = None if self.image is None else list_pictures(self.image)
         # Whatever encoded before gives the card to the language model.
         offload_all_but(pipe, ("mllm",))
         with torch.no_grad():

@@ -92,6 +92,7 @@ def encode_instructions(
     instructions: Sequence[str],
     pictures: Sequence[Image.Image],
     cut: bool = True,
+    name: str = "prompt",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The language model's hidden states for instructions about pictures, one by one and without padding.
 
@@ -101,11 +102,19 @@ def encode_instructions(
         instructions (`Sequence[str]`): What to do; one for all pictures, or one each.
         pictures (`Sequence[PIL.Image.Image]`): One for all instructions, or one each.
         cut (`bool`): Whether `'` is a quote, see [`cut_quotes`].
+        name (`str`): What the instructions are called in errors.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: hidden states `(count, 640, hidden_size)`, zero after the last token, and
         the mask `(count, 640)`, boolean, both on the language model's device.
+
+    Raises:
+        ValueError: if the numbers of instructions and pictures do not fit.
     """
+    if 1 not in (len(instructions), len(pictures)) and len(instructions) != len(pictures):
+        raise ValueError(
+            f"`{name}` has {len(instructions)} texts for {len(pictures)} pictures. Give one, or one each."
+        )
     count = max(len(instructions), len(pictures))
     found = []
     for index in range(count):

@@ -17,7 +17,7 @@ from ..models.step1x_connector import Step1XConnector, Step1XContext
 from ..qwen_vl import list_texts
 from ..sequence import Contribution, TokenGroup
 from .base import FluxCondition
-from .image_embeds import to_pil
+from .image_embeds import list_pictures, to_pil
 from .step1x_embedder import encode_instructions
 
 
@@ -138,10 +138,7 @@ class Step1XInstruction(FluxCondition):
                 f"There is no `mllm` or no `mllm_processor` to encode `{name}`. Give Qwen2.5-VL and its "
                 f"`QwenVLProcessor`, or `{name}_embeds`."
             )
-        texts = list_texts(name, text)
-        if 1 not in (len(texts), len(pictures)) and len(texts) != len(pictures):
-            raise ValueError(f"`{name}` has {len(texts)} texts for {len(pictures)} pictures. Give one, or one each.")
-        return encode_instructions(mllm, processor, texts, pictures, self.cut_at_apostrophes)
+        return encode_instructions(mllm, processor, list_texts(name, text), pictures, self.cut_at_apostrophes, name)
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
         """The half of the connector's work that no timestep enters."""
@@ -173,15 +170,6 @@ class Step1XInstruction(FluxCondition):
         return combine_velocities(cond, uncond, true_cfg_scale, norm_power=self.rescale_power)
 
 
-def list_pictures(image: Any) -> list[Any]:
-    """Single pictures of what may be one, a list of them, or a batch."""
-    if isinstance(image, (list, tuple)):
-        return [part for each in image for part in list_pictures(each)]
-    if getattr(image, "ndim", 3) == 4:
-        return list(image)
-    return [] if image is None else [image]
-
-
 def check_embeds(name: str, embeds: torch.Tensor | None, mask: torch.Tensor | None, width: int) -> None:
     """Raise a `ValueError` unless encoded instructions have the connector's width and their mask fits."""
     if embeds is None and mask is None:
@@ -193,6 +181,8 @@ def check_embeds(name: str, embeds: torch.Tensor | None, mask: torch.Tensor | No
             f"`{name}_embeds` has the shape {tuple(embeds.shape)}; expected (1 or prompts, length, {width}), the "
             f"width of the language model that the connector was trained with."
         )
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise TypeError(f"`{name}_mask` is a tensor, 1 for tokens and 0 for padding, but {type(mask).__name__} came.")
     if mask is not None and mask.shape != embeds.shape[:2]:
         raise ValueError(
             f"`{name}_mask` has the shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}, as the embeddings."

@@ -128,7 +128,11 @@ def _check(slots: Sequence[Slot], resident: Mapping[str, Sequence[Slot]], files:
         if keys
     ]
     if problems:
-        raise ValueError(f"The file does not fit the module. {'; '.join(problems)}. Pass the module's own file.")
+        raise ValueError(
+            f"The file does not fit the module. {'; '.join(problems)}. Pass the module's own file. If its loader "
+            f"renames weights, as that of Qwen2.5-VL does, load the module and stream it with `offload_dir` in place "
+            f"of `source`."
+        )
 
 
 def make_plan(

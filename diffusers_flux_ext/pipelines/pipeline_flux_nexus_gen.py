@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..conditions.base import FluxCondition, check_conditions
+from ..conditions.image_embeds import list_pictures
 from ..conditions.nexus_gen_embedding import NexusGenEmbedding, NexusGenEmbeds
 from ..hooks.vram_needs import Added
 from ..loaders.nexus_gen_files import NexusGenDecoder
@@ -29,7 +30,7 @@ from ..models.nexus_gen_adapter import NexusGenAdapter
 from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
 from ..models.nexus_gen_model import NUM_IMAGE_TOKENS, QUESTION, NexusGenModel
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from ..nexus_gen import MAX_PIXELS, Language, embed_prompts
+from ..nexus_gen import MAX_PIXELS, Language, check_language_model, embed_prompts
 from ..qwen_vl import QwenVLProcessor, list_texts
 from .components import extends_call, named_arguments
 from .pipeline_flux_conditioned import FluxConditionedPipeline
@@ -212,7 +213,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             ValueError: if there is no language model, or the inputs do not fit.
         """
         self._check_language_model()
-        images = image if image is None or isinstance(image, (list, tuple)) else [image]
+        images = None if image is None else list_pictures(image)
         embeds = embed_prompts(self.mllm, self.mllm_processor, self._texts(prompt), images, language, max_pixels)
         self.maybe_free_model_hooks()
         return embeds
@@ -260,3 +261,4 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
                 f"The pipeline has no {missing}. Pass `NexusGenModel.from_pretrained(...)` and "
                 f"`QwenVLProcessor.from_pretrained(...)` to `from_pretrained` or `from_pipe`."
             )
+        check_language_model(self.mllm)

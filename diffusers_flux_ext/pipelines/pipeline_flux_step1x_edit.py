@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.image_embeds import to_pil
+from ..conditions.image_embeds import list_pictures, to_pil
 from ..conditions.step1x_embedder import MAX_TOKENS, encode_instructions, step1x_size
-from ..conditions.step1x_instruction import Step1XInstruction, list_pictures
+from ..conditions.step1x_instruction import Step1XInstruction
 from ..hooks.vram_needs import Added
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.step1x_connector import Step1XConnector
@@ -159,7 +159,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             `tuple[torch.Tensor, torch.Tensor]`: hidden states `(count, 640, 3584)` and their mask `(count, 640)`.
 
         Raises:
-            ValueError: if the pipeline has no language model, or there is no picture.
+            ValueError: if the pipeline has no language model, there is no picture, or the numbers do not fit.
         """
         if self.mllm is None or self.mllm_processor is None:
             raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")

@@ -34,6 +34,7 @@ from tests.fixtures.nexus_gen import (
     tiny_merger,
 )
 from tests.fixtures.offload import watch_card
+from tests.fixtures.qwen_vl import tiny_mllm
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
@@ -182,7 +183,8 @@ class TestPictures:
     def test_of_every_kind(self, pipe):
         expected = draw(pipe, image=PICTURE)
         array = np.asarray(PICTURE)
-        same = [PICTURE.convert("RGBA"), array, torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255]
+        tensor = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+        same = [PICTURE.convert("RGBA"), array, array[None], tensor]
         assert all(torch.equal(draw(pipe, image=picture), expected) for picture in same)
         grey = PICTURE.convert("L")
         assert torch.equal(draw(pipe, image=grey), draw(pipe, image=grey.convert("RGB")))
@@ -210,8 +212,8 @@ def test_what_asks_the_language_model_checks_its_options(pipe, ask):
         getattr(pipe, ask)("a cat" if ask == "encode_image_embeds" else PICTURE, max_pixels=100)
     with pytest.raises(ValueError, match="`language` is 'fr'"):
         pipe.encode_image_embeds("a cat", language="fr")
-    for prompts, given in (([], PICTURE), ("a cat", [])):
-        with pytest.raises(ValueError, match="prompts and . pictures came"):
+    for prompts, given, message in (([], PICTURE, "is an empty list"), ("a cat", [], "1 prompts and 0 pictures came")):
+        with pytest.raises(ValueError, match=message):
             pipe.encode_image_embeds(prompts, given)
 
 
@@ -399,3 +401,7 @@ def test_bad_conditions(pipe):
         draw(pipe, conditions=[NexusGenEmbedding(wide, "a cat")], image_embeds=EMBEDS)
     with pytest.raises(ValueError, match=r"has no \['mllm', 'mllm_processor'\]"):
         tiny_pipeline(FluxNexusGenPipeline).describe(PICTURE)
+    stock = quiet(FluxNexusGenPipeline.from_pipe(pipe, mllm=tiny_mllm()))
+    for ask in (draw, lambda other: other.describe(PICTURE)):
+        with pytest.raises(TypeError, match="is a Qwen2_5_VLForConditionalGeneration; expected a `NexusGenModel`"):
+            ask(stock)

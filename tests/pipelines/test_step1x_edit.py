@@ -23,6 +23,7 @@ from diffusers_flux_ext import (
     QwenVLProcessor,
     Step1XConnector,
     Step1XInstruction,
+    stream_from_disk,
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.conditions import step1x_embedder
@@ -167,6 +168,16 @@ class TestLanguageModel:
         assert torch.equal(draw(pipe, "make it red"), expected)
         assert phases == ["vae", "mllm", "loop", "vae"]
         assert budget.plan is plan
+
+    def test_the_language_model_streams_from_disk(self, whole, tmp_path):
+        pipe = make_whole()
+        expected = draw(pipe, "make it red")
+        pipe.mllm.save_pretrained(tmp_path / "own")
+        with pytest.raises(ValueError, match="stream it with `offload_dir` in place of `source`"):
+            stream_from_disk(pipe.mllm, tmp_path / "own")
+        for name in ("mllm", "connector"):
+            stream_from_disk(getattr(pipe, name), offload_dir=tmp_path)
+        assert torch.equal(draw(pipe, "make it red"), expected)
 
     def test_group_offloading(self, whole):
         pipe = make_whole()
@@ -473,6 +484,10 @@ class TestInputs:
             whole.encode_instruction("x", edited(0, (1001, 5)), height=16, width=16 * 201)
         with pytest.raises(ValueError, match="`instruction` has 2 texts for 3 pictures"):
             draw(whole, ["a", "b"], image=[edited()] * 3, latents=None)
+        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
+            whole.encode_instruction(["a", "b"], [edited()] * 3, 32, 48)
+        with pytest.raises(TypeError, match="`instruction_mask` is a tensor"):
+            draw(pipe, **EMBEDS, instruction_mask=[1] * 7)
         with pytest.raises(ValueError, match="image_pad"):
             draw(whole, "put <|image_pad|> here")
         with pytest.raises(TypeError, match="is a Linear; expected a `Step1XConnector`"):
