@@ -34,7 +34,8 @@ class Workload:
         height (`int`), width (`int`): The picture in pixels.
         batch (`int`): Pictures at once: prompts times `num_images_per_prompt`.
         text_tokens (`int`): All text tokens of a sample: the prompt's and those that conditions add.
-        prompt_tokens (`int`): The prompt's alone, which ControlNets see.
+        prompt_tokens (`int`): The prompt's alone, or those in its place, which ControlNets see.
+        encoded_tokens (`int`): Tokens of a text that T5 encodes.
         reference_tokens (`int`): Image tokens of a sample besides the picture's and those of `canvases`.
         canvases (`int`): References of the picture's own size.
         texts (`int`): Texts that T5 encodes at once.
@@ -47,6 +48,7 @@ class Workload:
     batch: int = 1
     text_tokens: int = 512
     prompt_tokens: int = 512
+    encoded_tokens: int = 512
     reference_tokens: int = 0
     canvases: int = 0
     texts: int = 1
@@ -183,7 +185,7 @@ def _call_for(
         return lambda twin: _denoise(twin, workload)
     kind = getattr(config, "model_type", None)
     if kind == "t5":
-        return lambda twin: lambda: twin(_ids(workload.texts * workload.batch, workload.prompt_tokens))
+        return lambda twin: lambda: twin(_ids(workload.texts * workload.batch, workload.encoded_tokens))
     if kind == "clip_text_model":
         length = config.max_position_embeddings
         return lambda twin: lambda: twin(_ids(workload.batch, length))

@@ -137,13 +137,14 @@ def workload_of(
     """The call that conditions make, those of unknown classes counted as adding nothing."""
     known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
     everything = [*known, *added]
-    prompt_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
+    seen_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
     return Workload(
         height=height,
         width=width,
         batch=batch,
-        text_tokens=prompt_tokens + sum(each.text_tokens for each in everything),
-        prompt_tokens=prompt_tokens,
+        text_tokens=seen_tokens + sum(each.text_tokens for each in everything),
+        prompt_tokens=seen_tokens,
+        encoded_tokens=prompt_tokens,
         reference_tokens=sum(each.reference_tokens for each in everything),
         canvases=sum(each.canvases for each in everything),
         held_bytes=batch * sum(each.held_bytes for each in everything),

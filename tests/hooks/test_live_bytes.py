@@ -8,7 +8,7 @@ from diffusers_flux_ext.hooks.vram_estimate import Workload, activation_bytes, m
 from tests.fixtures.tiny import tiny_components
 
 
-WORK = Workload(height=64, width=96, batch=2, text_tokens=16, prompt_tokens=16)
+WORK = Workload(height=64, width=96, batch=2, text_tokens=16, prompt_tokens=16, encoded_tokens=16)
 
 
 def test_what_lives_at_once_is_counted():
