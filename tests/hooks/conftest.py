@@ -1,0 +1,16 @@
+import pytest
+
+from diffusers_flux_ext.hooks import vram, vram_placement
+from tests.fixtures.vram import draw, pipeline
+
+
+@pytest.fixture
+def tiny_vram_numbers(monkeypatch):
+    """No margin and no model too small to stream: these are tiny."""
+    monkeypatch.setattr(vram, "MARGIN_BYTES", 0)
+    monkeypatch.setattr(vram_placement, "SMALL", 2**14)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return draw(pipeline())
