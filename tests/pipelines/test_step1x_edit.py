@@ -1,4 +1,4 @@
-"""Step1X-Edit: the pipeline with its language model, laws, batches, composition, files and inputs."""
+"""Step1X-Edit: the pipeline with its language model, laws, batches and composition."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,46 +7,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
 from diffusers.hooks import apply_layerwise_casting
-from safetensors.torch import save_file
 
-import diffusers_flux_ext
-from conversion_scripts.convert_step1x_edit import main as convert
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
     FluxConditionedPipeline,
-    FluxExtTransformer2DModel,
     FluxStep1XEditPipeline,
     InpaintRegion,
-    QwenVLProcessor,
     Step1XConnector,
     Step1XInstruction,
     stream_from_disk,
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.conditions import step1x_embedder
-from diffusers_flux_ext.conditions.step1x_embedder import MAX_TOKENS, PREFIX, cut_quotes, step1x_size
+from diffusers_flux_ext.conditions.step1x_embedder import MAX_TOKENS, step1x_size
 from diffusers_flux_ext.hooks import vram, vram_estimate, vram_placement
-from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
-from diffusers_flux_ext.qwen_vl import chat_text, tokenize
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
-from tests.fixtures.step1x import SIZES, edited, instruction_embeds, published_weights, tiny_connector
-from tests.fixtures.tiny import quiet, seeded, tiny_components, tiny_pipeline, tiny_transformer
-
-
-LATENTS = torch.randn(4, 6, 64, generator=seeded(5))
-EMBEDS = {"instruction_embeds": instruction_embeds(0), "negative_instruction_embeds": instruction_embeds(1)}
-TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-
-
-def make(**overrides: Any) -> Any:
-    transformer = tiny_transformer(0, guidance_embeds=False)
-    parts = {"transformer": transformer, "connector": tiny_connector(), **overrides}
-    return tiny_pipeline(FluxStep1XEditPipeline, **parts)
+from tests.fixtures.step1x import edited, tiny_connector
+from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, differ, draw, make, make_whole, tiny_question
+from tests.fixtures.tiny import quiet, seeded, tiny_transformer
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +40,8 @@ def pipe() -> Any:
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Any]:
     """With the language model and without text encoders."""
-    with pytest.MonkeyPatch.context() as patch:
-        # The tiny tokenizer knows few words, so the question has more tokens.
-        question = tokenize(tiny_qwen_processor(), chat_text(PREFIX).split("<|im_end|>\n<|im_start|>assistant")[0])
-        patch.setattr(step1x_embedder, "PREFIX_TOKENS", len(question))
+    with tiny_question():
         yield make_whole()
-
-
-def make_whole() -> Any:
-    parts = {"mllm": tiny_mllm(), "mllm_processor": tiny_qwen_processor()}
-    return make(**parts, **dict.fromkeys(TEXT_PARTS))
-
-
-def draw(pipe: Any, *args: Any, **arguments: Any) -> torch.Tensor:
-    base = {"image": edited(), "height": 32, "width": 48, "num_inference_steps": 2, "true_cfg_scale": 2.0}
-    return pipe(*args, **{**base, "latents": LATENTS[:1], "output_type": "pt", **arguments}).images
-
-
-def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool((one - other).abs().max() > 1e-4)
 
 
 class TestLanguageModel:
@@ -351,160 +316,3 @@ class TestComposition:
         assert differ(draw(ours, **EMBEDS), base)
         ours.unload_lora_weights()
         assert torch.equal(draw(ours, **EMBEDS), base)
-
-
-def published(pipe: Any, version: str = "1.0") -> dict[str, torch.Tensor]:
-    """The file that Step1X-Edit is published as."""
-    weights = convert_transformer_state_dict(pipe.transformer.state_dict(), to="bfl")
-    connector = published_weights(pipe.connector)
-    if version == "1.1":
-        del connector["scale_factor"]
-    return {key: value.contiguous() for key, value in weights.items()} | {
-        f"connector.{key}": value for key, value in connector.items()
-    }
-
-
-class TestFiles:
-    AXES = {"axes_dims_rope": (4, 6, 6)}
-
-    def test_the_published_file(self, pipe, tmp_path):
-        path = tmp_path / "step1x-edit-i1258.safetensors"
-        save_file(published(pipe), path)
-        transformer = FluxExtTransformer2DModel.from_single_file(path, **self.AXES)
-        connector = Step1XConnector.from_single_file(path, num_attention_heads=2)
-        assert not transformer.config.guidance_embeds
-        assert dict(connector.config) | SIZES == dict(connector.config)
-        loaded = quiet(
-            FluxStep1XEditPipeline(**{**pipe.components, "transformer": transformer, "connector": connector})
-        )
-        assert torch.equal(draw(loaded, **EMBEDS), draw(pipe, **EMBEDS))
-
-    def test_version_one_point_one_is_told_by_its_tensors(self, pipe):
-        config = Step1XConnector.from_single_file(published(pipe, "1.1"), num_attention_heads=2).config
-        assert (config.scale_pooled, config.timestep_scale, config.reference_offset) == (False, 1000.0, 1)
-        config = Step1XConnector.from_single_file(published(pipe), num_attention_heads=2).config
-        assert (config.scale_pooled, config.timestep_scale, config.reference_offset) == (True, 1.0, 0)
-
-    def test_the_conversion_script(self, pipe, tmp_path):
-        source, target = tmp_path / "step1x.safetensors", tmp_path / "step1x"
-        save_file(published(pipe), source)
-        sizes = ["--axes-dims-rope", "4", "6", "6", "--num-attention-heads", "2"]
-        assert convert([str(source), str(target), *sizes]) == 0
-        parts = {
-            "transformer": FluxExtTransformer2DModel.from_pretrained(target / "transformer"),
-            "connector": Step1XConnector.from_pretrained(target / "connector"),
-        }
-        loaded = quiet(FluxStep1XEditPipeline(**{**pipe.components, **parts}))
-        torch.testing.assert_close(draw(loaded, **EMBEDS), draw(pipe, **EMBEDS))
-        assert convert([str(source), str(target), *sizes]) == 1
-
-    def test_other_files_are_refused(self, pipe):
-        weights = published(pipe)
-        with pytest.raises(ValueError, match="no connector of Step1X-Edit"):
-            Step1XConnector.from_single_file(pipe.transformer.state_dict())
-        with pytest.raises(ValueError, match="unknown: `connector.S.input_embedder_CA.weight`"):
-            Step1XConnector.from_single_file({**weights, "connector.S.input_embedder_CA.weight": torch.zeros(2, 2)})
-        del weights["connector.S.individual_token_refiner.blocks.1.norm2.bias"]
-        with pytest.raises(ValueError, match="blocks.1.norm2.bias"):
-            Step1XConnector.from_single_file(weights, num_attention_heads=2)
-
-    def test_a_saved_pipeline_reloads_whole(self, whole, tmp_path):
-        whole.save_pretrained(tmp_path)
-        expected = draw(whole, "make it red")
-        for loader in (FluxStep1XEditPipeline, DiffusionPipeline):
-            loaded = quiet(loader.from_pretrained(tmp_path))
-            assert type(loaded) is FluxStep1XEditPipeline
-            assert type(loaded.mllm_processor) is QwenVLProcessor
-            torch.testing.assert_close(draw(loaded, "make it red"), expected)
-
-    def test_from_pipe_both_ways_and_the_shim(self, pipe, tmp_path):
-        stock = quiet(FluxPipeline(**{**tiny_components(0), "transformer": pipe.transformer}))
-        ours = quiet(FluxStep1XEditPipeline.from_pipe(stock, connector=pipe.connector))
-        assert torch.equal(draw(ours, **EMBEDS), draw(pipe, **EMBEDS))
-        assert ours.to_pipeline(FluxPipeline).transformer is pipe.transformer
-        stock.save_pretrained(tmp_path)
-        loaded = DiffusionPipeline.from_pretrained(
-            tmp_path,
-            custom_pipeline=diffusers_flux_ext.custom_pipeline("step1x_edit"),
-            trust_remote_code=True,
-            connector=pipe.connector,
-        )
-        assert torch.equal(draw(quiet(loaded), **EMBEDS), draw(pipe, **EMBEDS))
-        bare = FluxStep1XEditPipeline.from_pretrained(
-            tmp_path, connector=pipe.connector, mllm=None, **dict.fromkeys(TEXT_PARTS)
-        )
-        assert bare.text_encoder_2 is None
-        assert torch.equal(draw(quiet(bare), **EMBEDS), draw(pipe, **EMBEDS))
-
-
-class TestInputs:
-    def test_an_instruction_over_the_limit_is_cut_and_says_so(self, whole, caplog):
-        embeds, mask = whole.encode_instruction("x" * 3000, edited(), height=32, width=48)
-        assert bool(mask.all())
-        assert "but 640 fit" in caplog.text
-        assert torch.isfinite(embeds).all()
-
-    def test_quotes(self):
-        assert cut_quotes('say "ab" now') == ['say "', "“a”", "“b”", '" now']
-        assert cut_quotes("the dog's hat") == ['the dog"', "“s”", "“ ”", "“h”", "“a”", "“t”"]
-        assert cut_quotes("the dog's hat", at_apostrophes=False) == ["the dog's hat"]
-        assert cut_quotes("“a”") == ['"', "“a”", '"']
-
-    @pytest.mark.parametrize(
-        "arguments, message",
-        [
-            ({"image": None}, "needs a picture to edit"),
-            ({"image": []}, "needs a picture to edit"),
-            ({"instruction_embeds": None}, "either `instruction` or `instruction_embeds`"),
-            ({"prompt": "make it red"}, "either `instruction` or `instruction_embeds`"),
-            ({"instruction_embeds": None, "prompt": "x"}, "no `mllm` or no `mllm_processor`.*`instruction_embeds`"),
-            ({"negative_instruction_embeds": None}, "`negative_instruction_embeds`"),
-            ({"instruction_embeds": torch.zeros(1, 4, 8)}, r"shape \(1, 4, 8\); expected .*, length, 32"),
-            ({"instruction_mask": torch.ones(1, 3)}, r"shape \(1, 3\); expected \(1, 7\)"),
-            ({"negative_instruction_embeds": None, "negative_instruction_mask": torch.ones(1, 3)}, "came without"),
-            ({"instruction_mask": torch.zeros(1, 7)}, "`instruction_mask` hides all tokens"),
-            ({"instruction_embeds": None, "prompt": []}, "`prompt` is an empty list"),
-            ({"prompt_2": "x"}, r"does not read \['prompt_2'\]"),
-            ({"prompt_embeds_mask": torch.ones(1, 1)}, r"does not read \['prompt_embeds_mask'\]"),
-            ({"size_level": "512"}, "`size_level` is a number of pixels"),
-            ({"size_level": 0}, "`size_level` is a number of pixels"),
-            (
-                {"image": [edited()] * 3, "instruction_embeds": instruction_embeds(0, 2), "latents": None},
-                "2 samples, but there are 3",
-            ),
-            ({"conditions": [Step1XInstruction(tiny_connector(), edited(), "x")]}, "no `mllm`"),
-        ],
-    )
-    def test_refused(self, pipe, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            draw(pipe, **{**EMBEDS, **arguments})
-
-    def test_refused_pictures_and_types(self, whole, pipe):
-        with pytest.raises(ValueError, match="at most 200 times|1001 x 5"):
-            whole.encode_instruction("x", edited(0, (1001, 5)), height=16, width=16 * 201)
-        with pytest.raises(ValueError, match="`instruction` has 2 texts for 3 pictures"):
-            draw(whole, ["a", "b"], image=[edited()] * 3, latents=None)
-        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
-            whole.encode_instruction(["a", "b"], [edited()] * 3, 32, 48)
-        with pytest.raises(TypeError, match="`instruction_mask` is a tensor"):
-            draw(pipe, **EMBEDS, instruction_mask=[1] * 7)
-        with pytest.raises(ValueError, match="image_pad"):
-            draw(whole, "put <|image_pad|> here")
-        with pytest.raises(TypeError, match="is a Linear; expected a `Step1XConnector`"):
-            Step1XInstruction(torch.nn.Linear(1, 1), edited(), "x")
-        with pytest.raises(TypeError, match="`prompt` is a text or a list of texts, but 5 came"):
-            draw(pipe, 5)
-        with pytest.raises(ValueError, match="no `connector`"):
-            draw(quiet(FluxStep1XEditPipeline(**{**pipe.components, "connector": None})), **EMBEDS)
-        with pytest.raises(ValueError, match="multiple of `num_attention_heads`"):
-            Step1XConnector(hidden_size=10, num_attention_heads=3)
-        with pytest.raises(TypeError, match="no_such"):
-            draw(pipe, **EMBEDS, no_such=1)
-
-
-def test_the_connector_is_saved_and_loaded(tmp_path):
-    connector = tiny_connector(4)
-    connector.save_pretrained(tmp_path)
-    loaded = Step1XConnector.from_pretrained(tmp_path)
-    inputs = (instruction_embeds(0), None, torch.tensor([0.5]))
-    torch.testing.assert_close(loaded(*inputs)[0], connector(*inputs)[0])
