@@ -27,27 +27,21 @@ from tests.fixtures.ip_adapter import tiny_ip_adapter, tiny_siglip
 from tests.fixtures.nexus_gen import (
     HIDDEN,
     image_embeds,
+    nexus_components,
     pictures,
     published_decoder,
     tiny_adapter,
-    tiny_language_model,
     tiny_merger,
 )
 from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
+from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
 SMALL = {"num_inference_steps": 2}
 PICTURE, WIDE, LARGE = pictures({"a": (60, 40), "b": (110, 40), "c": (150, 120)}).values()
 OTHER = PICTURE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def nexus_components():
-    mllm, processor = tiny_language_model()
-    adapters = {"generation_adapter": tiny_adapter(), "editing_adapter": tiny_merger()}
-    return {"mllm": mllm, "mllm_processor": processor, **adapters}
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +53,6 @@ def draw(pipe, **arguments):
     return pipe(**call_kwargs(**{**SMALL, **arguments})).images
 
 
-def differ(one, other):
-    return bool((one - other).abs().max() > 1e-4)
-
-
 class TestLaws:
     @pytest.mark.parametrize("picture", [None, PICTURE])
     def test_the_named_pipeline_is_the_condition(self, pipe, picture):
@@ -72,7 +62,7 @@ class TestLaws:
         plain = quiet(FluxConditionedPipeline.from_pipe(pipe))
         named = draw(pipe, image=picture, **GUIDED)
         assert torch.equal(named, draw(plain, conditions=[condition], **GUIDED))
-        assert differ(named, draw(plain, **GUIDED))
+        assert different(named, draw(plain, **GUIDED))
 
     @pytest.mark.parametrize("picture", [None, PICTURE])
     def test_cached_embeddings_need_no_language_model(self, pipe, picture, tmp_path):
@@ -121,12 +111,12 @@ class TestLaws:
         assert torch.equal(pictures["generation", True], draw(pipe))
         assert torch.equal(pictures["editing", False], draw(pipe, image=PICTURE))
         drawn = list(pictures.values())
-        assert all(differ(one, other) for index, one in enumerate(drawn) for other in drawn[:index])
+        assert all(different(one, other) for index, one in enumerate(drawn) for other in drawn[:index])
 
     def test_language_and_max_pixels(self, pipe):
-        assert differ(draw(pipe, language="zh"), draw(pipe))
+        assert different(draw(pipe, language="zh"), draw(pipe))
         assert torch.equal(draw(pipe, image=PICTURE, language="zh"), draw(pipe, image=PICTURE))
-        assert differ(draw(pipe, image=LARGE, max_pixels=56 * 56), draw(pipe, image=LARGE))
+        assert different(draw(pipe, image=LARGE, max_pixels=56 * 56), draw(pipe, image=LARGE))
 
     def test_t5_is_for_the_negative_prompt_only(self, pipe):
         without = quiet(FluxNexusGenPipeline.from_pipe(pipe, text_encoder_2=None, tokenizer_2=None))
@@ -155,7 +145,7 @@ class TestLaws:
         ]
         drawn = [draw(pipe, image=PICTURE, conditions=order, **GUIDED) for order in (others, others[::-1])]
         torch.testing.assert_close(*drawn, atol=1e-5, rtol=0)
-        assert differ(drawn[0], draw(pipe, image=PICTURE, conditions=others[:1], **GUIDED))
+        assert different(drawn[0], draw(pipe, image=PICTURE, conditions=others[:1], **GUIDED))
 
     def test_training_reaches_the_adapter(self, pipe):
         merger = tiny_merger().requires_grad_(True)

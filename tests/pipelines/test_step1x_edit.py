@@ -27,8 +27,8 @@ from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 from tests.fixtures.step1x import edited, tiny_connector
-from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, differ, draw, make, make_whole, tiny_question
-from tests.fixtures.tiny import quiet, seeded, tiny_transformer
+from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, draw, make, make_whole, tiny_question
+from tests.fixtures.tiny import different, quiet, seeded, tiny_transformer
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ class TestLanguageModel:
     def test_every_input_counts(self, whole):
         base = draw(whole, "write 'the' sign", negative_prompt="the dog")
         assert torch.isfinite(base).all()
-        assert differ(base, draw(whole, "write 'red' sign", negative_prompt="the dog"))
-        assert differ(base, draw(whole, "write 'the' sign"))
-        assert differ(base, draw(whole, "write 'the' sign", negative_prompt="the dog", cut_at_apostrophes=False))
+        assert different(base, draw(whole, "write 'red' sign", negative_prompt="the dog"))
+        assert different(base, draw(whole, "write 'the' sign"))
+        assert different(base, draw(whole, "write 'the' sign", negative_prompt="the dog", cut_at_apostrophes=False))
         condition = Step1XInstruction(
             whole.connector, edited(), "write 'the' sign", "the dog", mllm=tiny_mllm(1), mllm_processor=None
         )
@@ -58,7 +58,7 @@ class TestLanguageModel:
         guided |= {f"negative_{name}": value for name, value in guided.items()}
         conditioned = quiet(FluxConditionedPipeline.from_pipe(whole, **dict.fromkeys(TEXT_PARTS)))
         given = {"image": None, "conditions": [replace(condition, mllm_processor=tiny_qwen_processor())]}
-        assert differ(base, draw(conditioned, **guided, **given))
+        assert different(base, draw(conditioned, **guided, **given))
         given["conditions"] = [replace(given["conditions"][0], mllm=whole.mllm)]
         assert torch.equal(base, draw(conditioned, **guided, **given))
 
@@ -214,14 +214,14 @@ class TestLaws:
 
     def test_the_connector_masks_and_the_power_count(self, pipe):
         base = draw(pipe, **EMBEDS)
-        assert differ(base, draw(make(connector=tiny_connector(1)), **EMBEDS))
+        assert different(base, draw(make(connector=tiny_connector(1)), **EMBEDS))
         mask = torch.arange(7)[None] < 4
         for name in ("instruction_mask", "negative_instruction_mask"):
-            assert differ(base, draw(pipe, **EMBEDS, **{name: mask}))
+            assert different(base, draw(pipe, **EMBEDS, **{name: mask}))
         rescaled = {power: draw(pipe, **EMBEDS, rescale_above=0.6, rescale_power=power) for power in (0.0, 0.4, 0.9)}
         assert torch.equal(rescaled[0.0], base)
-        assert differ(rescaled[0.4], base)
-        assert differ(rescaled[0.4], rescaled[0.9])
+        assert different(rescaled[0.4], base)
+        assert different(rescaled[0.4], rescaled[0.9])
         assert torch.equal(draw(pipe, **EMBEDS, rescale_above=1.0), base)
 
     def test_every_weight_of_the_connector_is_used_inside_of_its_block(self):
@@ -243,7 +243,7 @@ class TestLaws:
         for conditions in ([], [EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)])]):
             common = {"conditions": conditions, "mask_padding": True}
             torch.testing.assert_close(draw(pipe, **padded, **common), draw(pipe, **cut, **common), atol=1e-5, rtol=0)
-        assert differ(draw(pipe, **padded, mask_padding=True), draw(pipe, **padded))
+        assert different(draw(pipe, **padded, mask_padding=True), draw(pipe, **padded))
 
     def test_guidance_is_on_by_default_and_off_at_one(self, pipe):
         six = draw(pipe, **EMBEDS, true_cfg_scale=6.0)
@@ -261,12 +261,12 @@ class TestLaws:
         base = draw(make(connector=tiny_connector(0, scale_pooled=False)), **EMBEDS)
         for name in ("timestep_scale", "reference_offset"):
             other = tiny_connector(0, scale_pooled=False, **{name: newer[name]})
-            assert differ(base, draw(make(connector=other), **EMBEDS))
+            assert different(base, draw(make(connector=other), **EMBEDS))
 
     def test_an_initial_picture(self, pipe):
         started = draw(pipe, init_image=edited(3), strength=0.5, latents=None, generator=seeded(), **EMBEDS)
         other = draw(pipe, init_image=edited(4), strength=0.5, latents=None, generator=seeded(), **EMBEDS)
-        assert differ(started, other)
+        assert different(started, other)
 
 
 class TestComposition:
@@ -280,7 +280,7 @@ class TestComposition:
         kept = draw(pipe, conditions=[EntityRegions(*inputs)], num_inference_steps=3, **EMBEDS)
         anew = draw(pipe, conditions=[EveryStep(*inputs)], num_inference_steps=3, **EMBEDS)
         torch.testing.assert_close(kept, anew, atol=1e-6, rtol=0)
-        assert differ(kept, draw(pipe, num_inference_steps=3, **EMBEDS))
+        assert different(kept, draw(pipe, num_inference_steps=3, **EMBEDS))
 
     def test_with_regions_a_controlnet_and_inpainting(self, pipe):
         kept = edited(6)
@@ -292,7 +292,7 @@ class TestComposition:
         together = draw(pipe, conditions=conditions, **EMBEDS)
         for index in range(3):
             rest = conditions[:index] + conditions[index + 1 :]
-            assert differ(together, draw(pipe, conditions=rest, **EMBEDS))
+            assert different(together, draw(pipe, conditions=rest, **EMBEDS))
         right = torch.from_numpy(np.array(kept)).movedim(-1, 0)[:, :, 40:] / 255
         torch.testing.assert_close(together[0][:, :, 40:], right, atol=1e-2, rtol=0)
 
@@ -313,6 +313,6 @@ class TestComposition:
             }
             lora[f"{key}.lora_down.weight"] = torch.randn(4, columns, generator=seeded(2))
         ours.load_lora_weights(lora)
-        assert differ(draw(ours, **EMBEDS), base)
+        assert different(draw(ours, **EMBEDS), base)
         ours.unload_lora_weights()
         assert torch.equal(draw(ours, **EMBEDS), base)
