@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     path, piece = args.folder / "disk_reads.bin", args.piece_mib * 2**20
     if args.way:
-        print(measure(args.way, path, piece))
+        sys.stdout.write(measure(args.way, path, piece) + "\n")
         return
     command = [sys.executable, "-m", "benchmarks.disk_reads", *sys.argv[1:]]
     results: dict[str, list[list[float]]] = {way: [] for way in WAYS}
@@ -93,10 +93,12 @@ def main() -> None:
             results[way].append([float(number) for number in done.stdout.split()])
     finally:
         path.unlink()
-    print("| way | MB/s | processor s per GB | resident above the buffer, MiB |\n|---|---:|---:|---:|")
+    sys.stdout.write(
+        "| way | MB/s | processor s per GB | resident above the buffer, MiB |\n|---|---:|---:|---:|" + "\n"
+    )
     for way, rows in results.items():
         speed, cpu, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"| {way} | {speed:.0f} | {cpu:.2f} | {memory:.0f} |")
+        sys.stdout.write(f"| {way} | {speed:.0f} | {cpu:.2f} | {memory:.0f} |\n")
 
 
 if __name__ == "__main__":

@@ -191,7 +191,8 @@ def print_rows(result: dict[str, Any], size: int) -> None:
         f"{median(lambda call: rate(call) / call['plain']):.2f}",
         f"{result['peak_gib']:.2f}",
     ]
-    print("| " + " | ".join(cells) + " |", flush=True)
+    sys.stdout.write("| " + " | ".join(cells) + " |\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -213,10 +214,12 @@ def main() -> None:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        print(json.dumps(run_side(args)))
+        sys.stdout.write(json.dumps(run_side(args)) + "\n")
         return
-    print("| side | s | processor s | s waiting | GB read | MB/s | MB/s plain | of plain | peak, GiB |")
-    print("|---|" + "---:|" * 8)
+    sys.stdout.write(
+        "| side | s | processor s | s waiting | GB read | MB/s | MB/s plain | of plain | peak, GiB |" + "\n"
+    )
+    sys.stdout.write("|---|" + "---:|" * 8 + "\n")
     for side in args.sides:
         folder = Path(args.folder) / side
         if not (args.keep and folder.exists()):

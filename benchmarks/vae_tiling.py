@@ -100,14 +100,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         mode, operation, size, tile = options.measure
-        print(json.dumps(measure(mode, operation, int(size), int(tile))))
+        sys.stdout.write(json.dumps(measure(mode, operation, int(size), int(tile))) + "\n")
         return
     heads = ["call", "picture", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
-    print("| " + " | ".join([*heads, *(f"{mode}, s" for mode in MODES)]) + " |")
-    print("|---|---|" + "---:|" * (len(heads) - 2 + len(MODES)))
+    sys.stdout.write("| " + " | ".join([*heads, *(f"{mode}, s" for mode in MODES)]) + " |" + "\n")
+    sys.stdout.write("|---|---|" + "---:|" * (len(heads) - 2 + len(MODES)) + "\n")
     for operation in OPERATIONS:
         for size in options.sizes:
-            print(table_row(operation, size, options.tile, options.repeats), flush=True)
+            sys.stdout.write(table_row(operation, size, options.tile, options.repeats) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ def main() -> None:
     _, path, x, _ = saved_tower(Path(sys.argv[1]), depth=12, width=512, hidden=1024)
     tower = Tower(12, 512, 1024).to("meta")
     process = psutil.Process()
-    print(process.memory_info().rss, 12 * 2 * 512 * 1024 * 4)
+    sys.stdout.write(f"{process.memory_info().rss} {12 * 2 * 512 * 1024 * 4}\n")
     stream_from_disk(tower, path)
     with torch.no_grad():
         for _ in range(20):
             x = tower(x) / 4
-            print(process.memory_info().rss)
+            sys.stdout.write(f"{process.memory_info().rss}\n")
 
 
 if __name__ == "__main__":
