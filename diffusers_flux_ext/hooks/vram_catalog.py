@@ -40,7 +40,6 @@ from .vram_plan import VRAMPlan
 
 
 FLUX_DEV = "FLUX.1-dev"
-_PROMPT_TOKENS = 512
 _T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
 _CLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
 _VAE: dict[str, Any] = {

@@ -21,7 +21,7 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.loaders.lora_encoder_inputs import read_lora_layers
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline
+from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -34,10 +34,6 @@ def pipe():
 
 def draw(pipe, **arguments):
     return pipe(**call_kwargs(**arguments)).images
-
-
-def differ(one, other):
-    return bool((one - other).abs().max() > 1e-4)
 
 
 def pairs(weights):
@@ -62,7 +58,7 @@ class TestLaws:
         condition = LoRAEmbedding(pipe.lora_encoder, [tiny_lora()], 0.7)
         named = draw(pipe, lora_inputs=tiny_lora(), lora_embedding_scale=0.7, **GUIDED)
         assert torch.equal(named, draw(pipe, conditions=[condition], **GUIDED))
-        assert differ(named, draw(pipe, lora_inputs=tiny_lora(), **GUIDED))
+        assert different(named, draw(pipe, lora_inputs=tiny_lora(), **GUIDED))
 
     def test_a_scale_of_zero_leaves_one_of_two_out(self, pipe):
         two = draw(pipe, lora_inputs=[tiny_lora(1), tiny_lora()], lora_embedding_scale=[0.0, 0.7])
@@ -90,13 +86,13 @@ class TestFormats:
         scaled = {key: weight * (0.01 if "lora_B" in key else 1) for key, weight in tiny_lora().items()}
         alphas = {key.replace("lora_A.weight", "alpha"): torch.tensor(0.02) for key in tiny_lora() if "lora_A" in key}
         torch.testing.assert_close(tokens_of({**tiny_lora(), **alphas}), tokens_of(scaled), atol=1e-5, rtol=0)
-        assert differ(tokens_of({**tiny_lora(), **alphas}), tokens_of(tiny_lora()))
+        assert different(tokens_of({**tiny_lora(), **alphas}), tokens_of(tiny_lora()))
 
     def test_a_missing_layer_is_an_update_of_zero(self):
         partial = {key: weight for key, weight in tiny_lora().items() if key.startswith("single_blocks.1.")}
         zero = {key: weight if key in partial else torch.zeros_like(weight) for key, weight in tiny_lora().items()}
         assert torch.equal(tokens_of(partial), tokens_of(zero))
-        assert differ(tokens_of(partial), tokens_of(tiny_lora()))
+        assert different(tokens_of(partial), tokens_of(tiny_lora()))
 
     def test_a_part_of_a_fused_layer_is_enough(self):
         name = "transformer.transformer_blocks.0.attn.to_k"
@@ -140,14 +136,14 @@ def test_with_entities_and_attributes_in_any_order(pipe):
     ]
     pictures = [draw(pipe, conditions=order, **GUIDED) for order in (others, others[::-1])]
     torch.testing.assert_close(*pictures, atol=1e-5, rtol=0)
-    assert differ(pictures[0], draw(pipe, conditions=others[:2], **GUIDED))
+    assert different(pictures[0], draw(pipe, conditions=others[:2], **GUIDED))
 
 
 def test_beside_the_loaded_lora(pipe):
     pipe.load_lora_weights(tiny_lora())
     try:
         loaded = draw(pipe)
-        assert differ(draw(pipe, lora_inputs=tiny_lora()), loaded)
+        assert different(draw(pipe, lora_inputs=tiny_lora()), loaded)
     finally:
         pipe.unload_lora_weights()
 

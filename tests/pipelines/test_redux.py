@@ -22,7 +22,7 @@ from tests.fixtures.controlnet import PICTURE
 from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter
 from tests.fixtures.redux import patch_embeds, redux_modules, tiny_redux_embedder
 from tests.fixtures.synthetic import ReplacedPrompt
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
+from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -42,10 +42,6 @@ def redux(images=None, **arguments):
 
 def draw(pipe, *conditions, **arguments):
     return pipe(**call_kwargs(conditions=conditions, **arguments)).images
-
-
-def differ(one, other):
-    return bool((one - other).abs().max() > 1e-4)
 
 
 class Seen:
@@ -74,14 +70,14 @@ class TestLaws:
         assert torch.equal(
             draw(pipe, redux([picture(0), picture(1)], strengths=0, combine=combine, **more), **GUIDED), plain
         )
-        assert differ(draw(pipe, redux(), **GUIDED), plain)
+        assert different(draw(pipe, redux(), **GUIDED), plain)
 
     def test_a_picture_of_strength_zero_is_left_out(self, pipe):
         both = redux([picture(0), picture(1)], strengths=[0, 0.7])
         assert torch.equal(draw(pipe, both), draw(pipe, redux([picture(1)], strengths=0.7)))
 
     def test_the_prompt_is_kept(self, pipe):
-        assert differ(draw(pipe, redux()), draw(pipe, redux(), prompt="a blue house"))
+        assert different(draw(pipe, redux()), draw(pipe, redux(), prompt="a blue house"))
         gone = redux(prompt_scale=0, pooled_scale=0)
         assert torch.equal(draw(pipe, gone), draw(pipe, gone, prompt="a blue house"))
 
@@ -99,7 +95,7 @@ def test_every_module_counts(pipe):
     others, processor = redux_modules(1), image_processor_for(MODULES["image_encoder"])
     processor.image_mean = [0.2, 0.3, 0.4]
     changes = [*({name: module} for name, module in others.items()), {"image_processor": processor}]
-    assert all(differ(draw(pipe, redux(**change)), draw(pipe, redux())) for change in changes)
+    assert all(different(draw(pipe, redux(**change)), draw(pipe, redux())) for change in changes)
 
 
 class TestStrength:
@@ -142,8 +138,8 @@ class TestStrength:
         images = [
             draw(pipe, redux(strengths=s, image_embeds=embeds), num_inference_steps=1) for s in (0.5, 0.51, 0.52)
         ]
-        assert differ(images[0], images[1])
-        assert differ(images[1], images[2])
+        assert different(images[0], images[1])
+        assert different(images[1], images[2])
 
 
 class TestMasks:
@@ -170,7 +166,7 @@ class TestMasks:
             draw(pipe, redux(two, mask=mask)) for mask in (None, LEFT, [LEFT, right], [right, LEFT], [LEFT, None])
         ]
         for index, image in enumerate(images):
-            assert all(differ(image, other) for other in images[:index])
+            assert all(different(image, other) for other in images[:index])
         assert torch.equal(draw(pipe, redux(two, mask=[None, None])), images[0])
 
     def test_an_empty_one_is_warned_of_and_changes_nothing(self, pipe, monkeypatch):
@@ -193,7 +189,7 @@ class TestBranches:
 
 class TestTogether:
     def test_only_scales_clash_with_another_prompt(self, pipe):
-        assert differ(draw(pipe, redux(), ReplacedPrompt()), draw(pipe, ReplacedPrompt()))
+        assert different(draw(pipe, redux(), ReplacedPrompt()), draw(pipe, ReplacedPrompt()))
         for scale in ("prompt_scale", "pooled_scale"):
             with pytest.raises(ValueError, match="ReduxImages and ReplacedPrompt replaces the prompt"):
                 draw(pipe, redux(**{scale: 0.5}), ReplacedPrompt())
@@ -210,13 +206,13 @@ class TestTogether:
         parts = [FillMask(PICTURE, LEFT), redux(mask=LEFT), EntityRegions(["a red dog"], [LEFT])]
         images = draw(pipe, *parts, **GUIDED)
         torch.testing.assert_close(images, draw(pipe, *parts[::-1], **GUIDED), atol=1e-5, rtol=0)
-        assert all(differ(images, draw(pipe, *(p for p in parts if p is not part), **GUIDED)) for part in parts[1:])
+        assert all(different(images, draw(pipe, *(p for p in parts if p is not part), **GUIDED)) for part in parts[1:])
 
     def test_ip_adapter_and_inpainting(self, pipe):
         parts = [IPAdapterImages(tiny_ip_adapter(1), image_embeds=image_embeds(4)), InpaintRegion(PICTURE, LEFT)]
         images = draw(pipe, *parts, redux(strengths=0.6))
         torch.testing.assert_close(images, draw(pipe, redux(strengths=0.6), *parts), atol=1e-5, rtol=0)
-        assert differ(images, draw(pipe, *parts))
+        assert different(images, draw(pipe, *parts))
 
 
 class TestBatches:
