@@ -1,1 +1,0 @@
-"""Conditions: what a method adds to a denoising step."""
