@@ -17,8 +17,8 @@ from diffusers import FluxTransformer2DModel
 
 from benchmarks.memory import peak_mib, reset_peak
 from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
-from diffusers_flux_ext.conditions.entity_regions import entity_rules
-from diffusers_flux_ext.models.attention_processor_flux import regional_attention
+from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.methods.eligen.condition import entity_rules
 from tests.parity.reference.dit import reference_dit
 from tests.parity.reference.pipeline import flux_image
 

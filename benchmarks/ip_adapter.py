@@ -18,8 +18,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIP
 
 from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
 from diffusers_flux_ext import DenoisingStep, FluxIPAdapter, IPAdapterImages, PromptEmbeds, predict_velocity
-from diffusers_flux_ext.image_prompt import PlacedPrompt, PlacedPrompts
-from diffusers_flux_ext.models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
+from diffusers_flux_ext.attention.image_prompts import PlacedPrompt, PlacedPrompts
+from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor, regional_attention
 from tests.parity.reference.dit import reference_dit
 from tests.parity.reference.ip_adapter import reference_ip_adapter
 from tests.parity.reference.pipeline import flux_image

@@ -15,7 +15,7 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
 from diffusers_flux_ext import FluxIPAdapter, InfiniteYouImageProjector
-from diffusers_flux_ext.hooks.vram_catalog import CONTROLNETS, flux_models, on_meta, siglip
+from diffusers_flux_ext.methods.catalog import CONTROLNETS, flux_models, on_meta, siglip
 
 
 GIB = 2**30

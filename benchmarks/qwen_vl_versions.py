@@ -31,8 +31,8 @@ def replace_diffusers() -> None:
     """Stand-ins for the modules that import diffusers."""
     names: dict[str, dict[str, Any]] = {
         "_compat": {"execution_device": lambda module: module.device},
-        "conditions": {"__path__": []},
-        "conditions.image_embeds": {"to_pil": lambda image: image.convert("RGB")},
+        "inputs": {"__path__": []},
+        "inputs.vision": {"to_pil": lambda image: image.convert("RGB")},
     }
     for name, contents in names.items():
         module = ModuleType(f"diffusers_flux_ext.{name}")
@@ -61,7 +61,7 @@ def run(path: Path, write: bool) -> None:
     older = transformers.__version__.startswith("4.")
     if older:
         replace_diffusers()
-    from diffusers_flux_ext.qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs
+    from diffusers_flux_ext.inputs.qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs
     from tests.fixtures import qwen_vl as tiny
 
     first, second = picture(90, 50, 0), picture(60, 120, 1)

@@ -22,7 +22,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from diffusers_flux_ext import FluxConditionedPipeline, apply_vram_plan, disable_vram_budget, plan_vram, tiny_flux_path
-from diffusers_flux_ext.hooks.vram_catalog import flux_models
+from diffusers_flux_ext.methods.catalog import flux_models
 
 
 GIB = 2**30

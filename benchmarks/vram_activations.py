@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from benchmarks.memory import peak_mib, reset_peak
-from diffusers_flux_ext.hooks.vram_catalog import flux_models
-from diffusers_flux_ext.hooks.vram_estimate import Workload, activation_bytes
+from diffusers_flux_ext.methods.catalog import flux_models
+from diffusers_flux_ext.offload.budget.estimate import Workload, activation_bytes
 
 
 MIB = 2**20

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from diffusers_flux_ext import VRAMBudgetError, VRAMPlan
-from diffusers_flux_ext.hooks.vram_catalog import METHODS, plan_methods
+from diffusers_flux_ext.methods.catalog import METHODS, plan_methods
 
 
 BUDGETS = (1, 2, 4, 6, 8, 12, 16, 24, 38)

@@ -10,8 +10,8 @@ A target with the ending `.safetensors` becomes one file; any other becomes a fo
 import sys
 
 from diffusers_flux_ext import FluxExtControlNetModel
-from diffusers_flux_ext.loaders.controlnet_formats import convert_controlnet_state_dict
-from diffusers_flux_ext.loaders.conversion_cli import convert_checkpoint
+from diffusers_flux_ext.checkpoints.writing import convert_checkpoint
+from diffusers_flux_ext.methods.control.checkpoint import convert_controlnet_state_dict
 
 
 def main(arguments: list[str] | None = None) -> int:

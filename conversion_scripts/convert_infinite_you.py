@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from diffusers_flux_ext import InfiniteYouImageProjector
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.checkpoints.writing import check_new, written_at_once
 
 
 def convert(source: Path, target: Path, dim_head: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from diffusers_flux_ext import NexusGenModel, QwenVLProcessor, load_nexus_gen_decoder
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.checkpoints.writing import check_new, written_at_once
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_flux_ext import FluxExtTransformer2DModel, Step1XConnector
-from diffusers_flux_ext.loaders.conversion_cli import check_new, written_at_once
+from diffusers_flux_ext.checkpoints.writing import check_new, written_at_once
 
 
 def convert(source: Path, target: Path, axes: list[int] | None, heads: int | None) -> None:

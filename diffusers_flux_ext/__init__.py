@@ -12,36 +12,65 @@ from ._registration import register
 
 
 if TYPE_CHECKING:
-    from .attention_plan import AttentionPlan, build_attention_plan
-    from .conditions.attribute_values import AttributeValues
-    from .conditions.base import FluxCondition
-    from .conditions.controlnet_image import ControlNetImage
-    from .conditions.entity_regions import EntityRegions
-    from .conditions.face_keypoints import draw_face_keypoints
-    from .conditions.fill_mask import FillMask
-    from .conditions.flex_control import FlexControl
-    from .conditions.infinite_you_identity import InfiniteYouIdentity
-    from .conditions.inpaint_region import InpaintRegion
-    from .conditions.ip_adapter_images import IPAdapterImages
-    from .conditions.lora_embedding import LoRAEmbedding
-    from .conditions.nexus_gen_embedding import NexusGenEmbedding
-    from .conditions.redux_images import ReduxImages
-    from .conditions.reference_images import ReferenceImages
-    from .conditions.step1x_instruction import Step1XInstruction
+    from .attention.image_prompts import ImagePrompt
+    from .attention.plan import AttentionPlan, build_attention_plan
+    from .attention.processor import FluxRegionalAttnProcessor, regional_attention
+    from .caches.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+    from .canvas import Canvas
+    from .condition import FluxCondition
     from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+    from .diffsynth.vram import vram_plan_from_diffsynth
     from .guidance import combine_velocities
-    from .hooks.disk_stream import DiskStreamingStats
-    from .hooks.disk_streaming import (
-        disk_streaming_stats,
-        load_streamed,
-        release_disk_buffers,
-        stop_disk_streaming,
-        stream_from_disk,
-    )
-    from .hooks.lora_fusion import disable_lora_fusion, enable_lora_fusion
-    from .hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
-    from .hooks.timestep_lora import bake_timestep_lora, load_timestep_lora
-    from .hooks.vram import (
+    from .inputs.qwen_vl import QwenVLProcessor
+    from .lora.errors import LoRAError
+    from .lora.loading.load import load_lora, unload_lora
+    from .lora.loading.mixin import FluxExtLoraLoaderMixin
+    from .lora.loading.timestep import bake_timestep_lora, load_timestep_lora
+    from .lora.tools.algebra import LoRAResult, merge_loras, resize_lora
+    from .lora.tools.convert import convert_lora, convert_lora_file
+    from .lora.tools.extract import extract_lora
+    from .lora.tools.fuse import fuse_lora_into
+    from .lora.tools.report import LoRAReport, detect_lora_format, inspect_lora
+    from .methods.attribute_control.condition import AttributeValues
+    from .methods.attribute_control.encoder import AttributeValueEncoder
+    from .methods.attribute_control.pipeline import FluxAttributeControlPipeline
+    from .methods.control.condition import ControlNetImage
+    from .methods.control.model import FluxExtControlNetModel
+    from .methods.eligen.condition import EntityRegions
+    from .methods.eligen.pipeline import FluxEliGenPipeline
+    from .methods.fill.condition import FillMask
+    from .methods.flex.condition import FlexControl
+    from .methods.flex.pipeline import FluxFlexPipeline
+    from .methods.infinite_you.condition import InfiniteYouIdentity
+    from .methods.infinite_you.faces import FaceEmbedding, FaceEncoder
+    from .methods.infinite_you.insightface import InsightFaceEncoder
+    from .methods.infinite_you.keypoints import draw_face_keypoints
+    from .methods.infinite_you.pipeline import FluxInfiniteYouPipeline, infinite_you_preset
+    from .methods.infinite_you.projector import InfiniteYouImageProjector
+    from .methods.inpaint.condition import InpaintRegion
+    from .methods.insert_anything.pipeline import FluxInsertAnythingPipeline
+    from .methods.ip_adapter.condition import IPAdapterImages
+    from .methods.ip_adapter.model import FluxIPAdapter
+    from .methods.lora_encoder.condition import LoRAEmbedding
+    from .methods.lora_encoder.model import FluxLoRAEncoder
+    from .methods.lora_encoder.pipeline import FluxLoRAEncoderPipeline
+    from .methods.lora_fusion.gates import FluxLoRAFusion
+    from .methods.lora_fusion.hook import disable_lora_fusion, enable_lora_fusion
+    from .methods.nexus_gen.adapter import NexusGenAdapter
+    from .methods.nexus_gen.condition import NexusGenEmbedding
+    from .methods.nexus_gen.decoder import load_nexus_gen_decoder
+    from .methods.nexus_gen.language_model import NexusGenModel
+    from .methods.nexus_gen.merger import NexusGenEditingMerger
+    from .methods.nexus_gen.pipeline import FluxNexusGenPipeline
+    from .methods.redux.checkpoint import load_redux_embedder
+    from .methods.redux.condition import ReduxImages
+    from .methods.references.condition import ReferenceImages
+    from .methods.step1x_edit.condition import Step1XInstruction
+    from .methods.step1x_edit.connector import Step1XConnector
+    from .methods.step1x_edit.pipeline import FluxStep1XEditPipeline
+    from .models.autoencoder_kl_flux import AutoencoderKLFlux
+    from .models.transformer_flux_ext import FluxExtTransformer2DModel
+    from .offload.budget.api import (
         VRAMBudgetError,
         VRAMPlan,
         apply_vram_plan,
@@ -49,78 +78,49 @@ if TYPE_CHECKING:
         memory_report,
         plan_vram,
     )
-    from .hooks.vram_diffsynth import vram_plan_from_diffsynth
-    from .image_prompt import ImagePrompt
-    from .latents import Canvas
-    from .loaders.lora_algebra import LoRAResult, merge_loras, resize_lora
-    from .loaders.lora_conversion import convert_lora, convert_lora_file
-    from .loaders.lora_errors import LoRAError
-    from .loaders.lora_extraction import extract_lora
-    from .loaders.lora_fusing import fuse_lora_into
-    from .loaders.lora_loading import load_lora, unload_lora
-    from .loaders.lora_mixin import FluxExtLoraLoaderMixin
-    from .loaders.lora_report import LoRAReport, detect_lora_format, inspect_lora
-    from .loaders.redux_files import load_redux_embedder
-    from .models.attention_processor_flux import FluxRegionalAttnProcessor, regional_attention
-    from .models.attribute_value_encoder import AttributeValueEncoder
-    from .models.autoencoder_kl_flux import AutoencoderKLFlux
-    from .models.controlnet_flux_ext import FluxExtControlNetModel
-    from .models.face_encoder import FaceEmbedding, FaceEncoder
-    from .models.infinite_you_image_projector import InfiniteYouImageProjector
-    from .models.insightface_encoder import InsightFaceEncoder
-    from .models.ip_adapter_flux import FluxIPAdapter
-    from .models.lora_encoder_flux import FluxLoRAEncoder
-    from .models.lora_fusion_flux import FluxLoRAFusion
-    from .models.nexus_gen_adapter import NexusGenAdapter
-    from .models.nexus_gen_decoder import load_nexus_gen_decoder
-    from .models.nexus_gen_editing_merger import NexusGenEditingMerger
-    from .models.nexus_gen_model import NexusGenModel
-    from .models.step1x_connector import Step1XConnector
-    from .models.transformer_flux_ext import FluxExtTransformer2DModel
-    from .pipelines.pipeline_flux_attribute_control import FluxAttributeControlPipeline
-    from .pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
-    from .pipelines.pipeline_flux_eligen import FluxEliGenPipeline
-    from .pipelines.pipeline_flux_flex import FluxFlexPipeline
-    from .pipelines.pipeline_flux_infinite_you import FluxInfiniteYouPipeline, infinite_you_preset
-    from .pipelines.pipeline_flux_insert_anything import FluxInsertAnythingPipeline
-    from .pipelines.pipeline_flux_lora_encoder import FluxLoRAEncoderPipeline
-    from .pipelines.pipeline_flux_nexus_gen import FluxNexusGenPipeline
-    from .pipelines.pipeline_flux_step1x_edit import FluxStep1XEditPipeline
-    from .qwen_vl import QwenVLProcessor
+    from .offload.disk.api import (
+        disk_streaming_stats,
+        load_streamed,
+        release_disk_buffers,
+        stop_disk_streaming,
+        stream_from_disk,
+    )
+    from .offload.disk.stream import DiskStreamingStats
+    from .pipeline.conditioned import FluxConditionedPipeline
     from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
     from .sequence import AttentionRule, Contribution, TokenGroup
 
 _MODULES = {
-    "attention_plan": ["AttentionPlan", "build_attention_plan"],
-    "conditions.attribute_values": ["AttributeValues"],
-    "conditions.base": ["FluxCondition"],
-    "conditions.controlnet_image": ["ControlNetImage"],
-    "conditions.entity_regions": ["EntityRegions"],
-    "conditions.face_keypoints": ["draw_face_keypoints"],
-    "conditions.fill_mask": ["FillMask"],
-    "conditions.flex_control": ["FlexControl"],
-    "conditions.infinite_you_identity": ["InfiniteYouIdentity"],
-    "conditions.inpaint_region": ["InpaintRegion"],
-    "conditions.ip_adapter_images": ["IPAdapterImages"],
-    "conditions.lora_embedding": ["LoRAEmbedding"],
-    "conditions.nexus_gen_embedding": ["NexusGenEmbedding"],
-    "conditions.redux_images": ["ReduxImages"],
-    "conditions.reference_images": ["ReferenceImages"],
-    "conditions.step1x_instruction": ["Step1XInstruction"],
+    "attention.plan": ["AttentionPlan", "build_attention_plan"],
+    "methods.attribute_control.condition": ["AttributeValues"],
+    "condition": ["FluxCondition"],
+    "methods.control.condition": ["ControlNetImage"],
+    "methods.eligen.condition": ["EntityRegions"],
+    "methods.infinite_you.keypoints": ["draw_face_keypoints"],
+    "methods.fill.condition": ["FillMask"],
+    "methods.flex.condition": ["FlexControl"],
+    "methods.infinite_you.condition": ["InfiniteYouIdentity"],
+    "methods.inpaint.condition": ["InpaintRegion"],
+    "methods.ip_adapter.condition": ["IPAdapterImages"],
+    "methods.lora_encoder.condition": ["LoRAEmbedding"],
+    "methods.nexus_gen.condition": ["NexusGenEmbedding"],
+    "methods.redux.condition": ["ReduxImages"],
+    "methods.references.condition": ["ReferenceImages"],
+    "methods.step1x_edit.condition": ["Step1XInstruction"],
     "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
     "guidance": ["combine_velocities"],
-    "hooks.disk_stream": ["DiskStreamingStats"],
-    "hooks.disk_streaming": [
+    "offload.disk.stream": ["DiskStreamingStats"],
+    "offload.disk.api": [
         "disk_streaming_stats",
         "load_streamed",
         "release_disk_buffers",
         "stop_disk_streaming",
         "stream_from_disk",
     ],
-    "hooks.lora_fusion": ["disable_lora_fusion", "enable_lora_fusion"],
-    "hooks.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
-    "hooks.timestep_lora": ["bake_timestep_lora", "load_timestep_lora"],
-    "hooks.vram": [
+    "methods.lora_fusion.hook": ["disable_lora_fusion", "enable_lora_fusion"],
+    "caches.tea_cache": ["TeaCacheConfig", "apply_tea_cache", "remove_tea_cache"],
+    "lora.loading.timestep": ["bake_timestep_lora", "load_timestep_lora"],
+    "offload.budget.api": [
         "VRAMBudgetError",
         "VRAMPlan",
         "apply_vram_plan",
@@ -128,44 +128,44 @@ _MODULES = {
         "memory_report",
         "plan_vram",
     ],
-    "hooks.vram_diffsynth": ["vram_plan_from_diffsynth"],
-    "image_prompt": ["ImagePrompt"],
-    "latents": ["Canvas"],
-    "loaders.lora_algebra": ["LoRAResult", "merge_loras", "resize_lora"],
-    "loaders.lora_conversion": ["convert_lora", "convert_lora_file"],
-    "loaders.lora_errors": ["LoRAError"],
-    "loaders.lora_extraction": ["extract_lora"],
-    "loaders.lora_fusing": ["fuse_lora_into"],
-    "loaders.lora_loading": ["load_lora", "unload_lora"],
-    "loaders.lora_mixin": ["FluxExtLoraLoaderMixin"],
-    "loaders.lora_report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
-    "loaders.redux_files": ["load_redux_embedder"],
-    "models.attention_processor_flux": ["FluxRegionalAttnProcessor", "regional_attention"],
-    "models.attribute_value_encoder": ["AttributeValueEncoder"],
+    "diffsynth.vram": ["vram_plan_from_diffsynth"],
+    "attention.image_prompts": ["ImagePrompt"],
+    "canvas": ["Canvas"],
+    "lora.tools.algebra": ["LoRAResult", "merge_loras", "resize_lora"],
+    "lora.tools.convert": ["convert_lora", "convert_lora_file"],
+    "lora.errors": ["LoRAError"],
+    "lora.tools.extract": ["extract_lora"],
+    "lora.tools.fuse": ["fuse_lora_into"],
+    "lora.loading.load": ["load_lora", "unload_lora"],
+    "lora.loading.mixin": ["FluxExtLoraLoaderMixin"],
+    "lora.tools.report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
+    "methods.redux.checkpoint": ["load_redux_embedder"],
+    "attention.processor": ["FluxRegionalAttnProcessor", "regional_attention"],
+    "methods.attribute_control.encoder": ["AttributeValueEncoder"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
-    "models.controlnet_flux_ext": ["FluxExtControlNetModel"],
-    "models.face_encoder": ["FaceEmbedding", "FaceEncoder"],
-    "models.infinite_you_image_projector": ["InfiniteYouImageProjector"],
-    "models.insightface_encoder": ["InsightFaceEncoder"],
-    "models.ip_adapter_flux": ["FluxIPAdapter"],
-    "models.lora_encoder_flux": ["FluxLoRAEncoder"],
-    "models.lora_fusion_flux": ["FluxLoRAFusion"],
-    "models.nexus_gen_adapter": ["NexusGenAdapter"],
-    "models.nexus_gen_decoder": ["load_nexus_gen_decoder"],
-    "models.nexus_gen_editing_merger": ["NexusGenEditingMerger"],
-    "models.nexus_gen_model": ["NexusGenModel"],
-    "models.step1x_connector": ["Step1XConnector"],
+    "methods.control.model": ["FluxExtControlNetModel"],
+    "methods.infinite_you.faces": ["FaceEmbedding", "FaceEncoder"],
+    "methods.infinite_you.projector": ["InfiniteYouImageProjector"],
+    "methods.infinite_you.insightface": ["InsightFaceEncoder"],
+    "methods.ip_adapter.model": ["FluxIPAdapter"],
+    "methods.lora_encoder.model": ["FluxLoRAEncoder"],
+    "methods.lora_fusion.gates": ["FluxLoRAFusion"],
+    "methods.nexus_gen.adapter": ["NexusGenAdapter"],
+    "methods.nexus_gen.decoder": ["load_nexus_gen_decoder"],
+    "methods.nexus_gen.merger": ["NexusGenEditingMerger"],
+    "methods.nexus_gen.language_model": ["NexusGenModel"],
+    "methods.step1x_edit.connector": ["Step1XConnector"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
-    "pipelines.pipeline_flux_attribute_control": ["FluxAttributeControlPipeline"],
-    "pipelines.pipeline_flux_conditioned": ["FluxConditionedPipeline"],
-    "pipelines.pipeline_flux_eligen": ["FluxEliGenPipeline"],
-    "pipelines.pipeline_flux_flex": ["FluxFlexPipeline"],
-    "pipelines.pipeline_flux_infinite_you": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
-    "pipelines.pipeline_flux_insert_anything": ["FluxInsertAnythingPipeline"],
-    "pipelines.pipeline_flux_lora_encoder": ["FluxLoRAEncoderPipeline"],
-    "pipelines.pipeline_flux_nexus_gen": ["FluxNexusGenPipeline"],
-    "pipelines.pipeline_flux_step1x_edit": ["FluxStep1XEditPipeline"],
-    "qwen_vl": ["QwenVLProcessor"],
+    "methods.attribute_control.pipeline": ["FluxAttributeControlPipeline"],
+    "pipeline.conditioned": ["FluxConditionedPipeline"],
+    "methods.eligen.pipeline": ["FluxEliGenPipeline"],
+    "methods.flex.pipeline": ["FluxFlexPipeline"],
+    "methods.infinite_you.pipeline": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
+    "methods.insert_anything.pipeline": ["FluxInsertAnythingPipeline"],
+    "methods.lora_encoder.pipeline": ["FluxLoRAEncoderPipeline"],
+    "methods.nexus_gen.pipeline": ["FluxNexusGenPipeline"],
+    "methods.step1x_edit.pipeline": ["FluxStep1XEditPipeline"],
+    "inputs.qwen_vl": ["QwenVLProcessor"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
 }

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .._compat import has_offload_hook
-from ..denoise import DenoisingStep, PromptEmbeds
-from ..guidance import combine_velocities
-from ..latents import Canvas
-from ..sequence import Contribution
+from ._compat import has_offload_hook
+from .canvas import Canvas
+from .denoise import DenoisingStep, PromptEmbeds
+from .guidance import combine_velocities
+from .sequence import Contribution
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from .pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
-from .attention_plan import AttentionPlan, build_attention_plan
-from .hooks.cache_rules import check_cache_allows_residuals
-from .image_prompt import IMAGE_PROMPTS, place_image_prompts
-from .models.attention_processor_flux import check_image_prompts_run, runs_attention_plans
+from .attention.image_prompts import IMAGE_PROMPTS, place_image_prompts
+from .attention.plan import AttentionPlan, build_attention_plan
+from .attention.processor import check_image_prompts_run, runs_attention_plans
+from .caches.rules import check_cache_allows_residuals
 from .sequence import Contribution, JointLayout, TokenGroup, padding_rules
 
 

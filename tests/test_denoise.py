@@ -13,8 +13,8 @@ from diffusers_flux_ext import (
     predict_velocity,
     regional_attention,
 )
-from diffusers_flux_ext.conditions.entity_regions import entity_rules
-from diffusers_flux_ext.models.attention_processor_flux import runs_attention_plans
+from diffusers_flux_ext.attention.processor import runs_attention_plans
+from diffusers_flux_ext.methods.eligen.condition import entity_rules
 from tests.fixtures.tiny import seeded, tiny_transformer
 
 
@@ -79,7 +79,7 @@ def transformer():
 
 @pytest.fixture
 def classes_always(monkeypatch):
-    monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+    monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: False)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

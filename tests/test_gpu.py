@@ -11,7 +11,8 @@ from diffusers_flux_ext import (
     memory_report,
     plan_vram,
 )
-from diffusers_flux_ext.hooks import vram, vram_placement
+from diffusers_flux_ext.offload.budget import api as vram
+from diffusers_flux_ext.offload.budget import placement as vram_placement
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
 
@@ -26,7 +27,7 @@ ENTITIES = {"entity_prompts": ["a red dog", "a bird"], "entity_masks": [(0.0, 0.
 @pytest.mark.parametrize("force_classes", [False, True])
 def test_entities_on_the_device_equal_the_cpu(monkeypatch, place, force_classes):
     if force_classes:
-        monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+        monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: False)
     latents = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(0))
     expected = tiny_pipeline(FluxEliGenPipeline)(**call_kwargs(**ENTITIES, latents=latents)).images
     pipe = tiny_pipeline(FluxEliGenPipeline)

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-from ..attention_plan import attend_table
+from .plan import attend_table
 
 
 @torch.library.custom_op("diffusers_flux_ext::attend_classes", mutates_args=())

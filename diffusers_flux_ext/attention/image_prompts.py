@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
-from .sequence import JointLayout
+from ..sequence import JointLayout
 
 
 IMAGE_PROMPTS = "image_prompts"

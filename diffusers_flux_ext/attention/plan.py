@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .sequence import AttentionRule, JointLayout, ResolvedRule, resolve_rules
+from ..sequence import AttentionRule, JointLayout, ResolvedRule, resolve_rules
 
 
 AttentionFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -13,12 +13,12 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 
 from .._compat import get_qkv_projections
-from .compiled_attention import attend_classes
+from .compiled import attend_classes
 
 
 if TYPE_CHECKING:
-    from ..attention_plan import AttentionPlan
-    from ..image_prompt import PlacedPrompt, PlacedPrompts
+    from .image_prompts import PlacedPrompt, PlacedPrompts
+    from .plan import AttentionPlan
 
 
 class FluxRegionalAttnProcessor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from .checkpoint_formats import MAX_LISTED_KEYS, Shapes, TensorRecipe, TransformerLayout, list_keys, spell_in_layout
+from .layouts import MAX_LISTED_KEYS, Shapes, TensorRecipe, TransformerLayout, list_keys, spell_in_layout
 
 
 RELEASED_HEAD_DIM, RELEASED_AXES = 128, (16, 56, 56)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .checkpoint_formats import list_keys
+from .layouts import list_keys
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

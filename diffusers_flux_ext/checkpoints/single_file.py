@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .checkpoint_formats import Shapes, TensorRecipe, TransformerLayout
-from .transformer_config import check_fit
+from .config import check_fit
+from .layouts import Shapes, TensorRecipe, TransformerLayout
 
 
 ModelT = TypeVar("ModelT", bound="SingleFileMixin")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .checkpoint_formats import LAYOUTS
+from .layouts import LAYOUTS
 
 
 Convert = Callable[..., dict[str, torch.Tensor]]

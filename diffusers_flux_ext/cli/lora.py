@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from ..loaders.lora_report import LoRAReport
+    from ..lora.tools.report import LoRAReport
 
 LAYOUTS = ("diffusers", "kohya", "bfl", "diffsynth", "onetrainer")
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
@@ -89,7 +89,7 @@ def run_lora(args: argparse.Namespace) -> int:
     Returns:
         `int`: the exit code.
     """
-    from ..loaders.lora_errors import LoRAError
+    from ..lora.errors import LoRAError
 
     try:
         _COMMANDS[args.lora_command](args)
@@ -108,7 +108,7 @@ def _options(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from ..loaders.lora_report import inspect_lora
+    from ..lora.tools.report import inspect_lora
 
     report = inspect_lora(args.source)
     if args.json:
@@ -118,7 +118,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from ..loaders.lora_conversion import convert_lora_file
+    from ..lora.tools.convert import convert_lora_file
 
     options = _options(args, "to", "strict", "default_alpha", "overwrite")
     convert_lora_file(args.source, args.out, **options)
@@ -126,32 +126,32 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from ..loaders.lora_algebra import merge_loras
+    from ..lora.tools.algebra import merge_loras
 
     _save(args, lambda: merge_loras(args.sources, **_options(args, "weights", "to", "rank", "strict")))
 
 
 def _resize(args: argparse.Namespace) -> None:
-    from ..loaders.lora_algebra import resize_lora
+    from ..lora.tools.algebra import resize_lora
 
     _save(args, lambda: resize_lora(args.source, **_options(args, "rank", "energy", "to", "strict")))
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from ..loaders.lora_extraction import extract_lora
+    from ..lora.tools.extract import extract_lora
 
     _save(args, lambda: extract_lora(args.base, args.tuned, **_options(args, "rank", "energy", "to")))
 
 
 def _fuse(args: argparse.Namespace) -> None:
-    from ..loaders.lora_fusing import fuse_lora_into
+    from ..lora.tools.fuse import fuse_lora_into
 
     fuse_lora_into(args.checkpoint, args.sources, args.out, args.weights, args.strict, args.overwrite)
     _written(args, {"loras": [str(source) for source in args.sources]})
 
 
 def _save(args: argparse.Namespace, make: Callable[[], Any]) -> None:
-    from ..loaders.lora_files import check_writable, save_lora
+    from ..lora.files import check_writable, save_lora
 
     check_writable(args.out, args.overwrite)
     result = make()

@@ -81,8 +81,8 @@ def run_plan(args: argparse.Namespace) -> int:
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     import torch
 
-    from ..hooks.vram_catalog import METHODS, plan_methods
-    from ..hooks.vram_plan import VRAMBudgetError
+    from ..methods.catalog import METHODS, plan_methods
+    from ..offload.budget.plan import VRAMBudgetError
 
     if args.list_methods:
         width = max(map(len, METHODS))

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .. import flux_shapes, tiny_flux_path
-from ..pipelines.pipeline_flux_eligen import FluxEliGenPipeline
+from ..methods.eligen.pipeline import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
 from .main import TINY
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from .vram_blocks import FP8
-from .vram_plan import GIB
+from ..offload.blocks import FP8
+from ..offload.budget.plan import GIB
 
 
 STAGES = ("offload", "onload", "preparing", "computation")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.utils import logging
 
-from ..latents import Canvas
+from ..canvas import Canvas
 from .prompt_padding import padding_hidden_from_t5
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ..pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..latents import Canvas
+from ..canvas import Canvas
 
 
 RegionMask: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]"

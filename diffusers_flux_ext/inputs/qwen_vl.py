@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from ._compat import execution_device
-from .conditions.image_embeds import to_pil
+from .._compat import execution_device
+from .vision import to_pil
 
 
 try:

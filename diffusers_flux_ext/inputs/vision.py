@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from .._compat import execution_device
-from ..latents import plain_picture
+from ..canvas import plain_picture
 
 
 # The processor class of each kind of vision model.

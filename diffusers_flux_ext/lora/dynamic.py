@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .lora_errors import UnsupportedLoRAError
-from .lora_layers import LayerUpdate
+from .errors import UnsupportedLoRAError
+from .updates import LayerUpdate
 
 
 _DYNAMIC_PARTS = (

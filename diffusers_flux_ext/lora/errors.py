@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .checkpoint_formats import list_keys
+from ..checkpoints.layouts import list_keys
 
 
 class LoRAError(ValueError):

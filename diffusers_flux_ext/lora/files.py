@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .lora_errors import LoRAError
+from .errors import LoRAError
 
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from .checkpoint_formats import (
+from ..checkpoints.layouts import (
     DOUBLE_BLOCKS,
     DOUBLE_LINEARS,
     DOUBLE_NORMS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .lora_errors import LoRAError
+from .errors import LoRAError
 
 
 @dataclass(frozen=True)

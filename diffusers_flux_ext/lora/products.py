@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .lora_layers import LayerUpdate, lossless, multiplied
+from .updates import LayerUpdate, lossless, multiplied
 
 
 def kron_factors(update: LayerUpdate) -> tuple[Tensor, Tensor]:

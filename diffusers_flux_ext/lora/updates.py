@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lora_errors import LoRAError, UnsupportedLoRAError
-from .lora_formats import LoRAKey
+from .errors import LoRAError, UnsupportedLoRAError
+from .keys import LoRAKey
 
 
 LORA = frozenset({"down", "up"})

@@ -25,18 +25,18 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ..models.attribute_value_encoder import AttributeValueEncoder
-from ..models.controlnet_flux_ext import FluxExtControlNetModel
-from ..models.infinite_you_image_projector import InfiniteYouImageProjector
-from ..models.ip_adapter_flux import FluxIPAdapter
-from ..models.lora_encoder_flux import FluxLoRAEncoder
-from ..models.nexus_gen_adapter import NexusGenAdapter
-from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
-from ..models.nexus_gen_model import NexusGenModel
-from ..models.step1x_connector import Step1XConnector
-from .vram import plan_vram
-from .vram_needs import INSTRUCTION_TOKENS, MEGAPIXEL_TOKENS, REDUX_TOKENS, Added
-from .vram_plan import VRAMPlan
+from ..offload.budget.api import plan_vram
+from ..offload.budget.demand import INSTRUCTION_TOKENS, MEGAPIXEL_TOKENS, REDUX_TOKENS, Added
+from ..offload.budget.plan import VRAMPlan
+from .attribute_control.encoder import AttributeValueEncoder
+from .control.model import FluxExtControlNetModel
+from .infinite_you.projector import InfiniteYouImageProjector
+from .ip_adapter.model import FluxIPAdapter
+from .lora_encoder.model import FluxLoRAEncoder
+from .nexus_gen.adapter import NexusGenAdapter
+from .nexus_gen.language_model import NexusGenModel
+from .nexus_gen.merger import NexusGenEditingMerger
+from .step1x_edit.connector import Step1XConnector
 
 
 FLUX_DEV = "FLUX.1-dev"

@@ -9,19 +9,19 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from ..hooks.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
-from ..loaders.checkpoint_formats import (
+from ..attention.processor import set_regional_processors
+from ..caches.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+from ..checkpoints.config import RELEASED_AXES, infer_transformer_config
+from ..checkpoints.layouts import (
     Shapes,
     TensorRecipe,
     TransformerLayout,
     detect_transformer_layout,
     plan_transformer_conversion,
 )
-from ..loaders.single_file_mixin import SingleFileMixin
-from ..loaders.step1x_files import PREFIX as CONNECTOR
-from ..loaders.step1x_files import has_connector
-from ..loaders.transformer_config import RELEASED_AXES, infer_transformer_config
-from .attention_processor_flux import set_regional_processors
+from ..checkpoints.single_file import SingleFileMixin
+from ..methods.step1x_edit.checkpoint import PREFIX as CONNECTOR
+from ..methods.step1x_edit.checkpoint import has_connector
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ..models.step1x_connector import Step1XConnector
+from ..methods.step1x_edit.connector import Step1XConnector
 
 
 # What diffusers casts and offloads leaf by leaf.

@@ -11,13 +11,13 @@ import torch
 from diffusers.utils import logging
 
 from .._compat import calculate_shift, retrieve_timesteps
-from ..conditions.prompt_padding import check_padding_mask
-from ..latents import Canvas, noised_image, plain_picture, sample_image_latents
+from ..canvas import Canvas, noised_image, plain_picture, sample_image_latents
+from ..inputs.prompt_padding import check_padding_mask
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 
 
 if TYPE_CHECKING:
-    from .pipeline_flux_conditioned import FluxConditionedPipeline
+    from .conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)

@@ -26,16 +26,16 @@ from transformers import (
 )
 
 from .._compat import execution_device, offload_all_but
-from ..conditions.base import EncodedConditions, FluxCondition, check_conditions
-from ..conditions.prompt_padding import padding_hidden_from_t5
+from ..attention.processor import regional_attention
+from ..caches.rules import CacheWatch, check_caches
+from ..canvas import Canvas
+from ..condition import EncodedConditions, FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
-from ..hooks.cache_rules import CacheWatch, check_caches
-from ..hooks.vram import VRAMBudgetMixin
-from ..latents import Canvas
-from ..loaders.lora_mixin import FluxExtLoraLoaderMixin
-from ..models.attention_processor_flux import regional_attention
+from ..inputs.prompt_padding import padding_hidden_from_t5
+from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from ..offload.budget.api import VRAMBudgetMixin
 from ..sequence import Contribution
 from .call_inputs import (
     PromptInputs,

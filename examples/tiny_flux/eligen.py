@@ -10,10 +10,10 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from diffusers_flux_ext import flux_shapes
-from diffusers_flux_ext.conditions.entity_regions import entity_rules
-from diffusers_flux_ext.conditions.region_masks import mask_to_tokens
+from diffusers_flux_ext.canvas import Canvas
 from diffusers_flux_ext.denoise import PromptEmbeds
-from diffusers_flux_ext.latents import Canvas
+from diffusers_flux_ext.inputs.masks import mask_to_tokens
+from diffusers_flux_ext.methods.eligen.condition import entity_rules
 from diffusers_flux_ext.sequence import Contribution, TokenGroup
 from diffusers_flux_ext.training import atomic_path, flow_matching_loss, sample_timesteps
 

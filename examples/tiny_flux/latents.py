@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from diffusers_flux_ext import flux_shapes
-from diffusers_flux_ext.latents import encode_image, pack_latents
+from diffusers_flux_ext.canvas import encode_image, pack_latents
 from diffusers_flux_ext.training import atomic_path
 
 from .models import load_vae

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusers_flux_ext import AttentionRule, build_attention_plan
-from diffusers_flux_ext import attention_plan as plans
-from diffusers_flux_ext.conditions.entity_regions import entity_rules
+from diffusers_flux_ext.attention import plan as plans
+from diffusers_flux_ext.methods.eligen.condition import entity_rules
 from diffusers_flux_ext.sequence import JointLayout
 
 

@@ -10,8 +10,8 @@ from diffusers_flux_ext import (
     apply_tea_cache,
     remove_tea_cache,
 )
-from diffusers_flux_ext.hooks.tea_cache_step import RunningForward
-from diffusers_flux_ext.latents import pack_latents
+from diffusers_flux_ext.caches.tea_cache_step import RunningForward
+from diffusers_flux_ext.canvas import pack_latents
 from tests.parity.reference import reference_pair
 from tests.parity.reference.pipeline import flux_image
 

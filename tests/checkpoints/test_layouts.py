@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_flux_ext.loaders.checkpoint_formats import (
+from diffusers_flux_ext.checkpoints.layouts import (
     LAYOUTS,
     PREFIX,
     TENSORS,

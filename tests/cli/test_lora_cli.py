@@ -12,7 +12,7 @@ from diffusers_flux_ext import convert_lora, detect_lora_format
 from diffusers_flux_ext.cli.main import main
 from tests.fixtures.lora_files import make
 from tests.fixtures.tiny import tiny_transformer
-from tests.loaders.lora_evaluation import assert_bit_equal
+from tests.lora.lora_evaluation import assert_bit_equal
 
 
 SCRIPTS = Path(__file__).parents[2] / "conversion_scripts"

@@ -6,7 +6,7 @@ import pytest
 
 from diffusers_flux_ext import tiny_flux_path
 from diffusers_flux_ext.cli.main import main
-from diffusers_flux_ext.hooks.vram_catalog import METHODS, flux_models, plan_methods
+from diffusers_flux_ext.methods.catalog import METHODS, flux_models, plan_methods
 
 
 def test_flux_dev_with_methods(capsys):

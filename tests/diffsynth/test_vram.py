@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_flux_ext import FluxConditionedPipeline, vram_plan_from_diffsynth
-from diffusers_flux_ext.hooks.vram_diffsynth import STAGES
+from diffusers_flux_ext.diffsynth.vram import STAGES
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
 

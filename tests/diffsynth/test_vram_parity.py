@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_flux_ext.hooks.vram_diffsynth import STAGES, _ladder
+from diffusers_flux_ext.diffsynth.vram import STAGES, _ladder
 from tests.parity.reference import import_reference
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusers_flux_ext import Canvas
-from diffusers_flux_ext.conditions.region_masks import mask_to_pixels, mask_to_tokens
+from diffusers_flux_ext.inputs.masks import mask_to_pixels, mask_to_tokens
 
 
 CANVAS = Canvas(64, 96, 1, 1, torch.device("cpu"), torch.float32)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import QwenVLProcessor
-from diffusers_flux_ext.qwen_vl import (
+from diffusers_flux_ext.inputs.qwen_vl import (
     PICTURE,
     chat_text,
     fit_picture,

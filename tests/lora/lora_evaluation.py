@@ -2,8 +2,8 @@
 
 import torch
 
-from diffusers_flux_ext.loaders.lora_products import bias_delta, dense_delta
-from diffusers_flux_ext.loaders.lora_reading import read_lora
+from diffusers_flux_ext.lora.products import bias_delta, dense_delta
+from diffusers_flux_ext.lora.reading.read import read_lora
 
 
 def flat_clip(name):

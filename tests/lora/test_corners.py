@@ -20,11 +20,11 @@ from diffusers_flux_ext import (
     unload_lora,
 )
 from diffusers_flux_ext.cli.main import main
-from diffusers_flux_ext.loaders.lora_loading import active_weights
+from diffusers_flux_ext.lora.loading.load import active_weights
 from tests.fixtures.lora_files import make
 from tests.fixtures.tiny import tiny_pipeline, tiny_transformer
-from tests.loaders.lora_evaluation import assert_bit_equal, meaning
-from tests.loaders.test_lora_loading import picture, weights_of
+from tests.lora.loading.test_load import picture, weights_of
+from tests.lora.lora_evaluation import assert_bit_equal, meaning
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"

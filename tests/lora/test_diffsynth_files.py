@@ -6,7 +6,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxConditionedPipeline, FluxEliGenPipeline, convert_lora, detect_lora_format
-from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
+from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
 
 

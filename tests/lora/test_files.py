@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_flux_ext import LoRAError, convert_lora, convert_lora_file, inspect_lora
 from diffusers_flux_ext.cli.main import main
-from diffusers_flux_ext.loaders import lora_files
-from diffusers_flux_ext.loaders.lora_reading import read_lora
+from diffusers_flux_ext.lora import files as lora_files
+from diffusers_flux_ext.lora.reading.read import read_lora
 from tests.fixtures.lora_files import broken_files, harmless_pickle, make
-from tests.loaders.lora_evaluation import assert_bit_equal
+from tests.lora.lora_evaluation import assert_bit_equal
 
 
 BROKEN = {name: (data, reason) for name, data, reason in broken_files()}

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffusers_flux_ext.loaders.checkpoint_formats import (
+from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
+from diffusers_flux_ext.checkpoints.layouts import (
     LAYOUTS,
     PREFIX,
     convert_transformer_state_dict,
     spell_in_layout,
 )
-from diffusers_flux_ext.models.attention_processor_flux import FluxRegionalAttnProcessor
 from diffusers_flux_ext.models.transformer_flux_ext import FluxExtTransformer2DModel
 
 
@@ -135,7 +135,7 @@ def test_only_the_header_is_read_before_an_error(tmp_path: Path, monkeypatch: py
         def get_tensor(self, key: str) -> torch.Tensor:
             raise AssertionError(f"`{key}` was read")
 
-    monkeypatch.setattr("diffusers_flux_ext.loaders.single_file_mixin.safe_open", HeaderOnly)
+    monkeypatch.setattr("diffusers_flux_ext.checkpoints.single_file.safe_open", HeaderOnly)
     with pytest.raises(ValueError, match=r"'bfl' layout has: `double_blocks\.0\.img_attn\.qkv\.lora_A`"):
         FluxExtTransformer2DModel.from_single_file(tmp_path / "model.sft", axes_dims_rope=AXES)
     save_file(tiny_weights("bfl"), tmp_path / "model.sft")

@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
-from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
+from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.models.transformer_flux_ext import FluxExtTransformer2DModel
 from tests.parity.reference import (
     import_reference,

@@ -1,6 +1,7 @@
 import pytest
 
-from diffusers_flux_ext.hooks import vram, vram_placement
+from diffusers_flux_ext.offload.budget import api as vram
+from diffusers_flux_ext.offload.budget import placement as vram_placement
 from tests.fixtures.vram import draw, pipeline
 
 

@@ -142,7 +142,7 @@ def test_interrupt_stops_the_loop(pipes):
 
 
 def test_a_size_that_does_not_divide_is_rounded_with_a_warning(pipes, caplog):
-    logger = logging.getLogger("diffusers_flux_ext.pipelines.call_inputs")
+    logger = logging.getLogger("diffusers_flux_ext.pipeline.call_inputs")
     logger.addHandler(caplog.handler)
     try:
         images = pipes[1](**call_kwargs(height=40, width=50)).images

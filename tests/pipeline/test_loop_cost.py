@@ -15,7 +15,7 @@ from diffusers_flux_ext import (
     FluxFlowMatchScheduler,
     PromptEmbeds,
 )
-from diffusers_flux_ext.conditions.base import EncodedConditions
+from diffusers_flux_ext.condition import EncodedConditions
 from tests.fixtures.conditions import CASES, METHODS, pipeline_for
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 

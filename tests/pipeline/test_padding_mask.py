@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import diffusers_flux_ext
+import diffusers_flux_ext.denoise as denoise
 from diffusers_flux_ext import (
     Contribution,
     ControlNetImage,
@@ -15,9 +16,8 @@ from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxEliGenPipeline,
     PromptEmbeds,
-    attention_plan,
-    denoise,
 )
+from diffusers_flux_ext.attention import plan as attention_plan
 from tests.fixtures.conditions import CASES, METHODS, PICTURE, pipeline_for
 from tests.fixtures.controlnet import PICTURE as CONTROL
 from tests.fixtures.controlnet import tiny_controlnet
@@ -38,7 +38,7 @@ def pipe():
 @pytest.fixture(params=["dense mask", "classes"])
 def execution(request, monkeypatch):
     cheaper = request.param == "dense mask"
-    monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: cheaper)
+    monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: cheaper)
 
 
 def draw(pipe, **arguments):

@@ -15,10 +15,10 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from .lora_dynamic import is_timed
-from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate, magnitude_axis
-from .lora_products import bias_delta, dense_delta, kron_factors, to_lora
+from ..dynamic import is_timed
+from ..errors import LoRAError
+from ..products import bias_delta, dense_delta, kron_factors, to_lora
+from ..updates import LayerUpdate, magnitude_axis
 
 
 _DOWN = ".lora_A.weight"

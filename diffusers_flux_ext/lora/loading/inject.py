@@ -12,14 +12,14 @@ from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .._compat import expand_linears
-from .lora_dynamic import is_timed
-from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate
-from .lora_planning import ModelPlan
-from .lora_products import to_lora
-from .lora_timestep import TimestepDelta, TimestepVariant
-from .lora_variants import DeltaVariant, make_delta
+from ..._compat import expand_linears
+from ..dynamic import is_timed
+from ..errors import LoRAError
+from ..products import to_lora
+from ..updates import LayerUpdate
+from .deltas import DeltaVariant, make_delta
+from .plan import ModelPlan
+from .timestep_layers import TimestepDelta, TimestepVariant
 
 
 def inject(

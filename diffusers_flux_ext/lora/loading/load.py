@@ -14,17 +14,17 @@ from huggingface_hub import hf_hub_download
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .._compat import fetch_lora_state_dict, offloading_suspended, restore_linears
-from .lora_conversion import load_adapter
-from .lora_errors import LoRAError
-from .lora_files import ADAPTER_CONFIG, PICKLES, LoRASource
-from .lora_formats import Component
-from .lora_injection import inject, narrow_x_embedder
-from .lora_patches import add_patches, apply_patches, patch_weights, remove_patches
-from .lora_planning import adapter_names, check_plans, free_name, plan_loading
-from .lora_reading import LoRAAdapter
-from .lora_scale import PEFT_HEADER
-from .lora_timestep import drop_unused_clock
+from ..._compat import fetch_lora_state_dict, offloading_suspended, restore_linears
+from ..errors import LoRAError
+from ..files import ADAPTER_CONFIG, PICKLES, LoRASource
+from ..keys import Component
+from ..reading.read import LoRAAdapter
+from ..reading.scale import PEFT_HEADER
+from ..tools.convert import load_adapter
+from .inject import inject, narrow_x_embedder
+from .patches import add_patches, apply_patches, patch_weights, remove_patches
+from .plan import adapter_names, check_plans, free_name, plan_loading
+from .timestep_layers import drop_unused_clock
 
 
 COMPONENTS: tuple[Component, ...] = ("transformer", "text_encoder", "text_encoder_2")

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
 
-from .._compat import offloading_suspended
-from .lora_files import LoRASource, materialize
-from .lora_layouts import lora_layout
-from .lora_loading import COMPONENTS, load_into, lora_models, read_source, unload_lora
-from .lora_patches import apply_patches, patch_weights, patched_adapters
-from .lora_variants import check_plain
-from .lora_writing import write_lora
+from ..._compat import offloading_suspended
+from ..files import LoRASource, materialize
+from ..layouts import lora_layout
+from ..writing.write import write_lora
+from .deltas import check_plain
+from .load import COMPONENTS, load_into, lora_models, read_source, unload_lora
+from .patches import apply_patches, patch_weights, patched_adapters
 
 
 class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):

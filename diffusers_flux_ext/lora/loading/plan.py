@@ -12,13 +12,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .checkpoint_formats import list_keys
-from .lora_dynamic import is_timed, refuse_dynamic
-from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate
-from .lora_patches import Patch, patched_adapters
-from .lora_reading import LoRAAdapter
-from .lora_variants import needs_variant
+from ...checkpoints.layouts import list_keys
+from ..dynamic import is_timed, refuse_dynamic
+from ..errors import LoRAError
+from ..reading.read import LoRAAdapter
+from ..updates import LayerUpdate
+from .deltas import needs_variant
+from .patches import Patch, patched_adapters
 
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .._compat import offloading_suspended
-from ..loaders.lora_errors import LoRAError
-from ..loaders.lora_files import LoRASource
-from ..loaders.lora_loading import add_adapter, check_hub_arguments, read_source
-from ..loaders.lora_reading import LoRAAdapter
-from ..loaders.lora_timestep import baked, check_timed, connect_clock
+from ..._compat import offloading_suspended
+from ..errors import LoRAError
+from ..files import LoRASource
+from ..reading.read import LoRAAdapter
+from .load import add_adapter, check_hub_arguments, read_source
+from .timestep_layers import baked, check_timed, connect_clock
 
 
 PUBLISHED_STRENGTH = 2.0

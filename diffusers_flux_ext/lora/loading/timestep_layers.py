@@ -11,9 +11,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate
-from .lora_variants import DeltaVariant
+from ..errors import LoRAError
+from ..updates import LayerUpdate
+from .deltas import DeltaVariant
 
 
 GAMMA, BETA = "lora_time_gamma", "lora_time_beta"

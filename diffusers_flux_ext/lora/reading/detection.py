@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from .lora_formats import LoRAKey
+from ..keys import LoRAKey
 
 
 class _Facts:

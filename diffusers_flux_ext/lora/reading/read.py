@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lora_detection import describe_format
-from .lora_errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
-from .lora_families import find_checkpoint, find_foreign, find_qwen_image
-from .lora_formats import LoRAKey, is_extra, parse_lora_key
-from .lora_layers import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
-from .lora_products import dense_delta, to_lora
-from .lora_scale import PeftScales, layer_scale, read_peft_scales
+from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
+from ..keys import LoRAKey, is_extra, parse_lora_key
+from ..products import dense_delta, to_lora
+from ..updates import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
+from .detection import describe_format
+from .families import find_checkpoint, find_foreign, find_qwen_image
+from .scale import PeftScales, layer_scale, read_peft_scales
 
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .lora_errors import LoRAError
-from .lora_formats import LoRAKey
-from .lora_layers import LayerUpdate
+from ..errors import LoRAError
+from ..keys import LoRAKey
+from ..updates import LayerUpdate
 
 
 logger = logging.getLogger(__name__)

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lora_conversion import load_adapter
-from .lora_dynamic import refuse_dynamic
-from .lora_errors import LoRAError, UnsupportedLoRAError
-from .lora_files import LoRASource, materialize
-from .lora_formats import parse_lora_key
-from .lora_layers import LayerUpdate, StoredLayer, lossless, multiplied
-from .lora_layouts import LoRALayout, lora_layout
-from .lora_products import to_lora
-from .lora_reading import LoRAAdapter, read_lora
-from .lora_scale import PEFT_HEADER
-from .lora_writing import Entries, write_lora
+from ..dynamic import refuse_dynamic
+from ..errors import LoRAError, UnsupportedLoRAError
+from ..files import LoRASource, materialize
+from ..keys import parse_lora_key
+from ..layouts import LoRALayout, lora_layout
+from ..products import to_lora
+from ..reading.read import LoRAAdapter, read_lora
+from ..reading.scale import PEFT_HEADER
+from ..updates import LayerUpdate, StoredLayer, lossless, multiplied
+from ..writing.write import Entries, write_lora
+from .convert import load_adapter
 
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_formats import list_keys
-from .lora_errors import LoRAError
-from .lora_files import LoRASource, OpenedLoRA, check_writable, materialize, nonfinite, open_lora, save_lora
-from .lora_layouts import LoRALayout, lora_layout
-from .lora_reading import LoRAAdapter, read_lora
-from .lora_writing import Entries, write_lora
+from ...checkpoints.layouts import list_keys
+from ..errors import LoRAError
+from ..files import LoRASource, OpenedLoRA, check_writable, materialize, nonfinite, open_lora, save_lora
+from ..layouts import LoRALayout, lora_layout
+from ..reading.read import LoRAAdapter, read_lora
+from ..writing.write import Entries, write_lora
 
 
 def load_adapter(

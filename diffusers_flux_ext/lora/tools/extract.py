@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_formats import TransformerLayout, list_keys
-from .lora_algebra import ErrorSum, LoRAResult, adapter_of, check_energy, check_rank
-from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate
-from .lora_layouts import lora_layout
-from .lora_writing import write_lora
-from .transformer_files import open_transformer
+from ...checkpoints.layouts import TransformerLayout, list_keys
+from ..errors import LoRAError
+from ..layouts import lora_layout
+from ..updates import LayerUpdate
+from ..writing.write import write_lora
+from .algebra import ErrorSum, LoRAResult, adapter_of, check_energy, check_rank
+from .transformer import open_transformer
 
 
 # Where a truncated product is computed exactly, and where by random projection.

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_formats import TransformerLayout, list_keys, spell_in_layout
-from .lora_conversion import load_adapter
-from .lora_dynamic import refuse_dynamic
-from .lora_errors import LoRAError, UnsupportedLoRAError
-from .lora_files import LoRASource, check_writable, save_lora
-from .lora_layers import LayerUpdate, magnitude_axis, swap_halves
-from .lora_products import bias_delta, dense_delta
-from .transformer_files import OpenedTransformer, TransformerSource, open_transformer
+from ...checkpoints.layouts import TransformerLayout, list_keys, spell_in_layout
+from ..dynamic import refuse_dynamic
+from ..errors import LoRAError, UnsupportedLoRAError
+from ..files import LoRASource, check_writable, save_lora
+from ..products import bias_delta, dense_delta
+from ..updates import LayerUpdate, magnitude_axis, swap_halves
+from .convert import load_adapter
+from .transformer import OpenedTransformer, TransformerSource, open_transformer
 
 
 _SET, _ADDED = ("set", "set_weight"), ("diff", "w_norm")

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .lora_conversion import load_adapter
-from .lora_detection import describe_format
-from .lora_dynamic import is_timed
-from .lora_files import LoRASource, nonfinite, open_lora
-from .lora_formats import is_extra, parse_lora_key
-from .lora_layers import LayerUpdate, StoredLayer
-from .lora_products import kron_factors, to_lora
-from .lora_reading import LoRAAdapter, lost_alpha
-from .lora_scale import PEFT_HEADER
-from .lora_verdict import diffusers_verdict
+from ..dynamic import is_timed
+from ..files import LoRASource, nonfinite, open_lora
+from ..keys import is_extra, parse_lora_key
+from ..products import kron_factors, to_lora
+from ..reading.detection import describe_format
+from ..reading.read import LoRAAdapter, lost_alpha
+from ..reading.scale import PEFT_HEADER
+from ..updates import LayerUpdate, StoredLayer
+from .convert import load_adapter
+from .verdict import diffusers_verdict
 
 
 # Linears of a double block, of a single block, and outside of blocks, in FLUX.1-dev.

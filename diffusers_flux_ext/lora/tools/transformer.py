@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_formats import TransformerLayout, detect_transformer_layout, plan_transformer_conversion
-from .lora_errors import LoRAError
-from .lora_files import open_lora
+from ...checkpoints.layouts import TransformerLayout, detect_transformer_layout, plan_transformer_conversion
+from ..errors import LoRAError
+from ..files import open_lora
 
 
 TransformerSource = str | os.PathLike[str] | Mapping[str, Tensor]

@@ -13,14 +13,14 @@ from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
-from .._compat import get_peft_kwargs
-from .checkpoint_formats import list_keys
-from .lora_errors import LoRAError
-from .lora_formats import parse_lora_key
-from .lora_layers import LayerUpdate
-from .lora_products import bias_delta
-from .lora_reading import LoRAAdapter
-from .lora_scale import PEFT_HEADER, PeftScales, read_peft_scales
+from ..._compat import get_peft_kwargs
+from ...checkpoints.layouts import list_keys
+from ..errors import LoRAError
+from ..keys import parse_lora_key
+from ..products import bias_delta
+from ..reading.read import LoRAAdapter
+from ..reading.scale import PEFT_HEADER, PeftScales, read_peft_scales
+from ..updates import LayerUpdate
 
 
 # Products that differ by less agree; bfloat16 factors that were multiplied once differ by this much.

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .lora_errors import LoRAError
-from .lora_layers import LayerUpdate
-from .lora_layouts import LoRALayout
-from .lora_reading import LoRAAdapter
-from .lora_scale import PEFT_HEADER, read_peft_scales
+from ..errors import LoRAError
+from ..layouts import LoRALayout
+from ..reading.read import LoRAAdapter
+from ..reading.scale import PEFT_HEADER, read_peft_scales
+from ..updates import LayerUpdate
 
 
 @dataclass

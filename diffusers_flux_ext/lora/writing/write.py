@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .lora_dynamic import refuse_dynamic
-from .lora_errors import UnsupportedLoRAError
-from .lora_formats import flatten, layer_in_namespace
-from .lora_header import TargetLayer, write_header
-from .lora_layers import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied
-from .lora_layouts import LoRALayout
-from .lora_products import to_lora
-from .lora_reading import LoRAAdapter, diffusers_updates, swapped
+from ..dynamic import refuse_dynamic
+from ..errors import UnsupportedLoRAError
+from ..keys import flatten, layer_in_namespace
+from ..layouts import LoRALayout
+from ..products import to_lora
+from ..reading.read import LoRAAdapter, diffusers_updates, swapped
+from ..updates import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied
+from .header import TargetLayer, write_header
 
 
 logger = logging.getLogger(__name__)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..denoise import DenoisingStep
-from ..latents import Canvas
-from ..models.attribute_value_encoder import AttributeValueEncoder
-from ..sequence import Contribution
-from .base import FluxCondition
-from .text_tokens import check_text_width, text_group
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.text_tokens import check_text_width, text_group
+from ...sequence import Contribution
+from .encoder import AttributeValueEncoder
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 AttributeInput = Mapping[str, float | Sequence[float] | None]
 

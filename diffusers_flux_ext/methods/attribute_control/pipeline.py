@@ -17,13 +17,13 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ..conditions.attribute_values import AttributeInput, AttributeValues
-from ..conditions.base import FluxCondition, check_conditions
-from ..models.attribute_value_encoder import AttributeValueEncoder
-from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from .components import extends_call
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...models.autoencoder_kl_flux import AutoencoderKLFlux
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from ...pipeline.components import extends_call
+from ...pipeline.conditioned import FluxConditionedPipeline
+from .condition import AttributeInput, AttributeValues
+from .encoder import AttributeValueEncoder
 
 
 class FluxAttributeControlPipeline(FluxConditionedPipeline):

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..denoise import DenoisingStep, PromptEmbeds
-from ..sequence import Contribution
+from ...denoise import DenoisingStep, PromptEmbeds
+from ...sequence import Contribution
 
 
 def residual_contribution(

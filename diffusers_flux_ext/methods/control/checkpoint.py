@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from diffusers import FluxControlNetModel
 
-from .checkpoint_formats import (
+from ...checkpoints.config import check_heads, check_overrides, infer_trunk_config, raise_if_missing
+from ...checkpoints.layouts import (
     LAYOUTS,
     Shapes,
     TensorRecipe,
@@ -21,7 +22,6 @@ from .checkpoint_formats import (
     plan_transformer_conversion,
     split_block_index,
 )
-from .transformer_config import check_heads, check_overrides, infer_trunk_config, raise_if_missing
 
 
 # A row a tensor: diffusers and DiffSynth-Studio, XLabs. `{}` is the index of a block.

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import FluxControlNetModel
 
-from ..denoise import DenoisingStep
-from ..latents import Canvas
-from ..sequence import Contribution
-from .control_picture import encode_control_picture
-from .controlnet_call import residual_contribution
-from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights
-from .region_masks import RegionMask
+from ...canvas import Canvas
+from ...denoise import DenoisingStep
+from ...inputs.masks import RegionMask
+from ...sequence import Contribution
+from .call import residual_contribution
+from .image import encode_control_picture
+from .residuals import ControlNetCondition, Negative, mask_channels, region_weights
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6, "low quality": 6}

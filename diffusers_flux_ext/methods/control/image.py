@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .._compat import execution_device
-from ..latents import Canvas, encode_image, pack_latents, plain_picture, sample_image_latents
-from .region_masks import RegionMask, list_regions, mask_to_pixels
+from ..._compat import execution_device
+from ...canvas import Canvas, encode_image, pack_latents, plain_picture, sample_image_latents
+from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 def encode_control_picture(

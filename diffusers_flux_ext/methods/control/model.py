@@ -10,10 +10,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..loaders.checkpoint_formats import Shapes, TensorRecipe, TransformerLayout, detect_transformer_layout
-from ..loaders.controlnet_formats import infer_controlnet_config, plan_controlnet_conversion
-from ..loaders.single_file_mixin import SingleFileMixin
-from ..loaders.transformer_config import RELEASED_AXES
+from ...checkpoints.config import RELEASED_AXES
+from ...checkpoints.layouts import Shapes, TensorRecipe, TransformerLayout, detect_transformer_layout
+from ...checkpoints.single_file import SingleFileMixin
+from .checkpoint import infer_controlnet_config, plan_controlnet_conversion
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import torch
 from diffusers.utils import logging
 
-from ..denoise import DenoisingStep
-from ..hooks.cache_rules import check_cache_allows_residuals
-from ..latents import Canvas
-from .base import FluxCondition
-from .region_masks import RegionMask, list_regions, mask_to_pixels
-from .scales import read_scale
-from .windows import check_window, is_active, warn_without_step
+from ...caches.rules import check_cache_allows_residuals
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
+from ...inputs.scales import read_scale
+from ...inputs.windows import check_window, is_active, warn_without_step
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.utils import logging
 
-from ..denoise import DenoisingStep
-from ..latents import Canvas
-from ..sequence import AttentionRule, Contribution, padding_rules
-from .base import FluxCondition
-from .entity_texts import encode_text
-from .region_masks import RegionMask, is_box, mask_to_tokens
-from .text_tokens import text_group
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.entity_texts import encode_text
+from ...inputs.masks import RegionMask, is_box, mask_to_tokens
+from ...inputs.text_tokens import text_group
+from ...sequence import AttentionRule, Contribution, padding_rules
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)

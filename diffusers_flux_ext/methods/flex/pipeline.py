@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
-from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.flex_control import FlexControl
-from ..conditions.region_masks import RegionMask
-from .components import extends_call
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...inputs.masks import RegionMask
+from ...pipeline.components import extends_call
+from ...pipeline.conditioned import FluxConditionedPipeline
+from .condition import FlexControl
 
 
 class FluxFlexPipeline(FluxConditionedPipeline):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..loaders.module_files import fill_module, read_weights_file
+from ...checkpoints.modules import fill_module, read_weights_file
 
 
 STAGES = ((64, 64, 3), (64, 128, 4), (128, 256, 14), (256, 512, 3))

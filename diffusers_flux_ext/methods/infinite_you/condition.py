@@ -11,20 +11,20 @@ from diffusers import FluxControlNetModel
 from diffusers.utils import logging
 from PIL import Image
 
-from ..denoise import DenoisingStep, PromptEmbeds
-from ..latents import Canvas
-from ..models.face_encoder import FaceEmbedding, FaceEncoder
-from ..models.infinite_you_image_projector import InfiniteYouImageProjector
-from ..sequence import Contribution
-from .control_picture import encode_control_picture
-from .controlnet_call import residual_contribution
-from .controlnet_residuals import ControlNetCondition, Negative, mask_channels, region_weights
-from .face_keypoints import draw_face_keypoints, fit_picture, read_keypoints
-from .region_masks import RegionMask
+from ...canvas import Canvas
+from ...denoise import DenoisingStep, PromptEmbeds
+from ...inputs.masks import RegionMask
+from ...sequence import Contribution
+from ..control.call import residual_contribution
+from ..control.image import encode_control_picture
+from ..control.residuals import ControlNetCondition, Negative, mask_channels, region_weights
+from .faces import FaceEmbedding, FaceEncoder
+from .keypoints import draw_face_keypoints, fit_picture, read_keypoints
+from .projector import InfiniteYouImageProjector
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .arcface_ir_se50 import CROP, ArcFaceIRSE50
-from .face_encoder import FaceEmbedding, FaceEncoder, choose_face
+from .arcface import CROP, ArcFaceIRSE50
+from .faces import FaceEmbedding, FaceEncoder, choose_face
 
 
 DETECTION_SIZES = (640, 320, 160)

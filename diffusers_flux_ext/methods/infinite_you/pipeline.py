@@ -27,17 +27,17 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.controlnet_residuals import Negative
-from ..conditions.infinite_you_identity import InfiniteYouIdentity
-from ..conditions.region_masks import RegionMask
-from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.controlnet_flux_ext import FluxExtControlNetModel
-from ..models.face_encoder import FaceEncoder
-from ..models.infinite_you_image_projector import InfiniteYouImageProjector
-from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from .components import PipelineT, extends_call
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...inputs.masks import RegionMask
+from ...models.autoencoder_kl_flux import AutoencoderKLFlux
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from ...pipeline.components import PipelineT, extends_call
+from ...pipeline.conditioned import FluxConditionedPipeline
+from ..control.model import FluxExtControlNetModel
+from ..control.residuals import Negative
+from .condition import InfiniteYouIdentity
+from .faces import FaceEncoder
+from .projector import InfiniteYouImageProjector
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..loaders.module_files import fill_module, read_weights_file
+from ...checkpoints.modules import fill_module, read_weights_file
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -11,16 +11,16 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from .._compat import execution_device
-from ..denoise import DenoisingStep
-from ..latents import Canvas, encode_image, pack_latents, plain_picture
-from ..sequence import Contribution
-from .base import FluxCondition
-from .region_masks import RegionMask, is_box, mask_to_pixels
+from ..._compat import execution_device
+from ...canvas import Canvas, encode_image, pack_latents, plain_picture
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.masks import RegionMask, is_box, mask_to_pixels
+from ...sequence import Contribution
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)

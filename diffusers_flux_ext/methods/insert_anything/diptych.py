@@ -10,11 +10,11 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from ..conditions.image_embeds import to_pil
-from ..conditions.region_masks import RegionMask, read_mask
-from ..latents import Canvas
-from .insert_anything_boxes import Box, crop_box, mask_box
-from .picture_arrays import dilate, pad_around, pad_to_square, resize_linear
+from ...canvas import Canvas
+from ...inputs.masks import RegionMask, read_mask
+from ...inputs.vision import to_pil
+from .boxes import Box, crop_box, mask_box
+from .opencv import dilate, pad_around, pad_to_square, resize_linear
 
 
 logger = logging.get_logger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..conditions.region_masks import list_regions
-from .insert_anything_pictures import Diptych, make_diptych
+from ...inputs.masks import list_regions
+from .diptych import Diptych, make_diptych
 
 
 def read_diptychs(

@@ -26,17 +26,17 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.fill_mask import FillMask
-from ..conditions.redux_images import ReduxImages
-from ..conditions.region_masks import RegionMask
-from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from .call_inputs import canvas_size, count_prompts
-from .components import extends_call, named_arguments
-from .insert_anything_inputs import read_diptychs
-from .insert_anything_pictures import Diptych, paste_panel
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...inputs.masks import RegionMask
+from ...models.autoencoder_kl_flux import AutoencoderKLFlux
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from ...pipeline.call_inputs import canvas_size, count_prompts
+from ...pipeline.components import extends_call, named_arguments
+from ...pipeline.conditioned import FluxConditionedPipeline
+from ..fill.condition import FillMask
+from ..redux.condition import ReduxImages
+from .diptych import Diptych, paste_panel
+from .inputs import read_diptychs
 
 
 # Those of the published weights and of diffusers' `FluxFillPipeline`.

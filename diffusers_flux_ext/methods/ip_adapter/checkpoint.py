@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint_formats import list_keys
+from ...checkpoints.layouts import list_keys
 
 
 NestedStateDict = Mapping[str, Any]

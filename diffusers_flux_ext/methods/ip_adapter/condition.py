@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..denoise import DenoisingStep
-from ..image_prompt import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
-from ..latents import Canvas
-from ..models.attention_processor_flux import check_image_prompts_run, regional_attention
-from ..models.ip_adapter_flux import FluxIPAdapter
-from ..sequence import Contribution
-from .base import FluxCondition
-from .image_embeds import embed_images
-from .region_masks import RegionMask, is_box, mask_to_tokens
-from .scales import read_scale
-from .windows import check_window, is_active, warn_without_step
+from ...attention.image_prompts import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
+from ...attention.processor import check_image_prompts_run, regional_attention
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.masks import RegionMask, is_box, mask_to_tokens
+from ...inputs.scales import read_scale
+from ...inputs.vision import embed_images
+from ...inputs.windows import check_window, is_active, warn_without_step
+from ...sequence import Contribution
+from .model import FluxIPAdapter
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)

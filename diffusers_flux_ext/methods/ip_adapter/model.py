@@ -11,12 +11,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..loaders.checkpoint_formats import list_keys
-from ..loaders.ip_adapter_formats import (
+from ...checkpoints.layouts import list_keys
+from ...checkpoints.modules import read_weights_file
+from .checkpoint import (
     convert_ip_adapter_state_dict,
     infer_ip_adapter_config,
 )
-from ..loaders.module_files import read_weights_file
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..denoise import DenoisingStep
-from ..latents import Canvas
-from ..loaders.lora_encoder_inputs import lora_pairs, read_lora_layers
-from ..loaders.lora_files import LoRASource
-from ..models.lora_encoder_flux import FluxLoRAEncoder
-from ..sequence import Contribution
-from .base import FluxCondition
-from .text_tokens import check_text_width, text_group
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.text_tokens import check_text_width, text_group
+from ...lora.files import LoRASource
+from ...sequence import Contribution
+from .inputs import lora_pairs, read_lora_layers
+from .model import FluxLoRAEncoder
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)

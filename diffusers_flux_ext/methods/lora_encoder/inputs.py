@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .checkpoint_formats import list_keys
-from .lora_conversion import convert_lora
-from .lora_files import LoRASource
+from ...checkpoints.layouts import list_keys
+from ...lora.files import LoRASource
+from ...lora.tools.convert import convert_lora
 
 
 if TYPE_CHECKING:
-    from ..models.lora_encoder_flux import FluxLoRAEncoder
+    from .model import FluxLoRAEncoder
 
 logger = logging.getLogger(__name__)
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"

@@ -11,8 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..loaders.checkpoint_formats import list_keys
-from ..loaders.module_files import fill_module, read_tensors
+from ...checkpoints.layouts import list_keys
+from ...checkpoints.modules import fill_module, read_tensors
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -17,14 +17,14 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.lora_embedding import LoRAEmbedding
-from ..loaders.lora_files import LoRASource
-from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.lora_encoder_flux import FluxLoRAEncoder
-from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from .components import extends_call
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...lora.files import LoRASource
+from ...models.autoencoder_kl_flux import AutoencoderKLFlux
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from ...pipeline.components import extends_call
+from ...pipeline.conditioned import FluxConditionedPipeline
+from .condition import LoRAEmbedding
+from .model import FluxLoRAEncoder
 
 
 class FluxLoRAEncoderPipeline(FluxConditionedPipeline):

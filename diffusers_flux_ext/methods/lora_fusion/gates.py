@@ -12,9 +12,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..loaders.checkpoint_formats import list_keys
-from ..loaders.module_files import fill_module, read_tensors
-from .lora_encoder_flux import lora_layers
+from ...checkpoints.layouts import list_keys
+from ...checkpoints.modules import fill_module, read_tensors
+from ..lora_encoder.model import lora_layers
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

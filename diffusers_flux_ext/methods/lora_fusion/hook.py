@@ -17,11 +17,11 @@ from diffusers import FluxTransformer2DModel
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 
-from ..loaders.lora_errors import LoRAError
-from ..loaders.lora_formats import parse_lora_key
-from ..loaders.lora_planning import adapter_names as loaded_adapters
-from ..loaders.lora_variants import DeltaVariant
-from ..models.lora_fusion_flux import FluxLoRAFusion, LoRAGate
+from ...lora.errors import LoRAError
+from ...lora.keys import parse_lora_key
+from ...lora.loading.deltas import DeltaVariant
+from ...lora.loading.plan import adapter_names as loaded_adapters
+from .gates import FluxLoRAFusion, LoRAGate
 
 
 _ATTRIBUTE = "_flux_ext_lora_fusion"

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..loaders.nexus_gen_files import ADAPTER, DecoderPartMixin
+from .checkpoint import ADAPTER, DecoderPartMixin
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
-from .checkpoint_formats import list_keys
-from .module_files import fill_module, read_tensors
+from ...checkpoints.layouts import list_keys
+from ...checkpoints.modules import fill_module, read_tensors
 
 
 ModelT = TypeVar("ModelT", bound="DecoderPartMixin")

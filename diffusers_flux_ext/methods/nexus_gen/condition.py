@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .._compat import offload_all_but
-from ..denoise import DenoisingStep, PromptEmbeds
-from ..latents import Canvas
-from ..models.nexus_gen_adapter import NexusGenAdapter
-from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
-from ..models.nexus_gen_model import NexusGenModel
-from ..nexus_gen import MAX_PIXELS, Language, check_embeds, check_options, editing_ids, embed_prompts
-from ..qwen_vl import list_texts
-from ..sequence import Contribution
-from .base import FluxCondition
-from .image_embeds import list_pictures
-from .text_tokens import check_text_width
+from ..._compat import offload_all_but
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep, PromptEmbeds
+from ...inputs.qwen_vl import list_texts
+from ...inputs.text_tokens import check_text_width
+from ...inputs.vision import list_pictures
+from ...sequence import Contribution
+from .adapter import NexusGenAdapter
+from .language_model import NexusGenModel
+from .merger import NexusGenEditingMerger
+from .prompts import MAX_PIXELS, Language, check_embeds, check_options, editing_ids, embed_prompts
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 NexusGenEmbeds = torch.Tensor | Mapping[str, torch.Tensor]
 

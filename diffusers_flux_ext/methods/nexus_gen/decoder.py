@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..loaders.nexus_gen_files import ADAPTER, Source, split_decoder
-from .nexus_gen_adapter import NexusGenAdapter
-from .nexus_gen_editing_merger import RELEASED_SECTION, NexusGenEditingMerger
-from .transformer_flux_ext import FluxExtTransformer2DModel
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from .adapter import NexusGenAdapter
+from .checkpoint import ADAPTER, Source, split_decoder
+from .merger import RELEASED_SECTION, NexusGenEditingMerger
 
 
 def load_nexus_gen_decoder(

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import ModelOutput
 
-from .._compat import execution_device
-from ..nexus_gen import MAX_PIXELS, MIN_PIXELS, check_options
-from ..qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
+from ..._compat import execution_device
+from ...inputs.qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
+from .prompts import MAX_PIXELS, MIN_PIXELS, check_options
 
 
 NUM_IMAGE_TOKENS = 81

@@ -11,7 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
-from ..loaders.nexus_gen_files import MERGER, DecoderPartMixin
+from .checkpoint import MERGER, DecoderPartMixin
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

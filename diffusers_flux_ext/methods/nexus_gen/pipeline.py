@@ -20,20 +20,20 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.image_embeds import list_pictures
-from ..conditions.nexus_gen_embedding import NexusGenEmbedding, NexusGenEmbeds
-from ..hooks.vram_needs import Added
-from ..loaders.nexus_gen_files import NexusGenDecoder
-from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.nexus_gen_adapter import NexusGenAdapter
-from ..models.nexus_gen_editing_merger import NexusGenEditingMerger
-from ..models.nexus_gen_model import NUM_IMAGE_TOKENS, QUESTION, NexusGenModel
-from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from ..nexus_gen import MAX_PIXELS, Language, check_language_model, embed_prompts
-from ..qwen_vl import QwenVLProcessor, list_texts
-from .components import extends_call, named_arguments
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...inputs.qwen_vl import QwenVLProcessor, list_texts
+from ...inputs.vision import list_pictures
+from ...models.autoencoder_kl_flux import AutoencoderKLFlux
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from ...offload.budget.demand import Added
+from ...pipeline.components import extends_call, named_arguments
+from ...pipeline.conditioned import FluxConditionedPipeline
+from .adapter import NexusGenAdapter
+from .checkpoint import NexusGenDecoder
+from .condition import NexusGenEmbedding, NexusGenEmbeds
+from .language_model import NUM_IMAGE_TOKENS, QUESTION, NexusGenModel
+from .merger import NexusGenEditingMerger
+from .prompts import MAX_PIXELS, Language, check_language_model, embed_prompts
 
 
 class FluxNexusGenPipeline(FluxConditionedPipeline):

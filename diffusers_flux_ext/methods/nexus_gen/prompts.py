@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ._compat import execution_device
-from .qwen_vl import PICTURE, chat_text, fit_picture, known_inputs, qwen_vl_inputs
+from ..._compat import execution_device
+from ...inputs.qwen_vl import PICTURE, chat_text, fit_picture, known_inputs, qwen_vl_inputs
 
 
 if TYPE_CHECKING:
-    from .latents import Canvas
-    from .models.nexus_gen_model import NexusGenModel
+    from ...canvas import Canvas
+    from .language_model import NexusGenModel
 
 Language = Literal["en", "zh"]
 PLACEHOLDER = "<image>"

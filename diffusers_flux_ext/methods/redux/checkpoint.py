@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from diffusers import ReduxImageEncoder
 
-from .checkpoint_formats import list_keys
-from .module_files import fill_module, read_tensors
+from ...checkpoints.layouts import list_keys
+from ...checkpoints.modules import fill_module, read_tensors
 
 
 # Below a folder of the published repository, of its embedder, or of the file that stands beside them.

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from diffusers import ReduxImageEncoder
 
-from ..denoise import DenoisingStep, PromptEmbeds
-from ..latents import Canvas
-from ..sequence import Contribution
-from .base import FluxCondition
-from .image_embeds import embed_images
-from .redux_inputs import check_redux_embeds, count_pictures, read_masks, read_numbers, region_rules, token_masks
-from .region_masks import RegionMask
-from .text_tokens import check_text_width, text_group
-from .token_grids import merge_tokens
+from ...canvas import Canvas
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep, PromptEmbeds
+from ...inputs.masks import RegionMask
+from ...inputs.text_tokens import check_text_width, text_group
+from ...inputs.token_grids import merge_tokens
+from ...inputs.vision import embed_images
+from ...sequence import Contribution
+from .inputs import check_redux_embeds, count_pictures, read_masks, read_numbers, region_rules, token_masks
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)

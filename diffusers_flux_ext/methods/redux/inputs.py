@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from ..latents import Canvas
-from ..sequence import AttentionRule
-from .entity_regions import entity_rules
-from .image_embeds import list_samples
-from .region_masks import is_box, mask_to_tokens
+from ...canvas import Canvas
+from ...inputs.masks import is_box, mask_to_tokens
+from ...inputs.vision import list_samples
+from ...sequence import AttentionRule
+from ..eligen.condition import entity_rules
 
 
 logger = logging.get_logger(__name__)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from .._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
-from ..denoise import DenoisingStep
-from ..latents import Canvas, encode_image, pack_latents, plain_picture
-from ..sequence import AttentionRule, Contribution, TokenGroup
-from .base import FluxCondition
-from .token_grids import evenly_spread
+from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
+from ...canvas import Canvas, encode_image, pack_latents, plain_picture
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep
+from ...inputs.token_grids import evenly_spread
+from ...sequence import AttentionRule, Contribution, TokenGroup
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 Layout = Literal["index", "offset", "same"]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .checkpoint_formats import Shapes, TensorRecipe, list_keys
-from .transformer_config import check_overrides
+from ...checkpoints.config import check_overrides
+from ...checkpoints.layouts import Shapes, TensorRecipe, list_keys
 
 
 PREFIX = "connector."

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from .._compat import execution_device
-from ..denoise import DenoisingStep, PromptEmbeds
-from ..guidance import combine_velocities
-from ..latents import Canvas, encode_image, pack_latents
-from ..models.step1x_connector import Step1XConnector, Step1XContext
-from ..qwen_vl import list_texts
-from ..sequence import Contribution, TokenGroup
-from .base import FluxCondition
-from .image_embeds import list_pictures, to_pil
-from .step1x_embedder import encode_instructions
+from ..._compat import execution_device
+from ...canvas import Canvas, encode_image, pack_latents
+from ...condition import FluxCondition
+from ...denoise import DenoisingStep, PromptEmbeds
+from ...guidance import combine_velocities
+from ...inputs.qwen_vl import list_texts
+from ...inputs.vision import list_pictures, to_pil
+from ...sequence import Contribution, TokenGroup
+from .connector import Step1XConnector, Step1XContext
+from .instructions import encode_instructions
 
 
 if TYPE_CHECKING:
-    from ..pipelines.pipeline_flux_conditioned import FluxConditionedPipeline
+    from ...pipeline.conditioned import FluxConditionedPipeline
 
 _PREPARED = "prepared."
 

@@ -12,9 +12,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
-from ..loaders.checkpoint_formats import Shapes, TensorRecipe, TransformerLayout
-from ..loaders.single_file_mixin import SingleFileMixin
-from ..loaders.step1x_files import infer_connector_config, plan_connector
+from ...checkpoints.layouts import Shapes, TensorRecipe, TransformerLayout
+from ...checkpoints.single_file import SingleFileMixin
+from .checkpoint import infer_connector_config, plan_connector
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

@@ -10,7 +10,7 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from ..qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs, tokenize
+from ...inputs.qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs, tokenize
 
 
 logger = logging.get_logger(__name__)

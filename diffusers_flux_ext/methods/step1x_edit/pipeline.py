@@ -21,18 +21,18 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ..conditions.base import FluxCondition, check_conditions
-from ..conditions.image_embeds import list_pictures, to_pil
-from ..conditions.step1x_embedder import MAX_TOKENS, encode_instructions, step1x_size
-from ..conditions.step1x_instruction import Step1XInstruction
-from ..hooks.vram_needs import Added
-from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.step1x_connector import Step1XConnector
-from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from ..qwen_vl import QwenVLProcessor, list_texts
-from .call_inputs import canvas_size
-from .components import extends_call, named_arguments
-from .pipeline_flux_conditioned import FluxConditionedPipeline
+from ...condition import FluxCondition, check_conditions
+from ...inputs.qwen_vl import QwenVLProcessor, list_texts
+from ...inputs.vision import list_pictures, to_pil
+from ...models.autoencoder_kl_flux import AutoencoderKLFlux
+from ...models.transformer_flux_ext import FluxExtTransformer2DModel
+from ...offload.budget.demand import Added
+from ...pipeline.call_inputs import canvas_size
+from ...pipeline.components import extends_call, named_arguments
+from ...pipeline.conditioned import FluxConditionedPipeline
+from .condition import Step1XInstruction
+from .connector import Step1XConnector
+from .instructions import MAX_TOKENS, encode_instructions, step1x_size
 
 
 TRUE_CFG_SCALE = 6.0

@@ -11,15 +11,15 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from .._compat import vram_budget_of
-from ..conditions.base import check_conditions
-from .vram_apply import VRAMBudget
-from .vram_blocks import rest_bytes, streamable_blocks, tensor_bytes
-from .vram_estimate import Workload
-from .vram_needs import Added, autoencoder_need, is_autoencoder, need_of, planned_modules, storage_of, workload_of
-from .vram_placement import Need, mark_staying, phase_plans, place, send_to_disk, smallest_phases
-from .vram_plan import GIB, ComponentPlan, VRAMBudgetError, VRAMPlan
-from .vram_report import MemoryReport
+from ..._compat import vram_budget_of
+from ...condition import check_conditions
+from ..blocks import rest_bytes, streamable_blocks, tensor_bytes
+from .budget import VRAMBudget
+from .demand import Added, autoencoder_need, is_autoencoder, need_of, planned_modules, storage_of, workload_of
+from .estimate import Workload
+from .placement import Need, mark_staying, phase_plans, place, send_to_disk, smallest_phases
+from .plan import GIB, ComponentPlan, VRAMBudgetError, VRAMPlan
+from .report import MemoryReport
 
 
 __all__ = [

@@ -11,12 +11,12 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from .vram_estimate import Workload, set_tiling
-from .vram_needs import is_autoencoder, larger
-from .vram_parts import PlacedModel, fingerprint
-from .vram_placement import LOOP
-from .vram_plan import VRAMPlan
-from .vram_report import PeakMeter
+from .demand import is_autoencoder, larger
+from .estimate import Workload, set_tiling
+from .placed_model import PlacedModel, fingerprint
+from .placement import LOOP
+from .plan import VRAMPlan
+from .report import PeakMeter
 
 
 logger = logging.get_logger(__name__)

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
-from .._compat import PREFERRED_KONTEXT_RESOLUTIONS
-from ..conditions.redux_inputs import count_pictures, read_numbers
-from .disk_streaming import is_streamed_from_disk
-from .vram_blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
-from .vram_estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
-from .vram_placement import LOOP, Need
+from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS
+from ...methods.redux.inputs import count_pictures, read_numbers
+from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
+from ..disk.api import is_streamed_from_disk
+from .estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
+from .placement import LOOP, Need
 
 
 # Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).

@@ -14,9 +14,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ..loaders.lora_timestep import TimestepClock
+from ...lora.loading.timestep_layers import TimestepClock
+from ..blocks import FP8, LEAVES, compute_dtype, streamable_blocks
 from .live_bytes import peak_bytes
-from .vram_blocks import FP8, LEAVES, compute_dtype, streamable_blocks
 
 
 TILE_SIZES = (None, 1024, 768, 512, 384, 256, 128)

@@ -16,7 +16,7 @@ from diffusers.hooks import ModelHook, apply_group_offloading, apply_layerwise_c
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .._compat import (
+from ..._compat import (
     GROUP_OFFLOADING,
     GroupOffloadingConfig,
     GroupOffloadingHook,
@@ -28,8 +28,8 @@ from .._compat import (
     remove_group_offloading,
     remove_hook,
 )
-from .vram_blocks import KEPT_PRECISE, compute_dtype, rest_tensors, streamable_blocks
-from .vram_plan import ComponentPlan
+from ..blocks import KEPT_PRECISE, compute_dtype, rest_tensors, streamable_blocks
+from .plan import ComponentPlan
 
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .vram_plan import ComponentPlan, PhasePlan, host_bytes
+from .plan import ComponentPlan, PhasePlan, host_bytes
 
 
 LOOP = "loop"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from .vram_estimate import Workload
+from .estimate import Workload
 
 
 GIB = 2**30

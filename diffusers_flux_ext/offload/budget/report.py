@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .vram_plan import GIB, text_table
+from .plan import GIB, text_table
 
 
 class PeakMeter:

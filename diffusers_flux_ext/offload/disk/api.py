@@ -14,11 +14,11 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .disk_blocks import StreamedBlock, choose_kept
-from .disk_plan import StreamingPlan, compute_dtype, make_plan, read_tensor, source_folders
-from .disk_stream import DiskStream, DiskStreamingStats
-from .disk_streaming_guards import add_guards, remove_guards
-from .safetensors_files import FileReader
+from .files import FileReader
+from .guards import add_guards, remove_guards
+from .plan import StreamingPlan, compute_dtype, make_plan, read_tensor, source_folders
+from .stream import DiskStream, DiskStreamingStats
+from .weights import StreamedBlock, choose_kept
 
 
 __all__ = [

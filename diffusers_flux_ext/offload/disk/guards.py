@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .disk_blocks import StreamedWeight
-from .disk_stream import DiskStream
+from .stream import DiskStream
+from .weights import StreamedWeight
 
 
 _REFUSED = {

@@ -11,10 +11,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..loaders.checkpoint_formats import list_keys
-from .disk_blocks import StreamedBlock, StreamedWeight
-from .disk_store import WeightToStore, store_weights
-from .safetensors_files import FLOAT8, FileReader, StoredTensor, plan_pieces, read_layout
+from ...checkpoints.layouts import list_keys
+from .files import FLOAT8, FileReader, StoredTensor, plan_pieces, read_layout
+from .store import WeightToStore, store_weights
+from .weights import StreamedBlock, StreamedWeight
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..loaders.conversion_cli import written_at_once
-from .safetensors_files import DTYPE_CODES, StoredTensor, byte_view, read_layout
+from ...checkpoints.writing import written_at_once
+from .files import DTYPE_CODES, StoredTensor, byte_view, read_layout
 
 
 _CHUNK = 32 * 2**20

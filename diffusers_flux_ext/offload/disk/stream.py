@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .disk_blocks import StreamedBlock
-from .safetensors_files import FileReader
+from .files import FileReader
+from .weights import StreamedBlock
 
 
 @dataclass

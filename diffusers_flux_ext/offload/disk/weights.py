@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .safetensors_files import Piece
+from .files import Piece
 
 
 @dataclass(eq=False)

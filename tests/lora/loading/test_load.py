@@ -15,12 +15,12 @@ from diffusers_flux_ext import (
     load_lora,
     unload_lora,
 )
-from diffusers_flux_ext.loaders.lora_loading import active_weights
+from diffusers_flux_ext.lora.loading.load import active_weights
 from tests.fixtures.lora_files import FORMATS, Sizes, make
 from tests.fixtures.lora_files.readers import components, read_loaded
 from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline
-from tests.loaders.lora_evaluation import assert_bit_equal
+from tests.lora.lora_evaluation import assert_bit_equal
 
 
 MODELS = ("transformer", "text_encoder", "text_encoder_2")

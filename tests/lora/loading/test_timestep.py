@@ -21,11 +21,11 @@ from diffusers_flux_ext import (
     load_timestep_lora,
     unload_lora,
 )
-from diffusers_flux_ext.loaders.lora_loading import active_weights
+from diffusers_flux_ext.lora.loading.load import active_weights
 from tests.fixtures.lora_fusion import small_lora
 from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.loaders.lora_evaluation import assert_bit_equal
+from tests.lora.lora_evaluation import assert_bit_equal
 
 
 LORA = tiny_timestep_lora(1)

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, load_timestep_lora
 from tests.fixtures.timestep_lora import tiny_timestep_lora
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
+from tests.models.test_transformer_parity import inputs, our_velocity
 from tests.parity.reference import load_reference_timestep_lora, reference_pair
-from tests.parity.test_eligen import TOLERANCE, our_images, reference_images
-from tests.parity.test_transformer import inputs, our_velocity
 
 
 GUIDED = ({"negative_prompt": "ugly", "cfg_scale": 2.0}, {"negative_prompt": "ugly", "true_cfg_scale": 2.0})

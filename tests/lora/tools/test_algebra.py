@@ -13,11 +13,11 @@ from diffusers_flux_ext import (
     merge_loras,
     resize_lora,
 )
-from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
-from diffusers_flux_ext.loaders.lora_errors import UnsupportedLoRAError
+from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
+from diffusers_flux_ext.lora.errors import UnsupportedLoRAError
 from tests.fixtures.lora_files import make
 from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline, tiny_transformer
-from tests.loaders.lora_evaluation import assert_bit_equal, assert_same, meaning
+from tests.lora.lora_evaluation import assert_bit_equal, assert_same, meaning
 
 
 def weighted_sum(files, weights, kind):

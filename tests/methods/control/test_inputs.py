@@ -12,8 +12,8 @@ from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
 )
-from diffusers_flux_ext.conditions import windows
-from diffusers_flux_ext.conditions.base import EncodedConditions
+from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.inputs import windows
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
 from tests.fixtures.tiny import call_kwargs, different, seeded, tiny_pipeline, tiny_transformer

@@ -8,8 +8,8 @@ from PIL import Image
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, FluxFlowMatchScheduler
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import STEPS, TOLERANCE, mask, our_images, reference_images
 from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
-from tests.parity.test_eligen import STEPS, TOLERANCE, mask, our_images, reference_images
 
 
 DEEP = {"num_layers": 19, "num_single_layers": 38, "attention_head_dim": 8, "axes_dims_rope": (2, 2, 4)}

@@ -25,8 +25,8 @@ from diffusers_flux_ext import (
     PromptEmbeds,
     predict_velocity,
 )
-from diffusers_flux_ext.conditions.controlnet_residuals import region_weights
-from diffusers_flux_ext.latents import pack_latents, sample_image_latents
+from diffusers_flux_ext.canvas import pack_latents, sample_image_latents
+from diffusers_flux_ext.methods.control.residuals import region_weights
 from tests.fixtures.controlnet import (
     KINDS,
     OTHER_PICTURE,
@@ -198,7 +198,7 @@ class TestLaws:
     def test_an_empty_region_is_no_condition(self, pipe, caplog, monkeypatch):
         import logging
 
-        logger = logging.getLogger("diffusers_flux_ext.conditions.controlnet_residuals")
+        logger = logging.getLogger("diffusers_flux_ext.methods.control.residuals")
         monkeypatch.setattr(logger, "propagate", True)
         logger.addHandler(caplog.handler)
         images = pipe(**call_kwargs(conditions=[condition(mask_region=Image.new("L", (48, 32)))])).images

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import FluxEliGenPipeline, FluxFlowMatchScheduler
-from diffusers_flux_ext.latents import encode_image, pack_latents
+from diffusers_flux_ext.canvas import encode_image, pack_latents
 from tests.parity.reference import reference_pair
 
 
@@ -146,5 +146,5 @@ def test_a_mask_of_another_size_is_resized_alike(pair):
 
 
 def test_classes_of_tokens_agree_with_the_reference_too(pair, monkeypatch):
-    monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+    monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: False)
     test_entities(pair, BOXES["three"])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import EntityRegions, FluxConditionedPipeline, FluxEliGenPipeline, InpaintRegion
-from diffusers_flux_ext.models.attention_processor_flux import FluxRegionalAttnProcessor
+from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
 from tests.fixtures.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
 from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
 
@@ -24,8 +24,8 @@ def pipe():
 
 @pytest.fixture
 def warnings(caplog):
-    names = ("entity_regions", "entity_texts", "inpaint_region")
-    loggers = [logging.getLogger(f"diffusers_flux_ext.conditions.{name}") for name in names]
+    names = ("methods.eligen.condition", "inputs.entity_texts", "methods.inpaint.condition")
+    loggers = [logging.getLogger(f"diffusers_flux_ext.{name}") for name in names]
     for logger in loggers:
         logger.addHandler(caplog.handler)
     yield caplog
@@ -73,7 +73,7 @@ def test_one_set_of_entities_serves_every_prompt(pipe):
 @pytest.mark.parametrize("force_classes", [False, True])
 def test_entities_per_sample_with_several_images_per_prompt(pipe, monkeypatch, force_classes):
     if force_classes:
-        monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+        monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: False)
     latents = torch.randn(4, 6, 64, generator=seeded(1))
     prompts = [["a red dog", "a blue bird"], ["a tree"]]
     masks = [[LEFT, RIGHT], [(0, 0, 16, 16)]]
@@ -130,7 +130,7 @@ def test_entities_run_with_what_other_conditions_bring(pipe, monkeypatch, others
     others = others if isinstance(others, list) else [others]
     arguments = call_kwargs(negative_prompt="ugly", true_cfg_scale=2.0, prompt=["a", "b"], **ENTITIES)
     masked = pipe(**arguments, conditions=others).images
-    monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: not force_classes)
+    monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: not force_classes)
     arguments["generator"] = seeded()
     images = pipe(**arguments, conditions=others).images
     torch.testing.assert_close(images, masked, atol=1e-4, rtol=0)
@@ -272,7 +272,7 @@ class TestInpaintRegion:
         latents = torch.randn(1, 6, 64, generator=seeded(3))
         condition = InpaintRegion(self.picture, self.mask)
         pipe(**call_kwargs(conditions=[condition], latents=latents, callback_on_step_end=callback))
-        from diffusers_flux_ext.latents import encode_image, pack_latents
+        from diffusers_flux_ext.canvas import encode_image, pack_latents
 
         pixels = pipe.image_processor.preprocess(self.picture, height=32, width=48)
         source = pack_latents(encode_image(pipe.vae, pixels))

@@ -5,8 +5,8 @@ import pytest
 from diffusers_flux_ext import EntityRegions, FillMask, FluxConditionedPipeline, FluxFlowMatchScheduler
 from tests.fixtures.controlnet import PICTURE
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import check, mask, our_images
 from tests.parity.reference import reference_pair
-from tests.parity.test_eligen import check, mask, our_images
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from PIL import Image
 from diffusers_flux_ext import FluxFlexPipeline, FluxFlowMatchScheduler
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import check, mask, our_images
 from tests.parity.reference import reference_pair
-from tests.parity.test_eligen import check, mask, our_images
 
 
 INPAINT = {"inpaint_image": PICTURE.resize((64, 48)), "inpaint_mask": mask((5, 3, 41, 44))}

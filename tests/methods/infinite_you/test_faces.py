@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import FaceEncoder, InsightFaceEncoder
-from diffusers_flux_ext.models.arcface_ir_se50 import ArcFaceIRSE50
-from diffusers_flux_ext.models.face_encoder import choose_face
+from diffusers_flux_ext.methods.infinite_you.arcface import ArcFaceIRSE50
+from diffusers_flux_ext.methods.infinite_you.faces import choose_face
 
 
 BOXES = [(100, 0, 160, 60), (0, 0, 90, 90), (200, 0, 260, 60)]
@@ -19,7 +19,7 @@ BOXES = [(100, 0, 160, 60), (0, 0, 90, 90), (200, 0, 260, 60)]
 
 @pytest.fixture
 def warnings(caplog):
-    logger = logging.getLogger("diffusers_flux_ext.models.face_encoder")
+    logger = logging.getLogger("diffusers_flux_ext.methods.infinite_you.faces")
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)

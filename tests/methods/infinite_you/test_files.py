@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_flux_ext import InfiniteYouImageProjector
-from diffusers_flux_ext.models.arcface_ir_se50 import ArcFaceIRSE50
+from diffusers_flux_ext.methods.infinite_you.arcface import ArcFaceIRSE50
 from tests.fixtures.infinite_you import tiny_projector
 
 

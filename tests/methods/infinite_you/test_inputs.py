@@ -12,7 +12,7 @@ from diffusers_flux_ext import (
     draw_face_keypoints,
     infinite_you_preset,
 )
-from diffusers_flux_ext.conditions import infinite_you_identity
+from diffusers_flux_ext.methods.infinite_you import condition as infinite_you_identity
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules, tiny_projector
 from tests.fixtures.tiny import call_kwargs, different, tiny_pipeline
@@ -29,7 +29,7 @@ def pipe():
 
 @pytest.fixture
 def warnings(caplog):
-    logger = logging.getLogger("diffusers_flux_ext.models.face_encoder")
+    logger = logging.getLogger("diffusers_flux_ext.methods.infinite_you.faces")
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import draw_face_keypoints
-from diffusers_flux_ext.conditions.face_keypoints import COLORS, fit_picture, read_keypoints
+from diffusers_flux_ext.methods.infinite_you.keypoints import COLORS, fit_picture, read_keypoints
 
 
 # Size, key points, and how many pixels of each colour OpenCV's own functions give (sticks, then points).

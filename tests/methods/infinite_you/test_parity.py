@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInfiniteYouPipeline, draw_face_keypoints
-from diffusers_flux_ext.conditions.infinite_you_identity import InfiniteYouIdentity
+from diffusers_flux_ext.methods.infinite_you.condition import InfiniteYouIdentity
 from tests.fixtures.infinite_you import POINTS, face, tiny_identity_modules, tiny_projector
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
 from tests.parity.reference import (
     EmbeddedFace,
     controlnet_input,
@@ -15,7 +16,6 @@ from tests.parity.reference import (
     reference_pair,
     reference_projector,
 )
-from tests.parity.test_eligen import TOLERANCE, our_images, reference_images
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from diffusers_flux_ext.pipelines.picture_arrays import dilate, pad_around, pad_to_square, resize_linear
+from diffusers_flux_ext.methods.insert_anything.opencv import dilate, pad_around, pad_to_square, resize_linear
 
 
 RESIZED = {

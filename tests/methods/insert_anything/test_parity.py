@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInsertAnythingPipeline
-from diffusers_flux_ext.latents import pack_latents
-from diffusers_flux_ext.pipelines.insert_anything_pictures import make_diptych, paste_panel
+from diffusers_flux_ext.canvas import pack_latents
+from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from tests.fixtures.insert_anything import pictures, region
 from tests.fixtures.ip_adapter import picture
 from tests.fixtures.redux import tiny_redux_embedder, tiny_redux_vision
@@ -119,7 +119,7 @@ def test_a_loop_of_the_released_size(pair, monkeypatch):
     monkeypatch.setattr(
         reference.vae_decoder, "forward", lambda latents, **_: final.append(latents) or torch.zeros(1, 3, 768, 1536)
     )
-    monkeypatch.setattr("diffusers_flux_ext.conditions.fill_mask.encode_image", lambda vae, image: mean(image))
+    monkeypatch.setattr("diffusers_flux_ext.methods.fill.condition.encode_image", lambda vae, image: mean(image))
     call_reference(reference, CASES["middle"], 768, 2)
     latents = ours(**our_arguments(ours, CASES["middle"], 768, 2), output_type="latent").images
     torch.testing.assert_close(latents, pack_latents(final[0]), atol=1e-3, rtol=0)

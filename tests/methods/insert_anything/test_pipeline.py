@@ -16,9 +16,9 @@ from diffusers_flux_ext import (
     FluxInsertAnythingPipeline,
     ReduxImages,
 )
-from diffusers_flux_ext.conditions.region_masks import mask_to_pixels
-from diffusers_flux_ext.latents import Canvas
-from diffusers_flux_ext.pipelines.insert_anything_pictures import make_diptych, paste_panel
+from diffusers_flux_ext.canvas import Canvas
+from diffusers_flux_ext.inputs.masks import mask_to_pixels
+from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from tests.fixtures.insert_anything import pictures, region
 from tests.fixtures.ip_adapter import picture
 from tests.fixtures.redux import redux_modules
@@ -124,7 +124,7 @@ class TestResult:
         shown = inspect.signature(FluxInsertAnythingPipeline.__call__).parameters
         assert (shown["num_inference_steps"].default, shown["guidance_scale"].default) == (50, 30.0)
         monkeypatch.setattr(
-            "diffusers_flux_ext.conditions.fill_mask.encode_image", lambda vae, image: torch.zeros(1, 16, 96, 192)
+            "diffusers_flux_ext.methods.fill.condition.encode_image", lambda vae, image: torch.zeros(1, 16, 96, 192)
         )
         handle = pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True)
         with pytest.raises(Enough):
@@ -221,7 +221,7 @@ def test_bad_inputs(pipe, arguments, message):
 
 def test_a_full_mask_is_warned_of(pipe, monkeypatch):
     said = []
-    logger = "diffusers_flux_ext.pipelines.insert_anything_pictures.logger"
+    logger = "diffusers_flux_ext.methods.insert_anything.diptych.logger"
     monkeypatch.setattr(f"{logger}.warning", said.append)
     images = draw(pipe, source_mask=(0.0, 0.0, 1.0, 1.0))
     assert ["covers all of it" in message for message in said] == [True]

@@ -10,7 +10,7 @@ from diffusers_flux_ext import (
     IPAdapterImages,
     predict_velocity,
 )
-from diffusers_flux_ext.models.attention_processor_flux import regional_attention
+from diffusers_flux_ext.attention.processor import regional_attention
 from tests.fixtures.ip_adapter import (
     XLABS,
     differ,
@@ -143,7 +143,7 @@ class TestMask:
     def test_only_tokens_inside_are_touched_in_the_first_block(self, adapter, force_classes, monkeypatch):
         """A model of one double block shows what its image tokens got."""
         if force_classes:
-            monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+            monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: False)
         transformer = tiny_transformer(0, num_layers=1, num_single_layers=0)
         adapter = tiny_ip_adapter(1, **{**dict(adapter.config), "num_blocks": 1})
         pipe = tiny_pipeline(FluxConditionedPipeline, transformer=transformer)

@@ -14,7 +14,7 @@ from diffusers_flux_ext import (
     IPAdapterImages,
     predict_velocity,
 )
-from diffusers_flux_ext.models.attention_processor_flux import regional_attention
+from diffusers_flux_ext.attention.processor import regional_attention
 from tests.fixtures.ip_adapter import (
     XLABS,
     differ,
@@ -43,7 +43,7 @@ class TestOtherMethods:
         condition = IPAdapterImages(adapter, image_embeds=image_embeds(), mask=LEFT)
         inputs = {"prompt": ["a", "b"], "num_images_per_prompt": 2, **GUIDED}
         masked = run(pipe, condition, *self.others, **inputs)
-        monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: not force_classes)
+        monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: not force_classes)
         images = run(pipe, *self.others, condition, **inputs)
         torch.testing.assert_close(images, masked, atol=1e-4, rtol=0)
         assert differ(images, run(pipe, *self.others, **inputs))

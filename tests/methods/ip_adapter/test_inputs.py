@@ -13,10 +13,10 @@ from diffusers_flux_ext import (
     IPAdapterImages,
     predict_velocity,
 )
-from diffusers_flux_ext.conditions import windows
-from diffusers_flux_ext.conditions.base import EncodedConditions
-from diffusers_flux_ext.conditions.image_embeds import embed_images, image_processor_for
-from diffusers_flux_ext.models.attention_processor_flux import regional_attention
+from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.inputs import windows
+from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from tests.fixtures.ip_adapter import (
     XLABS,
     differ,

@@ -97,7 +97,7 @@ def test_the_defaults_are_the_released_sizes():
 
 @pytest.mark.parametrize("num_tokens", [4, 16])
 def test_released_xlabs_sizes_are_inferred(num_tokens):
-    from diffusers_flux_ext.loaders.ip_adapter_formats import convert_ip_adapter_state_dict, infer_ip_adapter_config
+    from diffusers_flux_ext.methods.ip_adapter.checkpoint import convert_ip_adapter_state_dict, infer_ip_adapter_config
 
     with torch.device("meta"):
         sizes = {**XLABS, "num_blocks": 19, "attention_head_dim": 128, "num_attention_heads": 24}
@@ -181,7 +181,7 @@ def test_a_wrong_kind_of_projection():
 class TestScript:
     @pytest.fixture(scope="class")
     def script(self):
-        path = Path(__file__).parents[2] / "conversion_scripts" / "convert_ip_adapter.py"
+        path = Path(__file__).parents[3] / "conversion_scripts" / "convert_ip_adapter.py"
         spec = importlib.util.spec_from_file_location("convert_ip_adapter", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

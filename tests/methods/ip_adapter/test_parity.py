@@ -16,9 +16,9 @@ from diffusers_flux_ext import (
     TokenGroup,
     predict_velocity,
 )
-from diffusers_flux_ext.conditions.image_embeds import embed_images
-from diffusers_flux_ext.latents import pack_latents
-from diffusers_flux_ext.models.attention_processor_flux import regional_attention
+from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.canvas import pack_latents
+from diffusers_flux_ext.inputs.vision import embed_images
 from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter, tiny_siglip
 from tests.fixtures.tiny import seeded
 from tests.parity.reference import reference_pair
@@ -152,7 +152,7 @@ def test_a_guided_loop_has_the_zero_picture_at_full_scale_on_the_negative_side(p
 @pytest.mark.parametrize("force_classes", [False, True])
 def test_a_loop_with_entities(pair, adapter, force_classes, monkeypatch):
     if force_classes:
-        monkeypatch.setattr("diffusers_flux_ext.attention_plan._masking_is_cheaper", lambda *args: False)
+        monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: False)
     array = np.zeros((48, 64, 3), dtype=np.uint8)
     array[:, 20:40] = 255
     masks, prompts = [Image.fromarray(array)], ["a red dog"]

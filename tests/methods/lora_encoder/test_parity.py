@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxLoRAEncoderPipeline
 from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
 from tests.parity.reference import reference_lora_encoder, reference_pair
-from tests.parity.test_eligen import TOLERANCE, our_images, reference_images
 
 
 @pytest.fixture(scope="module")

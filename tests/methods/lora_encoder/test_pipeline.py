@@ -18,7 +18,7 @@ from diffusers_flux_ext import (
     LoRAEmbedding,
     convert_lora,
 )
-from diffusers_flux_ext.loaders.lora_encoder_inputs import read_lora_layers
+from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
 from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline
@@ -107,7 +107,7 @@ class TestFormats:
         more = {"x_embedder.lora_A.weight": torch.ones(1, 64), "x_embedder.lora_B.weight": torch.ones(32, 1)}
         with pytest.raises(ValueError, match="not trained to read.*x_embedder"):
             tokens_of({**tiny_lora(), **more})
-        logger = logging.getLogger("diffusers_flux_ext.loaders.lora_encoder_inputs")
+        logger = logging.getLogger("diffusers_flux_ext.methods.lora_encoder.inputs")
         logger.addHandler(caplog.handler)
         try:
             assert torch.equal(tokens_of({**tiny_lora(), **more}, strict=False), tokens_of(tiny_lora()))

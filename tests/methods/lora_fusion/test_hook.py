@@ -26,7 +26,7 @@ from tests.fixtures.lora_files import make
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
-from tests.loaders.lora_evaluation import assert_bit_equal
+from tests.lora.lora_evaluation import assert_bit_equal
 
 
 FUSION = tiny_fusion()

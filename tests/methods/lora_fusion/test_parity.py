@@ -6,9 +6,9 @@ import torch
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, enable_lora_fusion, load_lora
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.tiny import quiet, seeded
+from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
+from tests.models.test_transformer_parity import inputs, our_velocity
 from tests.parity.reference import load_merged, reference_lora_patcher, reference_pair, reference_velocity
-from tests.parity.test_eligen import TOLERANCE, our_images, reference_images
-from tests.parity.test_transformer import inputs, our_velocity
 
 
 # Without alphas, since the reference takes one alpha for a whole file.

@@ -3,7 +3,7 @@
 It cannot be imported under today's transformers, so it runs in an environment of its own, and the values that it gives
 are kept in `nexus_gen.safetensors` beside this file. From the root of the repository, in today's environment:
 
-    python -m tests.parity.record_nexus_gen write nexus_gen_files
+    python -m tests.methods.nexus_gen.record_values write nexus_gen_files
 
 and then, in an environment with `pip install torch==2.13.0 transformers==4.49.0 jinja2 pillow` and
 `pip install --no-deps diffsynth==2.1.12`, or with the folder of the reference package as a third argument:

@@ -14,9 +14,9 @@ from diffusers_flux_ext import (
     NexusGenModel,
     load_nexus_gen_decoder,
 )
-from diffusers_flux_ext.loaders.nexus_gen_files import split_decoder
-from diffusers_flux_ext.nexus_gen import chat_for, embed_prompts
-from diffusers_flux_ext.qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
+from diffusers_flux_ext.inputs.qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
+from diffusers_flux_ext.methods.nexus_gen.checkpoint import split_decoder
+from diffusers_flux_ext.methods.nexus_gen.prompts import chat_for, embed_prompts
 from tests.fixtures.nexus_gen import (
     HIDDEN,
     pictures,

@@ -9,19 +9,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxNexusGenPipeline
-from diffusers_flux_ext.latents import Canvas
-from diffusers_flux_ext.nexus_gen import editing_ids, embed_prompts
+from diffusers_flux_ext.canvas import Canvas
+from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prompts
 from tests.fixtures.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
 from tests.fixtures.qwen_vl import HIDDEN
 from tests.fixtures.tiny import quiet, seeded
-from tests.parity.record_nexus_gen import CASES, KEPT_ROWS, SIZES, VALUES
+from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
+from tests.methods.nexus_gen.record_values import CASES, KEPT_ROWS, SIZES, VALUES
 from tests.parity.reference import (
     import_reference,
     reference_nexus_adapter,
     reference_nexus_merger,
     reference_pair,
 )
-from tests.parity.test_eligen import TOLERANCE, our_images, reference_images
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}

@@ -16,8 +16,8 @@ from diffusers_flux_ext import (
     ReduxImages,
     load_redux_embedder,
 )
-from diffusers_flux_ext.conditions.image_embeds import embed_images, image_processor_for
-from diffusers_flux_ext.conditions.token_grids import evenly_spread, merge_tokens
+from diffusers_flux_ext.inputs.token_grids import evenly_spread, merge_tokens
+from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from tests.fixtures.controlnet import PICTURE
 from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter
 from tests.fixtures.redux import patch_embeds, redux_modules, tiny_redux_embedder
@@ -171,7 +171,7 @@ class TestMasks:
 
     def test_an_empty_one_is_warned_of_and_changes_nothing(self, pipe, monkeypatch):
         said = []
-        monkeypatch.setattr("diffusers_flux_ext.conditions.redux_inputs.logger.warning", said.append)
+        monkeypatch.setattr("diffusers_flux_ext.methods.redux.inputs.logger.warning", said.append)
         images = draw(pipe, redux(mask=np.zeros((32, 48))))
         assert ["covers no token of the 48 x 32 canvas" in message for message in said] == [True]
         torch.testing.assert_close(images, draw(pipe), atol=1e-5, rtol=0)

@@ -5,8 +5,8 @@ import pytest
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline, FluxFlowMatchScheduler, ReferenceImages
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.tiny import quiet
+from tests.methods.eligen.test_parity import check, our_images
 from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
-from tests.parity.test_eligen import check, our_images
 
 
 # The reference never resizes, and takes whole tokens only.

@@ -6,7 +6,7 @@ import torch
 from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline
 
 from diffusers_flux_ext import Canvas, EntityRegions, FluxConditionedPipeline, InpaintRegion, ReferenceImages
-from diffusers_flux_ext.latents import encode_image, pack_latents
+from diffusers_flux_ext.canvas import encode_image, pack_latents
 from tests.fixtures.conditions import CASES
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
 from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline

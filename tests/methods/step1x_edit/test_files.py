@@ -17,8 +17,8 @@ from diffusers_flux_ext import (
     Step1XConnector,
     Step1XInstruction,
 )
-from diffusers_flux_ext.conditions.step1x_embedder import cut_quotes
-from diffusers_flux_ext.loaders.checkpoint_formats import convert_transformer_state_dict
+from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
+from diffusers_flux_ext.methods.step1x_edit.instructions import cut_quotes
 from tests.fixtures.step1x import SIZES, edited, instruction_embeds, published_weights, tiny_connector
 from tests.fixtures.step1x_pipelines import EMBEDS, TEXT_PARTS, draw, make, make_whole, tiny_question
 from tests.fixtures.tiny import quiet, tiny_components

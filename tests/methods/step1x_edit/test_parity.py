@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxStep1XEditPipeline, QwenVLProcessor, combine_velocities
-from diffusers_flux_ext.conditions.step1x_embedder import encode_instructions, instruction_tokens
-from diffusers_flux_ext.latents import pack_latents
-from diffusers_flux_ext.qwen_vl import ImageProcessor
+from diffusers_flux_ext.canvas import pack_latents
+from diffusers_flux_ext.inputs.qwen_vl import ImageProcessor
+from diffusers_flux_ext.methods.step1x_edit.instructions import encode_instructions, instruction_tokens
 from tests.fixtures.qwen_vl import tiny_mllm, write_qwen_tokenizer
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
 from tests.fixtures.tiny import quiet, seeded
+from tests.methods.eligen.test_parity import TOLERANCE, reference_images
 from tests.parity.reference import reference_connector, reference_embedder, reference_pair
-from tests.parity.test_eligen import TOLERANCE, reference_images
 
 
 # The ids that the reference compares with.

@@ -15,7 +15,7 @@ from diffusers_flux_ext import (
     plan_vram,
 )
 from diffusers_flux_ext._compat import vram_budget_of
-from diffusers_flux_ext.hooks import vram
+from diffusers_flux_ext.offload.budget import api as vram
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, budget, draw, pipeline
 

@@ -23,7 +23,7 @@ from diffusers_flux_ext import (
     plan_vram,
 )
 from diffusers_flux_ext._compat import vram_budget_of
-from diffusers_flux_ext.hooks.vram_needs import workload_of
+from diffusers_flux_ext.offload.budget.demand import workload_of
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.tiny import tiny_pipeline, tiny_transformer
@@ -163,7 +163,7 @@ def test_a_larger_call_is_planned_again(pipeline_class, monkeypatch):
     without = draw(pipe, **large)
     found = budget(pipe, "whole")
     messages = []
-    monkeypatch.setattr("diffusers_flux_ext.hooks.vram_apply.logger.warning", messages.append)
+    monkeypatch.setattr("diffusers_flux_ext.offload.budget.budget.logger.warning", messages.append)
     assert torch.equal(draw(pipe, **large), without)
     assert "planning again" in messages[0]
     assert (found.plan.workload.batch, found.plan.workload.image_tokens) == (2, 16)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffusers_flux_ext.hooks.live_bytes import peak_bytes
-from diffusers_flux_ext.hooks.vram_estimate import Workload, activation_bytes, meta_copy
+from diffusers_flux_ext.offload.budget.estimate import Workload, activation_bytes, meta_copy
+from diffusers_flux_ext.offload.budget.live_bytes import peak_bytes
 from tests.fixtures.tiny import tiny_components
 
 

@@ -26,8 +26,10 @@ from diffusers_flux_ext import (
     vram_plan_from_diffsynth,
 )
 from diffusers_flux_ext._compat import vram_budget_of
-from diffusers_flux_ext.hooks import vram, vram_estimate, vram_placement
-from diffusers_flux_ext.hooks.vram_blocks import streamable_blocks
+from diffusers_flux_ext.offload.blocks import streamable_blocks
+from diffusers_flux_ext.offload.budget import api as vram
+from diffusers_flux_ext.offload.budget import estimate as vram_estimate
+from diffusers_flux_ext.offload.budget import placement as vram_placement
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.nexus_gen import image_embeds, tiny_adapter
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder

@@ -1,6 +1,6 @@
 """Prints the resident memory before, the size of the streamed blocks, and the resident memory after each of 20 steps.
 
-Run in a process of its own: `python -m tests.hooks.streamed_steps FOLDER`.
+Run in a process of its own: `python -m tests.offload.disk.streamed_steps FOLDER`.
 """
 
 import sys

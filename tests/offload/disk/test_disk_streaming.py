@@ -13,9 +13,9 @@ from diffusers_flux_ext import (
     stop_disk_streaming,
     stream_from_disk,
 )
-from diffusers_flux_ext.hooks.disk_blocks import StreamedBlock, choose_kept
-from diffusers_flux_ext.hooks.disk_stream import DiskStream
-from diffusers_flux_ext.hooks.safetensors_files import FileReader, StoredTensor, plan_pieces, read_layout
+from diffusers_flux_ext.offload.disk.files import FileReader, StoredTensor, plan_pieces, read_layout
+from diffusers_flux_ext.offload.disk.stream import DiskStream
+from diffusers_flux_ext.offload.disk.weights import StreamedBlock, choose_kept
 from tests.fixtures.towers import Tower, saved_tower
 
 
@@ -274,7 +274,7 @@ def tower_with(weights):
 
 def test_a_file_that_does_not_read_back_is_not_left(tmp_path, monkeypatch):
     tower, _, x, expected = saved_tower(tmp_path)
-    monkeypatch.setattr("diffusers_flux_ext.hooks.disk_store._digest", lambda path: b"")
+    monkeypatch.setattr("diffusers_flux_ext.offload.disk.store._digest", lambda path: b"")
     with pytest.raises(OSError, match="does not read back"):
         stream_from_disk(tower, offload_dir=tmp_path / "offload")
     assert not list((tmp_path / "offload").iterdir())

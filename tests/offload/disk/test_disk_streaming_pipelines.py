@@ -82,8 +82,8 @@ def test_pictures_are_those_of_ordinary_modules(saved, streamed, pipeline_class)
 
 
 def test_memory_is_flat_over_20_steps(tmp_path):
-    command = [sys.executable, "-m", "tests.hooks.streamed_steps", str(tmp_path)]
-    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.offload.disk.streamed_steps", str(tmp_path)]
+    root = Path(__file__).parents[3]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
     base, total, *steps = map(int, done.stdout.split())
     assert len(steps) == 20

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_flux_ext.pipelines.picture_arrays import dilate, resize_linear
+from diffusers_flux_ext.methods.insert_anything.opencv import dilate, resize_linear
 from tests.parity.reference.pipeline import flux_image
 from tests.parity.reference.redux import with_constants
 
@@ -18,7 +18,7 @@ RELEASED = (768, 768)
 
 
 def _stand_in() -> types.ModuleType:
-    """The two functions of OpenCV that are called; `tests/pipelines/test_picture_arrays.py` has OpenCV's results."""
+    """The two functions of OpenCV that are called; `tests/methods/insert_anything/test_opencv.py` has OpenCV's results."""
     module = types.ModuleType("cv2")
     module.resize = lambda picture, size: resize_linear(picture, size[1], size[0])  # type: ignore[attr-defined]
     module.dilate = lambda mask, kernel, iterations: dilate(  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import BatchFeature
 
 from diffusers_flux_ext import QwenVLProcessor, Step1XConnector
-from diffusers_flux_ext.qwen_vl import known_inputs, qwen_vl_inputs
+from diffusers_flux_ext.inputs.qwen_vl import known_inputs, qwen_vl_inputs
 from tests.fixtures.step1x import published_weights
 from tests.parity.reference.boot import import_reference
 

@@ -1,0 +1,1 @@
+"""Exact regional attention: the plan, the processor that executes it, and image prompts."""

@@ -1,0 +1,1 @@
+"""Weights files that are not LoRAs: layouts, configurations, reading and writing."""

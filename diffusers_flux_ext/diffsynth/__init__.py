@@ -1,0 +1,1 @@
+"""Translations from DiffSynth-Studio."""

@@ -1,0 +1,1 @@
+"""LoRA files of every trainer: reading, writing, loading and tools."""

@@ -1,0 +1,1 @@
+"""Loading LoRAs into a model."""

@@ -1,0 +1,1 @@
+"""Convert, merge, resize, extract, fuse and explain LoRA files."""

@@ -1,0 +1,1 @@
+"""From LoRA updates to a file."""

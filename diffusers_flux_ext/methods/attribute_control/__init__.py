@@ -1,0 +1,1 @@
+"""AttriCtrl: attributes such as brightness, controlled by numbers."""

@@ -1,0 +1,1 @@
+"""EliGen: prompts for regions."""

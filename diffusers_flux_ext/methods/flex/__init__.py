@@ -1,0 +1,1 @@
+"""Flex.2: inpainting and control by one model."""

@@ -1,0 +1,1 @@
+"""InfiniteYou: identities."""

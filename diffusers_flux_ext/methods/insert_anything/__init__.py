@@ -1,0 +1,1 @@
+"""Insert-Anything: objects of one image in another."""

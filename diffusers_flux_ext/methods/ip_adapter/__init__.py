@@ -1,0 +1,1 @@
+"""IP-Adapters: images as prompts."""

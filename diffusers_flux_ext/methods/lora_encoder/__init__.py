@@ -1,0 +1,1 @@
+"""LoRA-Encoder: LoRAs as a part of the prompt."""

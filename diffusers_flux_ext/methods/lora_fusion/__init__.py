@@ -1,0 +1,1 @@
+"""LoRA-Fusion: several LoRAs under learned gates."""

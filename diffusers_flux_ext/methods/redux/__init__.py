@@ -1,0 +1,1 @@
+"""Redux: images as a part of the prompt."""

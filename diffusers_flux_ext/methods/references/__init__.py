@@ -1,0 +1,1 @@
+"""Reference images (Kontext)."""

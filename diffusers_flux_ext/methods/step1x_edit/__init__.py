@@ -1,0 +1,1 @@
+"""Step1X-Edit: edits by instructions."""

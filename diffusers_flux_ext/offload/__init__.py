@@ -1,0 +1,1 @@
+"""Where weights lie: a VRAM budget and streaming from disk."""

@@ -1,0 +1,1 @@
+"""A VRAM budget and the plan that keeps it."""

@@ -1,0 +1,1 @@
+"""Streaming a model's blocks from disk."""
