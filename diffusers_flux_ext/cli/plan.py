@@ -81,14 +81,15 @@ def run_plan(args: argparse.Namespace) -> int:
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     import torch
 
-    from ..methods.catalog import METHODS, plan_methods
+    from ..methods.catalog import plan_methods, releases
     from ..offload.budget.plan import VRAMBudgetError
 
     if args.list_methods:
-        width = max(map(len, METHODS))
-        for name, method in METHODS.items():
-            number = f" ({method.count} {method.counts})" if method.counts else ""
-            sys.stdout.write(f"{name.ljust(width)}  {method.about}{number}\n")
+        known = releases()
+        width = max(map(len, known))
+        for name, release in known.items():
+            number = f" ({release.count} {release.counts})" if release.counts else ""
+            sys.stdout.write(f"{name.ljust(width)}  {release.about}{number}\n")
         return 0
     width, height = args.size
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS
+from ...demand import Demand
 from ...methods.redux.inputs import count_pictures, read_numbers
 from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from ..disk.api import is_streamed_from_disk
@@ -28,38 +29,16 @@ REDUX_TOKENS, INSTRUCTION_TOKENS = 729, 640
 MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
 
 
-@dataclass(frozen=True)
-class Added:
-    """What a condition adds to a call.
-
-    Attributes:
-        text_tokens (`int`), reference_tokens (`int`): Tokens in the transformer.
-        prompt_tokens (`int`): Tokens of what takes the prompt's place.
-        canvases (`int`): References of the picture's own size.
-        texts (`int`): Texts that T5 encodes at once.
-        held_bytes (`int`): What it holds on the card for all steps, such as keys and values of an IP-Adapter.
-        masked (`bool`): Whether it restricts who sees whom.
-    """
-
-    text_tokens: int = 0
-    reference_tokens: int = 0
-    prompt_tokens: int = 0
-    canvases: int = 0
-    texts: int = 0
-    held_bytes: int = 0
-    masked: bool = False
-
-
-def _entities(condition: Any, prompt_tokens: int) -> Added:
+def _entities(condition: Any, prompt_tokens: int) -> Demand:
     lengths = condition._lengths(prompt_tokens)
-    return Added(text_tokens=sum(lengths), texts=len(lengths), masked=True)
+    return Demand(text_tokens=sum(lengths), texts=len(lengths), masked=True)
 
 
-def _references(condition: Any, prompt_tokens: int) -> Added:
+def _references(condition: Any, prompt_tokens: int) -> Demand:
     seen = [each for each, strength in zip(condition._references, condition._strengths) if strength > 0]
     most = math.inf if condition.max_area is None else condition.max_area // PIXELS_PER_TOKEN**2
     tokens = [MEGAPIXEL_TOKENS if condition.preferred_size else _picture_tokens(each) for each in seen]
-    return Added(
+    return Demand(
         reference_tokens=int(sum(min(each, most) for each in tokens)),
         masked=any(0 < each < 1 for each in condition._strengths),
     )
@@ -79,24 +58,24 @@ def _picture_tokens(picture: Any) -> int:
     return (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
 
 
-def _image_prompts(condition: Any, prompt_tokens: int) -> Added:
+def _image_prompts(condition: Any, prompt_tokens: int) -> Demand:
     config = condition.adapter.config
     width = config.num_attention_heads * config.attention_head_dim
     pictures = condition.image_embeds if condition.images is None else condition.images
     number = len(pictures) if isinstance(pictures, (list, tuple, torch.Tensor)) else 1
     size = number * 2 * config.num_blocks * config.num_tokens * width
-    return Added(held_bytes=size * compute_dtype(condition.adapter).itemsize)
+    return Demand(held_bytes=size * compute_dtype(condition.adapter).itemsize)
 
 
-def _values(condition: Any, prompt_tokens: int) -> Added:
-    return Added(text_tokens=len(condition.values) * condition.encoder.config.num_tokens)
+def _values(condition: Any, prompt_tokens: int) -> Demand:
+    return Demand(text_tokens=len(condition.values) * condition.encoder.config.num_tokens)
 
 
-def _lora_tokens(condition: Any, prompt_tokens: int) -> Added:
-    return Added(text_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
+def _lora_tokens(condition: Any, prompt_tokens: int) -> Demand:
+    return Demand(text_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
 
 
-def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
+def _redux_tokens(condition: Any, prompt_tokens: int) -> Demand:
     count = count_pictures(condition.images, condition.image_embeds)
     config: Any = getattr(condition.image_encoder, "config", None)
     patches = REDUX_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
@@ -104,22 +83,22 @@ def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
         patches = condition.image_embeds.shape[-2]
     strengths = read_numbers("strengths", condition.strengths, count)
     shares = [float(any(strengths))] if condition.combine == "sum" else strengths
-    return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
+    return Demand(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
 
 
-def _step1x(condition: Any, prompt_tokens: int) -> Added:
+def _step1x(condition: Any, prompt_tokens: int) -> Demand:
     given = (condition.instruction_embeds, condition.negative_instruction_embeds)
     lengths = [INSTRUCTION_TOKENS if each is None else each.shape[1] for each in given]
-    return Added(prompt_tokens=max(lengths), canvases=1)
+    return Demand(prompt_tokens=max(lengths), canvases=1)
 
 
-def _nexus_gen(condition: Any, prompt_tokens: int) -> Added:
+def _nexus_gen(condition: Any, prompt_tokens: int) -> Demand:
     # An embedding for each 28 x 28 pixels of the given picture, after the 81 of the drawn one.
-    return Added(prompt_tokens=81 + condition.max_pixels // 28**2)
+    return Demand(prompt_tokens=81 + condition.max_pixels // 28**2)
 
 
 # One entry per condition that adds tokens; a call that brings more than was planned is planned again.
-ADDED: dict[str, Callable[[Any, int], Added]] = {
+ADDED: dict[str, Callable[[Any, int], Demand]] = {
     "EntityRegions": _entities,
     "ReferenceImages": _references,
     "AttributeValues": _values,
@@ -132,7 +111,7 @@ ADDED: dict[str, Callable[[Any, int], Added]] = {
 
 
 def workload_of(
-    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Added] = ()
+    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Demand] = ()
 ) -> Workload:
     """The call that conditions make, those of unknown classes counted as adding nothing."""
     known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
