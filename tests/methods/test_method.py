@@ -60,7 +60,7 @@ import sys, torch, toy_methods.toy, diffusers, diffusers_flux_ext
 from diffusers_flux_ext.methods.catalog import plan_methods
 pipe = diffusers.DiffusionPipeline.from_pretrained(
     diffusers_flux_ext.tiny_flux_path(), custom_pipeline=diffusers_flux_ext.custom_pipeline("toy"),
-    trust_remote_code=True,
+    trust_remote_code=True, dtype=torch.float32,
 )
 pipe.set_progress_bar_config(disable=True)
 call = dict(prompt="a red circle", height=32, width=32, num_inference_steps=1, output_type="pt")
