@@ -11,7 +11,7 @@ import torch
 
 from ._compat import has_offload_hook
 from .canvas import Canvas
-from .denoise import DenoisingStep, PromptEmbeds
+from .denoise import DenoisingStep, PromptEmbeds, extend_prompt
 from .guidance import combine_velocities
 from .sequence import Contribution
 
@@ -30,6 +30,10 @@ class FluxCondition(ABC):
 
     per_step: ClassVar[bool] = False
     """Whether `contribute` depends on the step; otherwise it runs once per branch and `phase`."""
+
+    sees_whole_prompt: ClassVar[bool] = False
+    """Whether the prompt of the step that `contribute` gets has the text that other conditions append to it, as a
+    ControlNet's has (see `in_prompt` of [`TokenGroup`]). Such a condition comes after all others and appends none."""
 
     once: ClassVar[bool] = False
     """Whether at most one condition of this class may run in a call."""
@@ -127,13 +131,37 @@ class EncodedConditions:
     """
 
     def __init__(self, pipe: FluxConditionedPipeline, conditions: Sequence[FluxCondition], canvas: Canvas) -> None:
-        self.conditions = conditions
         for condition in conditions:
             _check_modules(condition, canvas)
-        self.encoded = [condition.encode(pipe, canvas) for condition in conditions]
+        self._hold(conditions, [condition.encode(pipe, canvas) for condition in conditions])
+
+    @classmethod
+    def from_tensors(
+        cls, conditions: Sequence[FluxCondition], encoded: Sequence[Mapping[str, torch.Tensor]]
+    ) -> EncodedConditions:
+        """The conditions with what their `encode` returned earlier, as in training.
+
+        Take a new object for each backward pass: what a module made in `contribute` is kept in it.
+
+        Args:
+            conditions (`Sequence[FluxCondition]`): The conditions.
+            encoded (`Sequence[Mapping[str, torch.Tensor]]`): For each what its `encode` returned.
+
+        Returns:
+            `EncodedConditions`: ask it for [`with_prompt`] and, with that step, for [`contributions`].
+        """
+        if len(conditions) != len(encoded):
+            raise ValueError(f"`encoded` has {len(encoded)} entries for {len(conditions)} conditions. Give one each.")
+        made = cls.__new__(cls)
+        made._hold(conditions, encoded)
+        return made
+
+    def _hold(self, conditions: Sequence[FluxCondition], encoded: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        self.conditions, self.encoded = conditions, encoded
         self._prepared: dict[tuple[str, int], Mapping[str, torch.Tensor]] = {}
         self._once: dict[tuple[str, int, Hashable], tuple[Contribution, torch.Tensor]] = {}
         self._shared: dict[tuple[int, int], Contribution] = {}
+        self._whole: dict[str, tuple[list[Any], PromptEmbeds]] = {}
 
     def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
         """The step with the prompt that a condition puts in place of the text encoders', if one does."""
@@ -165,8 +193,32 @@ class EncodedConditions:
         return guided[0][1] if guided else combine_velocities(cond, uncond, true_cfg_scale)
 
     def contributions(self, step: DenoisingStep) -> list[Contribution]:
-        """What every condition adds to this step."""
-        return [self._contribution(index, step) for index in range(len(self.conditions))]
+        """What every condition adds to this step, in the order of the conditions."""
+        last = [index for index, condition in enumerate(self.conditions) if condition.sees_whole_prompt]
+        made = {index: self._contribution(index, step) for index in range(len(self.conditions)) if index not in last}
+        if last:
+            step = replace(step, prompt=self._whole_prompt(step, list(made.values())))
+            made |= {index: self._contribution(index, step) for index in last}
+            self._check_append_nothing(last, made)
+        return [made[index] for index in range(len(self.conditions))]
+
+    def _whole_prompt(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> PromptEmbeds:
+        prompt, groups = step.prompt, [group for part in contributions for group in part.text]
+        parts = [prompt.hidden_states, prompt.pooled, prompt.ids, prompt.mask]
+        parts += [part for group in groups for part in (group.hidden_states, group.in_prompt)]
+        known = self._whole.get(step.branch)
+        if known is None or len(known[0]) != len(parts) or any(old is not new for old, new in zip(known[0], parts)):
+            known = self._whole[step.branch] = parts, extend_prompt(prompt, contributions)
+        return known[1]
+
+    def _check_append_nothing(self, indices: Sequence[int], made: Mapping[int, Contribution]) -> None:
+        for index in indices:
+            for group in made[index].text:
+                if group.in_prompt is not False:
+                    raise ValueError(
+                        f"{type(self.conditions[index]).__name__} sees the whole prompt, so it cannot append "
+                        f"{group.name!r} to it. Leave `in_prompt` of that group, or `sees_whole_prompt`, False."
+                    )
 
     def _contribution(self, index: int, step: DenoisingStep) -> Contribution:
         condition, encoded = self.conditions[index], self._given(index, step)
@@ -178,7 +230,7 @@ class EncodedConditions:
         if condition.per_step:
             return condition.contribute(encoded, step)
         key, prompt = (step.branch, index, condition.phase(step)), step.prompt.hidden_states
-        if key not in self._once:
+        if key not in self._once or (condition.sees_whole_prompt and self._once[key][1] is not prompt):
             self._once[key] = (condition.contribute(encoded, step), prompt)
         return _follow_prompt(*self._once[key], prompt)
 

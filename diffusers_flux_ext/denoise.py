@@ -79,6 +79,54 @@ class DenoisingStep:
     next_timestep: torch.Tensor | None = None
 
 
+def extend_prompt(prompt: PromptEmbeds, contributions: Sequence[Contribution]) -> PromptEmbeds:
+    """The whole prompt: the text that contributions append to it (see `in_prompt` of [`TokenGroup`]), then the prompt.
+
+    Args:
+        prompt (`PromptEmbeds`): The prompt of a branch, after any condition has replaced it.
+        contributions (`Sequence[Contribution]`): In any order, which only decides that of the tokens.
+
+    Returns:
+        `PromptEmbeds`: the given one if nothing is appended. Tokens that are part of the prompt in some samples only
+        are hidden from the others by the mask.
+
+    Raises:
+        ValueError: if tokens do not fit the prompt, or `in_prompt` has another type or shape.
+    """
+    samples = prompt.hidden_states.shape[0]
+    groups, masks = [], []
+    for group in (group for part in contributions for group in part.text):
+        shown = _shown(group, samples)
+        if bool(shown.any()):
+            _check_group(group, prompt.hidden_states, prompt.hidden_states)
+            groups.append(group)
+            masks.append(shown.expand(samples, -1))
+    if not groups:
+        return prompt
+    groups.append(TokenGroup("prompt", prompt.hidden_states, prompt.ids))
+    own = torch.ones(1, groups[-1].length, dtype=torch.bool) if prompt.mask is None else prompt.mask.cpu()
+    mask = torch.cat([*masks, own.expand(samples, -1)], dim=1)
+    return PromptEmbeds(
+        _join([group.hidden_states for group in groups], samples),
+        prompt.pooled,
+        _join_ids(groups),
+        None if prompt.mask is None and bool(mask.all()) else mask,
+    )
+
+
+def _shown(group: TokenGroup, samples: int) -> torch.Tensor:
+    """Which tokens are part of the prompt, `(1 or samples, length)` on the CPU."""
+    mask = torch.as_tensor(group.in_prompt)
+    mask = mask if mask.ndim else mask.reshape(1, 1)
+    fits = mask.ndim == 2 and mask.shape[0] in (1, samples) and mask.shape[1] in (1, group.length)
+    if mask.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"`in_prompt` of the group {group.name!r} is {mask.dtype} of the shape {tuple(mask.shape)}; expected a "
+            f"boolean, or a boolean tensor of the shape {(samples, group.length)}."
+        )
+    return mask.cpu().expand(-1, group.length)
+
+
 class PlanCache:
     """Keeps the attention plan of each branch while rules, lengths and what the transformer can run stay the same."""
 

@@ -23,11 +23,15 @@ class TokenGroup:
             The tokens before the transformer's embedders: text 4096 wide, image 64 wide in the released models.
         ids (`torch.Tensor` of shape `(length, 3)`):
             Rotary positions `(t, y, x)`.
+        in_prompt (`bool` or `torch.Tensor` of shape `(batch_size or 1, length or 1)`, defaults to `False`):
+            Whether these text tokens are part of the prompt, for all or for each token: ControlNets, and whatever
+            else sees the whole prompt, see them beside it. Text that a rule hides from the prompt is not.
     """
 
     name: str
     hidden_states: torch.Tensor
     ids: torch.Tensor
+    in_prompt: bool | torch.Tensor = False
 
     @property
     def length(self) -> int:

@@ -90,7 +90,7 @@ class AttributeValues(FluxCondition):
         for name in self.encoder.config.attributes:
             values = encoded.get(f"{step.branch}.{name}")
             if values is not None:
-                groups.append(text_group(f"value_{name}", self.encoder(values, name), step))
+                groups.append(text_group(f"value_{name}", self.encoder(values, name), step, in_prompt=True))
         return Contribution(text=groups)
 
     def _check(self, argument: str, values: Any) -> None:

@@ -30,9 +30,10 @@ UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 
 class ControlNetImage(ControlNetCondition):
     """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
 
-    Several run at once: their residuals are summed. Residuals reach the picture that is drawn only, never references,
-    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it,
-    without padding that the call hides.
+    Several run at once: their residuals are summed. Residuals reach the image that is drawn only, never references,
+    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it, with
+    the text that other conditions append to it (attribute values, Redux, LoRA embeddings) and without padding that the
+    call hides; it sees no text of entities.
 
     Args:
         controlnet (`FluxControlNetModel` or [`FluxExtControlNetModel`]):
@@ -62,6 +63,8 @@ class ControlNetImage(ControlNetCondition):
         TypeError: if `controlnet` is no FLUX ControlNet, or an argument has another type.
         ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
     """
+
+    sees_whole_prompt = True
 
     controlnet: FluxControlNetModel = field(repr=False)
     image: Any = field(repr=False)

@@ -103,7 +103,7 @@ class LoRAEmbedding(FluxCondition):
             if scale:
                 tokens = torch.cat([self.encoder(lora_pairs(encoded, f"{prompt}/{index}/")) for prompt in prompts])
                 samples = encoded["samples"].to(tokens.device)
-                groups.append(text_group(f"lora_{index}", scale * tokens[samples], step))
+                groups.append(text_group(f"lora_{index}", scale * tokens[samples], step, in_prompt=True))
         return Contribution(text=groups)
 
     def _per_prompt(self) -> list[list[Any]]:

@@ -132,9 +132,11 @@ class ReduxImages(FluxCondition):
         """A text group `redux_<i>` for every picture, or one for their sum, and who may see it."""
         groups, rules = [], []
         for index, tokens in self._tokens(encoded["image_embeds"]) if self._acts(step) else ():
-            groups.append(text_group(f"redux_{index}", tokens, step))
-            if f"mask_{index}" in encoded:
-                rules += region_rules(f"redux_{index}", encoded[f"mask_{index}"], encoded[f"unmasked_{index}"])
+            name, mask, unmasked = (f"{part}_{index}" for part in ("redux", "mask", "unmasked"))
+            # Text does not see a masked picture, so it is no part of the prompt there.
+            in_prompt = encoded[unmasked][:, None] if mask in encoded else True
+            groups.append(text_group(name, tokens, step, in_prompt))
+            rules += region_rules(name, encoded[mask], encoded[unmasked]) if mask in encoded else []
         return Contribution(text=groups, rules=rules)
 
     def _acts(self, step: DenoisingStep) -> bool:
