@@ -51,7 +51,7 @@ from diffusers_flux_ext import (
     predict_velocity,
     regional_attention,
 )
-from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.encoded import EncodedConditions
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.infinite_you import face, tiny_projector

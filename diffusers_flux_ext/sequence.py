@@ -5,7 +5,7 @@ the transformer's text embedder, everything after it through its image embedder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -217,3 +217,28 @@ def _table(layout: JointLayout, rule: AttentionRule, query: int, key: int) -> to
     allow = allow.detach().to("cpu").reshape(shape)
     same_for_all = allow.shape[0] > 1 and bool((allow == allow[:1]).all())
     return allow[:1] if same_for_all else allow
+
+
+def rename_groups(contribution: Contribution, suffix: str) -> Contribution:
+    """Give a contribution's groups a suffix, so that two conditions of one class can run together.
+
+    Args:
+        contribution (`Contribution`): Its rules follow where they name its own groups; globs stay.
+        suffix (`str`): What is appended to each name.
+
+    Returns:
+        `Contribution`
+    """
+    own = {group.name for group in (*contribution.text, *contribution.reference)}
+    if not own:
+        return contribution
+    names = {name: name + suffix for name in own}
+    return replace(
+        contribution,
+        text=[replace(group, name=names[group.name]) for group in contribution.text],
+        reference=[replace(group, name=names[group.name]) for group in contribution.reference],
+        rules=[
+            replace(rule, query=names.get(rule.query, rule.query), key=names.get(rule.key, rule.key))
+            for rule in contribution.rules
+        ],
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -11,20 +11,16 @@ from ..canvas import Canvas
 from .prompt_padding import padding_hidden_from_t5
 
 
-if TYPE_CHECKING:
-    from ..pipeline.conditioned import FluxConditionedPipeline
-
-
 logger = logging.get_logger(__name__)
 
 
 def encode_text(
-    pipe: FluxConditionedPipeline, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
+    pipe: Any, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """T5 hidden states of some texts, padded to one length; warns with what does not fit.
 
     Args:
-        pipe (`FluxConditionedPipeline`): Gives T5 and its tokenizer.
+        pipe (`Encoders`): Gives T5 and its tokenizer.
         texts (`list[str]`): The texts.
         length (`int`): Tokens of each text.
         canvas (`Canvas`): Gives device and data type.

@@ -29,8 +29,10 @@ from .._compat import execution_device, offload_all_but
 from ..attention.processor import regional_attention
 from ..caches.rules import CacheWatch, check_caches
 from ..canvas import Canvas
-from ..condition import EncodedConditions, FluxCondition, check_conditions
+from ..condition import FluxCondition, check_conditions
+from ..demand import Demand
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+from ..encoded import EncodedConditions
 from ..inputs.prompt_padding import padding_hidden_from_t5
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
@@ -137,6 +139,17 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             `DiffusionPipeline`: an instance of `pipeline_class`.
         """
         return share_components(pipeline_class, self, **kwargs)
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """What a call of this pipeline adds by itself, for VRAM plans; a named pipeline adds its own condition.
+
+        Args:
+            prompt_tokens (`int`): Text tokens of the prompt.
+
+        Returns:
+            `Demand`: nothing here.
+        """
+        return Demand()
 
     @torch.no_grad()
     def __call__(

@@ -81,7 +81,6 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     model_cpu_offload_seq = (
         "text_encoder->text_encoder_2->image_encoder->mllm->generation_adapter->editing_adapter->transformer->vae"
     )
-    _planned_additions = (Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder_2",
@@ -120,6 +119,10 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         )
 
     @extends_call(FluxConditionedPipeline)
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The most embeddings that take the prompt's place."""
+        return Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2)
+
     @torch.no_grad()
     def __call__(
         self,

@@ -97,7 +97,6 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
     # The connector runs at every step, so it stays beside the transformer instead of taking turns with it.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->mllm->transformer->vae"
     _loop_components = ("transformer", "connector")
-    _planned_additions = (Demand(prompt_tokens=MAX_TOKENS, canvases=1),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder",
@@ -136,6 +135,10 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             feature_extractor=feature_extractor,
         )
         self.register_modules(mllm=mllm, mllm_processor=mllm_processor, connector=connector)
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The longest instruction in the prompt's place, and the image as a reference."""
+        return Demand(prompt_tokens=MAX_TOKENS, canvases=1)
 
     @torch.no_grad()
     def encode_instruction(

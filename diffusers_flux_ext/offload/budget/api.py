@@ -93,7 +93,8 @@ def plan_vram(
     conditions = check_conditions(conditions)
     modules = planned_modules(pipe, conditions)
     options = {"conditions": conditions, "storage_dtype": storage_dtype, "ram_budget_gib": ram_budget_gib}
-    added = [*added, *getattr(pipe, "_planned_additions", ())]
+    own = getattr(pipe, "demand", None)
+    added = [*added, *([] if own is None else [own(max_sequence_length)])]
     workload = workload_of(conditions, height, width, batch, max_sequence_length, added)
     return plan_modules(
         modules, budget_gib, workload, None if offload_dir is None else os.fspath(offload_dir), options
