@@ -196,10 +196,6 @@ class TestTogether:
                 draw(pipe, redux(**{scale: 0.5}), ReplacedPrompt())
         draw(pipe, redux(pooled_scale=0.5), EntityRegions(["a red dog"], [LEFT], on_negative=True), **GUIDED)
 
-    def test_two_are_refused(self, pipe):
-        with pytest.raises(ValueError, match="'redux_0'.*more than once"):
-            draw(pipe, redux(), redux())
-
     def test_fill_and_entities(self):
         pipe = tiny_pipeline(
             FluxConditionedPipeline, transformer=tiny_transformer(0, in_channels=384, out_channels=64)
