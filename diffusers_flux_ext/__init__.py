@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .attention.processor import FluxRegionalAttnProcessor, regional_attention
     from .caches.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
     from .canvas import Canvas
-    from .condition import FluxCondition
-    from .denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+    from .condition import EncodedConditions, FluxCondition
+    from .denoise import DenoisingStep, PlanCache, PromptEmbeds, extend_prompt, predict_velocity
     from .diffsynth.vram import vram_plan_from_diffsynth
     from .guidance import combine_velocities
     from .inputs.qwen_vl import QwenVLProcessor
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "attention.plan": ["AttentionPlan", "build_attention_plan"],
     "methods.attribute_control.condition": ["AttributeValues"],
-    "condition": ["FluxCondition"],
+    "condition": ["EncodedConditions", "FluxCondition"],
     "methods.control.condition": ["ControlNetImage"],
     "methods.eligen.condition": ["EntityRegions"],
     "methods.infinite_you.keypoints": ["draw_face_keypoints"],
@@ -107,7 +107,7 @@ _MODULES = {
     "methods.redux.condition": ["ReduxImages"],
     "methods.references.condition": ["ReferenceImages"],
     "methods.step1x_edit.condition": ["Step1XInstruction"],
-    "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "predict_velocity"],
+    "denoise": ["DenoisingStep", "PlanCache", "PromptEmbeds", "extend_prompt", "predict_velocity"],
     "guidance": ["combine_velocities"],
     "offload.disk.stream": ["DiskStreamingStats"],
     "offload.disk.api": [
@@ -185,6 +185,7 @@ __all__ = [
     "ControlNetImage",
     "DenoisingStep",
     "DiskStreamingStats",
+    "EncodedConditions",
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
@@ -247,6 +248,7 @@ __all__ = [
     "disk_streaming_stats",
     "draw_face_keypoints",
     "enable_lora_fusion",
+    "extend_prompt",
     "extract_lora",
     "fuse_lora_into",
     "infinite_you_preset",

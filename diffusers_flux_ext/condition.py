@@ -204,7 +204,7 @@ class EncodedConditions:
 
     def _whole_prompt(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> PromptEmbeds:
         prompt, groups = step.prompt, [group for part in contributions for group in part.text]
-        parts = [prompt.hidden_states, prompt.pooled, prompt.ids, prompt.mask]
+        parts: list[Any] = [prompt.hidden_states, prompt.pooled, prompt.ids, prompt.mask]
         parts += [part for group in groups for part in (group.hidden_states, group.in_prompt)]
         known = self._whole.get(step.branch)
         if known is None or len(known[0]) != len(parts) or any(old is not new for old, new in zip(known[0], parts)):

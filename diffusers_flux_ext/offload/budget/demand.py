@@ -34,6 +34,7 @@ class Added:
 
     Attributes:
         text_tokens (`int`), reference_tokens (`int`): Tokens in the transformer.
+        appended_tokens (`int`): Further text tokens, which are part of the prompt: ControlNets see them as well.
         prompt_tokens (`int`): Tokens of what takes the prompt's place.
         canvases (`int`): References of the picture's own size.
         texts (`int`): Texts that T5 encodes at once.
@@ -42,6 +43,7 @@ class Added:
     """
 
     text_tokens: int = 0
+    appended_tokens: int = 0
     reference_tokens: int = 0
     prompt_tokens: int = 0
     canvases: int = 0
@@ -89,11 +91,11 @@ def _image_prompts(condition: Any, prompt_tokens: int) -> Added:
 
 
 def _values(condition: Any, prompt_tokens: int) -> Added:
-    return Added(text_tokens=len(condition.values) * condition.encoder.config.num_tokens)
+    return Added(appended_tokens=len(condition.values) * condition.encoder.config.num_tokens)
 
 
 def _lora_tokens(condition: Any, prompt_tokens: int) -> Added:
-    return Added(text_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
+    return Added(appended_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
 
 
 def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
@@ -104,7 +106,8 @@ def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
         patches = condition.image_embeds.shape[-2]
     strengths = read_numbers("strengths", condition.strengths, count)
     shares = [float(any(strengths))] if condition.combine == "sum" else strengths
-    return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
+    tokens = sum(math.ceil(share * patches) for share in shares)
+    return Added(appended_tokens=tokens, masked=condition.mask is not None)
 
 
 def _step1x(condition: Any, prompt_tokens: int) -> Added:
@@ -138,12 +141,14 @@ def workload_of(
     known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
     everything = [*known, *added]
     seen_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
+    appended_tokens = sum(each.appended_tokens for each in everything)
     return Workload(
         height=height,
         width=width,
         batch=batch,
-        text_tokens=seen_tokens + sum(each.text_tokens for each in everything),
+        text_tokens=seen_tokens + appended_tokens + sum(each.text_tokens for each in everything),
         prompt_tokens=seen_tokens,
+        appended_tokens=appended_tokens,
         encoded_tokens=prompt_tokens,
         reference_tokens=sum(each.reference_tokens for each in everything),
         canvases=sum(each.canvases for each in everything),
