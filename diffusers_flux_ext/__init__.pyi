@@ -15,8 +15,10 @@ from .demand import Demand as Demand
 from .denoise import DenoisingStep as DenoisingStep
 from .denoise import PlanCache as PlanCache
 from .denoise import PromptEmbeds as PromptEmbeds
+from .denoise import extend_prompt as extend_prompt
 from .denoise import predict_velocity as predict_velocity
 from .diffsynth.vram import vram_plan_from_diffsynth as vram_plan_from_diffsynth
+from .encoded import EncodedConditions as EncodedConditions
 from .guidance import combine_velocities as combine_velocities
 from .inputs.qwen_vl import QwenVLProcessor as QwenVLProcessor
 from .lora.errors import LoRAError as LoRAError
@@ -116,6 +118,7 @@ __all__ = [
     "Demand",
     "DenoisingStep",
     "DiskStreamingStats",
+    "EncodedConditions",
     "EntityRegions",
     "FaceEmbedding",
     "FaceEncoder",
@@ -180,6 +183,7 @@ __all__ = [
     "disk_streaming_stats",
     "draw_face_keypoints",
     "enable_lora_fusion",
+    "extend_prompt",
     "extract_lora",
     "fuse_lora_into",
     "infinite_you_preset",

@@ -9,6 +9,7 @@ class Demand:
 
     Attributes:
         text_tokens (`int`): Text tokens in the transformer.
+        appended_tokens (`int`): Further text tokens, which are part of the prompt: ControlNets see them as well.
         reference_tokens (`int`): Image tokens in the transformer, beside those of the image that is drawn.
         prompt_tokens (`int`): Tokens of what takes the prompt's place.
         canvases (`int`): References of the size of the image that is drawn.
@@ -18,6 +19,7 @@ class Demand:
     """
 
     text_tokens: int = 0
+    appended_tokens: int = 0
     reference_tokens: int = 0
     prompt_tokens: int = 0
     canvases: int = 0

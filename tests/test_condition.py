@@ -211,7 +211,7 @@ class TestDemand:
             step = encoded.with_prompt(step)
             [made] = encoded.contributions(step)
         demand = condition.demand(16)
-        assert sum(group.length for group in made.text) <= demand.text_tokens
+        assert sum(group.length for group in made.text) <= demand.text_tokens + demand.appended_tokens
         reference = sum(group.length for group in made.reference)
         assert reference <= demand.reference_tokens + demand.canvases * canvas.num_tokens
         assert step.prompt.hidden_states.shape[1] <= max(16, demand.prompt_tokens)

@@ -5,16 +5,12 @@ reference cannot run together, or computes otherwise by a defect of its own, sta
 """
 
 import random
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
 
 from diffusers_flux_ext import (
     AttributeValues,
@@ -23,49 +19,31 @@ from diffusers_flux_ext import (
     FillMask,
     FlexControl,
     FluxCondition,
-    FluxConditionedPipeline,
-    FluxFlowMatchScheduler,
     InfiniteYouIdentity,
     IPAdapterImages,
     LoRAEmbedding,
+    NexusGenEmbedding,
     ReduxImages,
     ReferenceImages,
+    Step1XInstruction,
     TeaCacheConfig,
     apply_tea_cache,
     draw_face_keypoints,
     remove_tea_cache,
 )
 from diffusers_flux_ext.canvas import encode_image, pack_latents
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.infinite_you import POINTS, face, tiny_projector
-from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.redux import tiny_redux_embedder, tiny_redux_vision
-from tests.fixtures.tiny import quiet, seeded
-from tests.parity.reference import (
-    EmbeddedFace,
-    controlnet_input,
-    reference_ip_adapter,
-    reference_lora_encoder,
-    reference_multi_controlnet,
-    reference_pair,
-    reference_projector,
-    reference_siglip,
-    reference_value_encoder,
-)
-from tests.parity.reference.redux import add_redux
+from tests.fixtures.infinite_you import POINTS, face
+from tests.fixtures.ip_adapter import picture
+from tests.fixtures.nexus_gen import image_embeds
+from tests.fixtures.step1x import instruction_embeds
+from tests.fixtures.tiny import seeded
+from tests.parity.reference import controlnet_input
+from tests.parity.sides import BASES, NETS, Sides, sides
 
 
 TOLERANCE = 1e-3
 """The largest difference of the last latents; they are of the order of 1 to 10."""
 
-BASES: dict[str, dict[str, Any]] = {
-    "dev": {},
-    "schnell": {"guidance_embeds": False},
-    "fill": {"in_channels": 384, "out_channels": 64},
-    "flex": {"in_channels": 196, "out_channels": 64, "num_layers": 8},
-}
 EXCLUDED: dict[frozenset[str], str] = {
     frozenset({"entities", "references"}): "raises there",
     frozenset({"entities", "attributes"}): "raises there: the prompt must be as long as an entity's",
@@ -76,73 +54,31 @@ EXCLUDED: dict[frozenset[str], str] = {
     frozenset({"fill", "identity"}): "raises there: InfuseNet is given Fill's channels",
     frozenset({"fill", "references"}): "raises there: references are not widened by Fill's channels",
     frozenset({"flex", "references"}): "raises there: references are not widened by Flex' channels",
+    **{
+        frozenset({"step1x", name}): "there the connector's tokens overwrite the prompt and what is appended to it"
+        for name in ("attributes", "lora embedding", "redux", "nexus-gen")
+    },
+    **{
+        frozenset({"step1x", name}): "raises there"
+        for name in ("entities", "controlnets", "identity", "references", "fill", "flex")
+    },
+    frozenset({"nexus-gen", "entities"}): "raises there: the prompt must be as long as an entity's",
+    frozenset({"nexus-gen", "redux"}): "there Redux overwrites the prompt; here the second one is refused",
     frozenset({"guidance", "cache"}): "there both branches share one state of the cache, so steps count twice",
 }
 """Names of methods, bases and options that are not drawn together, and why: what the reference does there."""
 
 MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "lq")
-NETS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("plain", {}),
-    ("plain", {"num_layers": 2, "num_single_layers": 0}),
-    ("union", {}),
-    ("inpaint", {}),
-    ("upscaler", {}),
-)
 PROMPTS = ("a cat on the table", "a red dog", "a blue bird in the sky", "a green tree", "ugly blurry")
 SIZES = ((64, 48), (48, 64), (80, 32), (48, 48))
 
 
 @dataclass
-class Sides:
-    """Both implementations of one base model, with every module that methods add; `folder` keeps LoRA files."""
-
-    reference: Any
-    ours: Any
-    nets: list[Any]
-    infuse_nets: list[Any]
-    modules: dict[str, Any]
-    loras: list[dict[str, torch.Tensor]]
-    folder: Any
-    files: list[str]
-
-
-@cache
-def sides(base: str) -> Sides:
-    """Both sides of a base model of `BASES`."""
-    both = reference_pair(seed=3, **BASES[base])
-    ours = quiet(FluxConditionedPipeline(**{**both.components, "scheduler": FluxFlowMatchScheduler()}))
-    reference, config = both.reference, ours.transformer.config
-    depth = {"num_layers": config.num_layers, "num_single_layers": config.num_single_layers}
-    nets = [tiny_controlnet(5 + index, kind, **sizes) for index, (kind, sizes) in enumerate(NETS)]
-    infuse_nets = [tiny_controlnet(20), tiny_controlnet(21, num_layers=2, num_single_layers=0)]
-    modules = {
-        "adapter": tiny_ip_adapter(5, num_blocks=sum(depth.values())),
-        "siglip": tiny_siglip(4),
-        "projector": tiny_projector(7),
-        "values": tiny_value_encoder(4),
-        "lora encoder": tiny_lora_encoder(4, **depth),
-        "redux vision": tiny_redux_vision(4, 384),
-        "redux embedder": tiny_redux_embedder(5),
-    }
-    loras = [tiny_lora(seed, rank=2 + seed, **depth) for seed in range(3)]
-    folder = tempfile.TemporaryDirectory()
-    files = [str(Path(folder.name) / f"{index}.safetensors") for index in range(len(loras))]
-    for lora, file in zip(loras, files):
-        save_file(lora, file)
-    reference.controlnet = reference_multi_controlnet([*nets, *infuse_nets], ours.transformer)
-    reference.ipadapter = reference_ip_adapter(modules["adapter"])
-    reference.ipadapter_image_encoder = reference_siglip(modules["siglip"])
-    reference.image_proj_model = reference_projector(modules["projector"])
-    reference.infinityou_processor = EmbeddedFace()
-    reference.value_controller = reference_value_encoder(modules["values"])
-    reference.lora_encoder = reference_lora_encoder(modules["lora encoder"])
-    add_redux(reference, modules["redux vision"], modules["redux embedder"])
-    return Sides(reference, ours, nets, infuse_nets, modules, loras, folder, files)
-
-
-@dataclass
 class Combination:
-    """What is run: names of the base, the methods and the options, and the arguments of both sides."""
+    """What is run: names of the base, the methods and the options, and the arguments of both sides.
+
+    `stubs` are attributes of the reference for the time of the call: language models that give known embeddings.
+    """
 
     seed: int
     base: str
@@ -153,6 +89,7 @@ class Combination:
     theirs: dict[str, Any] = field(default_factory=dict)
     ours: dict[str, Any] = field(default_factory=dict)
     cache: float | None = None
+    stubs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -269,6 +206,35 @@ def _lora_embedding(draw: random.Random, both: Sides, call: Combination) -> None
     call.conditions.append(LoRAEmbedding(both.modules["lora encoder"], [both.loras[index] for index in chosen], scale))
 
 
+def _nexus_gen(draw: random.Random, both: Sides, call: Combination) -> None:
+    seed, edits = draw.randrange(100), draw.random() < 0.5
+    embeds = image_embeds(seed)
+    target, given = torch.tensor([[1, 6, 6]]), torch.tensor([[1, *embeds["reference_grid"].tolist()]])
+    if edits:
+        call.theirs["nexus_gen_reference_image"] = "a stub knows its embeddings"
+        answer = (embeds["image_embeds"][0], embeds["reference_embeds"][0], torch.cat([given, target]))
+    else:
+        embeds = {"image_embeds": embeds["image_embeds"]}
+        answer = (embeds["image_embeds"][0], None, None)
+    call.stubs["nexus_gen"] = lambda prompt, image=None: answer
+    adapter = both.modules["nexus merger" if edits else "nexus adapter"]
+    call.conditions.append(NexusGenEmbedding(adapter, image_embeds=embeds))
+
+
+def _step1x(draw: random.Random, both: Sides, call: Combination) -> None:
+    image, states = _picture(draw, call.size), instruction_embeds(draw.randrange(100), 2, 9)
+    mask = torch.arange(9)[None] < torch.tensor([[draw.randint(3, 9)], [draw.randint(3, 9)]])
+    call.theirs.setdefault("negative_prompt", "")
+    call.theirs["step1x_reference_image"] = image
+    call.stubs["qwenvl"] = lambda texts, images: (states, mask.long())
+    call.conditions.append(
+        Step1XInstruction(
+            both.modules["connector"], image, instruction_embeds=states[:1], instruction_mask=mask[:1],
+            negative_instruction_embeds=states[1:], negative_instruction_mask=mask[1:],
+        )
+    )  # fmt: skip
+
+
 def _fill(draw: random.Random, call: Combination) -> None:
     image, mask = _picture(draw, draw.choice([call.size, (60, 40)])), _mask(draw, call.size)
     call.theirs |= {"flux_fill_image": image, "flux_fill_mask": mask}
@@ -295,12 +261,16 @@ METHODS: Mapping[str, Callable[[random.Random, Sides, Combination], None]] = {
     "redux": _redux,
     "attributes": _attributes,
     "lora embedding": _lora_embedding,
+    "nexus-gen": _nexus_gen,
+    "step1x": _step1x,
 }
+RARE = {"nexus-gen": 0.2, "step1x": 0.2}
+"""How often methods are drawn that leave little room for others."""
 OPTIONS = ("guidance", "image-to-image", "cache")
 
 
 def combination(seed: int) -> Combination:
-    """The combination of a seed, with all inputs."""
+    """The combination of a seed, with all inputs; every method is in somewhat less than every second one."""
     draw = random.Random(seed)
     base = draw.choices(list(BASES), weights=[4, 1, 1, 1])[0]
     call = Combination(seed, base, draw.choice(SIZES), draw.randint(2, 4))
@@ -324,7 +294,7 @@ def combination(seed: int) -> Combination:
         call.steps, call.cache = 6, draw.choice([0.5, 2.0, 1e9])
         call.theirs["tea_cache_l1_thresh"] = call.cache
     for method in draw.sample(list(METHODS), len(METHODS)):
-        if draw.random() < 0.6 and call.allows(method):
+        if draw.random() < RARE.get(method, 0.6) and call.allows(method):
             call.names.append(method)
             METHODS[method](draw, both, call)
     if base in ("fill", "flex"):
@@ -344,13 +314,18 @@ def reference_latents(call: Combination) -> torch.Tensor:
         return torch.zeros(1, 3, 8, 8)
 
     reference.vae_decoder.forward = keep
+    replaced = {name: getattr(reference, name) for name in call.stubs}
     try:
+        for name, stub in call.stubs.items():
+            setattr(reference, name, stub)
         reference(
             PROMPTS[0], width=call.size[0], height=call.size[1], seed=0, num_inference_steps=call.steps,
             progress_bar_cmd=list, **call.theirs,
         )  # fmt: skip
     finally:
         reference.vae_decoder.forward = decode
+        for name, former in replaced.items():
+            setattr(reference, name, former)
     return pack_latents(kept[-1])
 
 

@@ -21,7 +21,7 @@ METHOD = Method(
             "AttriCtrl",
             {"value_encoder": ".encoder:AttributeValueEncoder"},
             counts="attributes",
-            demand=lambda number: Demand(text_tokens=32 * number),
+            demand=lambda number: Demand(appended_tokens=32 * number),
         )
     ],
 )

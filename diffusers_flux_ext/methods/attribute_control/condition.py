@@ -58,7 +58,7 @@ class AttributeValues(FluxCondition):
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Tokens of every value."""
-        return Demand(text_tokens=len(self.values) * self.encoder.config.num_tokens)
+        return Demand(appended_tokens=len(self.values) * self.encoder.config.num_tokens)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """The values as tensors.

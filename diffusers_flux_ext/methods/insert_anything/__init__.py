@@ -18,7 +18,7 @@ METHOD = Method(
             "Insert-Anything; its canvas is twice as wide as high",
             {"image_encoder": "...models.released:siglip", "image_embedder": "diffusers:ReduxImageEncoder"},
             {"in_channels": 384, "out_channels": 64},
-            demand=lambda number: Demand(text_tokens=IMAGE_TOKENS),
+            demand=lambda number: Demand(appended_tokens=IMAGE_TOKENS),
         )
     ],
 )

@@ -21,7 +21,7 @@ METHOD = Method(
             "LoRA-Encoder",
             {"lora_encoder": ".model:FluxLoRAEncoder"},
             counts="LoRAs",
-            demand=lambda number: Demand(text_tokens=number),
+            demand=lambda number: Demand(appended_tokens=number),
         )
     ],
 )

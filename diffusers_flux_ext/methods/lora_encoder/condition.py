@@ -68,7 +68,7 @@ class LoRAEmbedding(FluxCondition):
 
     def demand(self, prompt_tokens: int) -> Demand:
         """A token or more for every LoRA."""
-        return Demand(text_tokens=len(self._scales()) * self.encoder.config.num_special_embeds)
+        return Demand(appended_tokens=len(self._scales()) * self.encoder.config.num_special_embeds)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Read and convert the LoRAs. Their matrices stay on the CPU and in their dtype.

@@ -20,7 +20,7 @@ METHOD = Method(
             "FLUX.1 Redux",
             {"image_encoder": "...models.released:siglip", "image_embedder": "diffusers:ReduxImageEncoder"},
             counts="images",
-            demand=lambda number: Demand(text_tokens=IMAGE_TOKENS * number),
+            demand=lambda number: Demand(appended_tokens=IMAGE_TOKENS * number),
         )
     ],
 )

@@ -103,7 +103,9 @@ class ReduxImages(FluxCondition):
             patches = self.image_embeds.shape[-2]
         strengths = read_numbers("strengths", self.strengths, count)
         shares = [float(any(strengths))] if self.combine == "sum" else strengths
-        return Demand(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=self.mask is not None)
+        return Demand(
+            appended_tokens=sum(math.ceil(share * patches) for share in shares), masked=self.mask is not None
+        )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Run the vision model and put the masks on the token grid.

@@ -30,12 +30,14 @@ def workload_of(
     """The call that conditions make."""
     everything = [*(_demand(each, prompt_tokens) for each in conditions), *added]
     seen_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
+    appended_tokens = sum(each.appended_tokens for each in everything)
     return Workload(
         height=height,
         width=width,
         batch=batch,
-        text_tokens=seen_tokens + sum(each.text_tokens for each in everything),
+        text_tokens=seen_tokens + appended_tokens + sum(each.text_tokens for each in everything),
         prompt_tokens=seen_tokens,
+        appended_tokens=appended_tokens,
         encoded_tokens=prompt_tokens,
         reference_tokens=sum(each.reference_tokens for each in everything),
         canvases=sum(each.canvases for each in everything),
