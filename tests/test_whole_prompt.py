@@ -125,7 +125,7 @@ def test_the_order_of_conditions_changes_nothing(pipe, net):
 
 def test_it_is_joined_once_and_again_where_it_changes(pipe, net):
     class Growing(AddedText):
-        per_step = True
+        reuse = never
 
         def contribute(self, encoded, step):
             return AddedText(1 + step.index, in_prompt=True).contribute(encoded, step)
@@ -183,8 +183,8 @@ def some_step(index=0, **prompt):
 
 def test_a_condition_that_reads_is_asked_again_when_the_prompt_grows():
     class Late(AddedText):
-        def phase(self, step):
-            return step.index
+        def reuse(self, step):
+            return step.branch, step.index
 
     reader, step = Reader([]), some_step()
     same = EncodedConditions.from_tensors([reader, AddedText(2, in_prompt=True)], [{}, {}])
