@@ -10,6 +10,7 @@ from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
 from .attention.image_prompts import IMAGE_PROMPTS, place_image_prompts
+from .attention.parallel import check_runs_split
 from .attention.plan import AttentionPlan, build_attention_plan
 from .attention.processor import check_image_prompts_run, runs_attention_plans
 from .caches.rules import check_cache_allows_residuals
@@ -132,6 +133,7 @@ def predict_velocity(
         tuple(group.length for group in text + image),
         batch_size,
     )
+    check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
     text_ids = _join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None

@@ -200,6 +200,8 @@ def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]
         `list[FluxAttention]`: the layers that were given one; it remembers the processor it `stands_in_for`.
     """
     layers = [module for module in transformer.modules() if isinstance(module, FluxAttention)]
+    # Caches that swap the lists of blocks for a forward pass leave them in another order among the modules.
+    layers.sort(key=lambda layer: layer.added_kv_proj_dim is None)
     replaced = [layer for layer in layers if _has_replaceable_processor(layer)]
     num_double = sum(layer.added_kv_proj_dim is not None for layer in layers)
     for layer in replaced:

@@ -12,6 +12,8 @@ from diffusers import FluxTransformer2DModel
 from torch.utils.hooks import RemovableHandle
 
 from .._compat import HookRegistry, ModelHook, StateManager
+from .foreign import foreign_cache
+from .rules import check_cache_runs_split
 from .tea_cache_step import RunningForward, TeaCacheState
 
 
@@ -79,6 +81,7 @@ class TeaCacheHook(ModelHook):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Find the branch's state, and listen to the embedders and the last norm for the time of one forward pass."""
         self.stop_listening()
+        check_cache_runs_split(module)
         context = self.state_manager.context
         num_steps = context.num_inference_steps or self.config.num_inference_steps
         if num_steps is None:
@@ -171,6 +174,9 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
             f"The transformer already runs with {type(transformer._cache_config).__name__}. Remove that cache first, "
             f"with `disable_cache()` or `remove_tea_cache(transformer)`."
         )
+    foreign = foreign_cache(transformer)
+    if foreign is not None:
+        raise ValueError(f"The transformer already runs with {foreign.name}. Take that off first.")
     if not len(transformer.transformer_blocks):
         raise ValueError("TeaCache measures change at the first double block, but this transformer has none.")
     hook = TeaCacheHook(config)

@@ -228,7 +228,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
 
         # Asking for the device walks through every module of the pipeline.
         device, guided = self._execution_device, is_guided(true_cfg_scale, negative)
-        check_caches(self.transformer)
+        check_caches(self.transformer, guided)
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
         if guided:
