@@ -72,6 +72,7 @@ __all__ = [
     "retrieve_timesteps",
     "split_degree",
     "splits_evenly",
+    "state_hooks",
     "vram_budget_of",
 ]
 
@@ -142,6 +143,16 @@ def hooks_without_branches(transformer: torch.nn.Module) -> list[Any]:
     kinds = (FasterCacheBlockHook, FasterCacheDenoiserHook, PyramidAttentionBroadcastHook)
     registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
     return [hook for each in registries for hook in getattr(each, "hooks", {}).values() if isinstance(hook, kinds)]
+
+
+def state_hooks(module: torch.nn.Module) -> set[str]:
+    """Names of the hooks in a module, which move or cast weights or remember something, for one thread at a time."""
+    names: set[str] = set()
+    for part in module.modules():
+        if hasattr(part, "_hf_hook"):
+            names.add("accelerate's offloading")
+        names |= set(getattr(part.__dict__.get("_diffusers_hook"), "hooks", ()))
+    return names
 
 
 def split_degree(transformer: torch.nn.Module) -> int:

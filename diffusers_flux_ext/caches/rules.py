@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._compat import active_caches, hooks_without_branches, reset_caches, split_degree
+from .._sharing import in_loop
 from .foreign import foreign_cache
 
 
@@ -101,7 +102,7 @@ class CacheWatch:
         self._transformer = transformer
         self._caches = active_caches(transformer)
         if self._caches:
-            reset_caches(transformer)
+            self._reset()
         self._seen: dict[str, tuple[Any, list[AttentionRule]]] = {}
         self._shared = hooks_without_branches(transformer) if self._caches else []
         self._states: dict[str, list[Any]] = {}
@@ -113,8 +114,12 @@ class CacheWatch:
             self._compare(step, contributions)
             self._use_states_of(step.branch)
         position = {"step_index": step.index, "num_inference_steps": step.num_steps}
-        with self._transformer.cache_context(step.branch, **position):
+        with in_loop(self), self._transformer.cache_context(step.branch, **position):
             yield
+
+    def _reset(self) -> None:
+        with in_loop(self):
+            reset_caches(self._transformer)
 
     def _compare(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> None:
         layout = _layout(step, contributions)
@@ -124,7 +129,7 @@ class CacheWatch:
             _check_faster_cache_may_start(self._caches.get("FasterCacheConfig", ()))
             # The other branch's state goes, too: it is computed once more at most.
             if known is not None:
-                reset_caches(self._transformer)
+                self._reset()
                 self._states.clear()
         self._seen[step.branch] = (layout, rules)
 
