@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,12 @@ class Call:
 
     Args:
         pipe (`DiffusionPipeline`): The pipeline.
+        modules (`Mapping[str, torch.nn.Module]`): What it runs, by the names in error messages.
         thread (`threading.Thread`): The thread that it runs in.
     """
 
     pipe: Any
+    modules: Mapping[str, torch.nn.Module]
     thread: threading.Thread = field(default_factory=threading.current_thread)
 
 

@@ -46,6 +46,8 @@ def encode_text(
         for text, ids in zip(texts, pipe.tokenizer_2(texts).input_ids):
             if len(ids) > length:
                 cut = pipe.tokenizer_2.decode(ids[length - 1 : -1])
-                logger.warning(f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; {cut!r} was cut off.")
+                logger.warning(
+                    f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; this was cut off: {cut!r}."
+                )
         embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
     return embeds.to(canvas.dtype), masks[0] if masks else None

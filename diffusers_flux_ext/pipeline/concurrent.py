@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -34,18 +35,18 @@ def may_run_at_once(call: CallT) -> CallT:
 
     @wraps(call)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _entered(self) as pipe:
+        with _entered(self, kwargs.get("conditions")) as pipe:
             return call(pipe, *args, **kwargs)
 
     return run  # type: ignore[return-value]
 
 
 @contextmanager
-def _entered(pipe: Any) -> Iterator[Any]:
+def _entered(pipe: Any, conditions: Any) -> Iterator[Any]:
     with starting_calls() as calls:
         if any(other.pipe is pipe or other.pipe.scheduler is pipe.scheduler for other in calls):
             pipe = _with_own_scheduler(pipe)
-        call = Call(pipe)
+        call = Call(pipe, _modules(pipe, conditions))
         for other in calls:
             _check_modules_serve_both(call, other)
         calls.append(call)
@@ -71,17 +72,23 @@ def _with_own_scheduler(pipe: Any) -> Any:
     return twin
 
 
+def _modules(pipe: Any, conditions: Any) -> dict[str, torch.nn.Module]:
+    """The modules of a pipeline and of what may be conditions, which nobody has checked yet."""
+    parts = dict(pipe.components)
+    for condition in conditions if isinstance(conditions, Sequence) else [conditions]:
+        if is_dataclass(condition):
+            names = [field.name for field in fields(condition)]
+            parts |= {f"{type(condition).__name__}.{name}": getattr(condition, name, None) for name in names}
+    return {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+
+
 def _check_modules_serve_both(call: Call, other: Call) -> None:
-    theirs = {id(module) for _, module in _modules(other.pipe)}
-    for name, module in _modules(call.pipe):
+    theirs = {id(module) for module in other.modules.values()}
+    for name, module in call.modules.items():
         if id(module) in theirs:
             _check_caches(name, module, other)
             if other.thread is not call.thread:
                 _check_hooks(name, module, other)
-
-
-def _modules(pipe: Any) -> Sequence[tuple[str, torch.nn.Module]]:
-    return [(name, part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
 
 
 def _check_caches(name: str, module: torch.nn.Module, other: Call) -> None:

@@ -17,6 +17,7 @@ from diffusers_flux_ext import (
     load_timestep_lora,
     remove_tea_cache,
 )
+from diffusers_flux_ext._compat import remove_group_offloading
 from tests.fixtures.conditions import CASES
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.timestep_lora import tiny_timestep_lora
@@ -288,6 +289,17 @@ class TestRefused:
         callback, results = during(lambda: draw(pipe))
         assert torch.equal(draw(pipe, callback_on_step_end=callback), expected)
         assert torch.equal(results[0], expected)
+
+    def test_an_offloaded_module_of_two_conditions(self, pipe):
+        other, conditions = tiny_pipeline(FluxConditionedPipeline), [CASES["controlnet"].build()]
+        controlnet = conditions[0].controlnet
+        controlnet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        callback, _ = beside(lambda: draw(other, conditions=conditions))
+        try:
+            with pytest.raises(RuntimeError, match="`ControlNetImage.controlnet` is in use"):
+                draw(pipe, conditions=conditions, callback_on_step_end=callback)
+        finally:
+            remove_group_offloading(controlnet)
 
     def test_a_stock_pipeline_with_the_same_scheduler(self, pipe):
         stock = quiet(pipe.to_pipeline(FluxPipeline))
