@@ -206,6 +206,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         Raises:
             ValueError: if arguments contradict each other or do not fit the model; before the first step.
             TypeError: if `conditions` holds something else than conditions, or a mask holds floats.
+            RuntimeError: if another call runs with modules that serve one call at a time; see `docs/reliability.md`.
         """
         conditions = check_conditions(conditions)
         height, width = canvas_size(self, height, width)
