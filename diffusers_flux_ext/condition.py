@@ -27,24 +27,26 @@ class Encoders(Protocol):
         vae (`AutoencoderKL`): Encodes images.
         image_processor (`VaeImageProcessor`): Turns images into tensors in [-1, 1].
         transformer (`FluxTransformer2DModel`): Whose sizes a condition's modules have to fit; nobody calls it here.
-        text_encoder_2 (`T5EncoderModel`, *optional*): T5.
-        tokenizer_2 (`T5TokenizerFast`, *optional*): Its tokenizer.
         image_encoder (`CLIPVisionModelWithProjection` or `SiglipVisionModel`, *optional*): A vision model.
         feature_extractor (`CLIPImageProcessor` or `SiglipImageProcessor`, *optional*): Its processor.
         guidance_scale (`float`): The embedded guidance of the call.
+        encode_text (`Callable`): Encodes texts with T5.
     """
 
     vae: Any
     image_processor: Any
     transformer: Any
-    text_encoder_2: Any
-    tokenizer_2: Any
     image_encoder: Any
     feature_extractor: Any
 
     @property
     def guidance_scale(self) -> float:
         """The embedded guidance of the call."""
+
+    def encode_text(
+        self, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """T5 hidden states of texts, and where their padding is; see [`FluxConditionedPipeline.encode_text`]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
+from ._sharing import one_forward
 from .attention.image_prompts import IMAGE_PROMPTS, place_image_prompts
+from .attention.parallel import check_runs_split
 from .attention.plan import AttentionPlan, build_attention_plan
 from .attention.processor import check_image_prompts_run, runs_attention_plans
 from .caches.rules import check_cache_allows_residuals
@@ -180,6 +182,7 @@ def predict_velocity(
         tuple(group.length for group in text + image),
         batch_size,
     )
+    check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
     text_ids = _join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None
@@ -188,18 +191,20 @@ def predict_velocity(
     attention_kwargs = place_image_prompts(_attention_kwargs(contributions, plan), transformer, layout, image_order)
     if IMAGE_PROMPTS in attention_kwargs:
         check_image_prompts_run(transformer)
-    velocity = transformer(
-        hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
-        timestep=step.timestep,
-        guidance=step.guidance,
-        pooled_projections=step.prompt.pooled,
-        encoder_hidden_states=_sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
-        txt_ids=_sort(text_ids, text_order, dim=0),
-        img_ids=_sort(_join_ids(image), image_order, dim=0),
-        joint_attention_kwargs=attention_kwargs,
-        return_dict=False,
+    inputs = {
+        "hidden_states": _sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
+        "timestep": step.timestep,
+        "guidance": step.guidance,
+        "pooled_projections": step.prompt.pooled,
+        "encoder_hidden_states": _sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
+        "txt_ids": _sort(text_ids, text_order, dim=0),
+        "img_ids": _sort(_join_ids(image), image_order, dim=0),
+        "joint_attention_kwargs": attention_kwargs,
+        "return_dict": False,
         **residuals,
-    )[0]
+    }
+    with one_forward(transformer):
+        velocity = transformer(**inputs)[0]
     if image_order is not None:
         return velocity.index_select(1, image_order.argsort()[:target_length])
     return velocity if len(image) == 1 else velocity[:, :target_length]

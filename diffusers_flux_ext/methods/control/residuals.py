@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from diffusers.utils import logging
 
+from ...attention.parallel import check_not_split
 from ...caches.rules import check_cache_allows_residuals
 from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
@@ -69,12 +70,13 @@ class ControlNetCondition(FluxCondition):
         read_scale(name, "scale", self.scale, double + single, blocks)
 
     def check_fits_pipeline(self, pipe: Encoders, context: int | None = None) -> None:
-        """Raise a `ValueError` if the ControlNet was made for another size, or if a cache forbids residuals.
+        """Raise a `ValueError` if the ControlNet was made for another size, or if the transformer takes no residuals.
 
         Args:
             pipe (`Encoders`): Gives the transformer.
             context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
         """
+        check_not_split(pipe.transformer, f"the residuals of {type(self).__name__}")
         check_cache_allows_residuals(pipe.transformer)
         base, own = pipe.transformer.config, self.controlnet.config
         wanted = {

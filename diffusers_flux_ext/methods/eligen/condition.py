@@ -12,7 +12,6 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.entity_texts import encode_text
 from ...inputs.masks import RegionMask, is_box, mask_to_tokens
 from ...inputs.text_tokens import text_group
 from ...sequence import AttentionRule, Contribution, padding_rules
@@ -96,7 +95,7 @@ class EntityRegions(FluxCondition):
         for length, entities in by_length.items():
             texts = [prompts[entity] if entity < len(prompts) else "" for prompts, _ in samples for entity in entities]
             hidden = canvas.mask_padding if self.mask_padding is None else self.mask_padding
-            embeds, visible = encode_text(pipe, texts, length, canvas, hidden)
+            embeds, visible = pipe.encode_text(texts, length, canvas, hidden)
             for column, entity in enumerate(entities):
                 encoded[f"entity_{entity}"] = canvas.per_sample(embeds[column :: len(entities)])
                 if visible is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...attention.image_prompts import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
+from ...attention.parallel import check_not_split
 from ...attention.processor import check_image_prompts_run, regional_attention
 from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
@@ -104,6 +105,8 @@ class IPAdapterImages(FluxCondition):
         config = self.adapter.config
         heads = (config.num_attention_heads, config.attention_head_dim)
         check_adapter_fits(type(self).__name__, config.num_blocks, heads, config.after_block, pipe.transformer)
+        if self.mask is not None:
+            check_not_split(pipe.transformer, f"the mask of {type(self).__name__}")
         with regional_attention(pipe.transformer):
             check_image_prompts_run(pipe.transformer)
         embeds = self._embed(pipe)
