@@ -27,7 +27,7 @@ from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.infinite_you import face, tiny_identity_modules
 from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.synthetic import AddedText, ReplacedPrompt
+from tests.fixtures.synthetic import AddedText, ReplacedPrompt, never
 from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
 
 
