@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,20 @@ def foreign_cache(transformer: torch.nn.Module) -> ForeignCache | None:
         remedy = "Restore the class' `forward`, and use `apply_tea_cache` of this package"
         return ForeignCache("TeaCache's published patch of `forward`", True, False, remedy)
     return None
+
+
+def empty_foreign_cache(transformer: torch.nn.Module) -> None:
+    """Empty what cache-dit keeps on a transformer that it was given without a pipeline.
+
+    With a pipeline it starts anew at each call by itself.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer, with whatever cache or none.
+    """
+    library: Any = sys.modules.get("cache_dit")
+    manager = getattr(transformer, "_context_manager", None)
+    if library is not None and getattr(manager, "persistent_context", False):
+        library.refresh_context(transformer)
 
 
 def _swaps_blocks(transformer: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from .._compat import active_caches, hooks_without_branches, reset_caches, split_degree
 from .._sharing import in_loop
-from .foreign import foreign_cache
+from .foreign import empty_foreign_cache, foreign_cache
 
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class CacheWatch:
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
         self._caches = active_caches(transformer)
+        empty_foreign_cache(transformer)
         if self._caches:
             self._reset()
         self._seen: dict[str, tuple[Any, list[AttentionRule]]] = {}

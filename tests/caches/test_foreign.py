@@ -168,3 +168,18 @@ class TestCacheDiT:
         cached(residual_diff_threshold=0.0)
         for _ in range(2):
             torch.testing.assert_close(draw(pipe, *names), expected, atol=1e-5, rtol=0)
+
+    def test_a_transformer_without_a_pipeline_starts_anew_at_each_call(self, pipe):
+        import cache_dit
+
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=1, residual_diff_threshold=100.0
+        )
+        cache_dit.enable_cache(pipe.transformer, cache_config=config)
+        try:
+            expected = draw(pipe)
+            stop = lambda running, *args: setattr(running, "_interrupt", True) or {}  # noqa: E731
+            draw(pipe, prompt="a red dog", callback_on_step_end=stop)
+            assert torch.equal(draw(pipe), expected)
+        finally:
+            cache_dit.disable_cache(pipe.transformer)
