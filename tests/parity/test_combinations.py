@@ -10,7 +10,7 @@ import pytest
 from tests.parity.combinations import BASES, EXCLUDED, METHODS, OPTIONS, TOLERANCE, combination, difference
 
 
-COUNT = int(os.environ.get("FLUX_EXT_COMBINATIONS", 24))
+COUNT = int(os.environ.get("FLUX_EXT_COMBINATIONS", 20))
 
 
 @pytest.mark.parametrize("seed", range(COUNT))
