@@ -123,8 +123,9 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             stochastic_sampling=stochastic_sampling,
         )
         # diffusers does not hand a value left at its default to another class, whose default shift is 1.
-        defaults = [name for name in self.config.get("_use_default_values", []) if name != "shift"]
-        self.register_to_config(_use_default_values=defaults)
+        defaults = self.config.get("_use_default_values", [])
+        if "shift" in defaults:
+            self.register_to_config(_use_default_values=[name for name in defaults if name != "shift"])
         if base_grid == "diffsynth":
             self._set_training_grid()
 

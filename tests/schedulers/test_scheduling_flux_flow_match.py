@@ -175,6 +175,8 @@ def test_save_and_load(tmp_path: Path, config: dict[str, Any]) -> None:
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"] == "FluxFlowMatchScheduler"
     loaded = FluxFlowMatchScheduler.from_pretrained(tmp_path)
     assert parameters(loaded) == parameters(saved)
+    # As in stock: nothing that was loaded counts as left at its default.
+    assert "_use_default_values" not in loaded.config
     for scheduler in (saved, loaded):
         scheduler.set_timesteps(5, mu=0.8)
     assert_same_schedule(saved, loaded)

@@ -40,7 +40,7 @@ def upstream(name: str) -> ModuleType:
         return importlib.import_module(f"{ALIAS}.{name}")
 
 
-def test_classes(module: ModuleType, base: type = object) -> Iterator[tuple[str, type]]:
+def test_classes(module: ModuleType, base: type) -> Iterator[tuple[str, type]]:
     """Names and classes of a module that hold tests of tiny models, without those that load released checkpoints."""
     for name, value in vars(module).items():
         if isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, base):
