@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from .config import check_fit
 from .layouts import Shapes, TensorRecipe, TransformerLayout
+from .quantised import is_gguf, load_quantised
 
 
 ModelT = TypeVar("ModelT", bound="SingleFileMixin")
@@ -81,24 +82,28 @@ class SingleFileMixin:
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        quantization_config: Any = None,
         **overrides: Any,
     ) -> ModelT:
         """
-        Makes a model from one local safetensors file in any layout.
+        Makes a model from one local safetensors or GGUF file in any layout.
 
         Only the header is read to plan the load. Tensors are then copied one at a time out of the mapped file, whose
         pages the system can drop again, so that the load needs the memory of the model once.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
-                Path of a safetensors file, whatever its suffix (`.safetensors`, `.sft`). A mapping goes to
-                [`from_state_dict`].
+                Path of a safetensors or GGUF file, whatever its suffix (`.safetensors`, `.sft`, `.gguf`). A mapping
+                goes to [`from_state_dict`].
             torch_dtype (`torch.dtype`, *optional*):
                 Dtype of the model; that of each tensor of the file by default.
             device (`str` or `torch.device`, *optional*):
                 Device of the model; CPU by default.
             dtype (`torch.dtype`, *optional*):
                 The newer name of `torch_dtype`.
+            quantization_config (`diffusers.QuantizationConfigMixin`, *optional*):
+                Quantise while loading, as diffusers' `from_single_file` does; a GGUF file needs
+                `GGUFQuantizationConfig(compute_dtype=...)`.
             overrides:
                 See [`from_state_dict`].
 
@@ -107,11 +112,18 @@ class SingleFileMixin:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no safetensors file; if keys are unknown or missing; if shapes do not fit
-                together; if `axes_dims_rope` is needed.
+            ValueError: If the file is neither a safetensors nor a GGUF file; if keys are unknown or missing; if shapes
+                do not fit together; if `axes_dims_rope` is needed.
             TypeError: If an override is no argument of the constructor.
         """
         source = pretrained_model_link_or_path_or_dict
+        if quantization_config is not None:
+            return load_quantised(cls, source, quantization_config, dtype or torch_dtype, device, overrides)
+        if is_gguf(source):
+            raise ValueError(
+                f"`{source}` is a GGUF file, whose weights stay quantised. Pass "
+                f"`quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`, which diffusers has."
+            )
         arguments: dict[str, Any] = {"torch_dtype": dtype or torch_dtype, "device": device, **overrides}
         if isinstance(source, Mapping):
             return cls.from_state_dict(source, **arguments)
@@ -124,9 +136,7 @@ class SingleFileMixin:
         try:
             file = safe_open(path, framework="pt", device="cpu")
         except SafetensorError as error:
-            raise ValueError(
-                f"`{path}` is no safetensors file ({error}). Pickle and GGUF files are not read here."
-            ) from error
+            raise ValueError(f"`{path}` is no safetensors file ({error}). Pickles are not read here.") from error
         with file as reader:
             shapes = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}
             return cls._from_tensors(

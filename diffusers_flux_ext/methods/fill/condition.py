@@ -62,8 +62,12 @@ class FillMask(FluxCondition):
                 f"the mask (0, 0, 1, 1)."
             )
 
+        self._check_generator()
+
+    def _check_generator(self) -> None:
         several = isinstance(self.generator, Sequence)
-        for each in self.generator if several else [self.generator]:
+        given: Any = self.generator if several else [self.generator]
+        for each in given:
             if not isinstance(each, torch.Generator) and (several or each is not None):
                 raise TypeError(
                     f"`generator` of FillMask {'holds' if several else 'is'} a {type(each).__name__}; expected a "

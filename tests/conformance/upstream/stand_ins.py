@@ -59,13 +59,17 @@ def inpaint(arguments: Arguments) -> InpaintRegion:
     return InpaintRegion(arguments["image"], arguments.pop("mask_image"))
 
 
+def with_conditions(arguments: Arguments, *conditions: FluxCondition) -> Arguments:
+    return {**arguments, "conditions": [*arguments.get("conditions", ()), *conditions]}
+
+
 class FluxImg2ImgPipelineStandIn(StandIn):
     pass
 
 
 class FluxInpaintPipelineStandIn(StandIn):
     def translate(self, arguments: Arguments) -> Arguments:
-        return {**arguments, "conditions": [inpaint(arguments)]}
+        return with_conditions(arguments, inpaint(arguments))
 
 
 class FluxFillPipelineStandIn(StandIn):
@@ -74,7 +78,7 @@ class FluxFillPipelineStandIn(StandIn):
         if strength < 1:
             arguments |= {"image": image, "strength": strength}
         fill = FillMask(image, mask, paste_back=False, generator=arguments["generator"])
-        return {**arguments, "conditions": [fill]}
+        return with_conditions(arguments, fill)
 
 
 class FluxKontextPipelineStandIn(StandIn):
@@ -85,8 +89,7 @@ class FluxKontextPipelineStandIn(StandIn):
             cell = 2 * self.vae_scale_factor
             arguments["width"] = round((area * ratio) ** 0.5) // cell * cell
             arguments["height"] = round((area / ratio) ** 0.5) // cell * cell
-        references = ReferenceImages([image], preferred_size=arguments.pop("_auto_resize"))
-        return {**arguments, "conditions": [references]}
+        return with_conditions(arguments, ReferenceImages([image], preferred_size=arguments.pop("_auto_resize")))
 
 
 class FluxKontextInpaintPipelineStandIn(StandIn):
@@ -95,7 +98,7 @@ class FluxKontextInpaintPipelineStandIn(StandIn):
         reference = arguments["image"] if reference is None else reference
         del arguments["max_area"]
         references = ReferenceImages([reference], preferred_size=arguments.pop("_auto_resize"))
-        return {**arguments, "conditions": [references, inpaint(arguments)]}
+        return with_conditions(arguments, references, inpaint(arguments))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ class ControlChannels(FluxCondition):
 
 class FluxControlPipelineStandIn(StandIn):
     def translate(self, arguments: Arguments) -> Arguments:
-        return {**arguments, "conditions": [ControlChannels(arguments.pop("control_image"))]}
+        return with_conditions(arguments, ControlChannels(arguments.pop("control_image")))
 
 
 class FluxControlImg2ImgPipelineStandIn(FluxControlPipelineStandIn):
@@ -124,8 +127,7 @@ class FluxControlImg2ImgPipelineStandIn(FluxControlPipelineStandIn):
 
 class FluxControlInpaintPipelineStandIn(StandIn):
     def translate(self, arguments: Arguments) -> Arguments:
-        conditions = [ControlChannels(arguments.pop("control_image")), inpaint(arguments)]
-        return {**arguments, "conditions": conditions}
+        return with_conditions(arguments, ControlChannels(arguments.pop("control_image")), inpaint(arguments))
 
 
 class FluxControlNetPipelineStandIn(StandIn):
@@ -159,7 +161,7 @@ class FluxControlNetPipelineStandIn(StandIn):
             )
         )  # fmt: skip
         control = ControlNetImage(self.controlnet, image, scale=scale, start=start, end=end, mode=mode)
-        return {**arguments, "conditions": [control]}
+        return with_conditions(arguments, control)
 
 
 class FluxControlNetImg2ImgPipelineStandIn(FluxControlNetPipelineStandIn):
@@ -169,8 +171,7 @@ class FluxControlNetImg2ImgPipelineStandIn(FluxControlNetPipelineStandIn):
 class FluxControlNetInpaintPipelineStandIn(FluxControlNetPipelineStandIn):
     def translate(self, arguments: Arguments) -> Arguments:
         region = inpaint(arguments)
-        arguments = super().translate(arguments)
-        return {**arguments, "conditions": [*arguments["conditions"], region]}
+        return with_conditions(super().translate(arguments), region)
 
 
 STAND_INS = {
