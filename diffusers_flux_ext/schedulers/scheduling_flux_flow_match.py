@@ -77,7 +77,7 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         ValueError: If `base_grid` is unknown or `shift` is not above 0.
     """
 
-    _compatibles: list[str] = []
+    _compatibles: list[str] = ["FlowMatchEulerDiscreteScheduler"]
     order = 1
 
     config: Any
