@@ -42,7 +42,7 @@ def members(pair: str) -> list[str]:
     return [
         name
         for name in dir(stock)
-        if (not name.startswith("_") or name in CALLED) and not hasattr(FluxLoraLoaderMixin, name)
+        if name in CALLED or not (name.startswith("_") or hasattr(FluxLoraLoaderMixin, name))
     ] + ["__init__"]
 
 
