@@ -27,7 +27,9 @@ from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcas
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheHook
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
+from diffusers.loaders.single_file_model import _get_single_file_loadable_mapping_class
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
@@ -61,8 +63,10 @@ __all__ = [
     "hooks_without_branches",
     "is_compiled",
     "is_stored_in_fewer_bits",
+    "load_gguf_checkpoint",
     "offload_all_but",
     "offloading_suspended",
+    "reads_single_files",
     "register_innermost",
     "remove_group_offloading",
     "remove_hook",
@@ -102,6 +106,11 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
     """Names of the components and of the plain arguments of a pipeline class' constructor."""
     components, optional = pipeline_class._get_signature_keys(pipeline_class)  # type: ignore[attr-defined]
     return set(components), set(optional)
+
+
+def reads_single_files(model_class: type) -> bool:
+    """Whether diffusers' `from_single_file` knows a model class or one that it extends."""
+    return _get_single_file_loadable_mapping_class(model_class) is not None
 
 
 def has_offload_hook(module: torch.nn.Module) -> bool:

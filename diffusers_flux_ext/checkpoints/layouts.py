@@ -191,7 +191,8 @@ class TensorRecipe:
         tensor = read(self.sources[0]) if len(self.sources) == 1 else torch.cat([read(key) for key in self.sources])
         if self.rows is not None:
             tensor = tensor[slice(*self.rows)]
-        return torch.cat(tensor.chunk(2)[::-1]) if self.swap_halves else tensor
+        # A list: tensors of diffusers' GGUF files lose their kind in a tuple.
+        return torch.cat(list(tensor.chunk(2))[::-1]) if self.swap_halves else tensor
 
 
 def _split(names: TensorNames, index: str, key: str, shape: Sequence[int]) -> Iterator[tuple[str, TensorRecipe]]:

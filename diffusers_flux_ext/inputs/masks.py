@@ -54,7 +54,8 @@ def read_mask(mask: RegionMask, canvas: Canvas) -> np.ndarray:
     Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of a picture that is
     not fully opaque. Arrays and tensors may be boolean or of any number type; their scale is 1, 255 or 65535, the
     least that their largest value fits in. Their shape is `(height, width)`, `(height, width, channels)` for arrays or
-    `(channels, height, width)` for tensors. A box is given in fractions when all its numbers are at most 1.
+    `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is given
+    in fractions when all its numbers are at most 1.
 
     Args:
         mask (`RegionMask`): The region.
@@ -88,8 +89,18 @@ def is_box(mask: Any) -> bool:
 
 
 def list_regions(regions: RegionMask | Sequence[RegionMask]) -> list[RegionMask]:
-    """One region for all prompts, or a list or tuple of one per prompt, as a list."""
+    """One region for all prompts, or one per prompt, as a list.
+
+    Args:
+        regions (`RegionMask` or several):
+            Several are a list or tuple, or an array or tensor of four axes, the first of which counts the prompts.
+
+    Returns:
+        `list[RegionMask]`
+    """
     several: Any = regions
+    if isinstance(regions, (np.ndarray, torch.Tensor)):
+        return list(several) if regions.ndim == 4 else [several]
     return list(several) if isinstance(regions, (list, tuple)) and not is_box(regions) else [several]
 
 
@@ -128,13 +139,15 @@ def _read_picture(picture: Image.Image) -> np.ndarray:
 
 
 def _read_array(array: np.ndarray, channels_first: bool) -> np.ndarray:
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
     if array.ndim == 3:
         axes = [axis for axis in ((0, 2) if channels_first else (2, 0)) if array.shape[axis] <= 4]
         array = np.moveaxis(array, axes[0], -1) if axes else array[None]
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
             f"A region mask has the shape {array.shape}; expected (height, width), (height, width, channels) or "
-            f"(channels, height, width) with 1 to 4 channels."
+            f"(channels, height, width) with 1 to 4 channels, or a batch of one of them."
         )
     full_scale = next((scale for scale in (1, 255) if array.max() <= scale), 65535)
     plane = array.mean(axis=-1, dtype=np.float64) if array.ndim == 3 else array

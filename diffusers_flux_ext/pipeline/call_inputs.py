@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import logging
 
 from .._compat import calculate_shift, retrieve_timesteps
-from ..canvas import Canvas, noised_image, plain_picture, sample_image_latents
+from ..canvas import Canvas, image_generators, noised_image, plain_picture, sample_image_latents
 from ..inputs.prompt_padding import check_padding_mask
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 
@@ -254,16 +254,11 @@ def starting_latents(
     if image is None or latents is not None:
         prepared, ids = pipe.prepare_latents(canvas.num_samples, channels, *size, dtype, device, generator, latents)
         return prepared, ids, prepared if image is None else None
-    if isinstance(generator, list) and len(generator) != canvas.num_samples:
-        raise ValueError(
-            f"There are {len(generator)} generators for {canvas.num_samples} samples. Give one or one each."
-        )
     ids = pipe._prepare_latent_image_ids(canvas.num_samples, *canvas.grid, device, dtype)
     pixels = pipe.image_processor.preprocess(plain_picture(image), height=size[0], width=size[1])
     pixels = pixels.to(torch.float32).to(device=device, dtype=dtype)
+    own = image_generators(generator, pixels.shape[0], canvas.num_samples)
     if pixels.shape[1] != channels:
-        # One picture for several samples is encoded once, by the first generator as in diffusers.
-        own = generator[: pixels.shape[0]] if isinstance(generator, list) else generator
         pixels = sample_image_latents(pipe.vae, pixels, own)
     batch = (canvas.batch_size, canvas.num_images_per_prompt)
     prepared, noise = noised_image(pixels, *batch, timestep, pipe.scheduler, generator)

@@ -81,7 +81,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
 
     stock_class = FlowMatchEulerDiscreteScheduler
 
-    _compatibles: list[str] = []
+    _compatibles: list[str] = ["FlowMatchEulerDiscreteScheduler"]
     order = 1
 
     config: Any

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ...canvas import Canvas, encode_image, pack_latents, plain_picture
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask, is_box, mask_to_pixels
+from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
 from ...sequence import Contribution
 
 
@@ -102,9 +101,7 @@ class InpaintRegion(FluxCondition):
         return torch.where(encoded["pixel_mask"], images.float(), encoded["source"].to(images.device))
 
     def _pixel_masks(self, canvas: Canvas) -> torch.Tensor:
-        several = isinstance(self.mask, Sequence) and not is_box(self.mask)
-        given: Any = self.mask if several else [self.mask]
-        masks = [mask_to_pixels(mask, canvas) for mask in given]
+        masks = [mask_to_pixels(mask, canvas) for mask in list_regions(self.mask)]
         for index, inside in enumerate(masks):
             if not inside.any():
                 logger.warning(
