@@ -120,7 +120,8 @@ class Bench:
     def _refused(self, message: str) -> tuple[str, str]:
         if "Traceback" in message:
             return "foreign", message
-        if self.path.name not in message:
+        # Of several files the folder that was given is named, where it cannot be told which of them is to blame.
+        if self.path.name not in message and str(self.sources) not in message:
             return "unnamed", message
         return ("long" if len(message) > 4000 else "refused"), message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -138,10 +139,10 @@ def read_pickle(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             warnings.simplefilter("ignore")
             # Mapped, so that a part of a large file can be read; only archives can be, all but very old files.
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except OSError as error:
-        raise OSError(f"`{path}` cannot be read: {error}.") from error
     # The unpickler raises whatever a hostile byte makes it run into.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise OSError(f"`{path}` cannot be read: {error}.") from error
         raise ValueError(
             f"`{path}` is not a pickle of plain tensors ({type(error).__name__}); others are not read: they could "
             "run code."
