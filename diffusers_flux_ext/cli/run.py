@@ -94,7 +94,7 @@ def generate(args: argparse.Namespace) -> Path:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
     # What the pipeline checks is clear; a library that runs into something else has got odd configs or weights.
-    clear = (OSError, RuntimeError, ValueError)
+    clear = (OSError, ValueError, torch.OutOfMemoryError)
     with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
         images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
     return save_picture(images[0], args.out)
