@@ -44,8 +44,8 @@ def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
     Args:
         source (`str` or `os.PathLike`):
-            A safetensors file, the index of several, or a folder as `save_pretrained` writes it: one safetensors file, or several and an
-            index.
+            A safetensors file, the index of several, or a folder as `save_pretrained` writes it: one safetensors file,
+            or several and an index.
 
     Returns:
         `dict[str, StoredTensor]`: The tensors by key.

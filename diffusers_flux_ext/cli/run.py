@@ -15,7 +15,7 @@ from PIL import Image
 from .. import flux_shapes, tiny_flux_path
 from ..checkpoints.model_configs import building
 from ..checkpoints.pipeline_folders import check_pipeline_folder
-from ..checkpoints.writing import written_at_once
+from ..checkpoints.writing import check_target, written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
 from .main import TINY
@@ -75,6 +75,8 @@ def generate(args: argparse.Namespace) -> Path:
     """
     if args.out.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out {args.out} has no picture's ending; use for example {args.out.with_suffix('.png')}.")
+    if args.out.exists():
+        check_target(args.out, overwrite=True)
     pipe = load_pipeline(
         args.model, args.lora, args.lora_weight_name, args.device, args.offload, with_regions=bool(args.entity)
     )
