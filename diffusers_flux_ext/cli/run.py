@@ -13,6 +13,9 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .. import flux_shapes, tiny_flux_path
+from ..checkpoints.model_configs import building
+from ..checkpoints.pipeline_folders import check_pipeline_folder
+from ..checkpoints.writing import check_target, written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
 from .main import TINY
@@ -72,6 +75,8 @@ def generate(args: argparse.Namespace) -> Path:
     """
     if args.out.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out {args.out} has no picture's ending; use for example {args.out.with_suffix('.png')}.")
+    if args.out.exists():
+        check_target(args.out, overwrite=True)
     pipe = load_pipeline(
         args.model, args.lora, args.lora_weight_name, args.device, args.offload, with_regions=bool(args.entity)
     )
@@ -90,7 +95,10 @@ def generate(args: argparse.Namespace) -> Path:
     if args.entity:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
-    images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
+    # What the pipeline checks is clear; a library that runs into something else has got odd configs or weights.
+    clear = (OSError, ValueError, torch.OutOfMemoryError)
+    with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
+        images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
     return save_picture(images[0], args.out)
 
 
@@ -133,7 +141,10 @@ def load_pipeline(
     device = device or best_device()
     path = tiny_flux_path() if model == TINY else model
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
+    if os.path.isdir(path):
+        check_pipeline_folder(path)
+    with building(path, passing=(OSError,), what="a FLUX.1 pipeline"):
+        pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
     if lora is None and model == TINY and with_regions:
         lora = os.path.join(os.path.dirname(tiny_flux_path()), TINY_LORA)
     if lora is not None and lora != "none":
@@ -173,7 +184,7 @@ def best_device() -> str:
 
 
 def save_picture(image: Image.Image, path: Path) -> Path:
-    """Write a picture under a temporary name and rename it, so that no half-written file is left.
+    """Write a picture whole or not at all.
 
     Args:
         image (`PIL.Image.Image`): The picture.
@@ -183,10 +194,6 @@ def save_picture(image: Image.Image, path: Path) -> Path:
         `Path`: the same path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with written_at_once(path) as temporary:
         image.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

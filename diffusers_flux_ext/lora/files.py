@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checkpoints.writing import written_at_once
 from .errors import LoRAError
 
 
@@ -225,25 +225,14 @@ def save_lora(
     # The largest items first keeps every tensor aligned, as in files that safetensors writes.
     order = sorted(entries, key=lambda key: (-_itemsize(key, entries[key], dtype), key))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise LoRAError(f"`{path}` could not be written: {error}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with written_at_once(path) as temporary, temporary.open("wb") as file:
             file.write(_header(order, entries, metadata, dtype))
             for key in order:
                 flat = _tensor(key, entries[key], dtype).cpu().reshape(-1)
                 if flat.numel():
                     file.write(flat.view(torch.uint8).numpy().data)
-        # A temporary file is private; the finished one has the rights of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
     except OSError as error:
         raise LoRAError(f"`{path}` could not be written: {error}.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -256,6 +245,8 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise LoRAError(f"`{path}` cannot be written: it is a directory, or its folder does not exist.")
+    if path.exists() and not path.is_file():
+        raise LoRAError(f"`{path}` is a device, a pipe or the like, which is not replaced. Choose another name.")
     if path.exists() and not overwrite:
         raise LoRAError(f"`{path}` exists. Choose another name, or allow it to be overwritten.")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
 from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 
+from ..checkpoints.messages import naming
+from ..checkpoints.model_configs import building, read_model_config
+from ..checkpoints.pipeline_folders import check_types
 from ..demand import Demand
 from ..models.released import VAE, clip_text, t5_text
 from ..offload.budget.api import plan_vram
@@ -72,30 +76,43 @@ def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Modul
 
     Raises:
         OSError: if there is no such folder or repository.
+        ValueError: if a config of the folder is broken, or describes no model.
     """
     if model == FLUX_DEV:
         configs: dict[str, Any] = {"transformer": {"guidance_embeds": True}, "vae": VAE}
-        with on_meta():
-            texts = {"text_encoder": clip_text(), "text_encoder_2": t5_text()}
+        make: dict[str, Callable[[], nn.Module]] = {"text_encoder": clip_text, "text_encoder_2": t5_text}
     else:
         kinds: dict[str, Any] = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}
-        configs = {name: kind.load_config(model, subfolder=name) for name, kind in kinds.items()}
+        configs = {name: _read_config(model, name, kind.load_config, kind) for name, kind in kinds.items()}
         encoders: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
-        text_configs = {name: _text_config(model, name) for name in encoders}
-        with on_meta():
-            texts = {name: kind(text_configs[name]) for name, kind in encoders.items()}
-    with on_meta():
-        return {
-            **texts,
-            "transformer": FluxTransformer2DModel.from_config({**configs["transformer"], **transformer}),
-            "vae": AutoencoderKL.from_config(configs["vae"]),
+        make = {
+            name: partial(kind, _read_config(model, name, AutoConfig.from_pretrained))
+            for name, kind in encoders.items()
         }
+    make["transformer"] = lambda: FluxTransformer2DModel.from_config({**configs["transformer"], **transformer})
+    make["vae"] = lambda: AutoencoderKL.from_config(configs["vae"])
+    return {name: _make(model, name, build) for name, build in make.items()}
 
 
-def _text_config(model: str, name: str) -> Any:
-    if os.path.isdir(model):
-        return AutoConfig.from_pretrained(os.path.join(model, name))
-    return AutoConfig.from_pretrained(model, subfolder=name)
+def _make(model: str, name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    with building(_config_path(model, name)), on_meta():
+        return build()
+
+
+def _config_path(model: str, name: str) -> str:
+    return os.path.join(model, name, "config.json")
+
+
+def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = None) -> Any:
+    """A component's config, from a folder or a repository."""
+    if not os.path.isdir(model):
+        return read(model, subfolder=name)
+    content = read_model_config(_config_path(model, name))
+    if kind is not None:
+        with naming(_config_path(model, name)):
+            check_types(kind, content)
+    with building(_config_path(model, name)):
+        return read(os.path.join(model, name))
 
 
 def plan_methods(
@@ -129,7 +146,9 @@ def plan_methods(
         for release, _ in chosen:
             models |= {name: make() for name, make in released_modules(release.name).items()}
     added = [release.demand(release.count if count is None else count) for release, count in chosen]
-    return plan_vram(models, budget_gib, added=added, **kwargs)
+    # Arguments were checked by then, so that what a library runs into is owed to the configs.
+    with building(model, passing=(ValueError,), what="a FLUX.1 pipeline that can run"):
+        return plan_vram(models, budget_gib, added=added, **kwargs)
 
 
 def _check_numbers(chosen: Sequence[tuple[Release, int | None]]) -> None:
