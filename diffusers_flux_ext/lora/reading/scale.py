@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import LoRAError
+from ..errors import LoRAError, shortened
 from ..keys import LoRAKey
 from ..updates import LayerUpdate
+from .patterns import NamePatterns
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class PeftScales:
     def __init__(self, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
         self.configs = configs
         self.source = source
+        self._patterns: dict[tuple[str, str], NamePatterns] = {}
 
     def scale(self, component: str, module: str, rank: int) -> float | None:
         """
@@ -54,26 +55,40 @@ class PeftScales:
             LoRAError: If the config gives another rank than the tensors.
         """
         config = self.configs.get(component)
-        if not config or "lora_alpha" not in config:
+        if not config or config.get("lora_alpha") is None:
             return None
-        expected = self._lookup(config, "rank_pattern", module, config.get("r"))
-        if expected is not None and int(expected) != rank:
+        expected = self._lookup(component, "rank_pattern", module, config.get("r"))
+        if expected is not None and expected != rank:
             raise LoRAError(
                 f"The metadata contradicts the tensors: {self.source} gives `{module}` rank {expected}, its tensors "
                 f"have rank {rank}. Correct the metadata, or pass `metadata={{}}` to convert without it."
             )
-        alpha = float(self._lookup(config, "alpha_pattern", module, config["lora_alpha"]))
+        alpha = float(self._lookup(component, "alpha_pattern", module, config["lora_alpha"]))
         if not math.isfinite(alpha):
             raise LoRAError(f"{self.source} gives `{module}` the alpha {alpha}; expected a finite number.")
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
-    @staticmethod
-    def _lookup(config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
+    def compile(self) -> None:
+        """
+        Reads all patterns.
+
+        Raises:
+            LoRAError: If one is not a pattern for names of layers.
+        """
+        for component, config in self.configs.items():
+            for table in ("rank_pattern", "alpha_pattern"):
+                if config.get(table):
+                    self._patterns[component, table] = NamePatterns(config[table])
+
+    def _lookup(self, component: str, table: str, module: str, default: Any) -> Any:
         # PEFT's rule: the first pattern that matches the end of the name, unless it is anchored, wins.
-        for pattern, value in (config.get(table) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        return default
+        values = self.configs[component].get(table)
+        if not values:
+            return default
+        if (component, table) not in self._patterns:
+            self._patterns[component, table] = NamePatterns(values)
+        found = self._patterns[component, table].first(module)
+        return default if found is None else values[found]
 
 
 def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, Any] | None) -> PeftScales | None:
@@ -90,14 +105,15 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
         `PeftScales`, or `None` if there is neither.
 
     Raises:
-        LoRAError: If the header's entry is no JSON object.
+        LoRAError: If the header's entry is not a JSON object, or has patterns or numbers that are not understood.
     """
     text = metadata.get(PEFT_HEADER)
     if text is not None:
         try:
             entries = json.loads(text)
-        except (json.JSONDecodeError, TypeError, RecursionError) as error:
-            raise LoRAError(f"The header's `{PEFT_HEADER}` is no JSON: {error}.") from error
+        # A number of thousands of digits is a ValueError as well.
+        except (ValueError, TypeError, RecursionError) as error:
+            raise LoRAError(f"The header's `{PEFT_HEADER}` is not valid JSON: {error}.") from error
         return _checked(_by_component(entries), f"the header's `{PEFT_HEADER}`")
     if adapter_config:
         return _checked({"transformer": adapter_config}, "`adapter_config`")
@@ -118,21 +134,28 @@ def _by_component(entries: Any) -> dict[str, dict[str, Any]]:
 
 def _checked(configs: dict[str, Any], source: str) -> PeftScales:
     for config in configs.values():
-        tables = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")] if config else []
-        numbers = [config.get("r", 1), config.get("lora_alpha", 1)] if config else []
-        if not all(isinstance(table, Mapping) for table in tables):
-            raise LoRAError(f"`rank_pattern` and `alpha_pattern` of {source} should be tables, they are {tables}.")
+        tables = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
+        numbers = [config.get("r"), config.get("lora_alpha")]
+        if not all(isinstance(table, Mapping) and all(isinstance(key, str) for key in table) for table in tables):
+            raise LoRAError(
+                f"`rank_pattern` and `alpha_pattern` of {source} are {shortened(repr(tables))}; expected tables of "
+                "names and numbers."
+            )
+        numbers = [number for number in numbers if number is not None]
         numbers += [value for table in tables for value in table.values()]
-        if not all(
-            isinstance(number, int | float) and abs(number) < LARGEST for number in numbers if number is not None
-        ):
-            raise LoRAError(f"Ranks and alphas of {source} should be numbers below {LARGEST:g}: {str(numbers)[:200]}.")
-        for pattern in {key for table in tables for key in table}:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise LoRAError(f"The pattern {pattern!r} of {source} is no regular expression: {error}.") from error
-    return PeftScales(configs, source)
+        wrong = next((number for number in numbers if not _is_number(number)), 0)
+        if not _is_number(wrong):
+            # Python does not spell integers of thousands of digits.
+            spelled = f"a number of {wrong.bit_length()} bits" if isinstance(wrong, int) else shortened(repr(wrong))
+            raise LoRAError(f"Ranks and alphas of {source} include {spelled}; expected numbers below {LARGEST:g}.")
+    scales = PeftScales(configs, source)
+    scales.compile()
+    return scales
+
+
+def _is_number(value: Any) -> bool:
+    # NaN compares false.
+    return isinstance(value, int | float) and -LARGEST < value < LARGEST
 
 
 def layer_scale(
@@ -179,8 +202,10 @@ def _number(alpha: Any, key: LoRAKey) -> float:
     if alpha.numel() != 1:
         raise LoRAError(f"`{key.prefix}{key.body}.alpha` has shape {tuple(alpha.shape)}; expected a single number.")
     value = float(alpha)
-    if not math.isfinite(value):
-        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected a finite number.")
+    if not _is_number(value):
+        raise LoRAError(
+            f"`{key.prefix}{key.body}.alpha` is {value}; expected a finite number between {-LARGEST:g} and {LARGEST:g}."
+        )
     return value
 
 
