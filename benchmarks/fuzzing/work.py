@@ -19,7 +19,7 @@ from .reader import Reader
 
 
 # Tables of readers; a module that defines `READERS`.
-TABLES = ("readers",)
+TABLES = ("readers", "lora_readers")
 # Address space over what the process has when it begins.
 ADDRESSES = 6 * 2**30
 

@@ -18,18 +18,20 @@ class LoRAError(ValueError):
     """
     A LoRA file that cannot be read, converted or applied. The message says why and what to do.
 
-    Attributes:
-        files (`tuple[str, ...]`):
-            The files that the error is about; the message begins with them.
+    Args:
+        message (`str`):
+            What was wrong, what was expected and what to do; the middle of a very long one is left out.
+        files:
+            The files that the error is about; the message begins with those that it does not mention.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *files: object) -> None:
         super().__init__(shortened(message, MAX_MESSAGE))
-        self.files: tuple[str, ...] = ()
+        self.files = tuple(shortened(str(file)) for file in files)
 
     def __str__(self) -> str:
         message = super().__str__()
-        named = [file for file in self.files if file not in message]
+        named = [file for file in self.files if f"`{file}" not in message]
         return f"{', '.join(f'`{file}`' for file in named)}: {message}" if named else message
 
 
@@ -53,7 +55,7 @@ def naming_files(*sources: Any) -> Iterator[None]:
         yield
     except LoRAError as error:
         paths = [os.fspath(source) for source in sources if isinstance(source, str | os.PathLike)]
-        error.files = error.files or tuple(shortened(str(path)) for path in paths)
+        error.files = error.files or tuple(dict.fromkeys(shortened(str(path)) for path in paths))
         raise
 
 

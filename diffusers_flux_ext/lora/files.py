@@ -187,7 +187,7 @@ def _tensor(key: str, entry: Any, dtype: torch.dtype | None) -> Tensor:
     if dtype is None or not tensor.is_floating_point() or key.endswith(".alpha"):
         return tensor.contiguous()
     cast = tensor.to(dtype).contiguous()
-    if cast.numel() and not _is_finite(cast) and _is_finite(tensor):
+    if not is_finite(cast) and is_finite(tensor):
         raise LoRAError(f"`{key}` has values that {dtype} cannot hold.")
     return cast
 
@@ -288,11 +288,14 @@ def _header(
 def nonfinite(tensors: Mapping[str, Any]) -> Iterator[str]:
     """The names of tensors with NaN or infinite values."""
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not is_finite(tensor):
             yield name
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, in any floating-point dtype."""
+    if not tensor.numel():
+        return True
     if tensor.dtype.itemsize == 1:
         tensor = tensor.to(torch.float16)
     # A NaN anywhere becomes the minimum and the maximum.

@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..._compat import fetch_lora_state_dict, offloading_suspended, restore_linears
-from ..errors import LoRAError
+from ..errors import LoRAError, naming_files
 from ..files import ADAPTER_CONFIG, PICKLES, LoRASource
 from ..keys import Component
 from ..reading.read import LoRAAdapter
@@ -118,8 +118,9 @@ def load_lora(
         TypeError: If there are unknown arguments.
     """
     check_hub_arguments(hub)
-    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
-    return add_adapter(pipe, adapter, adapter_name, weight)
+    with naming_files(source):
+        adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+        return add_adapter(pipe, adapter, adapter_name, weight)
 
 
 def add_adapter(pipe: Any, adapter: LoRAAdapter, adapter_name: str | None, weight: float, timed: bool = False) -> str:
@@ -174,8 +175,9 @@ def load_into(
     Loads a LoRA as diffusers' `load_lora_weights` does: it becomes the only active adapter. See [`load_lora`].
     """
     check_hub_arguments(hub)
-    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
-    return _load_read(pipe, adapter, adapter_name, hotswap, low_cpu_mem_usage)
+    with naming_files(source):
+        adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+        return _load_read(pipe, adapter, adapter_name, hotswap, low_cpu_mem_usage)
 
 
 def check_hub_arguments(hub: Mapping[str, Any]) -> None:

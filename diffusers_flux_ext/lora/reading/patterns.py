@@ -255,4 +255,3 @@ class NamePatterns:
         if self.work > MAX_WORK:
             raise LoRAError("The patterns for names of layers fit too many names at once; give fewer or plainer ones.")
         return tuple(sorted(seen))
-

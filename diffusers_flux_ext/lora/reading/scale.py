@@ -34,7 +34,7 @@ class PeftScales:
     def __init__(self, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
         self.configs = configs
         self.source = source
-        self._patterns: dict[tuple[str, str], NamePatterns] = {}
+        self._patterns: dict[tuple[int, str], NamePatterns] = {}
 
     def scale(self, component: str, module: str, rank: int) -> float | None:
         """
@@ -57,13 +57,13 @@ class PeftScales:
         config = self.configs.get(component)
         if not config or config.get("lora_alpha") is None:
             return None
-        expected = self._lookup(component, "rank_pattern", module, config.get("r"))
+        expected = self._lookup(config, "rank_pattern", module, config.get("r"))
         if expected is not None and expected != rank:
             raise LoRAError(
                 f"The metadata contradicts the tensors: {self.source} gives `{module}` rank {expected}, its tensors "
                 f"have rank {rank}. Correct the metadata, or pass `metadata={{}}` to convert without it."
             )
-        alpha = float(self._lookup(component, "alpha_pattern", module, config["lora_alpha"]))
+        alpha = float(self._lookup(config, "alpha_pattern", module, config["lora_alpha"]))
         if not math.isfinite(alpha):
             raise LoRAError(f"{self.source} gives `{module}` the alpha {alpha}; expected a finite number.")
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -75,19 +75,19 @@ class PeftScales:
         Raises:
             LoRAError: If one is not a pattern for names of layers.
         """
-        for component, config in self.configs.items():
+        for config in self.configs.values():
             for table in ("rank_pattern", "alpha_pattern"):
-                if config.get(table):
-                    self._patterns[component, table] = NamePatterns(config[table])
+                self._lookup(config, table, "", None)
 
-    def _lookup(self, component: str, table: str, module: str, default: Any) -> Any:
+    def _lookup(self, config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
         # PEFT's rule: the first pattern that matches the end of the name, unless it is anchored, wins.
-        values = self.configs[component].get(table)
+        values = config.get(table)
         if not values:
             return default
-        if (component, table) not in self._patterns:
-            self._patterns[component, table] = NamePatterns(values)
-        found = self._patterns[component, table].first(module)
+        key = (id(config), table)
+        if key not in self._patterns:
+            self._patterns[key] = NamePatterns(values)
+        found = self._patterns[key].first(module)
         return default if found is None else values[found]
 
 
@@ -204,7 +204,7 @@ def _number(alpha: Any, key: LoRAKey) -> float:
     value = float(alpha)
     if not _is_number(value):
         raise LoRAError(
-            f"`{key.prefix}{key.body}.alpha` is {value}; expected a finite number between {-LARGEST:g} and {LARGEST:g}."
+            f"`{key.prefix}{key.body}.alpha` is {value}; expected a number below {LARGEST:g}."
         )
     return value
 

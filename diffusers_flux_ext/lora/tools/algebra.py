@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dynamic import refuse_dynamic
-from ..errors import LoRAError, UnsupportedLoRAError
+from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, materialize
 from ..keys import parse_lora_key
 from ..layouts import LoRALayout, lora_layout
@@ -122,17 +122,20 @@ def merge_loras(
     if not loras or len(chosen) != len(loras) or not all(map(math.isfinite, chosen)):
         raise LoRAError(f"{len(loras)} LoRAs and the weights {chosen}; expected one finite number for each LoRA.")
     check_rank(rank)
+    layout = lora_layout(to)
     merged: dict[str, LayerUpdate] = {}
     extras: dict[str, Tensor] = {}
     for source, weight in zip(loras, chosen):
-        adapter = load_adapter(source, strict=strict)[0]
-        extras = {**adapter.extras, **extras}
-        for name, update in adapter.updates():
-            module = name.replace("text_encoder.text_model.", "text_encoder.")
-            scaled = _weighted(module, update, weight)
-            merged[module] = _sum(merged[module], scaled) if module in merged else scaled
-    whole = replace(adapter_of(merged, {"merged_weights": str(chosen)}), extras=extras)
-    return _resized(whole, lora_layout(to), rank, None, strict, dtype)
+        with naming_files(source):
+            adapter = load_adapter(source, strict=strict)[0]
+            extras = {**adapter.extras, **extras}
+            for name, update in adapter.updates():
+                module = name.replace("text_encoder.text_model.", "text_encoder.")
+                scaled = _weighted(module, update, weight)
+                merged[module] = _sum(merged[module], scaled) if module in merged else scaled
+    with naming_files(*loras):
+        whole = replace(adapter_of(merged, {"merged_weights": str(chosen)}), extras=extras)
+        return _resized(whole, layout, rank, None, strict, dtype)
 
 
 def _resized(
@@ -263,10 +266,11 @@ def resize_lora(
     check_rank(rank)
     check_energy(energy)
     layout = lora_layout(to)
-    adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
-    # PEFT's config gives the old ranks.
-    header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
-    return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)
+    with naming_files(source):
+        adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
+        # PEFT's config gives the old ranks.
+        header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
+        return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)
 
 
 def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: ErrorSum) -> LayerUpdate:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..dynamic import is_timed
-from ..files import LoRASource, nonfinite, open_lora
+from ..errors import naming_files
+from ..files import LoRASource, OpenedLoRA, nonfinite, open_lora
 from ..keys import is_extra, parse_lora_key
 from ..products import kron_factors, to_lora
 from ..reading.detection import describe_format
@@ -114,7 +115,8 @@ def detect_lora_format(source: LoRASource, metadata: Mapping[str, str] | None = 
     Raises:
         LoRAError: If the file cannot be read.
     """
-    opened = open_lora(source)
+    with naming_files(source):
+        opened = open_lora(source)
     keys = [parse_lora_key(str(key)) for key in opened.tensors if not is_extra(str(key))]
     header = opened.metadata if metadata is None else dict(metadata)
     return describe_format([key for key in keys if key is not None], header)
@@ -140,7 +142,12 @@ def inspect_lora(
     Raises:
         LoRAError: If the file cannot be read, is for another model, or contradicts itself.
     """
-    adapter, opened = load_adapter(source, metadata, adapter_config, strict=False)
+    with naming_files(source):
+        adapter, opened = load_adapter(source, metadata, adapter_config, strict=False)
+        return _report(adapter, opened)
+
+
+def _report(adapter: LoRAAdapter, opened: OpenedLoRA) -> LoRAReport:
     tensors: dict[str, Tensor] = {key: value for key, value in opened.tensors.items() if isinstance(value, Tensor)}
     updates = [layer.update for layer in adapter.layers.values()]
     verdict = diffusers_verdict(adapter, tensors)
