@@ -203,9 +203,7 @@ def _number(alpha: Any, key: LoRAKey) -> float:
         raise LoRAError(f"`{key.prefix}{key.body}.alpha` has shape {tuple(alpha.shape)}; expected a single number.")
     value = float(alpha)
     if not _is_number(value):
-        raise LoRAError(
-            f"`{key.prefix}{key.body}.alpha` is {value}; expected a number below {LARGEST:g}."
-        )
+        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected a number below {LARGEST:g}.")
     return value
 
 
