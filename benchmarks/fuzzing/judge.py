@@ -113,10 +113,11 @@ class Bench:
         return Verdict(outcome, mutation, message[:4000], taken)
 
     def _raised(self, error: Exception) -> tuple[str, str]:
-        expected = isinstance(error, ValueError | TypeError) and _raised_here(error.__traceback__)
+        first = _unnamed(error)
+        expected = isinstance(first, ValueError | TypeError) and _raised_here(first.__traceback__)
         if expected or isinstance(error, OSError):
             return self._refused(str(error))
-        return "foreign", f"{type(error).__name__}: {str(error)[:300]} at {_where(error.__traceback__)}"
+        return "foreign", f"{type(error).__name__}: {str(error)[:300]} at {_where(first.__traceback__)}"
 
     def _refused(self, message: str) -> tuple[str, str]:
         if "Traceback" in message:
@@ -124,6 +125,13 @@ class Bench:
         if self.path.name not in message:
             return "unnamed", message
         return ("long" if len(message) > 4000 else "refused"), message
+
+
+def _unnamed(error: BaseException) -> BaseException:
+    """The error to which `naming` only added the file's name."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    is_named = bool(frames) and frames[-1][0].f_code.co_name == "naming"
+    return _unnamed(error.__cause__) if is_named and error.__cause__ is not None else error
 
 
 @lru_cache
@@ -171,13 +179,14 @@ def _time_limit(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeIsUp
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    # Processor time: on a busy machine others take their share. Who waits is stopped by the process that started it.
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _status(field: str) -> int:

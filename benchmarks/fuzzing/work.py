@@ -14,7 +14,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from .judge import SECONDS, Bench, Verdict
+from .judge import Bench, Verdict
 from .reader import Reader
 
 
@@ -22,6 +22,8 @@ from .reader import Reader
 TABLES = ("readers", "lora_readers")
 # Address space over what the process has when it begins.
 ADDRESSES = 6 * 2**30
+# Seconds until the first answer, and for one file, which has less processor time.
+STARTING, WAITING = 600, 180
 
 
 def all_readers() -> dict[str, Reader]:
@@ -49,7 +51,7 @@ def try_files(reader: str, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
             yield seed, verdict
         if left:
             dead = left.pop(0)
-            yield dead, Verdict("crash", "?", f"the process died or was killed after {3 * SECONDS} s")
+            yield dead, Verdict("crash", "?", f"the process died or was killed after {WAITING} s")
         if before == len(left):
             raise RuntimeError(f"the worker of {reader!r} does nothing")
 
@@ -61,14 +63,14 @@ def _run_worker(reader: str, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
     assert process.stdout is not None
     process.stdin.write(json.dumps(seeds).encode())
     process.stdin.close()
-    limit = 120
+    limit = STARTING
     try:
         while True:
             timer = threading.Timer(limit, process.kill)
             timer.start()
             line = process.stdout.readline()
             timer.cancel()
-            limit = 3 * SECONDS
+            limit = WAITING
             if not line:
                 return
             seed, verdict = json.loads(line)

@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .. import flux_shapes, tiny_flux_path
+from ..checkpoints.writing import written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
 from .main import TINY
@@ -173,7 +174,7 @@ def best_device() -> str:
 
 
 def save_picture(image: Image.Image, path: Path) -> Path:
-    """Write a picture under a temporary name and rename it, so that no half-written file is left.
+    """Write a picture whole or not at all.
 
     Args:
         image (`PIL.Image.Image`): The picture.
@@ -183,10 +184,6 @@ def save_picture(image: Image.Image, path: Path) -> Path:
         `Path`: the same path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with written_at_once(path) as temporary:
         image.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

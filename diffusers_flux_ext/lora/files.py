@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from ..checkpoints.messages import shorten
 from ..checkpoints.reading import DTYPE_CODES, check_file, load_pickle, open_safetensors, read_json
-from .errors import LoRAError
+from ..checkpoints.writing import check_target, written_at_once
+from .errors import LoRAError, shortened
 
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,10 @@ def _find_file(path: Path) -> Path:
         if not path.is_dir():
             return check_file(path)
         found = sorted(child for child in path.iterdir() if child.suffix.lower() in (".safetensors", *PICKLES))
+    except LoRAError:
+        raise
     except (OSError, ValueError) as error:
-        raise error if isinstance(error, LoRAError) else LoRAError(f"`{path}` cannot be read: {error}") from error
+        raise LoRAError(f"`{shortened(str(path))}` cannot be read: {error}") from error
     named = [child for child in found if child.name in FOLDER_NAMES] or found
     if len(named) != 1:
         raise LoRAError(
@@ -207,31 +209,18 @@ def save_lora(
     Raises:
         LoRAError: If the file exists and may not be replaced, if its folder does not, or if writing fails.
     """
-    # A link stays a link, and what it points to is replaced.
-    path = Path(os.path.realpath(path))
     check_writable(path, overwrite)
     # The largest items first keeps every tensor aligned, as in files that safetensors writes.
     order = sorted(entries, key=lambda key: (-_itemsize(key, entries[key], dtype), key))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise LoRAError(f"`{path}` could not be written: {error}.", path) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with written_at_once(path) as temporary, temporary.open("wb") as file:
             file.write(_header(order, entries, metadata, dtype))
             for key in order:
                 flat = _tensor(key, entries[key], dtype).cpu().reshape(-1)
                 if flat.numel():
                     file.write(flat.view(torch.uint8).numpy().data)
-        # A temporary file is private; the finished one has the rights of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
     except OSError as error:
-        raise LoRAError(f"`{path}` could not be written: {error}.", path) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise LoRAError(str(error), path) from error
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -239,15 +228,12 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
     Checks that a file can be written.
 
     Raises:
-        LoRAError: If it exists and `overwrite` is not set, if it is a directory, or if its folder does not exist.
+        LoRAError: If there is something that may not be replaced, or if its folder does not exist.
     """
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise LoRAError(f"`{path}` cannot be written: it is a directory, or its folder does not exist.", path)
-    if path.exists() and not path.is_file():
-        raise LoRAError(f"`{path}` is a device, a pipe or the like, which is not replaced. Choose another name.", path)
-    if path.exists() and not overwrite:
-        raise LoRAError(f"`{path}` exists. Choose another name, or allow it to be overwritten.", path)
+    try:
+        check_target(path, overwrite)
+    except (OSError, ValueError) as error:
+        raise LoRAError(str(error), path) from error
 
 
 def _itemsize(key: str, entry: Any, dtype: torch.dtype | None) -> int:

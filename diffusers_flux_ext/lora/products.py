@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .updates import LayerUpdate, lossless, multiplied
+from .updates import LayerUpdate, add_exactly, lossless, multiplied
 
 
 def kron_factors(update: LayerUpdate) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def _bias_as_lora(update: LayerUpdate) -> LayerUpdate:
         muted = {name: torch.zeros_like(part) if name in first else part for name, part in parts.items()}
         return LayerUpdate({**muted, "bias": added}, 1.0)
     bias = multiplied(added, 1 / update.scale)
-    return replace(update, parts={**parts, "bias": bias + parts["bias"] if "bias" in parts else bias})
+    return replace(update, parts={**parts, "bias": add_exactly(bias, parts["bias"]) if "bias" in parts else bias})
 
 
 def dense_delta(update: LayerUpdate, dtype: torch.dtype = torch.float32) -> Tensor | None:

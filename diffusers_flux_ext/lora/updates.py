@@ -341,6 +341,13 @@ def promote(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return reduce(torch.promote_types, small) if small else torch.float32
 
 
+def add_exactly(first: Tensor, second: Tensor) -> Tensor:
+    """The sum in the dtype that holds both, or in float32 where that is one of 8 bits, in which nothing is added."""
+    dtype = promote(first.dtype, second.dtype)
+    dtype = dtype if dtype.itemsize > 1 else torch.float32
+    return first.to(dtype) + second.to(dtype)
+
+
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     """The rows of all tensors, in a dtype that holds them exactly."""
     if len(tensors) == 1:

@@ -25,6 +25,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from ..checkpoints.model_configs import building, read_model_config
 from ..offload.budget.api import plan_vram
 from ..offload.budget.demand import INSTRUCTION_TOKENS, MEGAPIXEL_TOKENS, REDUX_TOKENS, Added
 from ..offload.budget.plan import VRAMPlan
@@ -252,6 +253,7 @@ def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Modul
 
     Raises:
         OSError: if there is no such folder or repository.
+        ValueError: if a config of the folder is broken, or describes no model.
     """
     if model == FLUX_DEV:
         configs: dict[str, Any] = {"transformer": {"guidance_embeds": True}, "vae": _VAE}
@@ -259,21 +261,35 @@ def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Modul
         t5: Any = T5Config(feed_forward_proj="gated-gelu", **_T5)
     else:
         kinds: dict[str, Any] = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}
-        configs = {name: kind.load_config(model, subfolder=name) for name, kind in kinds.items()}
-        clip, t5 = (_text_config(model, name) for name in ("text_encoder", "text_encoder_2"))
-    with on_meta():
-        return {
-            "text_encoder": CLIPTextModel(clip),
-            "text_encoder_2": T5EncoderModel(t5),
-            "transformer": FluxTransformer2DModel.from_config({**configs["transformer"], **transformer}),
-            "vae": AutoencoderKL.from_config(configs["vae"]),
-        }
+        configs = {name: _read_config(model, name, kind.load_config) for name, kind in kinds.items()}
+        clip, t5 = (
+            _read_config(model, name, AutoConfig.from_pretrained) for name in ("text_encoder", "text_encoder_2")
+        )
+    make: dict[str, Callable[[], nn.Module]] = {
+        "text_encoder": lambda: CLIPTextModel(clip),
+        "text_encoder_2": lambda: T5EncoderModel(t5),
+        "transformer": lambda: FluxTransformer2DModel.from_config({**configs["transformer"], **transformer}),
+        "vae": lambda: AutoencoderKL.from_config(configs["vae"]),
+    }
+    return {name: _make(model, name, build) for name, build in make.items()}
 
 
-def _text_config(model: str, name: str) -> Any:
-    if os.path.isdir(model):
-        return AutoConfig.from_pretrained(os.path.join(model, name))
-    return AutoConfig.from_pretrained(model, subfolder=name)
+def _make(model: str, name: str, build: Callable[[], nn.Module]) -> nn.Module:
+    with building(_config_path(model, name)), on_meta():
+        return build()
+
+
+def _config_path(model: str, name: str) -> str:
+    return os.path.join(model, name, "config.json")
+
+
+def _read_config(model: str, name: str, read: Callable[..., Any]) -> Any:
+    """A component's config, from a folder or a repository."""
+    if not os.path.isdir(model):
+        return read(model, subfolder=name)
+    read_model_config(_config_path(model, name))
+    with building(_config_path(model, name)):
+        return read(os.path.join(model, name))
 
 
 def plan_methods(

@@ -22,7 +22,7 @@ _MODELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo](_img)?\b|blocks[._]\d+[._](self_attn|cross_attn)_",
         ),
         ("HunyuanVideo", r"(img|txt)_attn_(qkv|proj)\b|individual_token_refiner"),
-        ("LTX-Video", r"transformer_blocks[._]\d+[._]attn1[._]to_[qkv].*patchify|caption_projection"),
+        ("LTX-Video", r"^(?=.*patchify).*transformer_blocks[._]\d+[._]attn1[._]to_[qkv]|caption_projection"),
         ("Lumina or Z-Image", r"(noise|context)_refiner[._]\d|layers[._]\d+[._]attention[._](qkv|to_q)"),
         (
             "Stable Diffusion (XL)",

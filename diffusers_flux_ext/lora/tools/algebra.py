@@ -19,7 +19,7 @@ from ..layouts import LoRALayout, lora_layout
 from ..products import to_lora
 from ..reading.read import LoRAAdapter, read_lora
 from ..reading.scale import PEFT_HEADER
-from ..updates import LayerUpdate, StoredLayer, lossless, multiplied
+from ..updates import LayerUpdate, StoredLayer, add_exactly, lossless, multiplied, promote
 from ..writing.write import Entries, write_lora
 from .convert import load_adapter
 
@@ -200,7 +200,7 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
         for part, value in second.parts.items():
             target = "bias" if part == "diff_b" and "down" in parts else part
             value = multiplied(value, 1 / first.scale) if target == "bias" else value
-            parts[target] = parts[target] + value if target in parts else value
+            parts[target] = add_exactly(parts[target], value) if target in parts else value
         return replace(first, parts=parts)
     scale = first.scale or 1.0
     first_up = first.parts["up"] if first.scale else torch.zeros_like(first.parts["up"])
@@ -215,14 +215,14 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
     for update in (first, second):
         if "bias" in update.parts:
             bias = multiplied(update.parts["bias"], update.scale / scale)
-            parts["bias"] = parts["bias"] + bias if "bias" in parts else bias
+            parts["bias"] = add_exactly(parts["bias"], bias) if "bias" in parts else bias
     return LayerUpdate(parts, scale)
 
 
 def _padded(downs: Sequence[Tensor]) -> list[Tensor]:
     """Factors with the inputs of the widest: a control LoRA's `x_embedder` takes more channels than another's."""
     width = max(down.shape[1] for down in downs)
-    dtype = torch.promote_types(*(down.dtype if down.dtype.itemsize > 1 else torch.float32 for down in downs))
+    dtype = promote(*(down.dtype if down.dtype.itemsize > 1 else torch.float32 for down in downs))
     return [torch.nn.functional.pad(down.to(dtype), (0, width - down.shape[1])) for down in downs]
 
 

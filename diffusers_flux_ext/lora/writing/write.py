@@ -16,7 +16,7 @@ from ..keys import flatten, layer_in_namespace
 from ..layouts import LoRALayout
 from ..products import to_lora
 from ..reading.read import LoRAAdapter, diffusers_updates, swapped
-from ..updates import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied
+from ..updates import BlockMatrix, LayerUpdate, add_exactly, alpha_tensor, join_rows, magnitude_axis, multiplied
 from .header import TargetLayer, write_header
 
 
@@ -184,7 +184,7 @@ def _as_lora(update: LayerUpdate, name: str) -> LayerUpdate:
 def _bias_as_delta(update: LayerUpdate) -> LayerUpdate:
     parts = dict(update.parts)
     bias = multiplied(parts.pop("bias"), update.scale)
-    parts["diff_b"] = parts["diff_b"] + bias if "diff_b" in parts else bias
+    parts["diff_b"] = add_exactly(parts["diff_b"], bias) if "diff_b" in parts else bias
     return replace(update, parts=parts)
 
 

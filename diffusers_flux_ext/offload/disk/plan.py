@@ -11,8 +11,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ...checkpoints.layouts import list_keys
-from .files import FLOAT8, FileReader, StoredTensor, plan_pieces, read_layout
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.stored import StoredTensor, read_layout
+from .files import FLOAT8, FileReader, plan_pieces
 from .store import WeightToStore, store_weights
 from .weights import StreamedBlock, StreamedWeight
 
@@ -135,6 +136,13 @@ def _check(slots: Sequence[Slot], resident: Mapping[str, Sequence[Slot]], files:
         )
 
 
+def check_folder(module: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Raise a `ValueError` if the files of a folder do not fit a module, which may be on the meta device."""
+    streamed, resident = _split(module, find_blocks(module, None))
+    with naming(folder):
+        _check([slot for block in streamed.values() for slot in block], resident, read_layout(folder))
+
+
 def make_plan(
     module: nn.Module,
     source: str | os.PathLike[str] | None,
@@ -164,7 +172,8 @@ def make_plan(
     slots = [slot for block in streamed.values() for slot in block]
     files: Mapping[str, StoredTensor] = read_layout(source) if source is not None else {}
     if source is not None:
-        _check(slots, resident, files)
+        with naming(source):
+            _check(slots, resident, files)
     elif meta := [slot.key for slot in slots if slot.tensor.is_meta]:
         raise ValueError(f"These weights are on the meta device: {list_keys(meta)}. Pass their file as `source`.")
     stored = {slot.key: _stored_dtype(slot, files, storage_dtype) for slot in slots}
