@@ -25,6 +25,7 @@ from ..checkpoints.layouts import (
     SWAPPED_HALVES,
     Row,
 )
+from ..checkpoints.sizes import is_index
 
 
 Component = Literal["transformer", "text_encoder", "text_encoder_2"]
@@ -317,7 +318,7 @@ def _find_layer(component: Component, body: str, is_flat: bool) -> tuple[LayerNa
         return None
     layer = table.get(name[: found.start()] + "{}" + name[found.end() :])
     index = found.group(1)
-    return (layer, index) if layer is not None and index == str(int(index)) else None
+    return (layer, index) if layer is not None and is_index(index) else None
 
 
 def parse_lora_key(key: str) -> LoRAKey | None:

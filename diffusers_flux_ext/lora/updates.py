@@ -150,7 +150,10 @@ def multiplied(tensor: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return tensor
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32) if tensor.dtype.itemsize > 1 else torch.float32)
-    return lossless(wide * factor, tensor.dtype)
+    product = wide * factor
+    if not product.isfinite().all() and wide.isfinite().all():
+        raise LoRAError(f"Values of a layer become infinite when they are multiplied with its scale, {factor:g}.")
+    return lossless(product, tensor.dtype)
 
 
 def swap_halves(tensor: Tensor) -> Tensor:

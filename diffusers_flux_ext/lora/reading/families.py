@@ -49,7 +49,7 @@ _DYNAMIC: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 )
 _WEIGHTS = (".weight", ".bias", ".scale")
 RELEASED_WIDTH, RELEASED_DOUBLE_BLOCKS = 3072, 19
-_INDEX = re.compile(r"(?<![a-z_])transformer_blocks[._](\d+)[._]")
+_INDEX = re.compile(r"(?<![a-z_])transformer_blocks[._](\d{1,4})[._]")
 
 
 def find_foreign(keys: Collection[str]) -> str | None:

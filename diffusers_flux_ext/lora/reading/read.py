@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from ..products import dense_delta, to_lora
 from ..updates import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
-from .scale import PeftScales, layer_scale, read_peft_scales
+from .scale import USABLE, PeftScales, is_usable, layer_scale, read_peft_scales
 
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ _DTYPES = frozenset({
     torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 })  # fmt: skip
 _MATRICES = LORA | LOHA | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
+# The largest matrix that a LoRA of FLUX.1 updates, T5's embedding, has half as many values.
+MAX_VALUES = 2**28
 # Outputs and inputs of diffusers' layers in units of the model's width; `None` where they are something else.
 _SIZES: dict[str, tuple[int | None, int | None]] = {
     "ff.net.0.proj": (4, 1), "ff.net.2": (1, 4), "ff_context.net.0.proj": (4, 1), "ff_context.net.2": (1, 4),
@@ -146,8 +147,8 @@ def read_lora(
     _report_unknown(unknown, known, len(tensors), named, strict)
     _check_adapter_names(known)
     peft = read_peft_scales(metadata, adapter_config)
-    if default_alpha is not None and not math.isfinite(default_alpha):
-        raise LoRAError(f"`default_alpha` is {default_alpha}; expected a finite number.")
+    if default_alpha is not None and not is_usable(default_alpha):
+        raise LoRAError(f"`default_alpha` is {default_alpha!r}; expected {USABLE}.")
     layers = {
         name: _read_layer(keys, {key.part: tensors[spelled] for spelled, key in keys}, peft, default_alpha)
         for name, keys in _group(known).items()
@@ -267,6 +268,11 @@ def _check_parts(name: str, update: LayerUpdate) -> None:
         raise LoRAError(f"`{name}` has several updates of its matrix at once: {kinds} with {shapes}.")
     if kinds and not _chains(update):
         raise LoRAError(f"The factors of `{name}` do not chain: their shapes are {shapes}.")
+    if kinds and update.out_features * (update.in_features or 1) > MAX_VALUES:
+        raise LoRAError(
+            f"`{name}` updates a matrix of shape {(update.out_features, update.in_features)}; expected no more than "
+            f"{MAX_VALUES} values. Its factors have the shapes {shapes}."
+        )
 
 
 def _complete_kinds(parts: Mapping[str, Tensor]) -> dict[str, bool | None]:

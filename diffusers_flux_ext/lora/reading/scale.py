@@ -17,7 +17,9 @@ from .patterns import NamePatterns
 logger = logging.getLogger(__name__)
 
 PEFT_HEADER = "lora_adapter_metadata"
-LARGEST = 1e30
+# Beyond these the products of a LoRA are no numbers of float32.
+LARGEST, SMALLEST = 1e30, 1e-30
+USABLE = f"0, or a number between {SMALLEST:g} and {LARGEST:g}"
 
 
 class PeftScales:
@@ -143,19 +145,20 @@ def _checked(configs: dict[str, Any], source: str) -> PeftScales:
             )
         numbers = [number for number in numbers if number is not None]
         numbers += [value for table in tables for value in table.values()]
-        wrong = next((number for number in numbers if not _is_number(number)), 0)
-        if not _is_number(wrong):
+        wrong = next((number for number in numbers if not is_usable(number)), 0)
+        if not is_usable(wrong):
             # Python does not spell integers of thousands of digits.
             spelled = f"a number of {wrong.bit_length()} bits" if isinstance(wrong, int) else shortened(repr(wrong))
-            raise LoRAError(f"Ranks and alphas of {source} include {spelled}; expected numbers below {LARGEST:g}.")
+            raise LoRAError(f"Ranks and alphas of {source} include {spelled}; expected {USABLE}.")
     scales = PeftScales(configs, source)
     scales.compile()
     return scales
 
 
-def _is_number(value: Any) -> bool:
+def is_usable(value: Any) -> bool:
+    """Whether a value is a number that can be an alpha: finite, and not beyond what float32 can multiply with."""
     # NaN compares false.
-    return isinstance(value, int | float) and -LARGEST < value < LARGEST
+    return isinstance(value, int | float) and (value == 0 or SMALLEST < abs(value) < LARGEST)
 
 
 def layer_scale(
@@ -202,8 +205,8 @@ def _number(alpha: Any, key: LoRAKey) -> float:
     if alpha.numel() != 1:
         raise LoRAError(f"`{key.prefix}{key.body}.alpha` has shape {tuple(alpha.shape)}; expected a single number.")
     value = float(alpha)
-    if not _is_number(value):
-        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected a number below {LARGEST:g}.")
+    if not is_usable(value):
+        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected {USABLE}.")
     return value
 
 

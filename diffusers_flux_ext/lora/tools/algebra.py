@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..dynamic import refuse_dynamic
 from ..errors import LoRAError, UnsupportedLoRAError, naming_files
-from ..files import LoRASource, materialize
+from ..files import LoRASource, is_finite, materialize
 from ..keys import parse_lora_key
 from ..layouts import LoRALayout, lora_layout
 from ..products import to_lora
@@ -299,6 +299,8 @@ def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None,
     size = abs(scale) ** 0.5
     factors = {"up": (up[:, :kept] * root * size * sign).to(dtype), "down": (root * size)[:, None] * down[:kept]}
     factors["down"] = factors["down"].to(dtype)
+    if not all(map(is_finite, factors.values())):
+        raise LoRAError(f"The factors of `{name}` at the lower rank have values that {dtype} cannot hold.")
     rest = {part: value for part, value in pair.parts.items() if part not in ("up", "down")}
     if "bias" in rest:
         rest["bias"] = multiplied(rest["bias"], pair.scale)

@@ -226,7 +226,7 @@ def _block_order(block: str) -> tuple[int, int]:
 
 
 def _squared_norm(update: LayerUpdate) -> float:
-    """`norm(delta W) ** 2` from matrices of the rank's size."""
+    """`norm(delta W) ** 2` from matrices of the rank's size, or of the layer's if that is smaller."""
     if update.kind == "lokr":
         first, second = kron_factors(update)
         return float((update.scale * first.norm() * second.norm()) ** 2)
@@ -234,6 +234,8 @@ def _squared_norm(update: LayerUpdate) -> float:
     if update.kind in ("lora", "loha"):
         pair = to_lora(LayerUpdate({n: p for n, p in update.parts.items() if n != "diff_b"}, update.scale))
         up, down = pair.parts["up"].float(), pair.parts["down"].float()
+        if up.shape[1] > min(up.shape[0], down.shape[1]):
+            return total + float((update.scale * (up @ down).norm()) ** 2)
         total += float(update.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
     return total
 

@@ -22,6 +22,9 @@ from .header import TargetLayer, write_header
 
 logger = logging.getLogger(__name__)
 
+# LoKr and LoHa of some megabytes may be any number of gigabytes as LoRAs.
+MAX_GROWN = 8 * 2**30
+
 Entries = dict[str, "Tensor | BlockMatrix"]
 
 
@@ -45,11 +48,20 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
     """
     refusals: list[str] = []
     targets: list[TargetLayer] = []
+    grown = 0
     for target in _target_layers(adapter, layout, refusals):
         try:
             targets.append(_fitted(target, layout))
         except UnsupportedLoRAError as error:
             refusals.append(str(error))
+            continue
+        grown += _size(targets[-1].update) if targets[-1].update.kind != target.update.kind else 0
+        if grown > MAX_GROWN:
+            raise UnsupportedLoRAError(
+                f"The products of this LoRA take more than {MAX_GROWN >> 30} GiB as LoRAs, which {layout.name!r} "
+                "asks for. Write a layout that holds them as they are, such as 'kohya', or lower the rank with "
+                "`resize_lora`."
+            )
     _report(refusals, layout, strict)
     if not targets:
         raise UnsupportedLoRAError(f"Nothing of this LoRA can be held by the layout {layout.name!r}.")
@@ -60,6 +72,10 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
     for target in targets:
         entries.update(_spell(target, layout, alphas))
     return {**entries, **adapter.extras}, metadata
+
+
+def _size(update: LayerUpdate) -> int:
+    return sum(part.shape.numel() * part.dtype.itemsize for part in update.parts.values())
 
 
 def _report(refusals: list[str], layout: LoRALayout, strict: bool) -> None:
