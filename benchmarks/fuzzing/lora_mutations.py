@@ -53,9 +53,9 @@ def edit_alpha(data: bytes, rng: Random) -> bytes:
     shape = rng.choice(((), (), (1,), (2,), (0,)))
     value = rng.choice(ALPHAS)
     chosen = found if rng.random() < 0.5 else [rng.choice(sorted(found))]
-    whole = torch.full(shape, value, dtype=torch.float64)
-    tensors.update({key: whole.nan_to_num(1.0).clamp(-9e9, 9e9).to(dtype) if not dtype.is_floating_point else
-                    whole.to(dtype) for key in chosen})  # fmt: skip
+    # Whole numbers hold neither NaN nor 1e300.
+    value = value if dtype.is_floating_point else max(-9e9, min(9e9, value)) if value == value else 1.0
+    tensors.update({key: torch.full(shape, value, dtype=torch.float64).to(dtype) for key in chosen})
     header, _ = split(data)
     return save(tensors, {str(k): str(v) for k, v in (header.get("__metadata__") or {}).items()})
 

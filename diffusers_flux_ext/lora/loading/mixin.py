@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
 
 from ..._compat import offloading_suspended
+from ...checkpoints.writing import written_at_once
+from ..errors import LoRAError, naming_files
 from ..files import LoRASource, materialize
 from ..layouts import lora_layout
 from ..writing.write import write_lora
@@ -49,10 +53,11 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         """
         with_alphas, with_metadata = kwargs.pop("return_alphas", False), kwargs.pop("return_lora_metadata", False)
         strict = kwargs.pop("strict", True)
-        adapter = read_source(pretrained_model_name_or_path_or_dict, None, None, strict, **kwargs)
-        adapter.metadata.clear()
-        entries, _ = write_lora(adapter, lora_layout("diffusers"), strict)
-        tensors = materialize(entries)
+        with naming_files(pretrained_model_name_or_path_or_dict):
+            adapter = read_source(pretrained_model_name_or_path_or_dict, None, None, strict, **kwargs)
+            adapter.metadata.clear()
+            entries, _ = write_lora(adapter, lora_layout("diffusers"), strict)
+            tensors = materialize(entries)
         alphas = {key: float(tensors.pop(key)) for key in list(tensors) if key.endswith(".alpha")}
         if not with_alphas:
             tensors.update(alphas)  # type: ignore[arg-type]
@@ -136,6 +141,44 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
             LoRAError: If there is none of a name, or if some of several are fused.
         """
         unload_lora(self, adapter_names)
+
+    @staticmethod
+    def write_lora_layers(
+        state_dict: dict[str, torch.Tensor],
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool,
+        weight_name: str | None,
+        save_function: Any,
+        safe_serialization: bool,
+        lora_adapter_metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Writes a LoRA as diffusers does, whole or not at all. It is what [`save_lora_weights`] calls.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`):
+                The factors.
+            save_directory (`str` or `os.PathLike`):
+                A folder, which is made if there is none.
+            is_main_process, weight_name, save_function, safe_serialization, lora_adapter_metadata:
+                As for diffusers' method. A `save_function` writes where it is told to, without a temporary file.
+
+        Raises:
+            LoRAError: If the folder or the file cannot be written; the message names it.
+        """
+        name = weight_name or (LORA_WEIGHT_NAME_SAFE if safe_serialization else LORA_WEIGHT_NAME)
+        target = Path(save_directory) / name
+        rest = (save_function, safe_serialization, lora_adapter_metadata)
+        try:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            if save_function is not None:
+                FluxLoraLoaderMixin.write_lora_layers(state_dict, save_directory, is_main_process, name, *rest)
+                return
+            with written_at_once(target) as temporary:
+                FluxLoraLoaderMixin.write_lora_layers(state_dict, temporary.parent, is_main_process, name, *rest)
+        # Writers of pickles raise a RuntimeError on a full disk, and that of safetensors on memory that is shared.
+        except (OSError, RuntimeError) as error:
+            raise LoRAError(f"The LoRA could not be saved: {error}", target) from error
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """The adapters of every model, those that patch norms alone included."""

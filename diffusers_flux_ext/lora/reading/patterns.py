@@ -14,7 +14,7 @@ from ..errors import LoRAError, shortened
 
 
 # A pattern for every layer of FLUX.1 takes some 30,000 states, and 2 million steps to match all names.
-MAX_LENGTH, MAX_DEPTH, MAX_COUNT, MAX_STATES, MAX_WORK = 2000, 20, 256, 200_000, 10_000_000
+MAX_LENGTH, MAX_DEPTH, MAX_COUNT, MAX_STATES, MAX_WORK = 2000, 20, 256, 200_000, 5_000_000
 MAX_REMEMBERED = 1_000_000
 _DIGITS, _WORD = frozenset(string.digits), frozenset(string.ascii_letters + string.digits + "_")
 _CLASSES: dict[str, Callable[[str], bool]] = {
@@ -28,6 +28,10 @@ _Item = tuple[str, Any]
 
 def _any(character: str) -> bool:
     return character != "\n"
+
+
+def _between(low: str, high: str) -> Callable[[str], bool]:
+    return lambda character: low <= character <= high
 
 
 class _Parser:
@@ -117,7 +121,7 @@ class _Parser:
                 last = self.take()
                 if last == "\\" or last < character:
                     self.refuse(f"the range `{character}-{last}` is empty or ends in an escape")
-                tests.append(lambda c, low=character, high=last: low <= c <= high)
+                tests.append(_between(character, last))
             else:
                 tests.append(character.__eq__)
         return lambda c: any(test(c) for test in tests) != negated
@@ -195,7 +199,8 @@ class NamePatterns:
         if kind == "any":
             return self._join([self._sequence(branch, after) for branch in content])
         if kind == "repeat":
-            return self._repeat(*content, after)
+            repeated, least, most = content
+            return self._repeat(repeated, least, most, after)
         return self._state(content if kind == "char" else kind, (after,))
 
     def _join(self, starts: list[int]) -> int:

@@ -118,7 +118,7 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
             raise LoRAError(f"The header's `{PEFT_HEADER}` is not valid JSON: {error}.") from error
         return _checked(_by_component(entries), f"the header's `{PEFT_HEADER}`")
     if adapter_config:
-        return _checked({"transformer": adapter_config}, "`adapter_config`")
+        return _checked({"transformer": adapter_config}, "PEFT's `adapter_config.json`")
     return None
 
 

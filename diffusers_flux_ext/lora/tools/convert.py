@@ -47,6 +47,8 @@ def load_adapter(
     """
     with naming_files(source):
         opened = open_lora(source)
+    # Of a folder, the file in it.
+    with naming_files(opened.path or source):
         header = opened.metadata if metadata is None else dict(metadata)
         wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
         if wrong:

@@ -246,9 +246,9 @@ def _alpha_entry(update: LayerUpdate, layout: LoRALayout) -> Tensor | None:
     value = _alpha(update)
     if update.alpha is None:
         return alpha_tensor(value)
-    # diffusers divides in alpha's own dtype, and refuses integers.
+    # diffusers divides in alpha's own dtype, and refuses integers; numbers of 8 bits cannot be divided.
     stored = update.alpha
-    if not stored.is_floating_point():
+    if not stored.is_floating_point() or stored.dtype.itemsize == 1:
         return alpha_tensor(value)
     exact = float(stored.reshape(()) / update.rank) == float(stored.reshape(())) / update.rank
     return stored if exact else alpha_tensor(value)
