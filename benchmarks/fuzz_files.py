@@ -8,7 +8,6 @@ python -m benchmarks.fuzz_files --reader transformer --case 123456
 import argparse
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 from .fuzzing.judge import FINDINGS, FINE, Verdict, seeds_of
 from .fuzzing.work import all_readers, try_files
@@ -33,10 +32,6 @@ def _show(name: str, results: list[tuple[int, Verdict]], limit: int) -> None:
         )
 
 
-def _tried(name: str, seeds: list[int]) -> list[tuple[int, Verdict]]:
-    return list(try_files(name, seeds))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; returns 1 if there is a finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,19 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reader", action="append", help="only readers whose name begins so; may be repeated")
     parser.add_argument("--case", type=int, help="one file of one reader, by its own seed")
     parser.add_argument("--show", type=int, default=5, help="findings shown of a reader (default: 5)")
-    parser.add_argument("--workers", type=int, default=1, help="processes at once (default: 1)")
     args = parser.parse_args(arguments)
-    chosen = [name for name in all_readers() if name.startswith(tuple(args.reader or ("",)))]
+    readers = all_readers()
+    chosen = [name for name in readers if name.startswith(tuple(args.reader or ("",)))]
     share = -(-args.count // max(len(chosen), 1))
     seeds = {name: [args.case] if args.case is not None else seeds_of(name, share, args.seed) for name in chosen}
     everything: list[tuple[int, Verdict]] = []
     sys.stdout.write("| reader | files | read | refused clearly | findings | peak, MiB |\n|---|---|---|---|---|---|\n")
-    with ThreadPoolExecutor(args.workers) as pool:
-        for name, results in zip(chosen, pool.map(_tried, chosen, seeds.values())):
-            everything += results
-            sys.stdout.write(_row(name, results) + "\n")
-            _show(name, results, args.show)
-            sys.stdout.flush()
+    for name in chosen:
+        results = list(try_files(readers[name], seeds[name]))
+        everything += results
+        sys.stdout.write(_row(name, results) + "\n")
+        _show(name, results, args.show)
+        sys.stdout.flush()
     sys.stdout.write(_row("all", everything) + "\n")
     return int(any(verdict.outcome not in FINE for _, verdict in everything))
 

@@ -73,17 +73,18 @@ class Bench:
         self.sources = folder / "sources"
         self.sources.mkdir()
         self.path = reader.build(self.sources)
-        self.valid = [self.path.read_bytes(), *reader.others()]
+        self.valid = self.path.read_bytes()
+        self.contents = [self.valid, *reader.others()]
         self.folder = folder
 
     def check_valid(self) -> Verdict:
         """The unchanged file, in whatever content, which has to be read."""
-        verdicts = [self._judge(data, "none") for data in self.valid]
+        verdicts = [self._judge(data, "none") for data in self.contents]
         return next((verdict for verdict in verdicts if verdict.outcome not in FINE), verdicts[0])
 
     def try_seed(self, seed: int) -> Verdict:
         """One changed file."""
-        valid = self.valid[seed % len(self.valid)]
+        valid = self.contents[seed % len(self.contents)]
         data, mutation = mutate(valid, self.path, seed, self.reader.mutations)
         return self._judge(data, mutation)
 
@@ -122,7 +123,8 @@ class Bench:
     def _refused(self, message: str) -> tuple[str, str]:
         if "Traceback" in message:
             return "foreign", message
-        if self.path.name not in message:
+        # Of several files the folder that was given is named, where it cannot be told which of them is to blame.
+        if self.path.name not in message and str(self.sources) not in message:
             return "unnamed", message
         return ("long" if len(message) > 4000 else "refused"), message
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from .judge import Bench, Verdict
@@ -22,8 +20,8 @@ from .reader import Reader
 TABLES = ("readers", "lora_readers")
 # Address space over what the process has when it begins.
 ADDRESSES = 6 * 2**30
-# Seconds until the first answer, and for one file, which has less processor time.
-STARTING, WAITING = 600, 180
+# Seconds until an answer, which on a busy machine are more than the processor time that a file has.
+PATIENCE = 120
 
 
 def all_readers() -> dict[str, Reader]:
@@ -32,12 +30,12 @@ def all_readers() -> dict[str, Reader]:
     return {reader.name: reader for table in tables for reader in table}
 
 
-def try_files(reader: str, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
+def try_files(reader: Reader, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
     """
     Tries changed files.
 
     Args:
-        reader (`str`): Name of the reader.
+        reader (`Reader`): The reader.
         seeds (`list[int]`): A seed for each file.
 
     Yields:
@@ -45,61 +43,44 @@ def try_files(reader: str, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
     """
     left = list(seeds)
     while left:
-        before = len(left)
-        for seed, verdict in _run_worker(reader, left):
-            left.remove(seed)
-            yield seed, verdict
+        for verdict in _answers(reader, left):
+            yield left.pop(0), verdict
         if left:
-            dead = left.pop(0)
-            yield dead, Verdict("crash", "?", f"the process died or was killed after {WAITING} s")
-        if before == len(left):
-            raise RuntimeError(f"the worker of {reader!r} does nothing")
+            yield left.pop(0), Verdict("crash", "?", f"the process died, or was killed after {PATIENCE} s")
 
 
-def _run_worker(reader: str, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
-    command = [sys.executable, "-m", "benchmarks.fuzzing.work", reader]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(seeds).encode())
-    process.stdin.close()
-    limit = STARTING
+def _answers(reader: Reader, seeds: list[int]) -> Iterator[Verdict]:
+    """Of a process that is forked here, so that the libraries are imported once."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(reader, list(seeds), sender), daemon=True)
+    process.start()
+    sender.close()
     try:
-        while True:
-            timer = threading.Timer(limit, process.kill)
-            timer.start()
-            line = process.stdout.readline()
-            timer.cancel()
-            limit = WAITING
-            if not line:
-                return
-            seed, verdict = json.loads(line)
-            yield seed, Verdict(**verdict)
+        while receiver.poll(PATIENCE):
+            yield receiver.recv()
+    except EOFError:
+        pass
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
-def main(reader: str) -> None:
-    """Try the files whose seeds stand on stdin; writes a line of JSON for each to stdout."""
-    seeds = json.load(sys.stdin)
-    # Readers may write to stdout, which belongs to the results here.
-    results = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+def _work(reader: Reader, seeds: list[int], sender: Connection) -> None:
+    sys.stdout.flush()
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with tempfile.TemporaryDirectory() as folder:
         # Whatever is written to a relative path is a finding, too.
         os.chdir(folder)
-        bench = Bench(all_readers()[reader], Path(folder))
+        bench = Bench(reader, Path(folder))
         valid = bench.check_valid()
         if valid.outcome != "read":
-            results.write(json.dumps([seeds[0], asdict(Verdict("crash", "valid file", valid.message))]) + "\n")
+            sender.send(Verdict("crash", "valid file", valid.message))
             return
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ADDRESSES, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for seed in seeds:
-            results.write(json.dumps([seed, asdict(bench.try_seed(seed))]) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+            sender.send(bench.try_seed(seed))
+    sender.close()

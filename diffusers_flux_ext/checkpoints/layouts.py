@@ -183,7 +183,13 @@ class TensorRecipe:
 
     def build(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Makes the tensor; `read` gives the source's tensor of a key. It may share memory with the source."""
-        tensor = read(self.sources[0]) if len(self.sources) == 1 else torch.cat([read(key) for key in self.sources])
+        parts = [read(key) for key in self.sources]
+        dtypes = {str(part.dtype) for part in parts}
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"The parts of a fused layer must have one data type, got {sorted(dtypes)}: {list_keys(self.sources)}."
+            )
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.rows is not None:
             tensor = tensor[slice(*self.rows)]
         return torch.cat(tensor.chunk(2)[::-1]) if self.swap_halves else tensor
@@ -213,6 +219,8 @@ def _join(names: TensorNames, index: str, layout: TransformerLayout, shapes: Sha
     if missing:
         raise ValueError(f"Keys of a fused layer are missing: {list_keys(missing)} beside {list_keys(sources)}.")
     first = shapes[sources[0]]
+    if not first:
+        raise ValueError(f"`{sources[0]}` is a single number; expected a matrix, or a vector for a bias.")
     expected = [(first[0] * share, *first[1:]) for share in SHARES[len(sources)]]
     wrong = {key: tuple(shapes[key]) for key, shape in zip(sources, expected) if tuple(shapes[key]) != shape}
     if wrong:
@@ -269,6 +277,8 @@ def _recipes(
 ) -> Iterable[tuple[str, TensorRecipe]]:
     form, index = split_block_index(key)
     names = _BY_KEY[layout][form]
+    if names.swap_halves and (not shape or shape[0] % 2):
+        raise ValueError(f"`{key}` has the shape {tuple(shape)}; expected an even number of rows, scale and shift.")
     if to == layout:
         return [(key, TensorRecipe((key,), tuple(shape)))]
     if to == "diffusers":

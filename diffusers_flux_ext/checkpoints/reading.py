@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -139,10 +140,10 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
             warnings.simplefilter("ignore")
             # Mapped, so that a part of a large file can be read; only archives can be, all but very old files.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except OSError as error:
-        raise OSError(f"`{path}` cannot be read: {error}.") from error
     # The unpickler raises whatever a hostile byte makes it run into.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise OSError(f"`{path}` cannot be read: {error}.") from error
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         asked = f", it asks for `{shorten(found.group(1))}`" if found else ""
         raise ValueError(

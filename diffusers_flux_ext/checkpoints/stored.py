@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .messages import shorten
+from .messages import list_keys, shorten
 from .reading import DTYPES, check_file, open_safetensors, read_json
 
 
@@ -104,8 +104,14 @@ def _read_indexed(path: Path) -> dict[str, StoredTensor]:
         if not (path.parent / name).is_file():
             raise FileNotFoundError(f"`{path}` names the file `{name}`, which is missing. Download the folder anew.")
         tensors.update(_read_header(path.parent / name))
-    if tensors.keys() != index.keys() or any(tensors[key].path.name != name for key, name in index.items()):
-        raise ValueError(f"`{path}` disagrees with the files beside it: it belongs to other files than these.")
+    found = {key: tensor.path.name for key, tensor in tensors.items()}
+    if found != index:
+        differing = {key for key in found.keys() | index.keys() if found.get(key) != index.get(key)}
+        files = sorted({name for key in differing for name in (found.get(key), index.get(key)) if name})
+        raise ValueError(
+            f"`{path}` disagrees with the files beside it, {', '.join(files[:5])}: it belongs to other files than "
+            f"these. They differ about {list_keys(differing)}."
+        )
     return tensors
 
 

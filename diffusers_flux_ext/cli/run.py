@@ -13,6 +13,8 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .. import flux_shapes, tiny_flux_path
+from ..checkpoints.model_configs import building
+from ..checkpoints.pipeline_folders import check_pipeline_folder
 from ..checkpoints.writing import written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
@@ -91,7 +93,10 @@ def generate(args: argparse.Namespace) -> Path:
     if args.entity:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
-    images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
+    # What the pipeline checks is clear; a library that runs into something else has got odd configs or weights.
+    clear = (OSError, RuntimeError, ValueError)
+    with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
+        images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
     return save_picture(images[0], args.out)
 
 
@@ -134,7 +139,10 @@ def load_pipeline(
     device = device or best_device()
     path = tiny_flux_path() if model == TINY else model
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
+    if os.path.isdir(path):
+        check_pipeline_folder(path)
+    with building(path, passing=(OSError,), what="a FLUX.1 pipeline"):
+        pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
     if lora is None and model == TINY and with_regions:
         lora = os.path.join(os.path.dirname(tiny_flux_path()), TINY_LORA)
     if lora is not None and lora != "none":

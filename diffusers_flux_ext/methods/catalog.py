@@ -25,7 +25,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from ..checkpoints.messages import naming
 from ..checkpoints.model_configs import building, read_model_config
+from ..checkpoints.pipeline_folders import check_types
 from ..offload.budget.api import plan_vram
 from ..offload.budget.demand import INSTRUCTION_TOKENS, MEGAPIXEL_TOKENS, REDUX_TOKENS, Added
 from ..offload.budget.plan import VRAMPlan
@@ -261,7 +263,7 @@ def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Modul
         t5: Any = T5Config(feed_forward_proj="gated-gelu", **_T5)
     else:
         kinds: dict[str, Any] = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}
-        configs = {name: _read_config(model, name, kind.load_config) for name, kind in kinds.items()}
+        configs = {name: _read_config(model, name, kind.load_config, kind) for name, kind in kinds.items()}
         clip, t5 = (
             _read_config(model, name, AutoConfig.from_pretrained) for name in ("text_encoder", "text_encoder_2")
         )
@@ -283,11 +285,14 @@ def _config_path(model: str, name: str) -> str:
     return os.path.join(model, name, "config.json")
 
 
-def _read_config(model: str, name: str, read: Callable[..., Any]) -> Any:
+def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = None) -> Any:
     """A component's config, from a folder or a repository."""
     if not os.path.isdir(model):
         return read(model, subfolder=name)
-    read_model_config(_config_path(model, name))
+    content = read_model_config(_config_path(model, name))
+    if kind is not None:
+        with naming(_config_path(model, name)):
+            check_types(kind, content)
     with building(_config_path(model, name)):
         return read(os.path.join(model, name))
 
@@ -322,7 +327,9 @@ def plan_methods(
         for method, _ in chosen:
             models |= {name: make() for name, make in method.modules.items()}
     added = [method.added(method.count if count is None else count) for method, count in chosen]
-    return plan_vram(models, budget_gib, added=added, **kwargs)
+    # Arguments were checked by then, so that what a library runs into is owed to the configs.
+    with building(model, passing=(ValueError,), what="a FLUX.1 pipeline that can run"):
+        return plan_vram(models, budget_gib, added=added, **kwargs)
 
 
 def _check_numbers(methods: Sequence[tuple[str, int | None]]) -> None:

@@ -124,7 +124,8 @@ def split_decoder(source: Source) -> tuple[dict[str, torch.Tensor], DecoderPart,
 
 def _swapped(key: str, weight: torch.Tensor) -> torch.Tensor:
     # These files have scale and shift of the last norm in diffusers' order, unlike DiffSynth-Studio's layout of today.
-    return torch.cat(weight.chunk(2)[::-1]) if key.startswith(MODULATION) else weight
+    halves = key.startswith(MODULATION) and weight.ndim
+    return torch.cat(weight.chunk(2)[::-1]) if halves else weight
 
 
 class DecoderPartMixin:

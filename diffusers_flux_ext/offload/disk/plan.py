@@ -123,16 +123,18 @@ def _check(slots: Sequence[Slot], resident: Mapping[str, Sequence[Slot]], files:
     missing = [key for key in known if key not in files and key not in tied_elsewhere]
     surplus = [key for key in files if key not in known]
     wrong = [key for key, slot in known.items() if key in files and files[key].shape != tuple(slot.tensor.shape)]
-    problems = [
-        f"{what}: {list_keys(keys)}"
-        for what, keys in (("missing", missing), ("surplus", surplus), ("of another shape", wrong))
-        if keys
-    ]
+    floating = [key for key, slot in known.items() if key in files and slot.tensor.is_floating_point()]
+    whole = [key for key in floating if not files[key].dtype.is_floating_point]
+    kinds = (
+        ("missing", missing), ("surplus", surplus), ("of another shape", wrong), ("not floating-point numbers", whole)
+    )  # fmt: skip
+    problems = [f"{what}: {list_keys(keys)}" for what, keys in kinds if keys]
     if problems:
+        names = sorted({tensor.path.name for tensor in files.values()})[:5]
         raise ValueError(
-            f"The file does not fit the module. {'; '.join(problems)}. Pass the module's own file. If its loader "
-            f"renames weights, as that of Qwen2.5-VL does, load the module and stream it with `offload_dir` in place "
-            f"of `source`."
+            f"The file ({', '.join(names)}) does not fit the module. {'; '.join(problems)}. Pass the module's own "
+            "file. If its loader renames weights, as that of Qwen2.5-VL does, load the module and stream it with "
+            "`offload_dir` in place of `source`."
         )
 
 
