@@ -344,6 +344,12 @@ def promote(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return reduce(torch.promote_types, small) if small else torch.float32
 
 
+def equal_values(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of any dtypes have the same shape and values."""
+    dtype = promote(first.dtype, second.dtype)
+    return first.shape == second.shape and torch.equal(first.to(dtype), second.to(dtype))
+
+
 def add_exactly(first: Tensor, second: Tensor) -> Tensor:
     """The sum in the dtype that holds both, or in float32 where that is one of 8 bits, in which nothing is added."""
     dtype = promote(first.dtype, second.dtype)

@@ -19,7 +19,7 @@ from ..layouts import LoRALayout, lora_layout
 from ..products import to_lora
 from ..reading.read import LoRAAdapter, read_lora
 from ..reading.scale import PEFT_HEADER
-from ..updates import LayerUpdate, StoredLayer, add_exactly, lossless, multiplied, promote
+from ..updates import LayerUpdate, StoredLayer, add_exactly, equal_values, lossless, multiplied, promote
 from ..writing.write import Entries, write_lora
 from .convert import load_adapter
 
@@ -206,7 +206,7 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
     first_up = first.parts["up"] if first.scale else torch.zeros_like(first.parts["up"])
     second_up = multiplied(second.parts["up"], second.scale / scale)
     downs = [first.parts["down"], second.parts["down"]]
-    if downs[0].shape == downs[1].shape and torch.equal(downs[0], downs[1]):
+    if equal_values(*downs):
         parts = {"down": downs[0], "up": lossless(first_up.float() + second_up.float(), first_up.dtype)}
     else:
         down = _padded(downs)
