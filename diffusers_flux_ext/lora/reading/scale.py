@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import LoRAError
 from ..keys import LoRAKey
 from ..updates import LayerUpdate
+from .peft_config import divisor, normalized_config, tuner_of
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class PeftScales:
         self.configs = configs
         self.source = source
 
-    def scale(self, component: str, module: str, rank: int) -> float | None:
+    def scale(self, component: str, module: str, rank: int | None) -> float | None:
         """
         The scale of a layer.
 
@@ -44,11 +45,11 @@ class PeftScales:
                 The component that the layer belongs to.
             module (`str`):
                 Its name there, as PEFT saw it.
-            rank (`int`):
-                The rank that its tensors have.
+            rank (`int`, *optional*):
+                The rank that its tensors have; a LoKr of two whole factors has none.
 
         Returns:
-            `float`, or `None` if no config speaks of its component.
+            `float`, or `None` if no config gives its component a scale.
 
         Raises:
             LoRAError: If the config gives another rank than the tensors.
@@ -57,7 +58,10 @@ class PeftScales:
         if not config or "lora_alpha" not in config:
             return None
         expected = self._lookup(config, "rank_pattern", module, config.get("r"))
-        if expected is not None and int(expected) != rank:
+        if rank is None:
+            # PEFT divides by the rank that it was given, whether the factors have it or not.
+            rank = int(expected) if expected and tuner_of(config) == "LOKR" else None
+        elif expected is not None and int(expected) != rank:
             raise LoRAError(
                 f"The metadata contradicts the tensors: {self.source} gives `{module}` rank {expected}, its tensors "
                 f"have rank {rank}. Correct the metadata, or pass `metadata={{}}` to convert without it."
@@ -65,7 +69,11 @@ class PeftScales:
         alpha = float(self._lookup(config, "alpha_pattern", module, config["lora_alpha"]))
         if not math.isfinite(alpha):
             raise LoRAError(f"{self.source} gives `{module}` the alpha {alpha}; expected a finite number.")
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        if rank is None:
+            return None
+        if alpha <= 0 and tuner_of(config) == "ADALORA":
+            alpha = float(rank)
+        return alpha / divisor(config, rank)
 
     @staticmethod
     def _lookup(config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
@@ -98,10 +106,14 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
             entries = json.loads(text)
         except (json.JSONDecodeError, TypeError, RecursionError) as error:
             raise LoRAError(f"The header's `{PEFT_HEADER}` is no JSON: {error}.") from error
-        return _checked(_by_component(entries), f"the header's `{PEFT_HEADER}`")
+        return _scales(_by_component(entries), f"the header's `{PEFT_HEADER}`")
     if adapter_config:
-        return _checked({"transformer": adapter_config}, "`adapter_config`")
+        return _scales({"transformer": adapter_config}, "`adapter_config`")
     return None
+
+
+def _scales(configs: Mapping[str, Mapping[str, Any]], source: str) -> PeftScales:
+    return _checked({name: normalized_config(config, source) for name, config in configs.items()}, source)
 
 
 def _by_component(entries: Any) -> dict[str, dict[str, Any]]:
@@ -160,7 +172,10 @@ def layer_scale(
     rank = update.rank
     # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
     if rank is None:
-        return 1.0
+        if update.kind != "lokr" or update.alpha is not None or peft is None or key.is_flat:
+            return 1.0
+        scale = peft.scale(key.component, key.body, None)
+        return 1.0 if scale is None else scale
     if rank == 0:
         raise LoRAError(f"`{key.prefix}{key.body}` has rank 0.")
     if update.alpha is not None:
