@@ -75,6 +75,24 @@ class PeftScales:
             alpha = float(rank)
         return alpha / divisor(config, rank)
 
+    def value(self, component: str, table: str, module: str) -> Any:
+        """
+        What a config gives a layer by its patterns, or by its default.
+
+        Args:
+            component (`str`):
+                The component that the layer belongs to.
+            table (`str`):
+                `"rank_pattern"` or `"alpha_pattern"`.
+            module (`str`):
+                The layer's name there.
+
+        Returns:
+            The rank or alpha, `None` if the config has none.
+        """
+        config = self.configs[component]
+        return self._lookup(config, table, module, config.get("r" if table == "rank_pattern" else "lora_alpha"))
+
     @staticmethod
     def _lookup(config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
         # PEFT's rule: the first pattern that matches the end of the name, unless it is anchored, wins.

@@ -36,7 +36,7 @@ def find_token_scope(layers: Iterable[StoredLayer]) -> str | None:
     if forms - {"x_embedder"} != _IMAGE_LAYERS:
         return None
     return (
-        "Its layers are exactly those that OminiControl, and others with its recipe such as XVerse, train for the tokens "
-        "of a reference image only. Loaded as a plain LoRA it acts on every token, which gives other images than those "
-        "it was trained for, unless it was trained on all tokens."
+        "Its layers are exactly those that OminiControl, and others with its recipe such as XVerse, train for the "
+        "tokens of a reference image only. Loaded as a plain LoRA it acts on every token, which gives other "
+        "images than those it was trained for, unless it was trained on all tokens."
     )
