@@ -22,6 +22,7 @@ _OPTIONS = {
 }
 # What PEFT adds to the rank that it divides by.
 _ADALORA_EPSILON = 1e-5
+_LARGEST_RANK = 2**20
 
 
 def normalized_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def normalized_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     tuner = tuner_of(config)
     if tuner not in _ALPHAS:
         raise UnsupportedLoRAError(
-            f"PEFT's config, {source}, is that of the tuner {tuner}, which is not a static update of weights that can "
+            f"PEFT's config, {source}, is that of the tuner {tuner[:50]}, which is not a static update of weights that can "
             f"be read. Expected one of {sorted(_ALPHAS)}."
         )
     _refuse_options(config, source)
@@ -66,7 +67,7 @@ def _refuse_options(config: Mapping[str, Any], source: str) -> None:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_BASE):
         raise UnsupportedLoRAError(
-            f"PEFT's config, {source}, has `init_lora_weights={start!r}`: its training started by taking an update "
+            f"PEFT's config, {source}, has `init_lora_weights={start[:50]!r}`: its training started by taking an update "
             "out of the base weights, which the file does not hold. Save it as a LoRA for the unchanged weights, with "
             "`save_pretrained(folder, path_initial_model_for_weight_conversion=...)`."
         )
@@ -75,9 +76,11 @@ def _refuse_options(config: Mapping[str, Any], source: str) -> None:
 def _normalized_adalora(config: dict[str, Any], source: str) -> dict[str, Any]:
     """AdaLoRA divides by the rank that training started with, and notes for every layer which ranks were kept."""
     start, kept = config.get("init_r"), config.get("rank_pattern") or {}
-    if not isinstance(start, int) or isinstance(start, bool) or start < 1 or "lora_alpha" not in config:
-        raise LoRAError(f"The AdaLoRA config, {source}, lacks `lora_alpha`, or a positive `init_r`: got {start!r}.")
-    if not isinstance(kept, Mapping) or not all(isinstance(mask, list) for mask in kept.values()):
+    if not isinstance(start, int) or isinstance(start, bool) or not 0 < start <= _LARGEST_RANK:
+        raise LoRAError(f"`init_r` of the AdaLoRA config, {source}, is {str(start)[:50]}; expected a positive rank.")
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise LoRAError(f"The AdaLoRA config, {source}, has no number as `lora_alpha`, which its scale depends on.")
+    if not isinstance(kept, Mapping) or not all(isinstance(k, str) and isinstance(v, list) for k, v in kept.items()):
         raise LoRAError(f"`rank_pattern` of the AdaLoRA config, {source}, should map layers to lists of booleans.")
     ranks = {f"^{name.rpartition('.lora_E')[0] or name}": sum(map(bool, mask)) for name, mask in kept.items()}
     return {**config, "r": start, "rank_pattern": ranks, "alpha_pattern": {}}

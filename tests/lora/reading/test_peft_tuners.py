@@ -40,6 +40,7 @@ CONFIGS = {
     "lora_gaussian": LoraConfig(r=4, lora_alpha=2, init_lora_weights="gaussian"),
     "lora_orthogonal": LoraConfig(r=4, lora_alpha=2, init_lora_weights="orthogonal"),
     "lora_mica": LoraConfig(r=4, lora_alpha=2, init_lora_weights="mica"),
+    "lora_parameters": LoraConfig(r=4, lora_alpha=6, target_parameters=["ff.net.0.proj.weight", "to_k.weight"]),
     "lora_fan_in_fan_out": LoraConfig(r=4, lora_alpha=2, fan_in_fan_out=True),
     "loha": LoHaConfig(r=2, alpha=5),
     "loha_patterns": LoHaConfig(r=4, alpha=6, **PATTERNS),
