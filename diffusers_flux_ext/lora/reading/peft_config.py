@@ -45,8 +45,8 @@ def normalized_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     tuner = tuner_of(config)
     if tuner not in _ALPHAS:
         raise UnsupportedLoRAError(
-            f"PEFT's config, {source}, is that of the tuner {tuner[:50]}, which is not a static update of weights that can "
-            f"be read. Expected one of {sorted(_ALPHAS)}."
+            f"PEFT's config, {source}, is that of the tuner {tuner[:50]}, which is not a static update of weights "
+            f"that can be read. Expected one of {sorted(_ALPHAS)}."
         )
     _refuse_options(config, source)
     found = dict(config)
@@ -67,8 +67,8 @@ def _refuse_options(config: Mapping[str, Any], source: str) -> None:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_BASE):
         raise UnsupportedLoRAError(
-            f"PEFT's config, {source}, has `init_lora_weights={start[:50]!r}`: its training started by taking an update "
-            "out of the base weights, which the file does not hold. Save it as a LoRA for the unchanged weights, with "
+            f"PEFT's config, {source}, has `init_lora_weights={start[:50]!r}`: its training started by taking an "
+            "update out of the base weights, which the file does not hold. Save it as a LoRA for the unchanged weights, with "
             "`save_pretrained(folder, path_initial_model_for_weight_conversion=...)`."
         )
 
