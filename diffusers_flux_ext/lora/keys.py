@@ -250,7 +250,7 @@ _FLAT_PREFIXES: tuple[tuple[str, Component], ...] = (
     ("lora_te_", "text_encoder"),
 )
 
-_NAME = r"(?:\.(?P<name>(?!weight$|bias$)[^.]+))?"
+_NAME = r"(?:\.(?P<name>(?!weight$|bias$|alpha$)[^.]+))?"
 _SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern + "$"), part)
     for pattern, part in (
@@ -259,16 +259,19 @@ _SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\.lora_(?:B|up){_NAME}\.bias", "bias"),
         (r"[._]lora(?:_linear_layer)?\.down\.weight", "down"),
         (r"[._]lora(?:_linear_layer)?\.up\.weight", "up"),
-        (r"\.lora_A", "down"),
-        (r"\.lora_B", "up"),
-        (r"\.alpha", "alpha"),
+        # AdaLoRA's factors are parameters, not layers, so they have no `.weight`.
+        (rf"\.lora_A{_NAME}", "down"),
+        (rf"\.lora_B{_NAME}", "up"),
+        (rf"\.lora_E{_NAME}", "diagonal"),
+        # diffusers also takes the name of a factor for that of its layer.
+        (rf"(?:\.lora_(?:A|B|down|up){_NAME}\.weight)?\.alpha", "alpha"),
         (r"\.dora_scale", "magnitude"),
         (rf"\.lora_magnitude_vector{_NAME}(?:\.weight)?", "magnitude"),
         (r"\.magnitude", "magnitude"),
         (r"\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))", ""),
         (r"\.(?P<part>diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)", ""),
         (r"\.(?P<part>lora_time_(?:gamma|beta)\.(?:weight|bias))", ""),
-        (r"\.(?P<part>oft_blocks(?:\.\d+)?|oft_R\.weight|rescale|on_input|[ab][12]\.weight)", ""),
+        (r"\.(?P<part>oft_blocks(?:\.\d+)?|oft_R\.weight|rescale|on_input|(?:[ab][12]|bm)\.weight)", ""),
         (r"\.down\.weight", "down"),
         (r"\.up\.weight", "up"),
         (r"\.scale", "set"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,15 @@ from ..files import ADAPTER_CONFIG, PICKLES, LoRASource
 from ..keys import Component
 from ..reading.read import LoRAAdapter
 from ..reading.scale import PEFT_HEADER
+from ..reading.scope import find_token_scope
 from ..tools.convert import load_adapter
 from .inject import inject, narrow_x_embedder
 from .patches import add_patches, apply_patches, patch_weights, remove_patches
 from .plan import adapter_names, check_plans, free_name, plan_loading
 from .timestep_layers import drop_unused_clock
 
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS: tuple[Component, ...] = ("transformer", "text_encoder", "text_encoder_2")
 _HUB_ARGUMENTS = ("weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "proxies",
@@ -198,6 +202,8 @@ def _load_read(
     name = adapter_name or free_name(models.values())
     plans = plan_loading(adapter, models, timed)
     check_plans(plans, models, name, hotswap)
+    if scope := find_token_scope(adapter.layers.values()):
+        logger.warning("%s", scope)
     with offloading_suspended(pipe):
         try:
             for component, plan in plans.items():

@@ -15,6 +15,7 @@ from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
 from ..keys import LoRAKey, is_extra, parse_lora_key
 from ..products import dense_delta, to_lora
 from ..updates import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
+from .adalora import DIAGONAL, is_pruned, multiply_diagonal
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
 from .scale import USABLE, PeftScales, is_usable, layer_scale, read_peft_scales
@@ -140,18 +141,19 @@ def read_lora(
     metadata = dict(metadata or {})
     tensors = {str(key): _as_tensor(str(key), value) for key, value in state_dict.items()}
     parsed = {key: parse_lora_key(key) for key in tensors if not is_extra(key)}
+    peft = read_peft_scales(metadata, adapter_config)
     _refuse_foreign(parsed, tensors)
     unknown = [key for key, found in parsed.items() if found is None]
     known = {key: found for key, found in parsed.items() if found is not None}
     named = describe_format(list(known.values()), metadata)
     _report_unknown(unknown, known, len(tensors), named, strict)
     _check_adapter_names(known)
-    peft = read_peft_scales(metadata, adapter_config)
     if default_alpha is not None and not is_usable(default_alpha):
         raise LoRAError(f"`default_alpha` is {default_alpha!r}; expected {USABLE}.")
     layers = {
-        name: _read_layer(keys, {key.part: tensors[spelled] for spelled, key in keys}, peft, default_alpha)
+        name: layer
         for name, keys in _group(known).items()
+        if (layer := _read_layer(keys, {k.part: tensors[spelled] for spelled, k in keys}, peft, default_alpha))
     }
     _check_sizes(layers)
     if default_alpha is None and peft is None and (lost := lost_alpha(layers, metadata)):
@@ -197,7 +199,9 @@ def _refuse_foreign(parsed: Mapping[str, LoRAKey | None], tensors: Mapping[str, 
     if not parsed:
         raise LoRAError(f"There are no keys of a LoRA among {len(tensors)} keys.")
     unknown = [key for key, found in parsed.items() if found is None]
-    reason = find_foreign(unknown) or (find_checkpoint(unknown) if len(unknown) == len(parsed) else None)
+    # IA3 has a `weight` for every `on_input`, which alone would look like a checkpoint.
+    telling = [*unknown, *(key for key, found in parsed.items() if found is not None and found.part == "on_input")]
+    reason = find_foreign(telling) or (find_checkpoint(unknown) if len(unknown) == len(parsed) else None)
     reason = reason or find_qwen_image(parsed, {key: tensor.shape for key, tensor in tensors.items()})
     if reason:
         raise ForeignLoRAError(reason)
@@ -232,11 +236,19 @@ def _read_layer(
     parts: dict[str, Tensor],
     peft: PeftScales | None,
     default_alpha: float | None,
-) -> StoredLayer:
+) -> StoredLayer | None:
     name = keys[0][1].prefix + keys[0][1].body
     if len(parts) != len(keys):
         raise LoRAError(f"`{name}` has a part twice: {[spelled for spelled, _ in keys]}.")
     alpha = parts.pop("alpha", None)
+    if is_pruned(parts):
+        return None
+    if DIAGONAL in parts and alpha is None and default_alpha is None and peft is None:
+        raise LoRAError(
+            f"`{name}` is a layer of an AdaLoRA, whose scale is in PEFT's `adapter_config.json` only. Give the folder "
+            "that has both, or pass `adapter_config=` or `default_alpha=`."
+        )
+    parts = multiply_diagonal(name, parts)
     update = LayerUpdate(parts, 1.0, alpha)
     key = keys[0][1]
     replaced = {"set", "set_weight"} & parts.keys()

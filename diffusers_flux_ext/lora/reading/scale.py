@@ -12,6 +12,7 @@ from ..errors import LoRAError, shortened
 from ..keys import LoRAKey
 from ..updates import LayerUpdate
 from .patterns import NamePatterns
+from .peft_config import divisor, normalized_config, tuner_of
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class PeftScales:
         self.source = source
         self._patterns: dict[tuple[int, str], NamePatterns] = {}
 
-    def scale(self, component: str, module: str, rank: int) -> float | None:
+    def scale(self, component: str, module: str, rank: int | None) -> float | None:
         """
         The scale of a layer.
 
@@ -47,11 +48,11 @@ class PeftScales:
                 The component that the layer belongs to.
             module (`str`):
                 Its name there, as PEFT saw it.
-            rank (`int`):
-                The rank that its tensors have.
+            rank (`int`, *optional*):
+                The rank that its tensors have; a LoKr of two whole factors has none.
 
         Returns:
-            `float`, or `None` if no config speaks of its component.
+            `float`, or `None` if no config gives its component a scale.
 
         Raises:
             LoRAError: If the config gives another rank than the tensors.
@@ -60,7 +61,10 @@ class PeftScales:
         if not config or config.get("lora_alpha") is None:
             return None
         expected = self._lookup(config, "rank_pattern", module, config.get("r"))
-        if expected is not None and expected != rank:
+        if rank is None:
+            # PEFT divides by the rank that it was given, whether the factors have it or not.
+            rank = int(expected) if expected and tuner_of(config) == "LOKR" else None
+        elif expected is not None and expected != rank:
             raise LoRAError(
                 f"The metadata contradicts the tensors: {self.source} gives `{module}` rank {expected}, its tensors "
                 f"have rank {rank}. Correct the metadata, or pass `metadata={{}}` to convert without it."
@@ -68,7 +72,29 @@ class PeftScales:
         alpha = float(self._lookup(config, "alpha_pattern", module, config["lora_alpha"]))
         if not math.isfinite(alpha):
             raise LoRAError(f"{self.source} gives `{module}` the alpha {alpha}; expected a finite number.")
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        if rank is None:
+            return None
+        if alpha <= 0 and tuner_of(config) == "ADALORA":
+            alpha = float(rank)
+        return alpha / divisor(config, rank)
+
+    def value(self, component: str, table: str, module: str) -> Any:
+        """
+        What a config gives a layer by its patterns, or by its default.
+
+        Args:
+            component (`str`):
+                The component that the layer belongs to.
+            table (`str`):
+                `"rank_pattern"` or `"alpha_pattern"`.
+            module (`str`):
+                The layer's name there.
+
+        Returns:
+            The rank or alpha, `None` if the config has none.
+        """
+        config = self.configs[component]
+        return self._lookup(config, table, module, config.get("r" if table == "rank_pattern" else "lora_alpha"))
 
     def compile(self) -> None:
         """
@@ -116,10 +142,14 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
         # A number of thousands of digits is a ValueError as well.
         except (ValueError, TypeError, RecursionError) as error:
             raise LoRAError(f"The header's `{PEFT_HEADER}` is not valid JSON: {error}.") from error
-        return _checked(_by_component(entries), f"the header's `{PEFT_HEADER}`")
+        return _scales(_by_component(entries), f"the header's `{PEFT_HEADER}`")
     if adapter_config:
-        return _checked({"transformer": adapter_config}, "PEFT's `adapter_config.json`")
+        return _scales({"transformer": adapter_config}, "PEFT's `adapter_config.json`")
     return None
+
+
+def _scales(configs: Mapping[str, Mapping[str, Any]], source: str) -> PeftScales:
+    return _checked({name: normalized_config(config, source) for name, config in configs.items()}, source)
 
 
 def _by_component(entries: Any) -> dict[str, dict[str, Any]]:
@@ -186,7 +216,10 @@ def layer_scale(
     rank = update.rank
     # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
     if rank is None:
-        return 1.0
+        if update.kind != "lokr" or update.alpha is not None or peft is None or key.is_flat:
+            return 1.0
+        scale = peft.scale(key.component, key.body, None)
+        return 1.0 if scale is None else scale
     if rank == 0:
         raise LoRAError(f"`{key.prefix}{key.body}` has rank 0.")
     if update.alpha is not None:

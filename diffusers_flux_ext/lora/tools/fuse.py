@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,13 @@ from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, check_writable, is_finite, save_lora
 from ..products import bias_delta, dense_delta
 from ..reading.read import LoRAAdapter
+from ..reading.scope import find_token_scope
 from ..updates import LayerUpdate, magnitude_axis, swap_halves
 from .convert import load_adapter
 from .transformer import OpenedTransformer, TransformerSource, open_transformer
 
+
+logger = logging.getLogger(__name__)
 
 _SET, _ADDED = ("set", "set_weight"), ("diff", "w_norm")
 
@@ -187,6 +191,8 @@ def _add_updates(
             f"The LoRA updates text encoders, which the checkpoint does not hold: {list_keys(text)}. Pass "
             "`strict=False` to leave these parts out."
         )
+    if scope := find_token_scope(adapter.layers.values()):
+        logger.warning("%s", scope)
     for name, update in adapter.updates():
         if name.startswith("transformer."):
             refuse_dynamic(name, update)

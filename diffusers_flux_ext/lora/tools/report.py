@@ -18,6 +18,7 @@ from ..products import kron_factors, to_lora
 from ..reading.detection import describe_format
 from ..reading.read import LoRAAdapter, lost_alpha
 from ..reading.scale import PEFT_HEADER
+from ..reading.scope import find_token_scope
 from ..updates import LayerUpdate, StoredLayer
 from .convert import load_adapter
 from .verdict import diffusers_verdict
@@ -251,4 +252,6 @@ def _warnings(adapter: LoRAAdapter) -> list[str]:
         found.append("The header has PEFT's config besides the alphas of the tensors; the tensors' are used.")
     if any(is_timed(layer.update) for layer in adapter.layers.values()):
         found.append("This is a timestep LoRA: load it with `load_timestep_lora`.")
+    if scope := find_token_scope(adapter.layers.values()):
+        found.append(scope)
     return found

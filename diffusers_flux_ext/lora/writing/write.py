@@ -177,6 +177,8 @@ def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
         return target
     if update.kind not in layout.kinds:
         update = _as_lora(update, name)
+    if update.kind == "lokr" and update.rank is None and update.scale != 1:
+        update = _fold_kron_scale(update)
     if layout.bias is None and "bias" in update.parts:
         update = _bias_as_delta(update)
     elif layout.bias is not None and layout.name == "diffusers" and "diff_b" in update.parts and update.kind == "lora":
@@ -211,6 +213,14 @@ def fold_scale(update: LayerUpdate, scale: float = 1.0) -> LayerUpdate:
     factor = update.scale / scale
     parts = {n: multiplied(_built(p), factor) if n in ("up", "bias") else p for n, p in update.parts.items()}
     return LayerUpdate(parts, scale)
+
+
+def _fold_kron_scale(update: LayerUpdate) -> LayerUpdate:
+    """PEFT scales a LoKr of two whole factors; other readers take its scale for 1, whatever its alpha is."""
+    parts = {**update.parts, "lokr_w1": multiplied(update.parts["lokr_w1"], update.scale)}
+    if "bias" in parts:
+        parts["bias"] = multiplied(parts["bias"], update.scale)
+    return LayerUpdate(parts)
 
 
 def _built(part: Tensor | BlockMatrix) -> Tensor:

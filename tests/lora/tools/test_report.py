@@ -115,3 +115,11 @@ def test_a_converted_file_is_applied_fully(tmp_path):
 def test_other_models_are_named():
     with pytest.raises(LoRAError, match=r"FLUX\.2"):
         inspect_lora({"transformer.transformer_blocks.0.ff.linear_in.lora_A.weight": torch.zeros(2, 2)})
+
+
+def test_an_error_without_words_shows_where_it_arose():
+    """diffusers' converters assert the released sizes, without a message."""
+    tensors, _ = convert_lora(make("diffusers_peft").state_dict, "kohya")
+    report = inspect_lora(tensors)
+    assert report.diffusers == "fails"
+    assert report.diffusers_reasons[0].startswith("it raises AssertionError without a message, at `assert ")
