@@ -223,6 +223,12 @@ def test_high_ranks_cost_no_more_than_their_layer():
     assert max(value.numel() for value in found.values()) <= 64
 
 
+def test_inspect_goes_on_where_a_factor_is_none():
+    for value in (torch.ones(3), torch.tensor(1.0)):
+        report = inspect_lora({**PAIR, "transformer.something.lora_B.weight": value})
+        assert report.unmapped == ("transformer.something.lora_B.weight",)
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

@@ -150,7 +150,9 @@ def _in_peft_names(loaded: Mapping[str, Any]) -> dict[str, Any]:
         found = parse_lora_key(key)
         if found is not None and found.layer.namespace in ("diffusers", "clip") and found.part in _PEFT_SUFFIXES:
             key = found.targets[0] + _PEFT_SUFFIXES[found.part] if found.prefix == f"{found.component}." else key
-        renamed[key] = value
+        # What has the name of a factor but is none is as good as left out.
+        if value.ndim == 2 or not key.endswith(tuple(_PEFT_SUFFIXES.values())):
+            renamed[key] = value
     return {key: value for key, value in renamed.items() if not key.startswith("text_encoder_2.")}
 
 
