@@ -27,7 +27,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         config (`Mapping[str, Any]`): The config, which may hold others.
 
     Raises:
-        ValueError: If there are more than 1000 layers or 100,000 timesteps, or a number is infinite, not a number or above 2**31.
+        ValueError: If there are more than 1000 layers or 100,000 timesteps, or a number is infinite, NaN or above
+            2**31.
     """
     pending: list[tuple[str, Any]] = list(config.items())
     while pending:

@@ -17,10 +17,13 @@ import transformers
 from .messages import list_keys, naming, shorten
 from .model_configs import building, check_numbers, read_model_config
 from .reading import read_json
-from .stored import read_layout
+from .stored import StoredTensor, read_layout
 
 
 INDEX = "model_index.json"
+WEIGHTS = tuple(
+    f"{name}.safetensors{ending}" for name in ("diffusion_pytorch_model", "model") for ending in ("", ".index.json")
+)
 CONFIGS = ("config.json", "scheduler_config.json")
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
@@ -71,9 +74,10 @@ def _check_component(model_class: Any, config: Path) -> None:
         return
     with building(config), torch.device("meta"):
         model = _build(model_class, config.parent)
-    if isinstance(model, torch.nn.Module) and any(config.parent.glob("*.safetensors")):
-        with naming(config):
-            _check_shapes(model, config.parent)
+    weights = next((config.parent / name for name in WEIGHTS if (config.parent / name).is_file()), None)
+    # Quantised weights have other shapes than the model's.
+    if isinstance(model, torch.nn.Module) and weights is not None and "quantization_config" not in content:
+        _check_weights(model, config, read_layout(weights))
 
 
 def _build(model_class: Any, folder: Path) -> Any:
@@ -82,16 +86,25 @@ def _build(model_class: Any, folder: Path) -> Any:
     return model_class(model_class.config_class.from_pretrained(folder))
 
 
-def _check_shapes(model: torch.nn.Module, folder: Path) -> None:
-    stored = read_layout(folder)
+def _check_weights(model: torch.nn.Module, config: Path, stored: Mapping[str, StoredTensor]) -> None:
     shapes = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    files = ", ".join(sorted({tensor.path.name for tensor in stored.values()})[:5])
     wrong = [key for key, tensor in stored.items() if key in shapes and shapes[key] != tensor.shape]
     if wrong:
-        raise ValueError(f"It is not the config of the weights beside it, which differ in shape: {list_keys(wrong)}.")
-    missing = sum(torch.Size(shapes[key]).numel() for key in shapes.keys() - stored.keys())
-    # Tied weights are stored once, and some are not needed.
-    if missing > 2 * sum(torch.Size(tensor.shape).numel() for tensor in stored.values()):
-        raise ValueError("It is not the config of the weights beside it, which are of a far smaller model.")
+        raise ValueError(
+            f"`{config}` is not the config of {files}, which differs in the shapes of {list_keys(wrong)}."
+        )
+    missing = shapes.keys() - stored.keys()
+    # transformers ties weights, which are stored once, and files with older names are renamed by their loader.
+    is_complete = not isinstance(model, diffusers.ModelMixin) or bool(stored.keys() - shapes.keys())
+    if missing and not is_complete:
+        raise ValueError(f"{files} beside `{config}` lacks weights of the model: {list_keys(missing)}.")
+    if sum(torch.Size(shapes[key]).numel() for key in missing) > 2 * sum(_count(tensor) for tensor in stored.values()):
+        raise ValueError(f"`{config}` describes a far larger model than {files} beside it holds.")
+
+
+def _count(tensor: StoredTensor) -> int:
+    return torch.Size(tensor.shape).numel()
 
 
 def check_types(model_class: Any, config: Mapping[str, Any]) -> None:
@@ -107,7 +120,11 @@ def check_types(model_class: Any, config: Mapping[str, Any]) -> None:
     """
     check_numbers(config)
     hints = typing.get_type_hints(model_class.__init__)
+    defaults = inspect.signature(model_class.__init__).parameters
     for name, value in config.items():
+        # Not every argument whose default is None says so.
+        if name not in defaults or (value is None and defaults[name].default is None):
+            continue
         if name in hints and not _fits(value, hints[name]):
             raise ValueError(f"`{name}` is {shorten(value)!r}; expected {hints[name]}.")
 

@@ -44,8 +44,8 @@ def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
     Args:
         source (`str` or `os.PathLike`):
-            A safetensors file, or a folder as `save_pretrained` writes it: one safetensors file, or several and an
-            index.
+            A safetensors file, the index of several, or a folder as `save_pretrained` writes it: one safetensors file,
+            or several and an index.
 
     Returns:
         `dict[str, StoredTensor]`: The tensors by key.
@@ -57,7 +57,8 @@ def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     """
     source = Path(source)
     if not source.is_dir():
-        return _read_header(check_file(source))
+        is_index = source.name.endswith(".index.json")
+        return _read_indexed(source) if is_index else _read_header(check_file(source))
     indices = sorted(source.glob("*.safetensors.index.json"))
     files = sorted(source.glob("*.safetensors"))
     if len(indices) == 1:

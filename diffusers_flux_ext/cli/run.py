@@ -15,7 +15,7 @@ from PIL import Image
 from .. import flux_shapes, tiny_flux_path
 from ..checkpoints.model_configs import building
 from ..checkpoints.pipeline_folders import check_pipeline_folder
-from ..checkpoints.writing import written_at_once
+from ..checkpoints.writing import check_target, written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from .contact_sheet import contact_sheet
 from .main import TINY
@@ -75,6 +75,8 @@ def generate(args: argparse.Namespace) -> Path:
     """
     if args.out.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out {args.out} has no picture's ending; use for example {args.out.with_suffix('.png')}.")
+    if args.out.exists():
+        check_target(args.out, overwrite=True)
     pipe = load_pipeline(
         args.model, args.lora, args.lora_weight_name, args.device, args.offload, with_regions=bool(args.entity)
     )
@@ -94,7 +96,7 @@ def generate(args: argparse.Namespace) -> Path:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
     # What the pipeline checks is clear; a library that runs into something else has got odd configs or weights.
-    clear = (OSError, RuntimeError, ValueError)
+    clear = (OSError, ValueError, torch.OutOfMemoryError)
     with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
         images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
     return save_picture(images[0], args.out)

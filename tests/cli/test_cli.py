@@ -1,12 +1,14 @@
 """The `flux-ext` command."""
 
+import argparse
+import os
 import re
 
 import pytest
 from PIL import Image
 
 from diffusers_flux_ext.cli import main as command
-from diffusers_flux_ext.cli.parsing import parse_entity, parse_size
+from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
 
 
 def run(*arguments):
@@ -53,6 +55,13 @@ def test_work_that_fails_exits_with_1_and_writes_nothing(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_target_that_is_not_replaced_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("diffusers_flux_ext.cli.run.load_pipeline", lambda *_, **__: pytest.fail("it was loaded"))
+    os.mkfifo(tmp_path / "pipe.png")
+    assert run("generate", "--prompt", "a red circle", "--out", tmp_path / "pipe.png") == 1
+    assert "pipe.png` exists already and is a device, a pipe or the like" in capsys.readouterr().err
+
+
 def test_generate_with_entities(tmp_path, capsys):
     out = tmp_path / "deep" / "shapes.png"
     code = run(
@@ -89,6 +98,25 @@ def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
 
 def test_parse_entity():
     assert parse_entity("me@home@0.1,0.2,0.5,0.9") == ("me@home", (0.1, 0.2, 0.5, 0.9))
+
+
+@pytest.mark.parametrize("box", ["0,0,inf,1", "nan,0,1,1", "-inf,0,1,1", "0,0,1e400,1"])
+def test_boxes_are_finite(box):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not TEXT@LEFT"):
+        parse_entity(f"a cat@{box}")
+
+
+@pytest.mark.parametrize("size", ["100000000", "16385x64", "9" * 5000, "\u0661\u0662\u0663", "\u00b2", "-64"])
+def test_sizes_are_bounded(size):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size") as caught:
+        parse_size(size)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("count", ["0", "1.5", "10000000", "9" * 5000, "\u0663"])
+def test_counts_are_bounded(count):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1"):
+        parse_positive(count)
 
 
 def test_parse_size():
