@@ -68,8 +68,8 @@ def _refuse_options(config: Mapping[str, Any], source: str) -> None:
     if start.startswith(_CHANGES_BASE):
         raise UnsupportedLoRAError(
             f"PEFT's config, {source}, has `init_lora_weights={start[:50]!r}`: its training started by taking an "
-            "update out of the base weights, which the file does not hold. Save it as a LoRA for the unchanged weights, with "
-            "`save_pretrained(folder, path_initial_model_for_weight_conversion=...)`."
+            "update out of the base weights, which the file does not hold. Save it as a LoRA for the unchanged "
+            "weights, with `save_pretrained(folder, path_initial_model_for_weight_conversion=...)`."
         )
 
 
