@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from diffusers_flux_ext import LoRAError, convert_lora, inspect_lora
 from diffusers_flux_ext.cli.lora import describe
 from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.fixtures.lora_files.readers import NAME, read_diffusers, resized_diffusers, save_lora
+from tests.fixtures.lora_files.readers import read_diffusers, resized_diffusers, save_lora
 from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
 
 
 def report_of(file, tmp_path):
-    save_lora(file, tmp_path)
+    path = save_lora(file, tmp_path)
     with resized_diffusers(file.sizes):
-        return inspect_lora(tmp_path / NAME)
+        return inspect_lora(path)
 
 
 CASES = ("default", "everything", "with_t5", "alpha_five_of_three", "alpha_negative")
