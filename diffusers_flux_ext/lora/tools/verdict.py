@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +78,19 @@ def diffusers_verdict(adapter: LoRAAdapter, tensors: Mapping[str, Any]) -> Diffu
             )
     # Whatever it raises is the result.
     except Exception as error:
-        return DiffusersVerdict("fails", (f"it raises {type(error).__name__}: {str(error)[:200]}",))
+        return DiffusersVerdict("fails", (f"it raises {_described(error)}",))
     problem = _refusal(loaded, network_alphas, adapter)
     if problem is not None:
         return DiffusersVerdict("fails", (problem,))
     return _compare(adapter, loaded, network_alphas or {})
+
+
+def _described(error: Exception) -> str:
+    if text := str(error).strip():
+        return f"{type(error).__name__}: {text[:200]}"
+    # An assertion has no words but its own.
+    line = traceback.extract_tb(error.__traceback__)[-1].line
+    return f"{type(error).__name__} without a message, at `{line}`"
 
 
 @contextlib.contextmanager
@@ -141,7 +150,9 @@ def _in_peft_names(loaded: Mapping[str, Any]) -> dict[str, Any]:
         found = parse_lora_key(key)
         if found is not None and found.layer.namespace in ("diffusers", "clip") and found.part in _PEFT_SUFFIXES:
             key = found.targets[0] + _PEFT_SUFFIXES[found.part] if found.prefix == f"{found.component}." else key
-        renamed[key] = value
+        # What has the name of a factor but is none is as good as left out.
+        if value.ndim == 2 or not key.endswith(tuple(_PEFT_SUFFIXES.values())):
+            renamed[key] = value
     return {key: value for key, value in renamed.items() if not key.startswith("text_encoder_2.")}
 
 
