@@ -38,18 +38,21 @@ def test_a_wrong_command_line_exits_with_2(capsys, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "source, message",
     [
-        (["--model", "/nowhere/at/all"], "nowhere"),
-        (["--out", "picture.nothing"], "no picture's ending"),
-        (["--entity", "a dog@500,0,600,50", "--steps", 1], "does not lie on the canvas of 128 x 128"),
-        (["--lora", "/nowhere/lora.safetensors"], "nowhere"),
+        (["--model", "nobody/x"], "--model nobody/x cannot be loaded"),
+        (
+            ["--lora", "nobody/x", "--lora-weight-name", "y.safetensors"],
+            "`y.safetensors` of the repository `nobody/x`",
+        ),
     ],
 )
-def test_work_that_fails_exits_with_1_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+def test_work_that_fails_says_so_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, message):
     monkeypatch.chdir(tmp_path)
-    assert run("generate", "--prompt", "a red circle", *arguments) == 1
-    assert message in capsys.readouterr().err
+    assert run("generate", "--prompt", "a red circle", *source) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"flux-ext generate: {message}")
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
