@@ -86,14 +86,14 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT@LEFT,TOP,RIGHT,BOTTOM",
         help="an entity and its box, in pixels or in fractions of the image; may be given several times",
     )
-    add("--steps", type=parse_positive, help="denoising steps (default: 28; tiny: 20)")
+    add("--steps", type=parse_positive, help="denoising steps (default: 28; schnell: 4; tiny: 20)")
     add("--seed", type=parse_seed, default=0, help="seed of the noise (default: 0)")
     add("--size", type=parse_size, metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024; tiny: 128)")
     add("--guidance", type=parse_scale, help="distilled guidance scale (default: 3.5)")
     add("--true-cfg", type=parse_scale, help="true classifier-free guidance scale (default: off; tiny: 2)")
     add("--lora", help="LoRA file, folder or repository; `none` leaves tiny's own EliGen LoRA out")
     add("--lora-weight-name", metavar="FILE", help="the file of a --lora repository, where it holds several")
-    add("--text-tokens", type=parse_text_tokens, help="text tokens of a prompt, at most 512 (default: 512; tiny: 32)")
+    add("--text-tokens", type=parse_text_tokens, help="text tokens of a prompt, at most 512 (schnell: 256; tiny: 32)")
     add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
     add(
         "--offload",

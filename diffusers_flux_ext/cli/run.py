@@ -12,6 +12,7 @@ from PIL import Image
 
 from .. import flux_shapes
 from ..methods.eligen.pipeline import FluxEliGenPipeline
+from ..pipeline.call_inputs import SCHNELL_TEXT_TOKENS, is_schnell
 from .contact_sheet import contact_sheet
 from .devices import best_device
 from .tiny import TINY, TINY_CALL, TINY_LORA, named_model
@@ -19,6 +20,7 @@ from .tiny import TINY, TINY_CALL, TINY_LORA, named_model
 
 logger = logging.get_logger(__name__)
 
+SCHNELL_CALL: dict[str, Any] = {"num_inference_steps": 4, "max_sequence_length": SCHNELL_TEXT_TOKENS}
 DEMO_ENTITIES = (2, 3, 2, 3)
 
 
@@ -62,7 +64,7 @@ def generate(args: argparse.Namespace) -> Path:
     pipe = load_pipeline(
         args.model, args.lora, args.lora_weight_name, args.device, args.offload, with_regions=bool(args.entity)
     )
-    call: dict[str, Any] = dict(TINY_CALL) if args.model == TINY else {}
+    call: dict[str, Any] = dict(TINY_CALL) if args.model == TINY else dict(SCHNELL_CALL) if is_schnell(pipe) else {}
     given = {
         "num_inference_steps": args.steps,
         "max_sequence_length": args.text_tokens,

@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from diffusers import FluxPipeline
 from PIL import Image
 
 from diffusers_flux_ext.cli import main as command
 from diffusers_flux_ext.cli.parsing import parse_entity, parse_size
+from tests.fixtures.tiny import tiny_components
 
 
 def run(*arguments):
@@ -79,6 +81,17 @@ def test_generate_follows_seed_and_size(tmp_path):
         pictures.append(Image.open(path).convert("RGB"))
     assert pictures[0].size == (64, 96)
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+
+
+def test_schnell_has_defaults_of_its_own(tmp_path, monkeypatch):
+    from diffusers_flux_ext.cli import run as work
+
+    components = tiny_components(0, guidance_embeds=False)
+    FluxPipeline(**components).save_pretrained(tmp_path / "schnell")
+    calls = []
+    monkeypatch.setattr(work, "draw", lambda pipe, seed, **call: calls.append(call) or [Image.new("RGB", (8, 8))])
+    assert run("generate", "--model", tmp_path / "schnell", "--prompt", "a cat", "--out", tmp_path / "a.png") == 0
+    assert calls == [{"prompt": "a cat", "num_inference_steps": 4, "max_sequence_length": 256}]
 
 
 def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
