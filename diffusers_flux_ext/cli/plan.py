@@ -93,7 +93,7 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.list_methods:
         width = max(map(len, METHODS))
         for name, method in METHODS.items():
-            number = f" ({method.count} {method.counts})" if method.counts else ""
+            number = f" ({method.counted})" if method.counted else ""
             sys.stdout.write(f"{name.ljust(width)}  {method.about}{number}\n")
         return 0
     sizes = TINY_CALL if args.model == TINY else {"width": 1024, "height": 1024, "max_sequence_length": 512}

@@ -137,6 +137,13 @@ class Method:
     count: int = 1
     added: Callable[[int], Added] = lambda number: Added()
 
+    @property
+    def counted(self) -> str:
+        """How many it counts by default, such as `"3 entities"` or `"1 reference"`; empty if it takes no number."""
+        if self.counts is None:
+            return ""
+        return f"{self.count} {self.counts.removesuffix('s') if self.count == 1 else self.counts}"
+
 
 def _adapter_held(blocks: int, tokens: int) -> Callable[[int], Added]:
     """Keys and values of the pictures, in two bytes, which stay for all steps."""
