@@ -1,4 +1,4 @@
-"""Keeps the libraries' notes off the terminal; this package's own warnings stay, in the words of the command line."""
+"""Keeps the libraries' notes off the terminal; own warnings and those of cut prompts stay, in the command's words."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from textwrap import shorten
 from typing import Any
 
 from .errors import in_flags, one_line
+
+
+# Warns of prompts that are cut, and repeats what is cut off.
+PROMPTS = "diffusers.pipelines.flux"
+LONGEST = 400
 
 
 @contextmanager
@@ -54,16 +60,24 @@ class _InFlags(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return f"{self.args.title}: warning: {one_line(in_flags(record.getMessage(), self.args))}"
+        message = one_line(in_flags(record.getMessage(), self.args))
+        return f"{self.args.title}: warning: {shorten(message, LONGEST, placeholder=' ...')}"
 
 
 @contextmanager
 def _own_warnings(args: argparse.Namespace) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_InFlags(args))
-    logger = logging.getLogger(__name__.partition(".")[0])
-    logger.addHandler(handler)
+    package, prompts = (logging.getLogger(name) for name in (__name__.partition(".")[0], PROMPTS))
+    level, propagate = prompts.level, prompts.propagate
+    prompts.setLevel(logging.WARNING)
+    prompts.propagate = False
+    package.addHandler(handler)
+    prompts.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        package.removeHandler(handler)
+        prompts.removeHandler(handler)
+        prompts.setLevel(level)
+        prompts.propagate = propagate

@@ -21,6 +21,7 @@ from .tiny import TINY, TINY_CALL, TINY_LORA, named_model
 logger = logging.get_logger(__name__)
 
 SCHNELL_CALL: dict[str, Any] = {"num_inference_steps": 4, "max_sequence_length": SCHNELL_TEXT_TOKENS}
+TOKEN_SIDE = 16
 DEMO_ENTITIES = (2, 3, 2, 3)
 
 
@@ -70,8 +71,7 @@ def generate(args: argparse.Namespace) -> Path:
         "max_sequence_length": args.text_tokens,
         "true_cfg_scale": args.true_cfg,
         "negative_prompt": args.negative_prompt,
-        "width": args.size and args.size[0],
-        "height": args.size and args.size[1],
+        **_whole_tokens(args.size),
     }
     call |= {name: value for name, value in given.items() if value is not None}
     if call.get("true_cfg_scale", 1) > 1:
@@ -87,6 +87,18 @@ def generate(args: argparse.Namespace) -> Path:
         call |= {"entity_masks": [entity.box for entity in args.entity]}
     images = draw(pipe, args.seed, prompt=args.prompt, **call)
     return save_picture(images[0], args.out)
+
+
+def _whole_tokens(size: tuple[int, int] | None) -> dict[str, int]:
+    """The size in whole tokens, with a warning if it is another one then."""
+    if size is None:
+        return {}
+    width, height = (side // TOKEN_SIDE * TOKEN_SIDE for side in size)
+    if (width, height) != size:
+        logger.warning(
+            f"--size {size[0]}x{size[1]} becomes {width}x{height}: sides are multiples of {TOKEN_SIDE} pixels."
+        )
+    return {"width": width, "height": height}
 
 
 def draw(pipe: FluxEliGenPipeline, seed: int, **call: Any) -> list[Image.Image]:

@@ -124,6 +124,15 @@ def test_offloading_without_an_accelerator_says_so(folder, capsys):
     assert "flux-ext generate: warning: --offload model has no effect without an accelerator" in error
 
 
+def test_what_is_cut_is_said(folder, capsys):
+    arguments = ["--steps", "1", "--size", "40x50", "--out", "a.png"]
+    assert command.main(["generate", "--prompt", "a red circle " * 20, *arguments]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "--size 40x50 becomes 32x48" in warnings[0]
+    assert "truncated because --text-tokens is set to" in warnings[-1]
+    assert max(map(len, warnings)) < 450
+
+
 def test_messages_name_flags():
     args = argparse.Namespace(rank=1, out="x", strict=True)
     message = (
