@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -41,23 +42,6 @@ def parse_entity(value: str) -> Entity:
     return Entity(text.strip(), box)
 
 
-def parse_positive(value: str) -> int:
-    """Read a whole number of at least 1.
-
-    Args:
-        value (`str`): The number.
-
-    Returns:
-        `int`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    if not _is_count(value, 1, 10**9):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 1")
-    return int(value)
-
-
 def parse_size(value: str) -> tuple[int, int]:
     """Read `N` or `WIDTHxHEIGHT` in pixels.
 
@@ -78,115 +62,44 @@ def parse_size(value: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def parse_text_tokens(value: str) -> int:
-    """Read a number of text tokens from 1 to 512, which is as long as FLUX.1's prompts get.
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` to `most`, both included."""
 
-    Args:
-        value (`str`): The number.
+    def parse(value: str) -> int:
+        if not _is_count(value, least, most):
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from {least} to {most}")
+        return int(value)
 
-    Returns:
-        `int`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    if not _is_count(value, 1, 512):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1 to 512")
-    return int(value)
+    return parse
 
 
-def parse_seed(value: str) -> int:
-    """Read a seed, a whole number from 0 to 2^63 - 1.
+def number(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable[[str], float]:
+    """A parser of finite numbers from `least` to `most`, both included, and above `above`."""
+    bounds = {"at least": least, "above": above, "at most": most}
+    words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
 
-    Args:
-        value (`str`): The number.
+    def parse(value: str) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        if not (math.isfinite(found) and least <= found <= most and found > above):
+            raise argparse.ArgumentTypeError(" ".join(filter(None, [f"{value!r} is not a finite number", words])))
+        return found
 
-    Returns:
-        `int`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    if not _is_count(value, 0, 2**63 - 1):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 0 to {2**63 - 1}")
-    return int(value)
-
-
-def parse_scale(value: str) -> float:
-    """Read a finite number of at least 0.
-
-    Args:
-        value (`str`): The number.
-
-    Returns:
-        `float`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    number = parse_number(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{value!r} is below 0")
-    return number
-
-
-def parse_share(value: str) -> float:
-    """Read a number above 0 and up to 1.
-
-    Args:
-        value (`str`): The number.
-
-    Returns:
-        `float`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    number = parse_number(value)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not above 0 and at most 1")
-    return number
-
-
-def parse_gib(value: str) -> float:
-    """Read a positive, finite number of GiB.
-
-    Args:
-        value (`str`): The number.
-
-    Returns:
-        `float`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    number = parse_number(value)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a positive number of GiB")
-    return number
-
-
-def parse_number(value: str) -> float:
-    """Read a finite number.
-
-    Args:
-        value (`str`): The number.
-
-    Returns:
-        `float`
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not one.
-    """
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a finite number")
-    return number
+    return parse
 
 
 def _is_count(value: str, least: int, most: int) -> bool:
     # A long row of digits is refused before it becomes a number.
     return value.isascii() and value.isdigit() and len(value) <= 19 and least <= int(value) <= most
+
+
+parse_positive = whole_number(1, 10**9)
+parse_seed = whole_number(0, 2**63 - 1)
+# FLUX.1's prompts are no longer.
+parse_text_tokens = whole_number(1, 512)
+parse_number = number()
+parse_scale = number(least=0)
+parse_share = number(above=0, most=1)
+parse_gib = number(above=0)
