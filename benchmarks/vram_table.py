@@ -44,7 +44,7 @@ def main() -> None:
             sys.stdout.write(f"| {budget} | {label} | {cells(plan)} |\n")
     sys.stdout.write(f"\n| method, 8 GiB | smallest, GiB | {head} |\n|" + "---|" * 7 + "\n")
     for name, method in releases().items():
-        label = f"{name}, {method.count} {method.counts}" if method.counts else name
+        label = f"{name}, {method.counted}" if method.counted else name
         plan = plan_methods([(name, None)])
         sys.stdout.write(f"| {label} | {smallest(name):.2f} | {cells(plan)} |\n")
         sys.stdout.flush()

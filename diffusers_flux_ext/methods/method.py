@@ -33,6 +33,13 @@ class Release:
     count: int = 1
     demand: Callable[[int], Demand] = lambda number: Demand()
 
+    @property
+    def counted(self) -> str:
+        """How many it counts by default, such as `"3 entities"` or `"1 reference"`; empty if it takes no number."""
+        if self.counts is None:
+            return ""
+        return f"{self.count} {self.counts.removesuffix('s') if self.count == 1 else self.counts}"
+
 
 @dataclass(frozen=True)
 class Method:

@@ -49,6 +49,7 @@ from .call_inputs import (
     is_guided,
     set_timesteps,
     starting_latents,
+    warn_of_long_texts,
 )
 from .components import share_components
 from .concurrent import check_schedule, may_run_at_once
@@ -258,6 +259,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             max_sequence_length=max_sequence_length,
         )
         check_prompts(given, negative, mask_padding)
+        warn_of_long_texts(self, given, max_sequence_length)
         if image is not None and not 0 <= strength <= 1:
             raise ValueError(f"`strength` must be from 0 to 1, but {strength} came.")
         self._begin(guidance_scale, joint_attention_kwargs)

@@ -26,6 +26,12 @@ def test_a_folder_and_json(capsys):
     assert found["components"]["transformer"]["level"] == "whole"
 
 
+def test_the_embedded_model_has_its_own_sizes(capsys):
+    assert main(["plan", "--model", "tiny", "--vram", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["height"], found["text_tokens"]) == (128, 128, 32)
+
+
 def test_an_impossible_budget_exits_with_1(capsys):
     assert main(["plan", "--model", tiny_flux_path(), "--vram", "0.01", "--size", "128"]) == 1
     assert "the smallest that works is" in capsys.readouterr().err
