@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
-LARGEST_SIDE = 32768
+LARGEST_SIDE = 16384
 
 
 class Entity(NamedTuple):
@@ -52,7 +52,7 @@ def parse_size(value: str) -> tuple[int, int]:
         `tuple[int, int]`: width and height.
 
     Raises:
-        argparse.ArgumentTypeError: if it is neither, below 16, or above 32768.
+        argparse.ArgumentTypeError: if it is neither, below 16, or above 16384.
     """
     parts = value.lower().split("x")
     if len(parts) > 2 or not all(_is_count(part, 16, LARGEST_SIDE) for part in parts):
@@ -95,7 +95,7 @@ def _is_count(value: str, least: int, most: int) -> bool:
     return value.isascii() and value.isdigit() and len(value) <= 19 and least <= int(value) <= most
 
 
-parse_positive = whole_number(1, 10**9)
+parse_positive = whole_number(1, 10**6)
 parse_seed = whole_number(0, 2**63 - 1)
 # FLUX.1's prompts are no longer.
 parse_text_tokens = whole_number(1, 512)
