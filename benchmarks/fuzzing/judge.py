@@ -74,15 +74,18 @@ class Bench:
         self.sources.mkdir()
         self.path = reader.build(self.sources)
         self.valid = self.path.read_bytes()
+        self.contents = [self.valid, *reader.others()]
         self.folder = folder
 
     def check_valid(self) -> Verdict:
-        """The unchanged file, which has to be read."""
-        return self._judge(self.valid, "none")
+        """The unchanged file, in whatever content, which has to be read."""
+        verdicts = [self._judge(data, "none") for data in self.contents]
+        return next((verdict for verdict in verdicts if verdict.outcome not in FINE), verdicts[0])
 
     def try_seed(self, seed: int) -> Verdict:
         """One changed file."""
-        data, mutation = mutate(self.valid, self.path, seed)
+        valid = self.contents[seed % len(self.contents)]
+        data, mutation = mutate(valid, self.path, seed, self.reader.mutations)
         return self._judge(data, mutation)
 
     def _judge(self, data: bytes, mutation: str) -> Verdict:

@@ -21,7 +21,7 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
 }
 
 
-def mutate(data: bytes, path: Path, seed: int) -> tuple[bytes, str]:
+def mutate(data: bytes, path: Path, seed: int, added: tuple[Mutation, ...] = ()) -> tuple[bytes, str]:
     """
     Changes a valid file.
 
@@ -29,12 +29,13 @@ def mutate(data: bytes, path: Path, seed: int) -> tuple[bytes, str]:
         data (`bytes`): The file.
         path (`Path`): Its name, whose ending says what it holds.
         seed (`int`): Which mutation; the same seed gives the same file.
+        added (`tuple`, *optional*): Mutations besides those of the ending.
 
     Returns:
         `tuple[bytes, str]`: the changed file, and the names of the mutations.
     """
     rng = Random(seed)
-    own = BY_SUFFIX[path.suffix]
+    own = (*BY_SUFFIX[path.suffix], *added)
     chosen = [rng.choice(own if rng.random() < 0.75 else RAW)]
     if rng.random() < 0.15:
         chosen.append(rng.choice(RAW))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .raw import Mutation
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,15 @@ class Reader:
             returns its exit code and writes its message to stderr; everything else raises.
         memory (`int`, *optional*, defaults to 0):
             Bytes that the call needs for its own models, over the common allowance.
+        mutations (`tuple`, *optional*):
+            Mutations that this reader's files have besides those of all files with their ending.
+        others (`Callable`, *optional*):
+            Gives other valid contents of the file; each seed chooses one of them or the first.
     """
 
     name: str
     build: Callable[[Path], Path]
     call: Callable[[Path, Path], Any]
     memory: int = 0
+    mutations: tuple[Mutation, ...] = ()
+    others: Callable[[], Sequence[bytes]] = tuple

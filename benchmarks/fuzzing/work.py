@@ -17,7 +17,7 @@ from .reader import Reader
 
 
 # Tables of readers; a module that defines `READERS`.
-TABLES = ("readers",)
+TABLES = ("readers", "lora_readers")
 # Address space over what the process has when it begins.
 ADDRESSES = 6 * 2**30
 # Seconds until an answer, which on a busy machine are more than the processor time that a file has.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import warnings
 import zipfile
@@ -115,6 +116,42 @@ def _check_header_length(path: Path) -> None:
         raise ValueError(f"`{path}` has a header of {length} bytes; those of models have less than {LARGEST_TEXT}.")
 
 
+def load_pickle(path: str | os.PathLike[str]) -> Any:
+    """
+    Load a pickle without running code, and without unpacking more than the file is large.
+
+    Args:
+        path (`str` or `os.PathLike`): A local file that `torch.save` wrote.
+
+    Returns:
+        What it holds: tensors, numbers, text, and lists and dictionaries of them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else, or asks for code.
+        OSError: If it cannot be read.
+    """
+    path = check_file(path)
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Mapped, so that a part of a large file can be read; only archives can be, all but very old files.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    # The unpickler raises whatever a hostile byte makes it run into.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise OSError(f"`{path}` cannot be read: {error}.") from error
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        asked = f", it asks for `{shorten(found.group(1))}`" if found else ""
+        raise ValueError(
+            f"`{path}` is not a pickle of plain tensors ({type(error).__name__}{asked}); others are not read: they "
+            "could run code."
+        ) from error
+
+
 def read_pickle(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """
     Read a pickle of tensors only, without running code. The tensors of a large file are mapped into memory.
@@ -130,23 +167,8 @@ def read_pickle(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         ValueError: If it is something else, holds more than tensors with names, or takes far more memory than disk.
         OSError: If it cannot be read.
     """
-    path = check_file(path)
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        _check_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Mapped, so that a part of a large file can be read; only archives can be, all but very old files.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    # The unpickler raises whatever a hostile byte makes it run into.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise OSError(f"`{path}` cannot be read: {error}.") from error
-        raise ValueError(
-            f"`{path}` is not a pickle of plain tensors ({type(error).__name__}); others are not read: they could "
-            "run code."
-        ) from error
+    path = Path(path)
+    loaded = load_pickle(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"`{path}` holds a {type(loaded).__name__}; expected a state dict.")
     taken = check_state_dict(loaded, path)
