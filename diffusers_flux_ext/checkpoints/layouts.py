@@ -192,7 +192,8 @@ class TensorRecipe:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.rows is not None:
             tensor = tensor[slice(*self.rows)]
-        return torch.cat(tensor.chunk(2)[::-1]) if self.swap_halves else tensor
+        # A list: tensors of diffusers' GGUF files lose their kind in a tuple.
+        return torch.cat(list(tensor.chunk(2))[::-1]) if self.swap_halves else tensor
 
 
 def _split(names: TensorNames, index: str, key: str, shape: Sequence[int]) -> Iterator[tuple[str, TensorRecipe]]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..canvas import Canvas
+from .boxes import box_in_pixels
 
 
 RegionMask: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]"
@@ -54,7 +55,8 @@ def read_mask(mask: RegionMask, canvas: Canvas) -> np.ndarray:
     Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of a picture that is
     not fully opaque. Arrays and tensors may be boolean or of any number type; their scale is 1, 255 or 65535, the
     least that their largest value fits in. Their shape is `(height, width)`, `(height, width, channels)` for arrays or
-    `(channels, height, width)` for tensors. A box is given in fractions when all its numbers are at most 1.
+    `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is given
+    in fractions when all its numbers are at most 1.
 
     Args:
         mask (`RegionMask`): The region.
@@ -88,30 +90,23 @@ def is_box(mask: Any) -> bool:
 
 
 def list_regions(regions: RegionMask | Sequence[RegionMask]) -> list[RegionMask]:
-    """One region for all prompts, or a list or tuple of one per prompt, as a list."""
+    """One region for all prompts, or one per prompt, as a list.
+
+    Args:
+        regions (`RegionMask` or several):
+            Several are a list or tuple, or an array or tensor of four axes, the first of which counts the prompts.
+
+    Returns:
+        `list[RegionMask]`
+    """
     several: Any = regions
+    if isinstance(regions, (np.ndarray, torch.Tensor)):
+        return list(several) if regions.ndim == 4 else [several]
     return list(several) if isinstance(regions, (list, tuple)) and not is_box(regions) else [several]
 
 
 def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:
-    left, top, right, bottom = box
-    if 1 < max(box) < 2 and not all(value.is_integer() for value in box):
-        raise ValueError(
-            f"The box {box} is neither in fractions of the canvas, which go from 0 to 1, nor in pixels. Cut it at 1."
-        )
-    if max(box) <= 1:
-        left, right, top, bottom = (
-            left * canvas.width,
-            right * canvas.width,
-            top * canvas.height,
-            bottom * canvas.height,
-        )
-    if not (0 <= left < right and 0 <= top < bottom and left < canvas.width and top < canvas.height):
-        raise ValueError(
-            f"The box {box} does not lie on the canvas of {canvas.width} x {canvas.height} pixels (width x height). "
-            f"Boxes are (left, top, right, bottom) in pixels, or in fractions of the canvas from 0 to 1, with "
-            f"left < right and top < bottom."
-        )
+    left, top, right, bottom = box_in_pixels(box, canvas.width, canvas.height)
     inside = np.zeros((canvas.height, canvas.width), dtype=bool)
     inside[round(top) : max(round(bottom), round(top) + 1), round(left) : max(round(right), round(left) + 1)] = True
     return inside
@@ -128,13 +123,15 @@ def _read_picture(picture: Image.Image) -> np.ndarray:
 
 
 def _read_array(array: np.ndarray, channels_first: bool) -> np.ndarray:
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
     if array.ndim == 3:
         axes = [axis for axis in ((0, 2) if channels_first else (2, 0)) if array.shape[axis] <= 4]
         array = np.moveaxis(array, axes[0], -1) if axes else array[None]
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
             f"A region mask has the shape {array.shape}; expected (height, width), (height, width, channels) or "
-            f"(channels, height, width) with 1 to 4 channels."
+            f"(channels, height, width) with 1 to 4 channels, or a batch of one of them."
         )
     full_scale = next((scale for scale in (1, 255) if array.max() <= scale), 65535)
     plane = array.mean(axis=-1, dtype=np.float64) if array.ndim == 3 else array

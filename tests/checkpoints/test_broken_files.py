@@ -96,6 +96,18 @@ def test_weights_that_are_not_floating_point_are_refused(tmp_path, name, dtype):
         read(path)
 
 
+@pytest.mark.parametrize("name", ["controlnet", "controlnet, union", "transformer, bfl", "lora encoder", "redux"])
+def test_single_numbers_in_place_of_tensors_are_named(tmp_path, name):
+    for key in sorted(READERS[name][1]())[:: 1 if name.startswith("controlnet, union") else 7]:
+
+        def change(weights, key=key):
+            weights[key] = torch.zeros((), dtype=weights[key].dtype)
+
+        path, read = changed(tmp_path, name, change)
+        with pytest.raises(ValueError, match=path.name):
+            read(path)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_cut_and_missing_files_are_named(tmp_path, name):
     path, read = changed(tmp_path, name, lambda weights: None)

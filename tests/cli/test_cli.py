@@ -5,10 +5,12 @@ import os
 import re
 
 import pytest
+from diffusers import FluxPipeline
 from PIL import Image
 
 from diffusers_flux_ext.cli import main as command
 from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
+from tests.fixtures.tiny import tiny_components
 
 
 def run(*arguments):
@@ -40,18 +42,21 @@ def test_a_wrong_command_line_exits_with_2(capsys, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "source, message",
     [
-        (["--model", "/nowhere/at/all"], "nowhere"),
-        (["--out", "picture.nothing"], "no picture's ending"),
-        (["--entity", "a dog@500,0,600,50", "--steps", 1], "does not lie on the canvas of 128 x 128"),
-        (["--lora", "/nowhere/lora.safetensors"], "nowhere"),
+        (["--model", "nobody/x"], "--model nobody/x cannot be loaded"),
+        (
+            ["--lora", "nobody/x", "--lora-weight-name", "y.safetensors"],
+            "`y.safetensors` of the repository `nobody/x`",
+        ),
     ],
 )
-def test_work_that_fails_exits_with_1_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+def test_work_that_fails_says_so_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, message):
     monkeypatch.chdir(tmp_path)
-    assert run("generate", "--prompt", "a red circle", *arguments) == 1
-    assert message in capsys.readouterr().err
+    assert run("generate", "--prompt", "a red circle", *source) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"flux-ext generate: {message}")
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -85,6 +90,17 @@ def test_generate_follows_seed_and_size(tmp_path):
         pictures.append(Image.open(path).convert("RGB"))
     assert pictures[0].size == (64, 96)
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+
+
+def test_schnell_has_defaults_of_its_own(tmp_path, monkeypatch):
+    from diffusers_flux_ext.cli import run as work
+
+    components = tiny_components(0, guidance_embeds=False)
+    FluxPipeline(**components).save_pretrained(tmp_path / "schnell")
+    calls = []
+    monkeypatch.setattr(work, "draw", lambda pipe, seed, **call: calls.append(call) or [Image.new("RGB", (8, 8))])
+    assert run("generate", "--model", tmp_path / "schnell", "--prompt", "a cat", "--out", tmp_path / "a.png") == 0
+    assert calls == [{"prompt": "a cat", "num_inference_steps": 4, "max_sequence_length": 256}]
 
 
 def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):

@@ -28,11 +28,12 @@ from ..updates import LayerUpdate
 TOLERANCE = 5e-3
 _WHOLE_BLOCK = re.compile(r"transformer\.(single_)?transformer_blocks\.\d+\.lora_")
 _PEFT_SUFFIXES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
+# What diffusers does with one layer, and with several.
 _STATES = {
-    "right": "are applied",
-    "wrong": "get another update",
-    "dropped": "are left out",
-    "partial": "lose their bias or magnitudes",
+    "right": ("is applied", "are applied"),
+    "wrong": ("gets another update", "get another update"),
+    "dropped": ("is left out", "are left out"),
+    "partial": ("loses its bias or magnitudes", "lose their bias or magnitudes"),
 }
 
 
@@ -132,7 +133,8 @@ def _compare(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[st
             name = _clip_spelling(name, loaded)
         found[_layer_state(name, update, loaded, scales.get(name, 1.0))].append(module)
     reasons = tuple(
-        f"{len(modules)} layers {_STATES[state]}: {list_keys(modules)}"
+        f"{'1 layer' if len(modules) == 1 else f'{len(modules)} layers'} {_STATES[state][len(modules) > 1]}: "
+        f"{list_keys(modules)}"
         for state, modules in found.items()
         if modules and state != "right"
     )
