@@ -14,7 +14,6 @@ from ...inputs.qwen_vl import PICTURE, chat_text, fit_picture, known_inputs, qwe
 
 if TYPE_CHECKING:
     from ...canvas import Canvas
-    from .language_model import NexusGenModel
 
 Language = Literal["en", "zh"]
 PLACEHOLDER = "<image>"
@@ -66,7 +65,7 @@ def chat_for(prompt: str, has_image: bool, language: Language = "en") -> str:
 
 
 def embed_prompts(
-    mllm: NexusGenModel,
+    mllm: Any,
     processor: Any,
     prompts: Sequence[str],
     images: Sequence[Any] | None = None,
@@ -119,7 +118,7 @@ def embed_prompts(
 
 
 def _inputs(
-    mllm: NexusGenModel, processor: Any, prompt: str, picture: Any, language: Language, max_pixels: int
+    mllm: Any, processor: Any, prompt: str, picture: Any, language: Language, max_pixels: int
 ) -> dict[str, torch.Tensor]:
     seen = [] if picture is None else [fit_picture(picture, processor, MIN_PIXELS, max_pixels)]
     shown = [*seen, mllm.blank_picture()]
