@@ -52,7 +52,11 @@ def served_locally(folder: Path) -> Iterator[None]:
         def from_pretrained(cls: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
             kwargs = {key: value for key, value in kwargs.items() if (key, value) != ("subfolder", "")}
             local = REPOSITORIES.get(name) if isinstance(name, str) else None
-            return load.__func__(cls, folder / local if local else name, *args, **kwargs)
+            loaded = load.__func__(cls, folder / local if local else name, *args, **kwargs)
+            if local and hasattr(loaded, "config"):
+                # PEFT compares a model with the folder that it names, and may save its embeddings.
+                loaded.config._name_or_path = loaded.name_or_path = ""
+            return loaded
 
         return classmethod(from_pretrained)
 
