@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .config import check_fit
 from .hub import HUB_ARGUMENTS, local_file
 from .layouts import Shapes, TensorRecipe, TransformerLayout
+from .messages import naming
+from .modules import check_floating
 from .quantised import is_gguf, load_quantised
+from .reading import DTYPES, check_state_dict, open_safetensors
+from .sizes import build_empty
 
 
 ModelT = TypeVar("ModelT", bound="SingleFileMixin")
@@ -72,6 +75,8 @@ class SingleFileMixin:
             ValueError: If keys are unknown or missing; if shapes do not fit together; if `axes_dims_rope` is needed.
             TypeError: If an override is no argument of the constructor.
         """
+        check_state_dict(state_dict)
+        check_floating({key: tensor.dtype for key, tensor in state_dict.items()})
         shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
         return cls._from_tensors(shapes, state_dict.__getitem__, overrides, torch_dtype, device)
 
@@ -140,18 +145,10 @@ class SingleFileMixin:
         arguments: dict[str, Any] = {"torch_dtype": dtype or torch_dtype, "device": device, **overrides}
         if isinstance(source, Mapping):
             return cls.from_state_dict(source, **arguments)
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no file `{source}`. Pass a local path; files on the Hub are fetched by "
-                "`huggingface_hub.hf_hub_download`, which returns one."
-            )
-        try:
-            file = safe_open(path, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise ValueError(f"`{path}` is no safetensors file ({error}). Pickles are not read here.") from error
-        with file as reader:
-            shapes = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}
+        with naming(source), open_safetensors(source) as reader:
+            slices = {key: reader.get_slice(key) for key in reader.keys()}
+            check_floating({key: DTYPES[piece.get_dtype()] for key, piece in slices.items()})
+            shapes = {key: tuple(piece.get_shape()) for key, piece in slices.items()}
             return cls._from_tensors(
                 shapes, reader.get_tensor, overrides, arguments["torch_dtype"], arguments["device"]
             )
@@ -174,8 +171,7 @@ class SingleFileMixin:
         device: str | torch.device | None,
     ) -> ModelT:
         plan, config, layout = cls.plan_load(shapes, overrides)
-        with torch.device("meta"):
-            model: Any = cls(**config)
+        model: Any = build_empty(cls, config)
         check_fit(model, plan, layout)
         weights = {
             # A copy, because a tensor may be a view of the source or of a mapped file.

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..canvas import Canvas
+from .boxes import box_in_pixels
 
 
 RegionMask: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]"
@@ -105,24 +106,7 @@ def list_regions(regions: RegionMask | Sequence[RegionMask]) -> list[RegionMask]
 
 
 def _read_box(box: tuple[float, ...], canvas: Canvas) -> np.ndarray:
-    left, top, right, bottom = box
-    if 1 < max(box) < 2 and not all(value.is_integer() for value in box):
-        raise ValueError(
-            f"The box {box} is neither in fractions of the canvas, which go from 0 to 1, nor in pixels. Cut it at 1."
-        )
-    if max(box) <= 1:
-        left, right, top, bottom = (
-            left * canvas.width,
-            right * canvas.width,
-            top * canvas.height,
-            bottom * canvas.height,
-        )
-    if not (0 <= left < right and 0 <= top < bottom and left < canvas.width and top < canvas.height):
-        raise ValueError(
-            f"The box {box} does not lie on the canvas of {canvas.width} x {canvas.height} pixels (width x height). "
-            f"Boxes are (left, top, right, bottom) in pixels, or in fractions of the canvas from 0 to 1, with "
-            f"left < right and top < bottom."
-        )
+    left, top, right, bottom = box_in_pixels(box, canvas.width, canvas.height)
     inside = np.zeros((canvas.height, canvas.width), dtype=bool)
     inside[round(top) : max(round(bottom), round(top) + 1), round(left) : max(round(right), round(left) + 1)] = True
     return inside

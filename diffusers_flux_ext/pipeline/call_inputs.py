@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+SCHNELL_TEXT_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class PromptInputs:
@@ -74,6 +76,29 @@ def check_prompts(given: PromptInputs, negative: PromptInputs, mask_padding: boo
     """
     for name, inputs in (("prompt_embeds", given), ("negative_prompt_embeds", negative)):
         check_padding_mask(name, inputs.mask, inputs.prompt_embeds, mask_padding)
+
+
+def warn_of_long_texts(pipe: FluxConditionedPipeline, given: PromptInputs, max_sequence_length: int) -> None:
+    """Warn if FLUX.1 schnell, which was trained with 256 text tokens, is to see more; diffusers says nothing.
+
+    Args:
+        pipe (`FluxConditionedPipeline`): The pipeline.
+        given (`PromptInputs`): The prompt.
+        max_sequence_length (`int`): Text tokens of a prompt given as text.
+    """
+    length = max_sequence_length if given.prompt_embeds is None else given.prompt_embeds.shape[1]
+    if length > SCHNELL_TEXT_TOKENS and is_schnell(pipe):
+        logger.warning(
+            f"FLUX.1 schnell was trained with {SCHNELL_TEXT_TOKENS} text tokens, got {length}. Set "
+            f"`max_sequence_length={SCHNELL_TEXT_TOKENS}`; longer texts are cut there."
+        )
+
+
+def is_schnell(pipe: FluxConditionedPipeline) -> bool:
+    """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without any shift."""
+    schedule = pipe.scheduler.config
+    unshifted = not schedule.get("use_dynamic_shifting", False) and schedule.get("shift", 1.0) == 1.0
+    return unshifted and not pipe.transformer.config.guidance_embeds
 
 
 def canvas_size(pipe: FluxConditionedPipeline, height: int | None, width: int | None) -> tuple[int, int]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import FluxControlNetModel
 
 from ...canvas import Canvas
+from ...condition import Encoders
 from ...denoise import DenoisingStep
 from ...inputs.masks import RegionMask
 from ...sequence import Contribution
 from .call import residual_contribution
 from .image import encode_control_picture
 from .residuals import ControlNetCondition, Negative, mask_channels, region_weights
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6, "low quality": 6}
@@ -30,9 +27,10 @@ UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 
 class ControlNetImage(ControlNetCondition):
     """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
 
-    Several run at once: their residuals are summed. Residuals reach the picture that is drawn only, never references,
-    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it,
-    without padding that the call hides.
+    Several run at once: their residuals are summed. Residuals reach the image that is drawn only, never references,
+    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it, with
+    the text that other conditions append to it (attribute values, Redux, LoRA embeddings) and without padding that the
+    call hides; it sees no text of entities.
 
     Args:
         controlnet (`FluxControlNetModel` or [`FluxExtControlNetModel`]):
@@ -63,6 +61,8 @@ class ControlNetImage(ControlNetCondition):
         ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
     """
 
+    sees_whole_prompt = True
+
     controlnet: FluxControlNetModel = field(repr=False)
     image: Any = field(repr=False)
     scale: float | Sequence[float] = 1.0
@@ -89,11 +89,11 @@ class ControlNetImage(ControlNetCondition):
         if self.generator is not None and self.controlnet.input_hint_block is not None:
             raise ValueError("`generator` samples latents, but XLabs' ControlNets take pixels. Leave it out.")
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE, the image processor and the guidance scale.
+            pipe (`Encoders`): Gives the VAE, the image processor and the guidance scale.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -13,14 +13,11 @@ from PIL import Image
 
 from ..._compat import execution_device
 from ...canvas import Canvas, encode_image, image_generators, pack_latents, plain_picture, sample_image_latents
-from ...condition import FluxCondition
+from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
 from ...sequence import Contribution
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +72,19 @@ class FillMask(FluxCondition):
                 )
 
     @property
-    def pastes(self) -> bool:
-        """Whether it replaces decoded pixels."""
-        return self.paste_back
+    def exclusive(self) -> str | None:
+        """The outside of the hole, if it is pasted back."""
+        return OUTSIDE_OF_MASK if self.paste_back else None
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Channels cost no tokens."""
+        return Demand()
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture without the hole, and lay the mask on the latents.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import FluxControlNetModel
@@ -12,6 +12,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ...canvas import Canvas
+from ...condition import Encoders
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.masks import RegionMask
 from ...sequence import Contribution
@@ -21,10 +22,6 @@ from ..control.residuals import ControlNetCondition, Negative, mask_channels, re
 from .faces import FaceEmbedding, FaceEncoder
 from .keypoints import draw_face_keypoints, fit_picture, read_keypoints
 from .projector import InfiniteYouImageProjector
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -123,15 +120,15 @@ class InfiniteYouIdentity(ControlNetCondition):
                 f"with `ControlNetImage`."
             )
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Embed the face and draw the key points.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:
-            `dict[str, torch.Tensor]`: `"identity"` `(1 or num_samples, tokens, 4096)`, `"control"` `(1 or num_samples,
+            `dict[str, torch.Tensor]`: `"face"` `(1 or num_samples, 512)`, `"control"` `(1 or num_samples,
             num_tokens, 64)`, `"guidance"` `(1,)`; and `"weights"`, see [`region_weights`], if there is a `region`.
 
         Raises:
@@ -140,7 +137,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         self.check_fits_pipeline(pipe, self.image_projector.config.output_dim)
         embeds = self._embeddings().to(canvas.device, canvas.dtype)
         encoded = {
-            "identity": canvas.per_sample(self.image_projector(embeds[:, None])),
+            "face": canvas.per_sample(embeds),
             "control": encode_control_picture(pipe, canvas, self.controlnet, self._control_pictures(canvas)),
             "guidance": torch.tensor([self.guidance_scale], device=canvas.device),
         }
@@ -148,11 +145,16 @@ class InfiniteYouIdentity(ControlNetCondition):
             encoded["weights"] = region_weights(type(self).__name__, self.region, canvas)
         return encoded
 
+    def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> dict[str, torch.Tensor]:
+        """Identity tokens `(1 or num_samples, tokens, 4096)` as `"identity"`; nothing where there is no residual."""
+        silent = step.branch == "uncond" and self.negative is None
+        return {} if silent else {"identity": self.image_projector(encoded["face"][:, None])}
+
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """InfuseNet's residuals of this step; empty outside of the window and, by default, on the negative side."""
         if self.is_silent(step):
             return Contribution()
-        tokens = encoded["identity"]
+        tokens = encoded["identity"] if "identity" in encoded else self.prepare(encoded, step)["identity"]
         context = PromptEmbeds(
             tokens.expand(step.latents.shape[0], -1, -1),
             step.prompt.pooled,

@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from ...condition import FluxCondition, check_conditions
+from ...demand import Demand
 from ...inputs.qwen_vl import QwenVLProcessor, list_texts
 from ...inputs.vision import list_pictures
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...offload.budget.demand import Added
 from ...pipeline.components import extends_call, named_arguments
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .adapter import NexusGenAdapter
@@ -81,7 +81,6 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     model_cpu_offload_seq = (
         "text_encoder->text_encoder_2->image_encoder->mllm->generation_adapter->editing_adapter->transformer->vae"
     )
-    _planned_additions = (Added(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder_2",
@@ -120,6 +119,10 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         )
 
     @extends_call(FluxConditionedPipeline)
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The most embeddings that take the prompt's place."""
+        return Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2)
+
     @torch.no_grad()
     def __call__(
         self,

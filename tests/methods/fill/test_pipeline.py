@@ -121,7 +121,7 @@ class TestPasting:
     def test_two_that_paste_are_refused(self, pipe):
         for order in ([0, 1], [1, 0]):
             conditions = [condition(), InpaintRegion(PICTURE, BOX)]
-            with pytest.raises(ValueError, match="FillMask.*paste.*`paste_back=False`"):
+            with pytest.raises(ValueError, match="FillMask.*decides the pixels.*`paste_back=False`"):
                 draw(pipe, *(conditions[index] for index in order))
         images = draw(pipe, condition(paste_back=False), InpaintRegion(PICTURE, BOX))
         assert torch.equal(images[..., 16:, :], source(pipe)[..., 16:, :])
