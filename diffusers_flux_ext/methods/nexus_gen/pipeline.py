@@ -118,11 +118,11 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             editing_adapter=editing_adapter,
         )
 
-    @extends_call(FluxConditionedPipeline)
     def demand(self, prompt_tokens: int) -> Demand:
         """The most embeddings that take the prompt's place."""
         return Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2)
 
+    @extends_call(FluxConditionedPipeline)
     @torch.no_grad()
     def __call__(
         self,

@@ -160,6 +160,10 @@ class FluxControlNetPipelineStandIn(StandIn):
                 "control_guidance_end",
             )
         )  # fmt: skip
+        if torch.is_tensor(image) and arguments["height"] is None:
+            # The stock pipeline draws as large as the control picture.
+            cell = 2 * self.vae_scale_factor
+            arguments["height"], arguments["width"] = (side // cell * cell for side in image.shape[-2:])
         control = ControlNetImage(self.controlnet, image, scale=scale, start=start, end=end, mode=mode)
         return with_conditions(arguments, control)
 
