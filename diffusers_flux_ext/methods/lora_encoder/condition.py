@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +12,8 @@ import torch
 from ...canvas import Canvas
 from ...condition import FluxCondition
 from ...denoise import DenoisingStep
+from ...inputs.checks import check_flag, shown
+from ...inputs.numbers import read_numbers
 from ...inputs.text_tokens import check_text_width, text_group
 from ...lora.files import LoRASource
 from ...sequence import Contribution
@@ -58,15 +58,18 @@ class LoRAEmbedding(FluxCondition):
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, FluxLoRAEncoder):
             raise TypeError(
-                f"`encoder` is a {type(self.encoder).__name__}; expected a `FluxLoRAEncoder`, for example from "
+                f"`encoder` of LoRAEmbedding is a {type(self.encoder).__name__}; expected a `FluxLoRAEncoder`, for "
+                f"example from "
                 f"`FluxLoRAEncoder.from_single_file('model.safetensors')`."
             )
         lengths = {len(loras) for loras in self._per_prompt()}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
-                f"`loras` has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as many for each "
+                f"`loras` of LoRAEmbedding has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as "
+                f"many for each "
                 f"prompt."
             )
+        check_flag("`strict` of LoRAEmbedding", self.strict)
         self._scales()
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -86,7 +89,7 @@ class LoRAEmbedding(FluxCondition):
         """
         check_text_width(type(self).__name__, self.encoder.config.embed_dim, pipe.transformer)
         prompts = self._per_prompt()
-        encoded = {"samples": canvas.per_sample(torch.arange(len(prompts)))}
+        encoded = {"samples": canvas.per_sample(torch.arange(len(prompts)), "`loras` of LoRAEmbedding")}
         for prompt, loras in enumerate(prompts):
             for index, (lora, scale) in enumerate(zip(loras, self._scales())):
                 if scale:
@@ -113,22 +116,11 @@ class LoRAEmbedding(FluxCondition):
         for lora in (lora for loras in prompts for lora in loras):
             if not isinstance(lora, (str, os.PathLike, Mapping)):
                 raise TypeError(
-                    f"`loras` has a {type(lora).__name__}; expected paths or state dicts, a list of them, or one list "
+                    f"`loras` of LoRAEmbedding holds {shown(lora)}; expected paths or state dicts, a list of them, or "
+                    f"one list "
                     f"per prompt."
                 )
         return prompts
 
     def _scales(self) -> list[float]:
-        number = len(self._per_prompt()[0])
-        several = isinstance(self.scale, Sequence) and not isinstance(self.scale, str)
-        scales: list[Any] = list(self.scale) if several else [self.scale] * number  # type: ignore[arg-type]
-        if len(scales) != number:
-            raise ValueError(
-                f"`scale` has {len(scales)} numbers for {number} LoRAs. Give one number, or one for each."
-            )
-        for each in scales:
-            if isinstance(each, bool) or not isinstance(each, Real):
-                raise TypeError(f"`scale` of LoRAEmbedding takes numbers, but {each!r} came.")
-            if not math.isfinite(each):
-                raise ValueError(f"`scale` of LoRAEmbedding has to be finite, but {each!r} came.")
-        return [float(scale) for scale in scales]
+        return read_numbers("`scale` of LoRAEmbedding", self.scale, len(self._per_prompt()[0]), "for each LoRA")

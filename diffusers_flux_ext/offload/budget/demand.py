@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS
-from ...methods.redux.inputs import count_pictures, read_numbers
+from ...inputs.numbers import read_numbers
+from ...methods.redux.inputs import count_pictures
 from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from ..disk.api import is_streamed_from_disk
 from .estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
@@ -102,7 +103,7 @@ def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
     patches = REDUX_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
     if condition.image_embeds is not None:
         patches = condition.image_embeds.shape[-2]
-    strengths = read_numbers("strengths", condition.strengths, count)
+    strengths = read_numbers("`strengths` of ReduxImages", condition.strengths, count, "per picture")
     shares = [float(any(strengths))] if condition.combine == "sum" else strengths
     return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
 
