@@ -62,7 +62,7 @@ def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], Cal
                 return call(*args, **kwargs)
             except (TypeError, ValueError) as error:
                 message = pattern.sub(lambda found: f"`{arguments.get(found[1], found[1])}{found[2]}`", str(error))
-                if message == str(error) or type(error) not in (TypeError, ValueError):
+                if message == str(error) or len(error.args) != 1:
                     raise
                 raise type(error)(message) from error
 

@@ -15,6 +15,7 @@ from PIL import Image
 from ...canvas import Canvas
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import check_instance, shown
+from ...inputs.images import read_image
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import check_embeds, read_count, read_number
 from ...sequence import Contribution
@@ -242,4 +243,6 @@ class InfiniteYouIdentity(ControlNetCondition):
                 f"`{argument}` of {type(self).__name__} must be a PIL image, or a list of one per prompt, got "
                 f"{shown(given)}."
             )
+        for picture in pictures:
+            read_image(f"`{argument}` of {type(self).__name__}", picture)
         return pictures

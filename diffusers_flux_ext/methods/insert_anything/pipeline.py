@@ -213,7 +213,8 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         prompts = count_prompts(call.get("prompt"), call.get("prompt_embeds"))
         if num_diptychs not in (1, prompts):
             raise ValueError(
-                f"There are {num_diptychs} pictures for {prompts} prompts. Give one for all or one for each."
+                f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} pictures, "
+                f"but there are {prompts} prompts. Give one for all or one for each."
             )
 
     def _parts(self, diptychs: Sequence[Diptych], redux_strength: float) -> list[FluxCondition]:

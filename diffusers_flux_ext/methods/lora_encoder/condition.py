@@ -15,6 +15,7 @@ from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
 from ...inputs.numbers import read_numbers
 from ...inputs.text_tokens import check_text_width, text_group
+from ...lora.errors import LoRAError
 from ...lora.files import LoRASource
 from ...sequence import Contribution
 from .inputs import lora_pairs, read_lora_layers
@@ -93,7 +94,7 @@ class LoRAEmbedding(FluxCondition):
         for prompt, loras in enumerate(prompts):
             for index, (lora, scale) in enumerate(zip(loras, self._scales())):
                 if scale:
-                    weights = read_lora_layers(self.encoder, lora, self.strict)
+                    weights = self._read(lora)
                     encoded |= {f"{prompt}/{index}/{key}": weight for key, weight in weights.items()}
         return encoded
 
@@ -108,6 +109,12 @@ class LoRAEmbedding(FluxCondition):
                 samples = encoded["samples"].to(tokens.device)
                 groups.append(text_group(f"lora_{index}", scale * tokens[samples], step))
         return Contribution(text=groups)
+
+    def _read(self, lora: LoRASource) -> dict[str, torch.Tensor]:
+        try:
+            return read_lora_layers(self.encoder, lora, self.strict)
+        except (LoRAError, OSError) as error:
+            raise type(error)(f"`loras` of LoRAEmbedding: {error}") from error
 
     def _per_prompt(self) -> list[list[Any]]:
         given: Any = list(self.loras) if isinstance(self.loras, (list, tuple)) else [self.loras]

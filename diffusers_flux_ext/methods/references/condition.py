@@ -71,9 +71,9 @@ class ReferenceImages(FluxCondition):
             raise ValueError("`images` of ReferenceImages holds no picture, or None. Leave the condition out instead.")
         if self.max_area is not None:
             read_count("`max_area` of ReferenceImages", self.max_area, 1, 10**9)
-        self._strengths()
         for reference in self._references:
             _read(reference)
+        self._strengths()
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the references.

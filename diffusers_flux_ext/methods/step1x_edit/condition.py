@@ -94,6 +94,11 @@ class Step1XInstruction(FluxCondition):
                 "`instruction` of Step1XInstruction or `instruction_embeds` of Step1XInstruction is needed, and not "
                 "both; give one of the two."
             )
+        if self.negative_instruction and self.negative_instruction_embeds is not None:
+            raise ValueError(
+                "`negative_instruction` of Step1XInstruction came with `negative_instruction_embeds` of "
+                "Step1XInstruction; give one of the two."
+            )
         check_flag("`cut_at_apostrophes` of Step1XInstruction", self.cut_at_apostrophes)
         if self.rescale_above is not None:
             read_number("`rescale_above` of Step1XInstruction", self.rescale_above, 0, 1)
@@ -211,7 +216,7 @@ def check_embeds(name: str, embeds: Any, mask: Any, width: int) -> None:
     if not isinstance(mask, torch.Tensor) or mask.is_complex() or mask.layout is not torch.strided or mask.is_meta:
         raise TypeError(f"{masked} is a dense tensor, 1 for tokens and 0 for padding, got {shown(mask)}.")
     if mask.shape != embeds.shape[:2]:
-        raise ValueError(f"{masked} has the shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}.")
+        raise ValueError(f"{masked} has the shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}, as {what}.")
     if not bool((mask == mask.bool()).all()):
         raise ValueError(f"{masked} must hold 1 for tokens and 0 for padding, and nothing else.")
     if not bool(mask.bool().any(dim=1).all()):

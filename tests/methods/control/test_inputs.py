@@ -13,7 +13,7 @@ from diffusers_flux_ext import (
     FluxConditionedPipeline,
 )
 from diffusers_flux_ext.condition import EncodedConditions
-from diffusers_flux_ext.inputs import windows
+from diffusers_flux_ext.inputs import numbers
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
 from tests.fixtures.tiny import call_kwargs, different, seeded, tiny_pipeline, tiny_transformer
@@ -200,6 +200,6 @@ def test_its_text_holds_no_weights():
 
 def test_a_window_without_a_step_warns_once(pipe, monkeypatch):
     seen = []
-    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    monkeypatch.setattr(numbers.logger, "warning", seen.append)
     pipe(**call_kwargs(conditions=[condition(start=0.4, end=0.6)], **GUIDED))
     assert ["ControlNetImage acts from 0.4 to 0.6" in text for text in seen] == [True]

@@ -15,7 +15,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.condition import EncodedConditions
-from diffusers_flux_ext.inputs import windows
+from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from tests.fixtures.ip_adapter import (
     XLABS,
@@ -180,6 +180,6 @@ def test_scales_that_mean_nothing(adapter, arguments, error, message):
 
 def test_a_window_without_a_step_warns_once(pipe, adapter, monkeypatch):
     seen = []
-    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    monkeypatch.setattr(numbers.logger, "warning", seen.append)
     run(pipe, IPAdapterImages(adapter, image_embeds=image_embeds(), start=0.4, end=0.6), **GUIDED)
     assert ["IPAdapterImages acts from 0.4 to 0.6" in text for text in seen] == [True]
