@@ -103,7 +103,7 @@ def read_numbers(
 def check_window(owner: str, start: Any, end: Any) -> None:
     """Raise an error unless `start` and `end` are numbers with `0 <= start < end <= 1`; `owner` is the class name."""
     for name, value in (("start", start), ("end", end)):
-        read_number(f"`{name}` of {owner}", value, 0, 1)
+        read_number(f"`{name}` of {owner}, a fraction of the schedule,", value, 0, 1)
     if not start < end:
         raise ValueError(
             f"`start` of {owner} must be less than `end` of {owner}, got start={start} and end={end}. Both are "

@@ -53,15 +53,21 @@ def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], Cal
     Returns:
         `Callable`: a decorator.
     """
+    # Modules are components of the pipeline and no arguments: they keep the condition's name.
     pattern = re.compile(rf"`(\w+)([^`]*)` of {owner if isinstance(owner, str) else owner.__name__}\b")
 
     def decorate(call: CallT) -> CallT:
+        names = {name: name for name in inspect.signature(call).parameters} | arguments
+
+        def rename(found: re.Match[str]) -> str:
+            return f"`{names[found[1]]}{found[2]}`" if found[1] in names else found[0]
+
         @functools.wraps(call)
         def renamed(*args: Any, **kwargs: Any) -> Any:
             try:
                 return call(*args, **kwargs)
             except (TypeError, ValueError) as error:
-                message = pattern.sub(lambda found: f"`{arguments.get(found[1], found[1])}{found[2]}`", str(error))
+                message = pattern.sub(rename, str(error))
                 if message == str(error) or len(error.args) != 1:
                     raise
                 raise type(error)(message) from error

@@ -213,7 +213,8 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         prompts = count_prompts(call.get("prompt"), call.get("prompt_embeds"))
         if num_diptychs not in (1, prompts):
             raise ValueError(
-                f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} pictures, "
+                f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} "
+                f"pictures, "
                 f"but there are {prompts} prompts. Give one for all or one for each."
             )
 

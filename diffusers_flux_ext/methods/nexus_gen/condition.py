@@ -162,7 +162,8 @@ class NexusGenEmbedding(FluxCondition):
             check_embeds(embeds, self._width())
         if isinstance(self.adapter, NexusGenAdapter):
             embeds = {"image_embeds": embeds["image_embeds"]}
-        source = f"`{'prompt' if self.image_embeds is None else 'image_embeds'}` of {type(self).__name__}"
+        fields = ["prompt"] + ["image"] * (self.image is not None) if self.image_embeds is None else ["image_embeds"]
+        source = " with ".join(f"`{name}` of {type(self).__name__}" for name in fields)
         encoded = {
             name: value
             if name == "reference_grid"

@@ -122,7 +122,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
 
     @extends_call(FluxConditionedPipeline)
     @renames_errors("the call", image="init_image")
-    @renames_errors(NexusGenEmbedding)
+    @renames_errors(NexusGenEmbedding, image="image", prompt="prompt")
     @torch.no_grad()
     def __call__(
         self,

@@ -174,7 +174,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
 
     @extends_call(FluxConditionedPipeline, true_cfg_scale=TRUE_CFG_SCALE)
     @renames_errors("the call", image="init_image")
-    @renames_errors(Step1XInstruction, instruction="prompt", negative_instruction="negative_prompt")
+    @renames_errors(Step1XInstruction, image="image", instruction="prompt", negative_instruction="negative_prompt")
     @torch.no_grad()
     def __call__(
         self,

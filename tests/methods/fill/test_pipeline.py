@@ -164,11 +164,11 @@ class TestInputs:
         assert torch.equal(draw(pipe, condition(mask=Image.fromarray(array).convert("1"))), expected)
 
     def test_a_seed_is_no_generator(self):
-        with pytest.raises(TypeError, match="`generator` of FillMask is a int"):
+        with pytest.raises(TypeError, match="`generator` of FillMask must be a torch.Generator"):
             condition(generator=3)
 
     def test_a_path_is_no_picture(self, pipe):
-        with pytest.raises(TypeError, match="a str came. Open files first"):
+        with pytest.raises(TypeError, match="`image` of FillMask.*Open files first"):
             draw(pipe, condition(image="room.png"))
 
     @pytest.mark.parametrize("name", ["image", "mask"])
