@@ -1,4 +1,4 @@
-"""Wrong arguments of every pipeline and condition are refused before the first step, by name; see `docs/reliability.md`.
+"""Wrong arguments are refused by name before the first step, those of every pipeline and condition.
 
 The table `accepted_inputs.json` holds the values that are taken, by class and argument. It is reviewed by hand;
 `python -m benchmarks.wrong_inputs --update` writes it anew.
