@@ -43,9 +43,10 @@ def read_number(what: str, value: Any, low: float = -LARGEST, high: float = LARG
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number from {low:g} to {high:g}, got {shown(value)}.")
     # Not by `float`, which fails for integers of hundreds of digits.
-    if not low <= value <= high:
+    number: Any = value
+    if not low <= number <= high:
         raise ValueError(f"{what} must be a finite number from {low:g} to {high:g}, got {shown(value)}.")
-    return float(value)
+    return float(number)
 
 
 def read_count(what: str, value: Any, low: int, high: int) -> int:
@@ -66,9 +67,10 @@ def read_count(what: str, value: Any, low: int, high: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{what} must be a whole number from {low} to {high}, got {shown(value)}.")
-    if not low <= value <= high:
+    number: Any = value
+    if not low <= number <= high:
         raise ValueError(f"{what} must be from {low} to {high}, got {shown(value)}.")
-    return int(value)
+    return int(number)
 
 
 def read_numbers(

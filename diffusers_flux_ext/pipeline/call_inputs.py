@@ -86,7 +86,7 @@ class PromptInputs:
 def transformer_dtype(transformer: Any) -> torch.dtype | None:
     """The data type that embeddings must have, where it is known: not for quantised, cast or autocast layers."""
     layer = getattr(transformer, "context_embedder", None)
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and not torch.is_autocast_enabled()
     known = plain and weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return weight.dtype if known else None

@@ -68,9 +68,9 @@ def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], Cal
                 return call(*args, **kwargs)
             except (TypeError, ValueError) as error:
                 message = pattern.sub(rename, str(error))
-                if message == str(error) or len(error.args) != 1:
-                    raise
-                raise type(error)(message) from error
+                if len(error.args) == 1:
+                    error.args = (message,)
+                raise
 
         return renamed  # type: ignore[return-value]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,32 +191,29 @@ class InfiniteYouIdentity(ControlNetCondition):
 
     def _embeddings(self) -> torch.Tensor:
         """`(1 or prompts, 512)`."""
-        if self.id_image is None:
-            return self._given_embeddings()
-        return torch.stack([self._face(image, self.face_index).embedding for image in self._listed("id_image")])
-
-    def _given_embeddings(self) -> torch.Tensor:
-        name, width = type(self).__name__, self.image_projector.config.embedding_dim
-        faces = self.id_embeds if isinstance(self.id_embeds, (list, tuple)) else [self.id_embeds]
-        parts = [getattr(face, "embedding", face) for face in faces]
-        parts = [
-            torch.from_numpy(part) if isinstance(part, np.ndarray) and part.dtype.kind == "f" else part
-            for part in parts
-        ]
-        whole = isinstance(self.id_embeds, (np.ndarray, torch.Tensor)) and parts[0].ndim == 2
-        for part in parts[0] if whole else parts:
-            check_embeds(f"`id_embeds` of {name}", part, f"({width},), or (prompts, {width})", width)
-        if not parts or not len(parts[0]):
-            raise ValueError(f"`id_embeds` of {name} is empty. Give one embedding for all prompts, or one per prompt.")
-        embeds = (parts[0] if whole else torch.stack(parts)).float()
+        if self.id_image is not None:
+            return torch.stack([self._face(image, self.face_index).embedding for image in self._listed("id_image")])
+        embeds = self._given_embeddings()
         lengths = embeds.norm(dim=-1)
         if not torch.allclose(lengths, torch.ones_like(lengths), atol=0.05):
             logger.warning(
-                f"`id_embeds` of {name} has the lengths {lengths.tolist()}, but the projector knows ArcFace "
-                f"embeddings "
-                f"of length 1. Divide them by their length."
+                f"`id_embeds` has the lengths {lengths.tolist()}, but the projector knows ArcFace embeddings of "
+                f"length 1. Divide them by their length."
             )
         return embeds
+
+    def _given_embeddings(self) -> torch.Tensor:
+        what, width = f"`id_embeds` of {type(self).__name__}", self.image_projector.config.embedding_dim
+        given: Any = self.id_embeds
+        one = not isinstance(given, (list, tuple)) or all(isinstance(number, Real) for number in given)
+        faces = [_as_tensor(getattr(face, "embedding", face)) for face in ([given] if one else given)]
+        if one and getattr(faces[0], "ndim", 1) == 2:
+            faces = list(faces[0])
+        if not faces:
+            raise ValueError(f"{what} is empty. Give one embedding for all prompts, or one per prompt.")
+        for face in faces:
+            check_embeds(what, face, f"({width},), or (prompts, {width})", width)
+        return torch.stack(faces).float()
 
     def _control_pictures(self, canvas: Canvas) -> list[Image.Image]:
         size = (canvas.width, canvas.height)
@@ -246,3 +244,11 @@ class InfiniteYouIdentity(ControlNetCondition):
         for picture in pictures:
             read_image(f"`{argument}` of {type(self).__name__}", picture)
         return pictures
+
+
+def _as_tensor(face: Any) -> Any:
+    """Arrays and lists of floats as tensors; other things as they are."""
+    if isinstance(face, (list, tuple)) and face and all(isinstance(number, Real) for number in face):
+        return torch.tensor(face, dtype=torch.float32)
+    is_array = isinstance(face, np.ndarray) and face.dtype.kind == "f"
+    return torch.from_numpy(face) if is_array else face

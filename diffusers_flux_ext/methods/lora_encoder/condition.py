@@ -113,8 +113,9 @@ class LoRAEmbedding(FluxCondition):
     def _read(self, lora: LoRASource) -> dict[str, torch.Tensor]:
         try:
             return read_lora_layers(self.encoder, lora, self.strict)
-        except (LoRAError, OSError) as error:
-            raise type(error)(f"`loras` of LoRAEmbedding: {error}") from error
+        except LoRAError as error:
+            error.args = (f"`loras` of LoRAEmbedding: {error}",)
+            raise
 
     def _per_prompt(self) -> list[list[Any]]:
         given: Any = list(self.loras) if isinstance(self.loras, (list, tuple)) else [self.loras]

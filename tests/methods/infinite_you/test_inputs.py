@@ -120,7 +120,7 @@ BAD = {
     "a path": (
         {"id_image": "her.png", "id_embeds": None, "face_encoder": ColorFaceEncoder()},
         TypeError,
-        "one of type str",
+        "`id_image` .*got 'her.png'",
     ),
     "another width": (
         {"image_projector": tiny_projector(0, output_dim=48)},
