@@ -94,7 +94,10 @@ class Step1XInstruction(FluxCondition):
                 "`instruction` of Step1XInstruction or `instruction_embeds` of Step1XInstruction is needed, and not "
                 "both; give one of the two."
             )
-        if self.negative_instruction and self.negative_instruction_embeds is not None:
+        given = self.negative_instruction
+        if self.negative_instruction_embeds is not None and not (
+            given is None or (isinstance(given, str) and not given)
+        ):
             raise ValueError(
                 "`negative_instruction` of Step1XInstruction came with `negative_instruction_embeds` of "
                 "Step1XInstruction; give one of the two."

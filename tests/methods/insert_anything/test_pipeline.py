@@ -209,7 +209,7 @@ class TestTogether:
         ({"source_image": picture(0, (20, 10)), "source_mask": (3, 3, 5, 5)}, "has to be 16 at least"),
         (
             {"source_image": [CASE["source_image"]] * 2, "source_mask": [CASE["source_mask"]] * 3},
-            "`source_image`, `source_mask` .*not go together",
+            "`source_image` does not go together",
         ),
         (
             {"source_image": [CASE["source_image"]] * 2, "prompt": ["a", "b", "c"]},

@@ -165,7 +165,7 @@ class TestInputs:
     def test_refused_pictures_and_types(self, whole, pipe):
         with pytest.raises(ValueError, match="at most 200 times|1001 x 5"):
             whole.encode_instruction("x", edited(0, (1001, 5)), height=16, width=16 * 201)
-        with pytest.raises(ValueError, match="`instruction` of Step1XInstruction has 2 texts for 3 pictures"):
+        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
             draw(whole, ["a", "b"], image=[edited()] * 3, latents=None)
         with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
             whole.encode_instruction(["a", "b"], [edited()] * 3, 32, 48)
