@@ -15,7 +15,9 @@ from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
 from diffusers_flux_ext import FluxIPAdapter, InfiniteYouImageProjector
-from diffusers_flux_ext.methods.catalog import CONTROLNETS, flux_models, on_meta, siglip
+from diffusers_flux_ext.methods.catalog import flux_models, on_meta
+from diffusers_flux_ext.methods.control import released as controlnets
+from diffusers_flux_ext.models.released import siglip
 
 
 GIB = 2**30
@@ -50,6 +52,14 @@ class Sizes:
     blocks: int
     largest_block: int
     fp8: int
+
+
+CONTROLNETS = {
+    "Union-Pro": controlnets.union_pro,
+    "Inpainting-Beta": controlnets.inpaint,
+    "XLabs": controlnets.xlabs,
+    "InfuseNet": controlnets.infuse_net,
+}
 
 
 def build_models() -> dict[str, nn.Module]:

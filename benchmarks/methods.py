@@ -51,7 +51,7 @@ from diffusers_flux_ext import (
     predict_velocity,
     regional_attention,
 )
-from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.encoded import EncodedConditions
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.infinite_you import face, tiny_projector
@@ -268,12 +268,12 @@ def table(names: Sequence[str], repeats: int) -> Iterator[str]:
         yield row(name, repeats, base)
 
 
-def write_between_markers(page: Path, text: str) -> None:
+def write_between_markers(page: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
     """Replace what stands between the markers of a page; raises a `ValueError` if it has none."""
-    before, begin, rest = page.read_text().partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
+    before, begin, rest = page.read_text().partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not end:
-        raise ValueError(f"{page} has no markers {MARKERS}, between which the table belongs.")
+        raise ValueError(f"{page} has no markers {markers}, between which the table belongs.")
     temporary = page.with_suffix(".tmp")
     temporary.write_text(before + begin + text + end + after)
     temporary.rename(page)

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from diffusers_flux_ext import VRAMBudgetError, VRAMPlan
-from diffusers_flux_ext.methods.catalog import METHODS, plan_methods
+from diffusers_flux_ext.methods.catalog import plan_methods, releases
 
 
 BUDGETS = (1, 2, 4, 6, 8, 12, 16, 24, 38)
@@ -43,8 +43,8 @@ def main() -> None:
             plan = plan_methods(budget_gib=budget, storage_dtype=dtype)
             sys.stdout.write(f"| {budget} | {label} | {cells(plan)} |\n")
     sys.stdout.write(f"\n| method, 8 GiB | smallest, GiB | {head} |\n|" + "---|" * 7 + "\n")
-    for name, method in METHODS.items():
-        label = f"{name}, {method.count} {method.counts}" if method.counts else name
+    for name, method in releases().items():
+        label = f"{name}, {method.counted}" if method.counted else name
         plan = plan_methods([(name, None)])
         sys.stdout.write(f"| {label} | {smallest(name):.2f} | {cells(plan)} |\n")
         sys.stdout.flush()

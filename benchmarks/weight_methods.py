@@ -159,7 +159,7 @@ def main() -> None:
     sys.stdout.write("|---|---:|---:|---:|---:|---:|\n")
     for number in args.loras:
         sides = fusion_sides(args, values, number)
-        sys.stdout.write(measure(f"LoRA-Fusion, {number} LoRAs", sides, args.repeats))
+        sys.stdout.write(measure(f"LoRA-Fusion, {number} LoRA{'s' * (number > 1)}", sides, args.repeats))
         sys.stdout.flush()
     sys.stdout.write(measure("timestep LoRA", timestep_sides(args, values), args.repeats))
 

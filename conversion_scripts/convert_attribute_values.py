@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from diffusers_flux_ext import AttributeValueEncoder
-from diffusers_flux_ext.checkpoints.writing import save_to_folder
+from diffusers_flux_ext.checkpoints.converting import save_to_folder
 
 
 def main(arguments: list[str] | None = None) -> int:

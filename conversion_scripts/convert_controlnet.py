@@ -10,7 +10,7 @@ A target with the ending `.safetensors` becomes one file; any other becomes a fo
 import sys
 
 from diffusers_flux_ext import FluxExtControlNetModel
-from diffusers_flux_ext.checkpoints.writing import convert_checkpoint
+from diffusers_flux_ext.checkpoints.converting import convert_checkpoint
 from diffusers_flux_ext.methods.control.checkpoint import convert_controlnet_state_dict
 
 

@@ -12,17 +12,18 @@ import sys
 from pathlib import Path
 
 from diffusers_flux_ext import InfiniteYouImageProjector
-from diffusers_flux_ext.checkpoints.writing import check_new, written_at_once
+from diffusers_flux_ext.checkpoints.converting import reported
+from diffusers_flux_ext.checkpoints.writing import check_target, written_at_once
 
 
 def convert(source: Path, target: Path, dim_head: int) -> None:
     """Write the target under a temporary name until it is complete."""
-    check_new(target)
+    check_target(target)
     infusenet = source / "InfuseNetModel"
     if not (infusenet / "config.json").is_file():
         raise ValueError(f"{infusenet} is no folder of a ControlNet in diffusers' layout: it has no config.json.")
     projector = InfiniteYouImageProjector.from_single_file(source / "image_proj_model.bin", dim_head=dim_head)
-    with written_at_once(target) as temporary:
+    with written_at_once(target, overwrite=False) as temporary:
         projector.save_pretrained(temporary / "image_projector")
         shutil.copytree(infusenet, temporary / "controlnet")
 
@@ -34,12 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="a new folder")
     parser.add_argument("--dim-head", type=int, default=64, help="width of the projector's heads")
     args = parser.parse_args(arguments)
-    try:
-        convert(args.source, args.target, args.dim_head)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return reported(lambda: convert(args.source, args.target, args.dim_head))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusers_flux_ext import FluxIPAdapter
-from diffusers_flux_ext.checkpoints.writing import save_to_folder
+from diffusers_flux_ext.checkpoints.converting import save_to_folder
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

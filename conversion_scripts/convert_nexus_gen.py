@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from diffusers_flux_ext import NexusGenModel, QwenVLProcessor, load_nexus_gen_decoder
-from diffusers_flux_ext.checkpoints.writing import check_new, written_at_once
+from diffusers_flux_ext.checkpoints.converting import reported
+from diffusers_flux_ext.checkpoints.writing import check_target, written_at_once
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -41,7 +42,7 @@ def convert_language_model(source: Path, target: Path, dtype: torch.dtype | None
 
 def convert(source: Path, target: Path, dtype: torch.dtype | None, axes: list[int] | None) -> None:
     """Write the target under a temporary name until it is complete."""
-    check_new(target)
+    check_target(target)
     decoders = {name: source / file for name, file in DECODERS.items() if (source / file).is_file()}
     has_language_model = (source / "config.json").is_file()
     if not decoders and not has_language_model:
@@ -49,7 +50,7 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None, axes: list[in
             f"{source} holds nothing of Nexus-Gen: expected {', '.join(DECODERS.values())}, or config.json with the "
             f"files of the language model."
         )
-    with written_at_once(target) as temporary:
+    with written_at_once(target, overwrite=False) as temporary:
         for name, file in decoders.items():
             convert_decoder(file, temporary / name, dtype, axes)
         if has_language_model:
@@ -64,12 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="data type of the result (default: that of the files)")
     parser.add_argument("--axes-dims-rope", type=int, nargs=3, help="rotary axes, for heads that are not 128 wide")
     args = parser.parse_args(arguments)
-    try:
-        convert(args.source, args.target, DTYPES.get(args.dtype), args.axes_dims_rope)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return reported(lambda: convert(args.source, args.target, DTYPES.get(args.dtype), args.axes_dims_rope))
 
 
 if __name__ == "__main__":

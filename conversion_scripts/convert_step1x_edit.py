@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_flux_ext import FluxExtTransformer2DModel, Step1XConnector
-from diffusers_flux_ext.checkpoints.writing import check_new, written_at_once
+from diffusers_flux_ext.checkpoints.converting import reported
+from diffusers_flux_ext.checkpoints.writing import check_target, written_at_once
 
 
 def convert(source: Path, target: Path, axes: list[int] | None, heads: int | None) -> None:
     """Write the target under a temporary name until it is complete; one model is in memory at a time."""
-    check_new(target)
+    check_target(target)
     models: dict[str, tuple[Any, dict[str, Any]]] = {
         "connector": (Step1XConnector, {"num_attention_heads": heads} if heads else {}),
         "transformer": (FluxExtTransformer2DModel, {"axes_dims_rope": tuple(axes)} if axes else {}),
     }
-    with written_at_once(target) as temporary:
+    with written_at_once(target, overwrite=False) as temporary:
         for name, (model_class, sizes) in models.items():
             model_class.from_single_file(source, **sizes).save_pretrained(temporary / name)
 
@@ -35,12 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--axes-dims-rope", type=int, nargs=3, help="rotary axes, for heads that are not 128 wide")
     parser.add_argument("--num-attention-heads", type=int, help="the connector's, where they are not 128 wide")
     args = parser.parse_args(arguments)
-    try:
-        convert(args.source, args.target, args.axes_dims_rope, args.num_attention_heads)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return reported(lambda: convert(args.source, args.target, args.axes_dims_rope, args.num_attention_heads))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ A target with the ending `.safetensors` becomes one file; any other becomes a fo
 import sys
 
 from diffusers_flux_ext import FluxExtTransformer2DModel
+from diffusers_flux_ext.checkpoints.converting import convert_checkpoint
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
-from diffusers_flux_ext.checkpoints.writing import convert_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:

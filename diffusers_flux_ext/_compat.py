@@ -27,7 +27,9 @@ from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcas
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheHook
 from diffusers.loaders import FluxLoraLoaderMixin
 from diffusers.loaders.lora_base import _fetch_state_dict, _func_optionally_disable_offloading
+from diffusers.loaders.single_file_model import _get_single_file_loadable_mapping_class
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from diffusers.models.transformers.transformer_flux import _get_qkv_projections as get_qkv_projections
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
@@ -61,8 +63,10 @@ __all__ = [
     "hooks_without_branches",
     "is_compiled",
     "is_stored_in_fewer_bits",
+    "load_gguf_checkpoint",
     "offload_all_but",
     "offloading_suspended",
+    "reads_single_files",
     "register_innermost",
     "remove_group_offloading",
     "remove_hook",
@@ -70,6 +74,9 @@ __all__ = [
     "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
+    "split_degree",
+    "splits_evenly",
+    "state_hooks",
     "vram_budget_of",
 ]
 
@@ -99,6 +106,11 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
     """Names of the components and of the plain arguments of a pipeline class' constructor."""
     components, optional = pipeline_class._get_signature_keys(pipeline_class)  # type: ignore[attr-defined]
     return set(components), set(optional)
+
+
+def reads_single_files(model_class: type) -> bool:
+    """Whether diffusers' `from_single_file` knows a model class or one that it extends."""
+    return _get_single_file_loadable_mapping_class(model_class) is not None
 
 
 def has_offload_hook(module: torch.nn.Module) -> bool:
@@ -140,6 +152,35 @@ def hooks_without_branches(transformer: torch.nn.Module) -> list[Any]:
     kinds = (FasterCacheBlockHook, FasterCacheDenoiserHook, PyramidAttentionBroadcastHook)
     registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
     return [hook for each in registries for hook in getattr(each, "hooks", {}).values() if isinstance(hook, kinds)]
+
+
+def state_hooks(module: torch.nn.Module) -> set[str]:
+    """Names of the hooks in a module, which move or cast weights or remember something, for one thread at a time."""
+    names: set[str] = set()
+    for part in module.modules():
+        if hasattr(part, "_hf_hook"):
+            names.add("accelerate's offloading")
+        names |= set(getattr(part.__dict__.get("_diffusers_hook"), "hooks", ()))
+    return names
+
+
+def split_degree(transformer: torch.nn.Module) -> int:
+    """Over how many devices each sequence of a transformer is split; 1 without context parallelism."""
+    config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    if config is not None:
+        return (config.ulysses_degree or 1) * (config.ring_degree or 1)
+    if not getattr(transformer, "_is_parallelized", False):
+        return 1
+    # The mark of cache-dit, which keeps its sizes, and of ParaAttention, which does not.
+    foreign = getattr(transformer, "_parallelism_config", None)
+    sizes = [getattr(foreign, name, None) or 1 for name in ("ulysses_size", "ring_size")]
+    return 2 if foreign is None else sizes[0] * sizes[1]
+
+
+def splits_evenly(transformer: torch.nn.Module) -> bool:
+    """Whether context parallelism needs sequences whose length the number of devices divides."""
+    config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    return not any(getattr(config, name, False) for name in ("ulysses_anything", "ring_anything"))
 
 
 def reset_caches(transformer: torch.nn.Module) -> None:

@@ -15,12 +15,8 @@ from typing import Any
 
 
 LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
-LOAD_METHODS = {
-    "ModelMixin": ["save_pretrained", "from_pretrained"],
-    "SchedulerMixin": ["save_pretrained", "from_pretrained"],
-    "QwenVLProcessor": ["save_pretrained", "from_pretrained"],
-    "NexusGenModel": ["save_pretrained", "from_pretrained"],
-}
+# What a component of the package may derive from, or be.
+LOADABLE = ("ModelMixin", "SchedulerMixin", "QwenVLProcessor")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -74,7 +70,7 @@ def _resolve_lazily(module: ModuleType, names: Sequence[str], package: ModuleTyp
     module.__getattr__ = resolve  # type: ignore[method-assign]
 
 
-def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
+def register(package: ModuleType, pipeline_names: Sequence[str], loadable: Sequence[str] = ()) -> None:
     """Register `package` as a component library and its pipelines as lazy attributes of diffusers. Idempotent.
 
     Args:
@@ -82,12 +78,15 @@ def register(package: ModuleType, pipeline_names: Sequence[str]) -> None:
             The package whose attributes are the component classes; it must offer `ModelMixin` and `SchedulerMixin`.
         pipeline_names (`Sequence[str]`):
             Names of the pipeline classes, resolved on `package` at first use.
+        loadable (`Sequence[str]`, *optional*):
+            Names of classes with `save_pretrained` and `from_pretrained`, beside the base classes of diffusers.
     """
+    load_methods = dict.fromkeys((*LOADABLE[:2], *loadable), ["save_pretrained", "from_pretrained"])
 
     def add_library(loading_utils: ModuleType) -> None:
-        loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, LOAD_METHODS)
+        loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, {}).update(load_methods)
         # diffusers saves by the table above, and loads by this one, which it joined from all libraries beforehand.
-        for name, methods in LOAD_METHODS.items():
+        for name, methods in load_methods.items():
             loading_utils.ALL_IMPORTABLE_CLASSES.setdefault(name, methods)
 
     def add_pipelines(diffusers: ModuleType) -> None:

@@ -132,6 +132,29 @@ def sample_image_latents(
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
+def image_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, images: int, num_samples: int
+) -> torch.Generator | Sequence[torch.Generator] | None:
+    """The generators that sample the latents of images: of one per sample, the first, as in diffusers.
+
+    Args:
+        generator (`torch.Generator` or a list of one per sample, *optional*): What the user gave.
+        images (`int`): Number of images to encode; one may stand for several samples.
+        num_samples (`int`): Number of samples of the call.
+
+    Returns:
+        `torch.Generator`, a list of one per image, or `None`.
+
+    Raises:
+        ValueError: if a list has another length than the call has samples.
+    """
+    if not isinstance(generator, Sequence):
+        return generator
+    if len(generator) != num_samples:
+        raise ValueError(f"There are {len(generator)} generators for {num_samples} samples. Give one or one each.")
+    return generator[:images]
+
+
 def noised_image(
     image_latents: torch.Tensor,
     batch_size: int,

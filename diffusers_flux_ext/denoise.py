@@ -9,7 +9,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from ._compat import attention_accepts_mask
+from ._sharing import one_forward
 from .attention.image_prompts import IMAGE_PROMPTS, place_image_prompts
+from .attention.parallel import check_runs_split
 from .attention.plan import AttentionPlan, build_attention_plan
 from .attention.processor import check_image_prompts_run, runs_attention_plans
 from .caches.rules import check_cache_allows_residuals
@@ -79,6 +81,54 @@ class DenoisingStep:
     next_timestep: torch.Tensor | None = None
 
 
+def extend_prompt(prompt: PromptEmbeds, contributions: Sequence[Contribution]) -> PromptEmbeds:
+    """The whole prompt: the text that contributions append to it (see `in_prompt` of [`TokenGroup`]), then the prompt.
+
+    Args:
+        prompt (`PromptEmbeds`): The prompt of a branch, after any condition has replaced it.
+        contributions (`Sequence[Contribution]`): In any order, which only decides that of the tokens.
+
+    Returns:
+        `PromptEmbeds`: the given one if nothing is appended. Tokens that are part of the prompt in some samples only
+        are hidden from the others by the mask.
+
+    Raises:
+        ValueError: if tokens do not fit the prompt, or `in_prompt` has another type or shape.
+    """
+    samples = prompt.hidden_states.shape[0]
+    groups, masks = [], []
+    for group in (group for part in contributions for group in part.text):
+        shown = _shown(group, samples)
+        if bool(shown.any()):
+            _check_group(group, prompt.hidden_states, prompt.hidden_states)
+            groups.append(group)
+            masks.append(shown.expand(samples, -1))
+    if not groups:
+        return prompt
+    groups.append(TokenGroup("prompt", prompt.hidden_states, prompt.ids))
+    own = torch.ones(1, groups[-1].length, dtype=torch.bool) if prompt.mask is None else prompt.mask.cpu()
+    mask = torch.cat([*masks, own.expand(samples, -1)], dim=1)
+    return PromptEmbeds(
+        _join([group.hidden_states for group in groups], samples),
+        prompt.pooled,
+        _join_ids(groups),
+        None if prompt.mask is None and bool(mask.all()) else mask,
+    )
+
+
+def _shown(group: TokenGroup, samples: int) -> torch.Tensor:
+    """Which tokens are part of the prompt, `(1 or samples, length)` on the CPU."""
+    mask = torch.as_tensor(group.in_prompt)
+    mask = mask if mask.ndim else mask.reshape(1, 1)
+    fits = mask.ndim == 2 and mask.shape[0] in (1, samples) and mask.shape[1] in (1, group.length)
+    if mask.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"`in_prompt` of the group {group.name!r} is {mask.dtype} of the shape {tuple(mask.shape)}; expected a "
+            f"boolean, or a boolean tensor of the shape {(samples, group.length)}."
+        )
+    return mask.cpu().expand(-1, group.length)
+
+
 class PlanCache:
     """Keeps the attention plan of each branch while rules, lengths and what the transformer can run stay the same."""
 
@@ -132,6 +182,7 @@ def predict_velocity(
         tuple(group.length for group in text + image),
         batch_size,
     )
+    check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
     text_ids = _join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None
@@ -140,18 +191,20 @@ def predict_velocity(
     attention_kwargs = place_image_prompts(_attention_kwargs(contributions, plan), transformer, layout, image_order)
     if IMAGE_PROMPTS in attention_kwargs:
         check_image_prompts_run(transformer)
-    velocity = transformer(
-        hidden_states=_sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
-        timestep=step.timestep,
-        guidance=step.guidance,
-        pooled_projections=step.prompt.pooled,
-        encoder_hidden_states=_sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
-        txt_ids=_sort(text_ids, text_order, dim=0),
-        img_ids=_sort(_join_ids(image), image_order, dim=0),
-        joint_attention_kwargs=attention_kwargs,
-        return_dict=False,
+    inputs = {
+        "hidden_states": _sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
+        "timestep": step.timestep,
+        "guidance": step.guidance,
+        "pooled_projections": step.prompt.pooled,
+        "encoder_hidden_states": _sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
+        "txt_ids": _sort(text_ids, text_order, dim=0),
+        "img_ids": _sort(_join_ids(image), image_order, dim=0),
+        "joint_attention_kwargs": attention_kwargs,
+        "return_dict": False,
         **residuals,
-    )[0]
+    }
+    with one_forward(transformer):
+        velocity = transformer(**inputs)[0]
     if image_order is not None:
         return velocity.index_select(1, image_order.argsort()[:target_length])
     return velocity if len(image) == 1 else velocity[:, :target_length]

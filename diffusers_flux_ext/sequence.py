@@ -5,7 +5,7 @@ the transformer's text embedder, everything after it through its image embedder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,11 +23,15 @@ class TokenGroup:
             The tokens before the transformer's embedders: text 4096 wide, image 64 wide in the released models.
         ids (`torch.Tensor` of shape `(length, 3)`):
             Rotary positions `(t, y, x)`.
+        in_prompt (`bool` or `torch.Tensor` of shape `(batch_size or 1, length or 1)`, defaults to `False`):
+            Whether these text tokens are part of the prompt, for all or for each token: ControlNets, and whatever
+            else sees the whole prompt, see them beside it. Text that a rule hides from the prompt is not.
     """
 
     name: str
     hidden_states: torch.Tensor
     ids: torch.Tensor
+    in_prompt: bool | torch.Tensor = False
 
     @property
     def length(self) -> int:
@@ -213,3 +217,28 @@ def _table(layout: JointLayout, rule: AttentionRule, query: int, key: int) -> to
     allow = allow.detach().to("cpu").reshape(shape)
     same_for_all = allow.shape[0] > 1 and bool((allow == allow[:1]).all())
     return allow[:1] if same_for_all else allow
+
+
+def rename_groups(contribution: Contribution, suffix: str) -> Contribution:
+    """Give a contribution's groups a suffix, so that two conditions of one class can run together.
+
+    Args:
+        contribution (`Contribution`): Its rules follow where they name its own groups; globs stay.
+        suffix (`str`): What is appended to each name.
+
+    Returns:
+        `Contribution`
+    """
+    own = {group.name for group in (*contribution.text, *contribution.reference)}
+    if not own:
+        return contribution
+    names = {name: name + suffix for name in own}
+    return replace(
+        contribution,
+        text=[replace(group, name=names[group.name]) for group in contribution.text],
+        reference=[replace(group, name=names[group.name]) for group in contribution.reference],
+        rules=[
+            replace(rule, query=names.get(rule.query, rule.query), key=names.get(rule.key, rule.key))
+            for rule in contribution.rules
+        ],
+    )

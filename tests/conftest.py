@@ -1,9 +1,14 @@
 """Settings of all tests."""
 
 from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
 
 import pytest
 import torch
+
+
+BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -13,3 +18,33 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that compare bits, which other kernels of the processor may round otherwise."""
+    known: dict[CodeType, bool] = {}
+    for item in items:
+        function = getattr(item, "function", None)
+        if isinstance(function, FunctionType) and _compares_bits(function, known):
+            item.add_marker(pytest.mark.bits)
+
+
+def _compares_bits(function: FunctionType, known: dict[CodeType, bool]) -> bool:
+    """Whether a function of the tests, or one of theirs that it calls, compares tensors for equality."""
+    if function.__code__ not in known:
+        known[function.__code__] = False
+        names = _names(function.__code__)
+        called = [function.__globals__.get(name) for name in names]
+        known[function.__code__] = bool(names & BIT_COMPARISONS) or any(
+            _compares_bits(each, known) for each in called if _is_of_the_tests(each)
+        )
+    return known[function.__code__]
+
+
+def _is_of_the_tests(value: Any) -> bool:
+    return isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "tests"
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))

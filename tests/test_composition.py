@@ -12,6 +12,7 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig
 import diffusers_flux_ext
 from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
 from tests.fixtures.conditions import CASES, LORA, METHODS, REFUSED, REFUSED_TWICE, draw, pipeline_for, promised
+from tests.fixtures.synthetic import never
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
 
@@ -130,7 +131,7 @@ def test_contribute_runs_once_per_branch_unless_per_step(pipe):
             return Contribution()
 
     class CountingSteps(Counting):
-        per_step = True
+        reuse = never
 
     guided = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
     pipe(**call_kwargs(conditions=[Counting("once"), CountingSteps("steps")], **guided))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,10 @@ from .compiled import attend_classes
 if TYPE_CHECKING:
     from .image_prompts import PlacedPrompt, PlacedPrompts
     from .plan import AttentionPlan
+
+
+# Two threads that set up the same transformer would replace, and take off, each other's processors.
+_INSTALLING = threading.Lock()
 
 
 class FluxRegionalAttnProcessor:
@@ -200,6 +205,8 @@ def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]
         `list[FluxAttention]`: the layers that were given one; it remembers the processor it `stands_in_for`.
     """
     layers = [module for module in transformer.modules() if isinstance(module, FluxAttention)]
+    # Caches that swap the lists of blocks for a forward pass leave them in another order among the modules.
+    layers.sort(key=lambda layer: layer.added_kv_proj_dim is None)
     replaced = [layer for layer in layers if _has_replaceable_processor(layer)]
     num_double = sum(layer.added_kv_proj_dim is not None for layer in layers)
     for layer in replaced:
@@ -245,19 +252,21 @@ def regional_attention(transformer: torch.nn.Module) -> Iterator[None]:
     Args:
         transformer (`torch.nn.Module`): A `FluxTransformer2DModel`, compiled, offloaded, quantised or not.
     """
-    fresh = set_regional_processors(transformer)
-    shared = [
-        module
-        for module in transformer.modules()
-        if isinstance(module, FluxAttention) and getattr(module.processor, "users", 0) > 0
-    ]
-    used = [(layer, layer.processor) for layer in (*fresh, *shared)]
-    for _, processor in used:
-        processor.users += 1
+    with _INSTALLING:
+        fresh = set_regional_processors(transformer)
+        shared = [
+            module
+            for module in transformer.modules()
+            if isinstance(module, FluxAttention) and getattr(module.processor, "users", 0) > 0
+        ]
+        used = [(layer, layer.processor) for layer in (*fresh, *shared)]
+        for _, processor in used:
+            processor.users += 1
     try:
         yield
     finally:
-        for layer, processor in used:
-            processor.users -= 1
-            if processor.users == 0 and layer.processor is processor:
-                layer.processor = processor.stands_in_for
+        with _INSTALLING:
+            for layer, processor in used:
+                processor.users -= 1
+                if processor.users == 0 and layer.processor is processor:
+                    layer.processor = processor.stands_in_for

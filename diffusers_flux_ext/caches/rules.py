@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._compat import active_caches, hooks_without_branches, reset_caches
+from .._compat import active_caches, hooks_without_branches, reset_caches, split_degree
+from .._sharing import in_loop
+from .foreign import empty_foreign_cache, foreign_cache
 
 
 if TYPE_CHECKING:
@@ -17,15 +19,51 @@ if TYPE_CHECKING:
 
 
 COUNT_RESIDUALS_TWICE = ("FirstBlockCacheConfig", "MagCacheConfig")
+DECIDE_BY_TOKENS = ("FirstBlockCacheConfig", "SeaCacheConfig", "TeaCacheConfig")
 
 
-def check_caches(transformer: torch.nn.Module) -> None:
-    """Raise a `ValueError` if the transformer runs with a cache that cannot serve a call."""
+def check_caches(transformer: torch.nn.Module, guided: bool = False) -> None:
+    """Raise a `ValueError` if the transformer runs with a cache that cannot serve a call.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer.
+        guided (`bool`, defaults to `False`): Whether there is an unconditional branch.
+    """
+    _check_foreign_cache(transformer, guided)
+    check_cache_runs_split(transformer)
     caches = active_caches(transformer)
     if not all(getattr(hook, "is_guidance_distilled") for hook in caches.get("FasterCacheConfig", ())):
         raise ValueError(
             "The transformer runs with FasterCacheConfig(is_guidance_distilled=False), which takes half of each batch "
             "for the unconditional branch. Set `is_guidance_distilled=True`."
+        )
+
+
+def _check_foreign_cache(transformer: torch.nn.Module, guided: bool) -> None:
+    cache = foreign_cache(transformer)
+    if cache is None:
+        return
+    own = sorted(active_caches(transformer))
+    if own:
+        raise ValueError(
+            f"The transformer runs with {cache.name} and with {own} at once. Take off all but one of them."
+        )
+    if guided and not cache.separates_branches:
+        raise ValueError(
+            f"The transformer runs with {cache.name}, which takes the branches of guidance for steps of one branch "
+            f"and mixes them. {cache.remedy}, or call without `negative_prompt`."
+        )
+
+
+def check_cache_runs_split(transformer: torch.nn.Module) -> None:
+    """Raise a `ValueError` if the devices of context parallelism would each decide for itself what a cache skips."""
+    degree = split_degree(transformer)
+    found = sorted(active_caches(transformer).keys() & set(DECIDE_BY_TOKENS)) if degree > 1 else []
+    if found:
+        raise ValueError(
+            f"The transformer splits its tokens over {degree} devices (context parallelism) and runs with {found}, by "
+            f"which each device decides for itself whether to skip a step, so that the others would wait for it in "
+            f"vain. Call `transformer.disable_cache()`, or use `TaylorSeerCacheConfig`."
         )
 
 
@@ -42,6 +80,13 @@ def check_cache_allows_residuals(transformer: torch.nn.Module) -> None:
                 f"twice on the steps that it skips. Call `transformer.disable_cache()`, or use `TeaCacheConfig` or "
                 f"`TaylorSeerCacheConfig`."
             )
+    foreign = foreign_cache(transformer)
+    if foreign is not None and not foreign.keeps_residuals:
+        raise ValueError(
+            f"The transformer runs with {foreign.name}, which joins the blocks and so drops the residuals of "
+            f"ControlNets and InfiniteYou between them. Take it off (cache-dit: `cache_dit.disable_cache(pipe)`), and "
+            f"use `TeaCacheConfig` or `TaylorSeerCacheConfig`."
+        )
 
 
 class CacheWatch:
@@ -56,8 +101,9 @@ class CacheWatch:
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
         self._caches = active_caches(transformer)
+        empty_foreign_cache(transformer)
         if self._caches:
-            reset_caches(transformer)
+            self._reset()
         self._seen: dict[str, tuple[Any, list[AttentionRule]]] = {}
         self._shared = hooks_without_branches(transformer) if self._caches else []
         self._states: dict[str, list[Any]] = {}
@@ -69,8 +115,12 @@ class CacheWatch:
             self._compare(step, contributions)
             self._use_states_of(step.branch)
         position = {"step_index": step.index, "num_inference_steps": step.num_steps}
-        with self._transformer.cache_context(step.branch, **position):
+        with in_loop(self), self._transformer.cache_context(step.branch, **position):
             yield
+
+    def _reset(self) -> None:
+        with in_loop(self):
+            reset_caches(self._transformer)
 
     def _compare(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> None:
         layout = _layout(step, contributions)
@@ -80,7 +130,7 @@ class CacheWatch:
             _check_faster_cache_may_start(self._caches.get("FasterCacheConfig", ()))
             # The other branch's state goes, too: it is computed once more at most.
             if known is not None:
-                reset_caches(self._transformer)
+                self._reset()
                 self._states.clear()
         self._seen[step.branch] = (layout, rules)
 

@@ -11,7 +11,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.utils.hooks import RemovableHandle
 
-from .._compat import HookRegistry, ModelHook, StateManager
+from .._compat import HookRegistry, ModelHook
+from .._sharing import LoopStateManager, guard_forward, loop_key, unguard_forward
+from .foreign import foreign_cache
+from .rules import check_cache_runs_split
 from .tea_cache_step import RunningForward, TeaCacheState
 
 
@@ -70,8 +73,9 @@ class TeaCacheHook(ModelHook):
     def __init__(self, config: TeaCacheConfig) -> None:
         super().__init__()
         self.config = config
-        self.state_manager = StateManager(TeaCacheState)
+        self.state_manager = LoopStateManager(TeaCacheState)
         self._running: RunningForward | None = None
+        self._loop: Any = None
         self._handles: list[RemovableHandle] = []
 
     def pre_forward(
@@ -79,6 +83,7 @@ class TeaCacheHook(ModelHook):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Find the branch's state, and listen to the embedders and the last norm for the time of one forward pass."""
         self.stop_listening()
+        check_cache_runs_split(module)
         context = self.state_manager.context
         num_steps = context.num_inference_steps or self.config.num_inference_steps
         if num_steps is None:
@@ -105,8 +110,9 @@ class TeaCacheHook(ModelHook):
         return output
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Forget all branches; diffusers' pipelines call it at the end of a call."""
-        self.stop_listening()
+        """Forget all branches of this loop; diffusers' pipelines call it at the end."""
+        if self._loop is loop_key():
+            self.stop_listening()
         self.state_manager.reset()
         return module
 
@@ -114,11 +120,11 @@ class TeaCacheHook(ModelHook):
         """End a forward pass, also one that failed."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._running = [], None
+        self._handles, self._running, self._loop = [], None, None
 
     def skips_blocks(self) -> bool:
-        """Whether the running forward pass, if there is one, leaves its blocks out."""
-        return self._running is not None and self._running.decide(self.config.threshold)
+        """Whether the running forward pass, if this loop has one, leaves its blocks out."""
+        return self._running is not None and self._loop is loop_key() and self._running.decide(self.config.threshold)
 
     def _listen(self, transformer: Any, running: RunningForward) -> None:
         def keep_embedded(layer: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -131,7 +137,7 @@ class TeaCacheHook(ModelHook):
             return (running.finish_blocks(inputs[0]), *inputs[1:])
 
         # Set up anew for each pass: a LoRA may have put another layer in the place of the embedder.
-        self._running = running
+        self._running, self._loop = running, loop_key()
         self._handles = [
             transformer.x_embedder.register_forward_hook(keep_embedded),
             transformer.time_text_embed.register_forward_hook(keep_temb),
@@ -171,6 +177,9 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
             f"The transformer already runs with {type(transformer._cache_config).__name__}. Remove that cache first, "
             f"with `disable_cache()` or `remove_tea_cache(transformer)`."
         )
+    foreign = foreign_cache(transformer)
+    if foreign is not None:
+        raise ValueError(f"The transformer already runs with {foreign.name}. Take that off first.")
     if not len(transformer.transformer_blocks):
         raise ValueError("TeaCache measures change at the first double block, but this transformer has none.")
     hook = TeaCacheHook(config)
@@ -181,6 +190,8 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
         blocks.__class__ = SkippableBlocks
         blocks.tea_cache = hook
     transformer._cache_config = config
+    # What the hook notes of a forward pass is one thread's.
+    guard_forward(transformer)
 
 
 def remove_tea_cache(transformer: FluxTransformer2DModel) -> None:
@@ -200,6 +211,7 @@ def remove_tea_cache(transformer: FluxTransformer2DModel) -> None:
         blocks.__class__ = torch.nn.ModuleList
         del blocks.tea_cache
     transformer._cache_config = None
+    unguard_forward(transformer)
 
 
 def _block_lists(transformer: FluxTransformer2DModel) -> tuple[Any, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from .layouts import MAX_LISTED_KEYS, Shapes, TensorRecipe, TransformerLayout, list_keys, spell_in_layout
+from .layouts import Shapes, TensorRecipe, TransformerLayout, spell_in_layout
+from .messages import MAX_LISTED_KEYS, list_keys
+from .sizes import check_dimensions, count_blocks
 
 
 RELEASED_HEAD_DIM, RELEASED_AXES = 128, (16, 56, 56)
@@ -62,10 +64,12 @@ def infer_trunk_config(shapes: Shapes, layout: TransformerLayout) -> dict[str, A
     Raises:
         ValueError: If a key is missing that shows a size.
     """
-    double, single = (_count_blocks(shapes, name) for name in ("transformer_blocks", "single_transformer_blocks"))
+    double, single = (count_blocks(shapes, name) for name in ("transformer_blocks", "single_transformer_blocks"))
     norm = f"{'transformer_blocks' if double else 'single_transformer_blocks'}.0.attn.norm_q.weight"
     optional = {"proj_out.weight": 2} if "proj_out.weight" in shapes else {}
-    _check_dimensions(shapes, {**dict.fromkeys(MATRICES, 2), **optional, norm: 1}, layout)
+    dimensions = {**dict.fromkeys(MATRICES, 2), **optional, norm: 1}
+    raise_if_missing([key for key in dimensions if key not in shapes], layout)
+    check_dimensions(shapes, dimensions)
     width, in_channels = shapes["x_embedder.weight"]
     head_dim = shapes[norm][0]
     return {
@@ -74,7 +78,7 @@ def infer_trunk_config(shapes: Shapes, layout: TransformerLayout) -> dict[str, A
         "num_layers": double,
         "num_single_layers": single,
         "attention_head_dim": head_dim,
-        "num_attention_heads": width // max(head_dim, 1),
+        "num_attention_heads": width // head_dim,
         "joint_attention_dim": shapes["context_embedder.weight"][1],
         "pooled_projection_dim": shapes[TEXT_EMBEDDER][1],
         "guidance_embeds": any(key.startswith("time_text_embed.guidance_embedder.") for key in shapes),
@@ -87,19 +91,6 @@ def check_overrides(model_class: type, overrides: Mapping[str, Any], added: Sequ
     known = {*inspect.signature(model_class.__init__).parameters, *added} - {"self"}  # type: ignore[misc]
     if not overrides.keys() <= known:
         raise TypeError(f"{sorted(overrides.keys() - known)} are no arguments of the model; they are {sorted(known)}.")
-
-
-def _count_blocks(shapes: Shapes, name: str) -> int:
-    return 1 + max((int(key.split(".")[1]) for key in shapes if key.startswith(f"{name}.")), default=-1)
-
-
-def _check_dimensions(shapes: Shapes, dimensions: Mapping[str, int], layout: TransformerLayout) -> None:
-    raise_if_missing([key for key in dimensions if key not in shapes], layout)
-    wrong = {key: tuple(shapes[key]) for key, count in dimensions.items() if len(shapes[key]) != count}
-    if wrong:
-        raise ValueError(
-            f"Tensors have a wrong number of dimensions: {wrong}; expected a matrix, or a vector for a norm."
-        )
 
 
 def check_heads(shapes: Shapes, config: Mapping[str, Any]) -> None:

@@ -6,11 +6,14 @@ one at a time when the plan is carried out. So the header of a file is enough to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+
+from .messages import list_keys, list_shapes
+from .sizes import is_index
 
 
 TransformerLayout = Literal["diffusers", "bfl", "diffsynth"]
@@ -19,7 +22,6 @@ LAYOUTS: tuple[TransformerLayout, ...] = get_args(TransformerLayout)
 
 # Black Forest Labs' layout is published with and without the prefix that ComfyUI gives it.
 PREFIX = "model.diffusion_model."
-MAX_LISTED_KEYS = 10
 
 # A row a layer: diffusers (the parts of a fused layer in order), Black Forest Labs, DiffSynth-Studio.
 Row = tuple[tuple[str, ...], str, str]
@@ -118,16 +120,9 @@ _BY_KEY: dict[TransformerLayout, dict[str, TensorNames]] = {
 def split_block_index(key: str) -> tuple[str, str]:
     """Splits a key into its form with `{}` for the index of the block, and the index (`""` outside of blocks)."""
     parts = key.removeprefix(PREFIX).split(".")
-    if len(parts) > 2 and parts[0].endswith("blocks") and parts[1].isdecimal():
+    if len(parts) > 2 and parts[0].endswith("blocks") and is_index(parts[1]):
         return ".".join([parts[0], "{}", *parts[2:]]), parts[1]
     return ".".join(parts), ""
-
-
-def list_keys(keys: Collection[str]) -> str:
-    """Up to ten keys for an error message, and how many more there are."""
-    listed = sorted(keys)[:MAX_LISTED_KEYS]
-    rest = len(keys) - len(listed)
-    return ", ".join(f"`{key}`" for key in listed) + (f" and {rest} more" if rest else "")
 
 
 def detect_transformer_layout(keys: Iterable[str]) -> TransformerLayout:
@@ -188,10 +183,17 @@ class TensorRecipe:
 
     def build(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Makes the tensor; `read` gives the source's tensor of a key. It may share memory with the source."""
-        tensor = read(self.sources[0]) if len(self.sources) == 1 else torch.cat([read(key) for key in self.sources])
+        parts = [read(key) for key in self.sources]
+        dtypes = {str(part.dtype) for part in parts}
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"The parts of a fused layer must have one data type, got {sorted(dtypes)}: {list_keys(self.sources)}."
+            )
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.rows is not None:
             tensor = tensor[slice(*self.rows)]
-        return torch.cat(tensor.chunk(2)[::-1]) if self.swap_halves else tensor
+        # A list: tensors of diffusers' GGUF files lose their kind in a tuple.
+        return torch.cat(list(tensor.chunk(2))[::-1]) if self.swap_halves else tensor
 
 
 def _split(names: TensorNames, index: str, key: str, shape: Sequence[int]) -> Iterator[tuple[str, TensorRecipe]]:
@@ -218,10 +220,14 @@ def _join(names: TensorNames, index: str, layout: TransformerLayout, shapes: Sha
     if missing:
         raise ValueError(f"Keys of a fused layer are missing: {list_keys(missing)} beside {list_keys(sources)}.")
     first = shapes[sources[0]]
+    if not first:
+        raise ValueError(f"`{sources[0]}` is a single number; expected a matrix, or a vector for a bias.")
     expected = [(first[0] * share, *first[1:]) for share in SHARES[len(sources)]]
     wrong = {key: tuple(shapes[key]) for key, shape in zip(sources, expected) if tuple(shapes[key]) != shape}
     if wrong:
-        raise ValueError(f"The parts of a fused layer have shapes {wrong} beside {tuple(first)} of `{sources[0]}`.")
+        raise ValueError(
+            f"The parts of a fused layer have the shapes {list_shapes(wrong)} beside {tuple(first)} of `{sources[0]}`."
+        )
     shape = (first[0] * sum(SHARES[len(sources)]), *first[1:])
     return names.keys(layout)[0].format(index), TensorRecipe(sources, shape, None, names.swap_halves)
 
@@ -272,6 +278,8 @@ def _recipes(
 ) -> Iterable[tuple[str, TensorRecipe]]:
     form, index = split_block_index(key)
     names = _BY_KEY[layout][form]
+    if names.swap_halves and (not shape or shape[0] % 2):
+        raise ValueError(f"`{key}` has the shape {tuple(shape)}; expected an even number of rows, scale and shift.")
     if to == layout:
         return [(key, TensorRecipe((key,), tuple(shape)))]
     if to == "diffusers":

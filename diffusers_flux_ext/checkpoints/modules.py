@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from .layouts import list_keys
+from .messages import list_keys
+from .reading import DTYPES, check_state_dict, read_weights_file
 
+
+__all__ = ["FLOATS", "check_floating", "fill_module", "read_tensors", "read_weights_file"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-
-
-def read_weights_file(path: str | Path) -> Mapping[str, Any]:
-    """
-    Reads a file of weights: safetensors, or a pickle such as `ip-adapter.bin` without its code.
-
-    Args:
-        path (`str` or `Path`):
-            Local file. Anything that does not end in `.safetensors` or `.sft` is read as a pickle of tensors only.
-
-    Returns:
-        `Mapping`: the state dict, which may be nested, as it stands in the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or a pickle holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`. Pass a local path, such as `hf_hub_download` returns.")
-    try:
-        if path.suffix in SAFETENSORS_SUFFIXES:
-            return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"`{path}` cannot be read as safetensors: {error}") from error
-    try:
-        # Mapped, so that a part of a large file can be read; only zip files can be, which all but very old ones are.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # The unpickler raises whatever a hostile byte makes it run into.
-    except Exception as error:
-        raise ValueError(
-            f"`{path}` is no pickle of plain tensors ({type(error).__name__}); others are not read: they could run "
-            "code."
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"`{path}` holds a {type(loaded).__name__}; expected a state dict.")
-    return loaded
+FLOATS = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point)
 
 
 def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -68,13 +31,32 @@ def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tupl
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read.
+        ValueError: if it cannot be read, or holds other things than tensors.
     """
     tensors = dict(source) if isinstance(source, Mapping) else dict(read_weights_file(source))
+    nested = [key for key, value in tensors.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(f"A state dict holds others: {list_keys(nested)}. Pass the one that holds the weights.")
+    check_state_dict(tensors)
     for wrapper in wrappers:
         if tensors and all(key.startswith(wrapper) for key in tensors):
             return {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
     return tensors
+
+
+def check_floating(dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raise a `ValueError` if weights are of another than a floating-point data type.
+
+    Args:
+        dtypes (`Mapping[str, torch.dtype]`): Data types by key.
+    """
+    odd = {key: dtype for key, dtype in dtypes.items() if dtype not in FLOATS}
+    if odd:
+        kinds = ", ".join(sorted({str(dtype) for dtype in odd.values()}))
+        raise ValueError(
+            f"Weights must be floating-point numbers, got {kinds}: {list_keys(odd)}. Files that were quantised to "
+            "whole numbers are not read: pass the original ones."
+        )
 
 
 def fill_module(
@@ -95,15 +77,20 @@ def fill_module(
         `nn.Module`: the model, in eval mode.
 
     Raises:
-        ValueError: if tensors are missing, surplus or of another shape.
+        ValueError: if tensors are missing, surplus, of another shape, or not floating-point numbers.
     """
-    expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    wanted = model.state_dict()
+    expected = {key: tuple(weight.shape) for key, weight in wanted.items()}
     given = {key: tuple(weight.shape) for key, weight in weights.items()}
     wrong = sorted(key for key in expected | given if expected.get(key) != given.get(key))
     if wrong:
         raise ValueError(
             f"These tensors are missing, surplus or of a wrong shape for {type(model).__name__}: {list_keys(wrong)}."
         )
-    copies = {key: weight.to(device=device, dtype=dtype, copy=True) for key, weight in weights.items()}
+    check_floating({key: weights[key].dtype for key, weight in wanted.items() if weight.is_floating_point()})
+    copies = {
+        key: weight.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+        for key, weight in weights.items()
+    }
     model.load_state_dict(copies, assign=True)
     return model.eval()

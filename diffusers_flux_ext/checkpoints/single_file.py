@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .config import check_fit
+from .hub import HUB_ARGUMENTS, local_file
 from .layouts import Shapes, TensorRecipe, TransformerLayout
+from .messages import naming
+from .modules import check_floating
+from .quantised import is_gguf, load_quantised
+from .reading import DTYPES, check_state_dict, open_safetensors
+from .sizes import build_empty
 
 
 ModelT = TypeVar("ModelT", bound="SingleFileMixin")
@@ -70,6 +75,8 @@ class SingleFileMixin:
             ValueError: If keys are unknown or missing; if shapes do not fit together; if `axes_dims_rope` is needed.
             TypeError: If an override is no argument of the constructor.
         """
+        check_state_dict(state_dict)
+        check_floating({key: tensor.dtype for key, tensor in state_dict.items()})
         shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
         return cls._from_tensors(shapes, state_dict.__getitem__, overrides, torch_dtype, device)
 
@@ -81,57 +88,78 @@ class SingleFileMixin:
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        quantization_config: Any = None,
+        config: str | Path | None = None,
+        subfolder: str | None = None,
         **overrides: Any,
     ) -> ModelT:
         """
-        Makes a model from one local safetensors file in any layout.
+        Makes a model from one safetensors or GGUF file in any layout.
 
         Only the header is read to plan the load. Tensors are then copied one at a time out of the mapped file, whose
         pages the system can drop again, so that the load needs the memory of the model once.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
-                Path of a safetensors file, whatever its suffix (`.safetensors`, `.sft`). A mapping goes to
-                [`from_state_dict`].
+                Path of a safetensors or GGUF file, whatever its suffix (`.safetensors`, `.sft`, `.gguf`), or a link to
+                one on the Hub. A mapping goes to [`from_state_dict`].
             torch_dtype (`torch.dtype`, *optional*):
                 Dtype of the model; that of each tensor of the file by default.
             device (`str` or `torch.device`, *optional*):
                 Device of the model; CPU by default.
             dtype (`torch.dtype`, *optional*):
                 The newer name of `torch_dtype`.
+            quantization_config (`diffusers.QuantizationConfigMixin`, *optional*):
+                Quantise while loading, as diffusers' `from_single_file` does; a GGUF file needs
+                `GGUFQuantizationConfig(compute_dtype=...)`.
+            config (`str` or `Path`, *optional*):
+                A folder or repository whose config replaces the inferred one.
+            subfolder (`str`, *optional*):
+                Where the config lies in it, such as `"transformer"`.
             overrides:
-                See [`from_state_dict`].
+                See [`from_state_dict`]; and `cache_dir`, `force_download`, `local_files_only`, `token` and `revision`
+                for links.
 
         Returns:
             the model, in eval mode.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no safetensors file; if keys are unknown or missing; if shapes do not fit
-                together; if `axes_dims_rope` is needed.
+            ValueError: If the file is neither a safetensors nor a GGUF file; if keys are unknown or missing; if shapes
+                do not fit together; if `axes_dims_rope` is needed.
             TypeError: If an override is no argument of the constructor.
         """
+        hub = {name: overrides.pop(name) for name in HUB_ARGUMENTS if name in overrides}
         source = pretrained_model_link_or_path_or_dict
+        if not isinstance(source, Mapping):
+            source = local_file(source, hub)
+        if config is not None:
+            overrides = {**cls._read_config(config, subfolder, hub), **overrides}
+        if quantization_config is not None:
+            return load_quantised(cls, source, quantization_config, dtype or torch_dtype, device, overrides)
+        if is_gguf(source):
+            raise ValueError(
+                f"`{source}` is a GGUF file, whose weights stay quantised. Pass "
+                f"`quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`, which diffusers has."
+            )
         arguments: dict[str, Any] = {"torch_dtype": dtype or torch_dtype, "device": device, **overrides}
         if isinstance(source, Mapping):
             return cls.from_state_dict(source, **arguments)
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no file `{source}`. Pass a local path; files on the Hub are fetched by "
-                "`huggingface_hub.hf_hub_download`, which returns one."
-            )
-        try:
-            file = safe_open(path, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise ValueError(
-                f"`{path}` is no safetensors file ({error}). Pickle and GGUF files are not read here."
-            ) from error
-        with file as reader:
-            shapes = {key: tuple(reader.get_slice(key).get_shape()) for key in reader.keys()}
+        with naming(source), open_safetensors(source) as reader:
+            slices = {key: reader.get_slice(key) for key in reader.keys()}
+            check_floating({key: DTYPES[piece.get_dtype()] for key, piece in slices.items()})
+            shapes = {key: tuple(piece.get_shape()) for key, piece in slices.items()}
             return cls._from_tensors(
                 shapes, reader.get_tensor, overrides, arguments["torch_dtype"], arguments["device"]
             )
+
+    @classmethod
+    def _read_config(cls, config: str | Path, subfolder: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:
+        # The revision is that of the weights, in another repository.
+        hub = {name: value for name, value in hub.items() if name != "revision"}
+        model_class: Any = cls
+        loaded = model_class.load_config(config, subfolder=subfolder, **hub)
+        return {name: value for name, value in loaded.items() if not name.startswith("_")}
 
     @classmethod
     def _from_tensors(
@@ -143,8 +171,7 @@ class SingleFileMixin:
         device: str | torch.device | None,
     ) -> ModelT:
         plan, config, layout = cls.plan_load(shapes, overrides)
-        with torch.device("meta"):
-            model: Any = cls(**config)
+        model: Any = build_empty(cls, config)
         check_fit(model, plan, layout)
         weights = {
             # A copy, because a tensor may be a view of the source or of a mapped file.

@@ -1,98 +1,119 @@
-"""What the conversion scripts share: the command line, and writing under a temporary name."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-
-from .layouts import LAYOUTS
-
-
-Convert = Callable[..., dict[str, torch.Tensor]]
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 
 @contextmanager
-def written_at_once(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place when the block ends without an error."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+def written_at_once(target: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
+    """
+    A temporary path beside a target, which takes its place when the block ends without an error.
 
-
-def check_new(target: Path) -> None:
-    """Raise a `ValueError` if there is something at `target` already."""
-    if target.exists():
-        raise ValueError(f"{target} exists already. Give a new folder, or remove it first.")
-
-
-def save_to_folder(load: Callable[[], Any], target: Path) -> int:
-    """Write what `load` makes to a new folder; returns the exit code, with the reason of a failure on stderr."""
-    try:
-        check_new(target)
-        model = load()
-        with written_at_once(target) as temporary:
-            model.save_pretrained(temporary)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-def convert_to_file(source: Path, target: Path, convert: Convert, layout: str) -> None:
-    """Write one safetensors file in `layout`."""
-    with written_at_once(target) as temporary:
-        save_file(convert(load_file(source), to=layout), temporary, metadata={"format": "pt"})
-
-
-def convert_to_folder(source: Path, target: Path, model_class: Any, axes: Sequence[int] | None) -> None:
-    """Write a folder in diffusers' layout."""
-    check_new(target)
-    model = model_class.from_single_file(source, **({"axes_dims_rope": tuple(axes)} if axes else {}))
-    with written_at_once(target) as temporary:
-        model.save_pretrained(temporary)
-
-
-def convert_checkpoint(description: str, convert: Convert, model_class: Any, arguments: list[str] | None) -> int:
-    """Run the command line of a conversion between key layouts.
+    Nobody can guess the temporary path or put a link there. The result has the rights of any new file. A link at the
+    target stays a link, and what it points to is replaced.
 
     Args:
-        description (`str`): Text of `--help`.
-        convert (`Callable`): Takes a state dict and `to`, and returns the converted one.
-        model_class (`type`): Has `from_single_file` and `save_pretrained`, for a target folder.
-        arguments (`list[str]`, *optional*): Replaces the process' arguments.
+        target (`str` or `os.PathLike`):
+            The file or folder to write; its folder must exist.
+        overwrite (`bool`, *optional*, defaults to `True`):
+            Whether an existing file may be replaced. Folders, devices and pipes never are.
 
-    Returns:
-        `int`: the exit code.
+    Yields:
+        `Path`: where to write to; it has the target's name and does not exist.
+
+    Raises:
+        ValueError: If there is something at the target that may not be replaced.
+        OSError: If the target cannot be written, for example because the disk is full.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="safetensors file in any layout")
-    parser.add_argument("target", type=Path, help="a .safetensors file, or a new folder")
-    parser.add_argument("--to", choices=LAYOUTS, help="layout of a target file (default: diffusers)")
-    parser.add_argument("--axes-dims-rope", type=int, nargs=3, help="rotary axes, for heads that are not 128 wide")
-    args = parser.parse_args(arguments)
-    is_file = args.target.suffix in (".safetensors", ".sft")
-    if args.to and not is_file:
-        parser.error("--to is for a target file; a folder is always in diffusers' layout")
+    check_target(target, overwrite)
+    final = Path(os.path.realpath(target))
+    with _reported(target):
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name[:50]}.", suffix=".tmp", dir=final.parent))
     try:
-        if is_file:
-            convert_to_file(args.source, args.target, convert, args.to or "diffusers")
-        else:
-            convert_to_folder(args.source, args.target, model_class, args.axes_dims_rope)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+        temporary = folder / final.name
+        with _reported(target, folder):
+            yield temporary
+            _give_usual_rights(folder, temporary)
+            os.replace(temporary, final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _reported(target: str | os.PathLike[str], folder: Path | None = None) -> Iterator[None]:
+    """What goes wrong while writing names the target; what goes wrong while reading another file stays as it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"`{target}` could not be written: {error}.") from error
+    except OSError as error:
+        elsewhere = error.filename is not None and folder is not None and str(folder) not in str(error.filename)
+        if elsewhere or f"`{target}`" in str(error) or (folder is not None and error.errno is None):
+            raise
+        raise OSError(error.errno, f"`{target}` could not be written: {error.strerror}") from error
+
+
+def _give_usual_rights(folder: Path, written: Path) -> None:
+    """Temporary files are private whatever the umask; new files and folders show what it allows."""
+    probe, file = folder / "probe-folder", folder / "probe-file"
+    probe.mkdir()
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    rights = {True: probe.stat().st_mode & 0o777, False: file.stat().st_mode & 0o777}
+    for path in (written, *(written.rglob("*") if written.is_dir() else ())):
+        if not path.is_symlink():
+            path.chmod(rights[path.is_dir()])
+
+
+def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """
+    Check, before work starts, that a file or folder can be written.
+
+    Args:
+        target (`str` or `os.PathLike`): Where to.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If there is something that may not be replaced.
+        FileNotFoundError: If its folder does not exist.
+    """
+    path = Path(os.path.realpath(target))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`{target}` cannot be written: there is no folder `{path.parent}`.")
+    if not path.exists():
+        return
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "device, a pipe or the like"
+        raise ValueError(f"`{target}` exists already and is a {kind}, which is not replaced. Give a new name.")
+    if not overwrite:
+        raise ValueError(f"`{target}` exists already. Give a new name, remove it first, or allow to overwrite it.")
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
+) -> None:  # fmt: skip
+    """
+    Write a safetensors file whole or not at all.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): Contiguous tensors that share no memory.
+        target (`str` or `os.PathLike`): The file.
+        metadata (`Mapping[str, str]`, *optional*): What the header says besides.
+        overwrite (`bool`, *optional*, defaults to `True`): Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If there is something at the target that may not be replaced.
+        OSError: If it cannot be written.
+    """
+    with written_at_once(target, overwrite) as temporary:
+        save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))

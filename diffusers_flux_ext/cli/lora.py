@@ -10,6 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import in_flags, one_line
+from .parsing import parse_number, parse_positive, parse_scale, parse_share
+from .tiny import TINY, named_model
+
 
 if TYPE_CHECKING:
     from ..lora.tools.report import LoRAReport
@@ -30,10 +34,10 @@ exit codes: 0 done, 2 a file or an argument is wrong (one line says why, nothing
 """
 
 
-def add_lora_commands(commands: Any) -> None:
-    """Adds `lora` and its own commands to the parser's."""
+def add_lora_commands(commands: Any) -> argparse.ArgumentParser:
+    """Add `lora` and its own commands to the parser's."""
     raw = argparse.RawDescriptionHelpFormatter
-    lora = commands.add_parser(
+    lora: argparse.ArgumentParser = commands.add_parser(
         "lora",
         help="explain, convert, merge, resize, extract and fuse LoRA files of any trainer",
         description="Work on FLUX.1 LoRA files of any trainer, without loading a model.",
@@ -47,24 +51,24 @@ def add_lora_commands(commands: Any) -> None:
     convert = own.add_parser("convert", help="write a file in another layout, without loss")
     convert.add_argument("source", type=Path, help="a LoRA file, or a folder with one")
     convert.add_argument("out", type=Path, help="the safetensors file to write")
-    convert.add_argument("--default-alpha", type=float, help="alpha of layers for which the file gives none")
+    convert.add_argument("--default-alpha", type=parse_scale, help="alpha of layers for which the file gives none")
     merge = own.add_parser("merge", help="one file from several, exact or of a given rank")
     merge.add_argument("sources", type=Path, nargs="+", help="LoRA files in any layouts")
-    merge.add_argument("--weights", type=float, nargs="+", help="a weight for each (default: 1)")
-    merge.add_argument("--rank", type=int, help="highest rank of a layer (default: exact)")
+    merge.add_argument("--weights", type=parse_number, nargs="+", help="a weight for each (default: 1)")
+    merge.add_argument("--rank", type=parse_positive, help="highest rank of a layer (default: exact)")
     resize = own.add_parser("resize", help="lower the ranks by singular values")
     resize.add_argument("source", type=Path, help="a LoRA file")
-    resize.add_argument("--rank", type=int, help="highest rank of a layer")
-    resize.add_argument("--energy", type=float, help="share of the squared singular values to keep, such as 0.95")
+    resize.add_argument("--rank", type=parse_positive, help="highest rank of a layer")
+    resize.add_argument("--energy", type=parse_share, help="share of the squared singular values to keep, as 0.95")
     extract = own.add_parser("extract", help="a LoRA from a tuned transformer and the one it was tuned from")
-    extract.add_argument("--base", type=Path, required=True, help="the transformer before: a file or a folder")
-    extract.add_argument("--tuned", type=Path, required=True, help="the transformer after")
-    extract.add_argument("--rank", type=int, required=True, help="highest rank of a layer")
-    extract.add_argument("--energy", type=float, help="share of the squared singular values that is enough")
+    extract.add_argument("--base", type=Path, required=True, help="the transformer before: a file, a folder or `tiny`")
+    extract.add_argument("--tuned", type=Path, required=True, help="the transformer after, alike")
+    extract.add_argument("--rank", type=parse_positive, required=True, help="highest rank of a layer")
+    extract.add_argument("--energy", type=parse_share, help="share of the squared singular values that is enough")
     fuse = own.add_parser("fuse", help="add LoRAs to the weights of a transformer")
-    fuse.add_argument("checkpoint", type=Path, help="the transformer: a file or a folder, in any layout")
+    fuse.add_argument("checkpoint", type=Path, help="the transformer: a file or a folder in any layout, or `tiny`")
     fuse.add_argument("sources", type=Path, nargs="+", help="LoRA files")
-    fuse.add_argument("--weights", type=float, nargs="+", help="a weight for each (default: 1)")
+    fuse.add_argument("--weights", type=parse_number, nargs="+", help="a weight for each (default: 1)")
     for command in (merge, resize, extract, fuse):
         command.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     for command in (convert, merge, resize, extract):
@@ -77,6 +81,7 @@ def add_lora_commands(commands: Any) -> None:
         command.add_argument(
             "--no-strict", dest="strict", action="store_false", help="leave out what is not understood, with a warning"
         )
+    return lora
 
 
 def run_lora(args: argparse.Namespace) -> int:
@@ -94,8 +99,7 @@ def run_lora(args: argparse.Namespace) -> int:
     try:
         _COMMANDS[args.lora_command](args)
     except (LoRAError, OSError) as error:
-        # One line, whatever a file's content put into the message.
-        sys.stderr.write(f"flux-ext lora {args.lora_command}: {_line(str(error))}\n")
+        sys.stderr.write(f"flux-ext lora {args.lora_command}: {one_line(in_flags(str(error), args))}\n")
         return 2
     return 0
 
@@ -140,14 +144,20 @@ def _resize(args: argparse.Namespace) -> None:
 def _extract(args: argparse.Namespace) -> None:
     from ..lora.tools.extract import extract_lora
 
-    _save(args, lambda: extract_lora(args.base, args.tuned, **_options(args, "rank", "energy", "to")))
+    base, tuned = _transformer(args.base), _transformer(args.tuned)
+    _save(args, lambda: extract_lora(base, tuned, **_options(args, "rank", "energy", "to")))
 
 
 def _fuse(args: argparse.Namespace) -> None:
     from ..lora.tools.fuse import fuse_lora_into
 
-    fuse_lora_into(args.checkpoint, args.sources, args.out, args.weights, args.strict, args.overwrite)
+    fuse_lora_into(_transformer(args.checkpoint), args.sources, args.out, args.weights, args.strict, args.overwrite)
     _written(args, {"loras": [str(source) for source in args.sources]})
+
+
+def _transformer(path: Path) -> Path:
+    """A transformer's file or folder; that of the embedded model for `tiny`."""
+    return Path(named_model(TINY)) / "transformer" if path == Path(TINY) else path
 
 
 def _save(args: argparse.Namespace, make: Callable[[], Any]) -> None:
@@ -167,7 +177,10 @@ def _written(args: argparse.Namespace, facts: Mapping[str, Any]) -> None:
         return
     lines = [f"{facts['written']} ({_bytes(facts['size'])})"]
     if facts.get("error"):
-        lines.append(f"relative error {facts['error']:.2e}, at most {facts['worst_error']:.2e} in {facts['worst']}")
+        lines.append(
+            f"relative error {_percent(facts['error'])} of all layers together, "
+            f"at most {_percent(facts['worst_error'])}, in {facts['worst']}"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -186,9 +199,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(text: str) -> str:
-    """One line without control characters, whatever a file put into it."""
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _bytes(size: int) -> str:
@@ -227,14 +239,14 @@ def describe(report: LoRAReport, name: str) -> str:
         ("header", ", ".join(sorted(report.metadata)) or "empty"),
         ("diffusers", f"its own loader applies it {report.diffusers}" if report.diffusers != "fails" else "fails"),
     ]
-    lines = [f"{title:14} {_line(text)}" for title, text in rows]
+    lines = [f"{title:14} {one_line(text)}" for title, text in rows]
     notes = [*(f"diffusers: {reason}" for reason in report.diffusers_reasons), *report.warnings]
     for title, found in (("not understood", report.unmapped), ("NaN or infinite", report.nonfinite)):
         if found:
             notes.append(f"{title}: {len(found)} keys, such as {', '.join(found[:10])}")
     if report.extras:
         notes.append(f"textual inversions: {', '.join(report.extras[:10])}")
-    lines += [f"  - {_line(note)}" for note in notes]
+    lines += [f"  - {one_line(note)}" for note in notes]
     return "\n".join([*lines, "", "norm of the update by block", *_bars(report.norms)]) + "\n"
 
 

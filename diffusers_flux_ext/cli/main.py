@@ -2,15 +2,21 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from .checks import check_demo, check_generate, check_lora, check_plan
+from .devices import check_device
+from .env import add_env_command, package_version, run_env
+from .errors import CommandLineError, in_flags, one_line
 from .lora import add_lora_commands, run_lora
-from .parsing import Entity, parse_entity, parse_positive, parse_size
+from .parsing import Entity, parse_entity, parse_positive, parse_scale, parse_seed, parse_size, parse_text_tokens
 from .plan import add_plan_command, run_plan
+from .quiet import quiet_libraries
+from .tiny import TINY
 
 
-TINY = "tiny"
 EXAMPLES = """\
 examples:
   flux-ext demo --out demo
@@ -21,8 +27,16 @@ examples:
       --entity "a black cat@60,300,480,950" --entity "a brown dog@540,300,960,950" \\
       --lora DiffSynth-Studio/Eligen --offload model --out pets.png
 
-exit codes: 0 done, 1 the work failed (the message says why), 2 the command line is wrong
+exit codes: 0 done, 1 the work failed (the message says why), 2 the command line is wrong, 130 interrupted
 """
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        sys.stdout.write(f"flux-ext {package_version()}\n")
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
     demo = commands.add_parser(
@@ -43,17 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the noise (default: 0)")
+    demo.add_argument("--seed", type=parse_seed, default=0, help="seed of the scenes and of the noise (default: 0)")
     generate = commands.add_parser(
         "generate",
-        help="draw a picture with any FLUX.1 repository",
-        description="Draw a picture, with entities in regions of their own.",
+        help="draw an image with any FLUX.1 repository",
+        description="Draw an image, with entities in regions of their own.",
         epilog=EXAMPLES,
         formatter_class=raw,
     )
     _add_generate_arguments(generate)
     add_lora_commands(commands)
     add_plan_command(commands)
+    add_env_command(commands)
     return parser
 
 
@@ -68,19 +84,24 @@ def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=parse_entity,
         metavar="TEXT@LEFT,TOP,RIGHT,BOTTOM",
-        help="an entity and its box, in pixels or in fractions of the picture; may be given several times",
+        help="an entity and its box, in pixels or in fractions of the image; may be given several times",
     )
-    add("--steps", type=parse_positive, help="denoising steps (default: 28; tiny: 20)")
-    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--steps", type=parse_positive, help="denoising steps (default: 28; schnell: 4; tiny: 20)")
+    add("--seed", type=parse_seed, default=0, help="seed of the noise (default: 0)")
     add("--size", type=parse_size, metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024; tiny: 128)")
-    add("--guidance", type=float, default=3.5, help="distilled guidance scale (default: 3.5)")
-    add("--true-cfg", type=float, help="true classifier-free guidance scale (default: off; tiny: 2)")
+    add("--guidance", type=parse_scale, help="distilled guidance scale (default: 3.5)")
+    add("--true-cfg", type=parse_scale, help="true classifier-free guidance scale (default: off; tiny: 2)")
     add("--lora", help="LoRA file, folder or repository; `none` leaves tiny's own EliGen LoRA out")
     add("--lora-weight-name", metavar="FILE", help="the file of a --lora repository, where it holds several")
-    add("--text-tokens", type=parse_positive, help="text tokens of a prompt, at most 512 (default: 512; tiny: 32)")
+    add("--text-tokens", type=parse_text_tokens, help="text tokens of a prompt, at most 512 (schnell: 256; tiny: 32)")
     add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
-    add("--offload", choices=["none", "model", "sequential"], default="none", help="move unused parts off the GPU")
-    add("--out", type=Path, default=Path("flux-ext.png"), help="picture to write (default: flux-ext.png)")
+    add(
+        "--offload",
+        choices=["none", "model", "sequential"],
+        default="none",
+        help="move unused parts to host memory",
+    )
+    add("--out", type=Path, default=Path("flux-ext.png"), help="image to write (default: flux-ext.png)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,26 +111,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): The command line without the program's name.
 
     Returns:
-        `int`: the exit code.
+        `int`: the exit code: 0 done, 1 the work failed, 2 the command line is wrong, 130 interrupted.
     """
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    if getattr(args, "negative_prompt", None) is not None and args.true_cfg is None and args.model != TINY:
-        parser.error("--negative-prompt has no effect without --true-cfg above 1")
-    if args.command == "lora":
-        return run_lora(args)
-    if args.command == "plan":
-        return run_plan(args)
-    # torch and diffusers load only now, so that --help and a wrong command line answer at once.
-    from . import run
-
+    args = build_parser().parse_args(arguments)
+    # What messages begin with.
+    args.title = " ".join(["flux-ext", args.command, *filter(None, [getattr(args, "lora_command", None)])])
     try:
-        written = run.demo(args) if args.command == "demo" else run.generate(args)
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.stderr.write(f"flux-ext {args.command}: {error}\n")
-        return 1
+        _CHECKS.get(args.command, lambda args: None)(args)
+        return _COMMANDS[args.command](args)
+    except CommandLineError as error:
+        sys.stderr.write(f"{args.title}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        # A progress bar may have left its line open.
+        sys.stderr.write(f"\n{args.title}: interrupted\n")
+        return 130
+
+
+def _run_quietly(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        with quiet_libraries(args):
+            return command(args)
+
+    return run
+
+
+def _draw(args: argparse.Namespace) -> int:
+    check_device(getattr(args, "device", None))
+    with quiet_libraries(args):
+        # torch and diffusers load only now, so that --help and a wrong command line answer at once.
+        from . import run
+
+        try:
+            written = run.demo(args) if args.command == "demo" else run.generate(args)
+        except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+            sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+            return 1
     sys.stdout.write(f"{written.resolve()}\n")
     return 0
+
+
+_CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "demo": check_demo, "generate": check_generate, "lora": check_lora, "plan": check_plan,
+}  # fmt: skip
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _draw,
+    "generate": _draw,
+    "env": run_env,
+    "lora": _run_quietly(run_lora),
+    "plan": _run_quietly(run_plan),
+}
 
 
 __all__ = ["Entity", "build_parser", "main"]

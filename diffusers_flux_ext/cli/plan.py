@@ -7,7 +7,9 @@ import json
 import sys
 from typing import Any
 
-from .parsing import parse_positive, parse_size
+from .errors import in_flags, one_line
+from .parsing import parse_gib, parse_positive, parse_size
+from .tiny import TINY, TINY_CALL, named_model
 
 
 STORAGE = {"fp8": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
@@ -24,9 +26,9 @@ exit codes: 0 it fits, 1 it does not (the message says the smallest budget that 
 """
 
 
-def add_plan_command(commands: Any) -> None:
-    """Adds `plan` to the parser's commands."""
-    parser = commands.add_parser(
+def add_plan_command(commands: Any) -> argparse.ArgumentParser:
+    """Add `plan` to the parser's commands."""
+    parser: argparse.ArgumentParser = commands.add_parser(
         "plan",
         help="what fits on a card: where the weights go and the peak of each phase, without loading them",
         description="Plan a VRAM budget for FLUX.1-dev and any methods, without loading weights.",
@@ -34,23 +36,28 @@ def add_plan_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", default="FLUX.1-dev", help="FLUX.1-dev (default), or a folder or repository whose configs are read")
-    add("--vram", type=_positive, default=8.0, metavar="GIB", help="budget in GiB (default: 8)")
-    add("--size", type=parse_size, default=(1024, 1024), metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024)")
-    add("--batch", type=parse_positive, default=1, help="pictures at once (default: 1)")
+    add(
+        "--model",
+        default="FLUX.1-dev",
+        help="FLUX.1-dev (default), `tiny`, or a folder or repository whose configs are read",
+    )
+    add("--vram", type=parse_gib, default=8.0, metavar="GIB", help="budget in GiB (default: 8)")
+    add("--size", type=parse_size, metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024; tiny: 128)")
+    add("--batch", type=parse_positive, default=1, help="images at once (default: 1)")
     add(
         "--method",
         action="append",
         default=[],
         type=parse_method,
         metavar="NAME[=COUNT]",
-        help="a method, with how many entities, references or pictures; may be given several times",
+        help="a method, with how many entities, references or images; may be given several times",
     )
-    add("--text-tokens", type=parse_positive, default=512, help="text tokens of a prompt (default: 512)")
+    add("--text-tokens", type=parse_positive, help="text tokens of a prompt (default: 512; tiny: 32)")
     add("--storage", choices=sorted(STORAGE), help="store the blocks of transformer and ControlNets in 8 bits")
-    add("--ram", type=_positive, metavar="GIB", help="budget of host memory; what is over goes to disk")
+    add("--ram", type=parse_gib, metavar="GIB", help="budget of host memory; what is over goes to disk")
     add("--json", action="store_true", help="print JSON for programs")
     add("--list-methods", action="store_true", help="print the methods")
+    return parser
 
 
 def parse_method(value: str) -> tuple[str, int | None]:
@@ -78,23 +85,24 @@ def run_plan(args: argparse.Namespace) -> int:
     Returns:
         `int`: the exit code.
     """
-    # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     import torch
 
-    from ..methods.catalog import METHODS, plan_methods
+    from ..methods.catalog import plan_methods, releases
     from ..offload.budget.plan import VRAMBudgetError
 
     if args.list_methods:
-        width = max(map(len, METHODS))
-        for name, method in METHODS.items():
-            number = f" ({method.count} {method.counts})" if method.counts else ""
-            sys.stdout.write(f"{name.ljust(width)}  {method.about}{number}\n")
+        known = releases()
+        width = max(map(len, known))
+        for name, release in known.items():
+            number = f" ({release.counted})" if release.counted else ""
+            sys.stdout.write(f"{name.ljust(width)}  {release.about}{number}\n")
         return 0
-    width, height = args.size
+    sizes = TINY_CALL if args.model == TINY else {"width": 1024, "height": 1024, "max_sequence_length": 512}
+    width, height = args.size or (sizes["width"], sizes["height"])
     try:
         plan = plan_methods(
             args.method,
-            args.model,
+            named_model(args.model),
             args.vram,
             height=height,
             width=width,
@@ -102,20 +110,10 @@ def run_plan(args: argparse.Namespace) -> int:
             storage_dtype=getattr(torch, STORAGE[args.storage]) if args.storage else None,
             ram_budget_gib=args.ram,
             offload_dir="offload" if args.ram else None,
-            max_sequence_length=args.text_tokens,
+            max_sequence_length=args.text_tokens or sizes["max_sequence_length"],
         )
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"flux-ext plan: {error}\n")
+        sys.stderr.write(f"flux-ext plan: {one_line(in_flags(str(error), args))}\n")
         return 1 if isinstance(error, VRAMBudgetError) else 2
     sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if args.json else str(plan)) + "\n")
     return 0
-
-
-def _positive(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a positive number of GiB")
-    return number

@@ -6,30 +6,25 @@ import random
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers.utils import logging
 from PIL import Image
 
-from .. import flux_shapes, tiny_flux_path
+from .. import flux_shapes
+from ..checkpoints.model_configs import building
+from ..checkpoints.pipeline_folders import check_pipeline_folder
+from ..checkpoints.writing import check_target, written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
+from ..pipeline.call_inputs import SCHNELL_TEXT_TOKENS, is_schnell
 from .contact_sheet import contact_sheet
-from .main import TINY
+from .devices import best_device
+from .tiny import TINY, TINY_CALL, TINY_LORA, named_model
 
 
 logger = logging.get_logger(__name__)
 
-TINY_LORA = "tiny_flux_eligen_lora.safetensors"
-# The tiny model was trained on short texts and without guidance distillation.
-TINY_CALL: dict[str, Any] = {
-    "height": 128,
-    "width": 128,
-    "num_inference_steps": 20,
-    "max_sequence_length": 32,
-    "true_cfg_scale": 2.0,
-    "negative_prompt": "",
-}
+SCHNELL_CALL: dict[str, Any] = {"num_inference_steps": 4, "max_sequence_length": SCHNELL_TEXT_TOKENS}
+TOKEN_SIDE = 16
 DEMO_ENTITIES = (2, 3, 2, 3)
 
 
@@ -62,36 +57,56 @@ def demo(args: argparse.Namespace) -> Path:
 
 
 def generate(args: argparse.Namespace) -> Path:
-    """Draw one picture.
+    """Draw one image.
 
     Args:
         args (`argparse.Namespace`): The arguments of `flux-ext generate`.
 
     Returns:
-        `Path`: the picture.
+        `Path`: the image.
     """
-    if args.out.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--out {args.out} has no picture's ending; use for example {args.out.with_suffix('.png')}.")
+    if args.out.exists():
+        check_target(args.out, overwrite=True)
     pipe = load_pipeline(
         args.model, args.lora, args.lora_weight_name, args.device, args.offload, with_regions=bool(args.entity)
     )
-    call: dict[str, Any] = dict(TINY_CALL) if args.model == TINY else {}
+    call: dict[str, Any] = dict(TINY_CALL) if args.model == TINY else dict(SCHNELL_CALL) if is_schnell(pipe) else {}
     given = {
         "num_inference_steps": args.steps,
         "max_sequence_length": args.text_tokens,
         "true_cfg_scale": args.true_cfg,
         "negative_prompt": args.negative_prompt,
-        "width": args.size and args.size[0],
-        "height": args.size and args.size[1],
+        **_whole_tokens(args.size),
     }
     call |= {name: value for name, value in given.items() if value is not None}
     if call.get("true_cfg_scale", 1) > 1:
         call.setdefault("negative_prompt", "")
+    else:
+        call.pop("negative_prompt", None)
+    if args.guidance is not None:
+        call["guidance_scale"] = args.guidance
+        if not pipe.transformer.config.guidance_embeds:
+            logger.warning(f"`guidance_scale={args.guidance}` has no effect: --model {args.model} is not distilled.")
     if args.entity:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
-    images = draw(pipe, args.seed, prompt=args.prompt, guidance_scale=args.guidance, **call)
+    # What the pipeline checks is clear; a library that runs into something else has got odd configs or weights.
+    clear = (OSError, ValueError, torch.OutOfMemoryError)
+    with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
+        images = draw(pipe, args.seed, prompt=args.prompt, **call)
     return save_picture(images[0], args.out)
+
+
+def _whole_tokens(size: tuple[int, int] | None) -> dict[str, int]:
+    """The size in whole tokens, with a warning if it is another one then."""
+    if size is None:
+        return {}
+    width, height = (side // TOKEN_SIDE * TOKEN_SIDE for side in size)
+    if (width, height) != size:
+        logger.warning(
+            f"--size {size[0]}x{size[1]} becomes {width}x{height}: sides are multiples of {TOKEN_SIDE} pixels."
+        )
+    return {"width": width, "height": height}
 
 
 def draw(pipe: FluxEliGenPipeline, seed: int, **call: Any) -> list[Image.Image]:
@@ -129,19 +144,27 @@ def load_pipeline(
     Returns:
         `FluxEliGenPipeline`
     """
-    quiet_libraries()
     device = device or best_device()
-    path = tiny_flux_path() if model == TINY else model
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
+    path = named_model(model)
+    if os.path.isdir(path):
+        check_pipeline_folder(path)
+    try:
+        with building(path, passing=(OSError,), what="a FLUX.1 pipeline"):
+            pipe = FluxEliGenPipeline.from_pretrained(path, dtype=dtype)
+    except OSError as error:
+        raise OSError(f"--model {model} cannot be loaded: {error}") from error
     if lora is None and model == TINY and with_regions:
-        lora = os.path.join(os.path.dirname(tiny_flux_path()), TINY_LORA)
+        lora = os.path.join(os.path.dirname(named_model(TINY)), TINY_LORA)
     if lora is not None and lora != "none":
-        _check_local_file(lora)
         pipe.load_lora_weights(lora, weight_name=lora_weight_name)
     elif with_regions:
         logger.warning("Entities are hardly followed without an EliGen LoRA, for example DiffSynth-Studio/Eligen.")
-    if offload == "model":
+    if device == "cpu":
+        if offload != "none":
+            logger.warning(f"`offload={offload}` has no effect without an accelerator: everything runs on the CPU.")
+        pipe.to(device)
+    elif offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
@@ -150,30 +173,8 @@ def load_pipeline(
     return pipe
 
 
-def _check_local_file(path: str) -> None:
-    """Something that can only be a local path must exist; otherwise diffusers would look for a repository."""
-    looks_local = os.path.isabs(path) or path.startswith(".") or path.endswith((".safetensors", ".bin"))
-    if looks_local and not os.path.exists(path):
-        raise FileNotFoundError(f"There is no LoRA at {path}.")
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' notes on loading off the terminal; this package's own warnings still show."""
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def best_device() -> str:
-    """The first of cuda, mps and cpu that there is."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def save_picture(image: Image.Image, path: Path) -> Path:
-    """Write a picture under a temporary name and rename it, so that no half-written file is left.
+    """Write a picture whole or not at all.
 
     Args:
         image (`PIL.Image.Image`): The picture.
@@ -183,10 +184,6 @@ def save_picture(image: Image.Image, path: Path) -> Path:
         `Path`: the same path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with written_at_once(path) as temporary:
         image.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

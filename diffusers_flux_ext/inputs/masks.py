@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..canvas import Canvas
+from .boxes import box_in_pixels
 from .checks import shown
 
 
@@ -61,7 +62,8 @@ def read_mask(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> 
     Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of a picture that is
     not fully opaque. Arrays and tensors may be boolean or of any number type; their scale is 1, 255 or 65535, the
     least that their largest value fits in. Their shape is `(height, width)`, `(height, width, channels)` for arrays or
-    `(channels, height, width)` for tensors. A box is given in fractions when all its numbers are at most 1.
+    `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is given
+    in fractions when all its numbers are at most 1.
 
     Args:
         mask (`RegionMask`): The region.
@@ -99,9 +101,23 @@ def is_box(mask: Any) -> bool:
 
 
 def list_regions(regions: RegionMask | Sequence[RegionMask], what: str = "A list of region masks") -> list[RegionMask]:
-    """One region for all prompts, or a list or tuple of one per prompt, as a list; a `ValueError` for an empty one."""
+    """One region for all prompts, or one per prompt, as a list.
+
+    Args:
+        regions (`RegionMask` or several):
+            Several are a list or tuple, or an array or tensor of four axes, the first of which counts the prompts.
+        what (`str`): What they are, for errors.
+
+    Returns:
+        `list[RegionMask]`
+
+    Raises:
+        ValueError: if there is none.
+    """
     several: Any = regions
-    listed = list(several) if isinstance(regions, (list, tuple)) and not is_box(regions) else [several]
+    batch = isinstance(regions, (np.ndarray, torch.Tensor)) and regions.ndim == 4
+    batch = batch or (isinstance(regions, (list, tuple)) and not is_box(regions))
+    listed = list(several) if batch else [several]
     if not listed:
         raise ValueError(f"{what} is empty. Give one mask for all prompts, or one per prompt.")
     return listed
@@ -112,7 +128,9 @@ def check_regions(what: str, regions: Any) -> None:
     for region in list_regions(regions, what):
         if not is_box(region):
             _read_pixels(what, region)
-        elif not all(math.isfinite(value) for value in region if not isinstance(value, int)):  # type: ignore[union-attr]
+            continue
+        numbers: Any = region
+        if not all(math.isfinite(value) for value in numbers if not isinstance(value, int)):
             raise ValueError(f"{what} is a box of finite numbers (left, top, right, bottom), got {region}.")
 
 
@@ -120,26 +138,12 @@ def _read_box(what: str, given: Any, canvas: Canvas) -> np.ndarray:
     check_regions(what, given)
     # Numbers beyond the canvas mean its edge, also integers that floats cannot hold.
     far = 2.0 * max(canvas.width, canvas.height) + 2
-    left, top, right, bottom = box = tuple(float(min(max(value, -far), far)) for value in given)
-    if 1 < max(box) < 2 and not all(value.is_integer() for value in box):
-        raise ValueError(
-            f"{what}, the box {given}, is neither in fractions of the canvas, which go from 0 to 1, nor in pixels. "
-            f"Cut it at 1."
+    try:
+        left, top, right, bottom = box_in_pixels(
+            [float(min(max(value, -far), far)) for value in given], canvas.width, canvas.height
         )
-    if max(box) <= 1:
-        left, right, top, bottom = (
-            left * canvas.width,
-            right * canvas.width,
-            top * canvas.height,
-            bottom * canvas.height,
-        )
-    if not (0 <= left < right and 0 <= top < bottom and left < canvas.width and top < canvas.height):
-        raise ValueError(
-            f"{what}, the box {given}, does not lie on the canvas of {canvas.width} x {canvas.height} pixels (width x "
-            f"height). Boxes are (left, top, right, bottom) in pixels, or in fractions of the canvas from 0 to 1, "
-            f"with "
-            f"left < right and top < bottom."
-        )
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
     inside = np.zeros((canvas.height, canvas.width), dtype=bool)
     inside[round(top) : max(round(bottom), round(top) + 1), round(left) : max(round(right), round(left) + 1)] = True
     return inside
@@ -157,13 +161,15 @@ def _read_picture(what: str, picture: Image.Image) -> np.ndarray:
 
 def _read_array(what: str, array: np.ndarray, channels_first: bool) -> np.ndarray:
     shape = array.shape
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
     if array.ndim == 3:
         axes = [axis for axis in ((0, 2) if channels_first else (2, 0)) if array.shape[axis] <= 4]
         array = np.moveaxis(array, axes[0], -1) if axes else array[None]
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[-1] > 4):
         raise ValueError(
             f"{what} has the shape {shape}; expected (height, width), (height, width, channels) or (channels, height, "
-            f"width) with 1 to 4 channels."
+            f"width) with 1 to 4 channels, or a batch of one of them."
         )
     least, greatest = array.min(), array.max()
     # Comparisons with NaN are false.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,27 @@ from typing import Any
 import torch
 
 from .._compat import is_compiled
+from .._sharing import one_thread
 from .checks import shown
+
+
+TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+
+
+@contextmanager
+def encoding_texts(pipe: Any, hide_padding: bool) -> Iterator[list[torch.Tensor]]:
+    """Around the encoding of texts: one thread at a time, since tokenizers and adapters of encoders hold state.
+
+    Args:
+        pipe (`FluxPipeline`): Gives the encoders and the tokenizers.
+        hide_padding (`bool`): Whether T5 sees no padding.
+
+    Returns:
+        `list[torch.Tensor]`: See [`padding_hidden_from_t5`], whose errors it raises.
+    """
+    parts = [getattr(pipe, name, None) for name in TEXT_PARTS]
+    with one_thread(*parts), padding_hidden_from_t5(pipe, hide_padding) as masks:
+        yield masks
 
 
 @contextmanager
@@ -39,9 +60,12 @@ def padding_hidden_from_t5(pipe: Any, hidden: bool) -> Iterator[list[torch.Tenso
             "`mask_padding` gives T5 a mask, which a compiled `text_encoder_2` ignores. Leave T5 uncompiled (the "
             "transformer may be compiled), or give `prompt_embeds` and `prompt_embeds_mask`."
         )
-    padding = pipe.tokenizer_2.pad_token_id
+    padding, thread = pipe.tokenizer_2.pad_token_id, threading.current_thread()
 
-    def add_mask(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def add_mask(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        # Another thread may run the same T5 meanwhile.
+        if threading.current_thread() is not thread:
+            return None
         visible = (args[0] if args else kwargs["input_ids"]) != padding
         masks.append(visible.cpu())
         return args, {**kwargs, "attention_mask": visible.long()}

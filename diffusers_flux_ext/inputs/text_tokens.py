@@ -20,6 +20,18 @@ def check_text_width(owner: str, width: int, transformer: Any) -> None:
         )
 
 
-def text_group(name: str, tokens: torch.Tensor, step: DenoisingStep) -> TokenGroup:
-    """Tokens `(1 or batch_size, length, width)` as a text group, at position zero like all text."""
-    return TokenGroup(name, tokens, step.prompt.ids.new_zeros(tokens.shape[1], 3))
+def text_group(
+    name: str, tokens: torch.Tensor, step: DenoisingStep, in_prompt: bool | torch.Tensor = False
+) -> TokenGroup:
+    """Make a text group of tokens, at position zero like all text.
+
+    Args:
+        name (`str`): The group's name.
+        tokens (`torch.Tensor` of shape `(1 or batch_size, length, width)`): Its tokens.
+        step (`DenoisingStep`): Gives the device and the data type of positions.
+        in_prompt (`bool` or `torch.Tensor`, defaults to `False`): See [`TokenGroup`].
+
+    Returns:
+        `TokenGroup`
+    """
+    return TokenGroup(name, tokens, step.prompt.ids.new_zeros(tokens.shape[1], 3), in_prompt)

@@ -11,7 +11,7 @@ _DYNAMIC_PARTS = (
     ("oft_", "OFT, which multiplies the base weights"),
     ("rescale", "OFT, which multiplies the base weights"),
     ("on_input", "IA3, which multiplies the base weights"),
-    *((f"{factor}.", "GLoRA, whose update depends on the base weights") for factor in ("a1", "a2", "b1", "b2")),
+    *((f"{factor}.", "GLoRA, whose update depends on the base weights") for factor in ("a1", "a2", "b1", "b2", "bm")),
 )
 
 

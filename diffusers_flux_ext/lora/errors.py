@@ -1,12 +1,62 @@
-"""What can be wrong with a LoRA file."""
+"""Exceptions for LoRA files, and how they come to name the file."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from ..checkpoints.layouts import list_keys
 
 
+# Keys of a file stand in messages, and may be as long as the file.
+MAX_MESSAGE, MAX_NAME = 3000, 300
+
+
 class LoRAError(ValueError):
-    """A LoRA file that cannot be read, converted or applied. The message says why and what to do."""
+    """
+    A LoRA file that cannot be read, converted or applied. The message says why and what to do.
+
+    Args:
+        message (`str`):
+            What was wrong, what was expected and what to do; the middle of a very long one is left out.
+        files:
+            The files that the error is about; the message begins with those that it does not mention.
+    """
+
+    def __init__(self, message: str, *files: object) -> None:
+        super().__init__(shortened(message, MAX_MESSAGE))
+        self.files = tuple(shortened(str(file)) for file in files)
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        named = [file for file in self.files if f"`{file}" not in message]
+        return f"{', '.join(f'`{file}`' for file in named)}: {message}" if named else message
+
+
+def shortened(text: str, length: int = MAX_NAME) -> str:
+    """`text` with its middle left out where it is longer than `length`."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]}[...{len(text) - length} characters...]{text[-(length - length // 2) :]}"
+
+
+@contextmanager
+def naming_files(*sources: Any) -> Iterator[None]:
+    """
+    Has every [`LoRAError`] of the block name the files that it is about, unless it names files already.
+
+    Args:
+        sources:
+            Paths or repositories; state dicts and other objects have no name and are passed over.
+    """
+    try:
+        yield
+    except LoRAError as error:
+        paths = [os.fspath(source) for source in sources if isinstance(source, str | os.PathLike)]
+        error.files = error.files or tuple(dict.fromkeys(shortened(str(path)) for path in paths))
+        raise
 
 
 class UnknownLoRAKeysError(LoRAError):

@@ -6,19 +6,18 @@ import json
 import logging
 import math
 import os
-import re
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import LoRAError
+from ..checkpoints.messages import shorten
+from ..checkpoints.reading import DTYPE_CODES, check_file, load_pickle, open_safetensors, read_json
+from ..checkpoints.writing import check_target, written_at_once
+from .errors import LoRAError, shortened
 
 
 logger = logging.getLogger(__name__)
@@ -27,11 +26,8 @@ LoRASource = str | os.PathLike[str] | Mapping[str, Any]
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 FOLDER_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 ADAPTER_CONFIG = "adapter_config.json"
-_DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+# The longest names of FLUX.1's layers have about 120 characters with everything that trainers put around them.
+MAX_KEY = 500
 
 
 @dataclass(frozen=True)
@@ -75,28 +71,38 @@ def open_lora(source: LoRASource) -> OpenedLoRA:
         LoRAError: If there is no such file, or if it is no safetensors file or pickle of tensors.
     """
     if isinstance(source, Mapping):
+        _check_names(source)
         return OpenedLoRA(source)
     if not isinstance(source, str | os.PathLike):
         raise LoRAError(f"A LoRA is {type(source).__name__}; expected a path or a mapping of names to tensors.")
     path = _find_file(Path(source))
     # Beside a file of another name the config may belong to anything.
     has_config = Path(source).is_dir() or path.stem == "adapter_model"
-    config = _read_adapter_config(path.parent / ADAPTER_CONFIG) if has_config else None
-    if path.suffix.lower() in PICKLES:
-        return OpenedLoRA(_read_pickle(path), {}, config, path)
-    tensors, metadata = _read_safetensors(path)
-    return OpenedLoRA(tensors, metadata, config, path, is_mapped=True)
+    try:
+        beside = path.parent / ADAPTER_CONFIG
+        config = read_json(beside) if has_config and beside.is_file() else None
+        if path.suffix.lower() in PICKLES:
+            return OpenedLoRA(_read_pickle(path), {}, config, path)
+        with open_safetensors(path) as file:
+            _check_names(file.keys())
+            return OpenedLoRA(
+                {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}), config, path, True
+            )
+    except (OSError, ValueError) as error:
+        raise LoRAError(f"{error}{_guess(path)}", path) from error
 
 
 def _find_file(path: Path) -> Path:
     try:
         if not path.exists():
             raise LoRAError(f"There is no file `{path}`.")
-        if path.is_file():
-            return path
+        if not path.is_dir():
+            return check_file(path)
         found = sorted(child for child in path.iterdir() if child.suffix.lower() in (".safetensors", *PICKLES))
-    except OSError as error:
-        raise LoRAError(f"`{path}` cannot be read: {error}.") from error
+    except LoRAError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LoRAError(f"`{shortened(str(path))}` cannot be read: {error}") from error
     named = [child for child in found if child.name in FOLDER_NAMES] or found
     if len(named) != 1:
         raise LoRAError(
@@ -106,22 +112,22 @@ def _find_file(path: Path) -> Path:
     return named[0]
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    size = path.stat().st_size
-    if size < 8:
-        raise LoRAError(f"`{path}` has {size} bytes; it is no safetensors file. The download may have failed.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoRAError(f"`{path}` is no intact safetensors file: {reason}.{_guess(path)}") from error
+def _check_names(tensors: Iterable[Any]) -> None:
+    """Names of thousands of characters cost what a file's author likes wherever a name is looked at."""
+    for name in tensors:
+        if not isinstance(name, str) or len(name) > MAX_KEY:
+            raise LoRAError(f"A tensor has the name `{shorten(name)}`; expected text of up to {MAX_KEY} characters.")
 
 
 def _guess(path: Path) -> str:
-    """What a file is that is no safetensors file, by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
+    """What a file is that is not a safetensors file, by its first bytes."""
+    if path.suffix.lower() in PICKLES:
+        return ""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError:
+        return ""
     if start.startswith(b"version https://git-lfs"):
         return " It is a Git LFS pointer: fetch the file itself, with `git lfs pull`."
     if start.startswith((b"pk\x03\x04", b"\x80")):
@@ -130,34 +136,18 @@ def _guess(path: Path) -> str:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # The unpickler raises whatever a hostile byte makes it run into.
-    except Exception as error:
-        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = f"it asks for `{found.group(1)}`" if found else f"{type(error).__name__} while reading it"
-        raise LoRAError(
-            f"`{path}` was refused, {reason}: only a pickle of plain tensors is read, because others can run code."
-        ) from error
+    loaded = load_pickle(path)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
         raise LoRAError(f"`{path}` holds a {type(loaded).__name__}; expected a mapping of names to tensors.")
+    _check_names(loaded)
+    # A few bytes may be stretched to any size, and layers that share a factor are no more than four.
+    tensors = [value for value in loaded.values() if isinstance(value, Tensor)]
+    taken, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors), path.stat().st_size
+    if taken > 4 * size:
+        raise LoRAError(f"The tensors of `{path}` take {taken} bytes, and the file has {size}. Was it tampered with?")
     return dict(loaded)
-
-
-def _read_adapter_config(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoRAError(f"`{path}` is no JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise LoRAError(f"`{path}` holds a {type(config).__name__}; expected a JSON object.")
-    return config
 
 
 def materialize(entries: Mapping[str, Any], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -187,7 +177,7 @@ def _tensor(key: str, entry: Any, dtype: torch.dtype | None) -> Tensor:
     if dtype is None or not tensor.is_floating_point() or key.endswith(".alpha"):
         return tensor.contiguous()
     cast = tensor.to(dtype).contiguous()
-    if cast.numel() and not _is_finite(cast) and _is_finite(tensor):
+    if not is_finite(cast) and is_finite(tensor):
         raise LoRAError(f"`{key}` has values that {dtype} cannot hold.")
     return cast
 
@@ -219,31 +209,18 @@ def save_lora(
     Raises:
         LoRAError: If the file exists and may not be replaced, if its folder does not, or if writing fails.
     """
-    # A link stays a link, and what it points to is replaced.
-    path = Path(os.path.realpath(path))
     check_writable(path, overwrite)
     # The largest items first keeps every tensor aligned, as in files that safetensors writes.
     order = sorted(entries, key=lambda key: (-_itemsize(key, entries[key], dtype), key))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise LoRAError(f"`{path}` could not be written: {error}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with written_at_once(path) as temporary, temporary.open("wb") as file:
             file.write(_header(order, entries, metadata, dtype))
             for key in order:
                 flat = _tensor(key, entries[key], dtype).cpu().reshape(-1)
                 if flat.numel():
                     file.write(flat.view(torch.uint8).numpy().data)
-        # A temporary file is private; the finished one has the rights of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
     except OSError as error:
-        raise LoRAError(f"`{path}` could not be written: {error}.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise LoRAError(str(error), path) from error
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -251,13 +228,12 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
     Checks that a file can be written.
 
     Raises:
-        LoRAError: If it exists and `overwrite` is not set, if it is a directory, or if its folder does not exist.
+        LoRAError: If there is something that may not be replaced, or if its folder does not exist.
     """
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise LoRAError(f"`{path}` cannot be written: it is a directory, or its folder does not exist.")
-    if path.exists() and not overwrite:
-        raise LoRAError(f"`{path}` exists. Choose another name, or allow it to be overwritten.")
+    try:
+        check_target(path, overwrite)
+    except (OSError, ValueError) as error:
+        raise LoRAError(str(error), path) from error
 
 
 def _itemsize(key: str, entry: Any, dtype: torch.dtype | None) -> int:
@@ -277,7 +253,7 @@ def _header(
         kind = _written_dtype(key, entries[key], dtype)
         stop = start + entries[key].shape.numel() * kind.itemsize
         table[key] = {
-            "dtype": _DTYPE_NAMES[kind], "shape": list(entries[key].shape), "data_offsets": [start, stop]
+            "dtype": DTYPE_CODES[kind], "shape": list(entries[key].shape), "data_offsets": [start, stop]
         }  # fmt: skip
         start = stop
     text = json.dumps(table, separators=(",", ":")).encode()
@@ -288,11 +264,14 @@ def _header(
 def nonfinite(tensors: Mapping[str, Any]) -> Iterator[str]:
     """The names of tensors with NaN or infinite values."""
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not is_finite(tensor):
             yield name
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, in any floating-point dtype."""
+    if not tensor.numel():
+        return True
     if tensor.dtype.itemsize == 1:
         tensor = tensor.to(torch.float16)
     # A NaN anywhere becomes the minimum and the maximum.

@@ -25,6 +25,7 @@ from ..checkpoints.layouts import (
     SWAPPED_HALVES,
     Row,
 )
+from ..checkpoints.sizes import is_index
 
 
 Component = Literal["transformer", "text_encoder", "text_encoder_2"]
@@ -249,7 +250,7 @@ _FLAT_PREFIXES: tuple[tuple[str, Component], ...] = (
     ("lora_te_", "text_encoder"),
 )
 
-_NAME = r"(?:\.(?P<name>(?!weight$|bias$)[^.]+))?"
+_NAME = r"(?:\.(?P<name>(?!weight$|bias$|alpha$)[^.]+))?"
 _SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern + "$"), part)
     for pattern, part in (
@@ -258,16 +259,19 @@ _SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\.lora_(?:B|up){_NAME}\.bias", "bias"),
         (r"[._]lora(?:_linear_layer)?\.down\.weight", "down"),
         (r"[._]lora(?:_linear_layer)?\.up\.weight", "up"),
-        (r"\.lora_A", "down"),
-        (r"\.lora_B", "up"),
-        (r"\.alpha", "alpha"),
+        # AdaLoRA's factors are parameters, not layers, so they have no `.weight`.
+        (rf"\.lora_A{_NAME}", "down"),
+        (rf"\.lora_B{_NAME}", "up"),
+        (rf"\.lora_E{_NAME}", "diagonal"),
+        # diffusers also takes the name of a factor for that of its layer.
+        (rf"(?:\.lora_(?:A|B|down|up){_NAME}\.weight)?\.alpha", "alpha"),
         (r"\.dora_scale", "magnitude"),
         (rf"\.lora_magnitude_vector{_NAME}(?:\.weight)?", "magnitude"),
         (r"\.magnitude", "magnitude"),
         (r"\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))", ""),
         (r"\.(?P<part>diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)", ""),
         (r"\.(?P<part>lora_time_(?:gamma|beta)\.(?:weight|bias))", ""),
-        (r"\.(?P<part>oft_blocks(?:\.\d+)?|oft_R\.weight|rescale|on_input|[ab][12]\.weight)", ""),
+        (r"\.(?P<part>oft_blocks(?:\.\d+)?|oft_R\.weight|rescale|on_input|(?:[ab][12]|bm)\.weight)", ""),
         (r"\.down\.weight", "down"),
         (r"\.up\.weight", "up"),
         (r"\.scale", "set"),
@@ -317,7 +321,7 @@ def _find_layer(component: Component, body: str, is_flat: bool) -> tuple[LayerNa
         return None
     layer = table.get(name[: found.start()] + "{}" + name[found.end() :])
     index = found.group(1)
-    return (layer, index) if layer is not None and index == str(int(index)) else None
+    return (layer, index) if layer is not None and is_index(index) else None
 
 
 def parse_lora_key(key: str) -> LoRAKey | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .updates import LayerUpdate, lossless, multiplied
+from .updates import LayerUpdate, add_exactly, lossless, multiplied
 
 
 def kron_factors(update: LayerUpdate) -> tuple[Tensor, Tensor]:
@@ -57,16 +57,11 @@ def to_lora(update: LayerUpdate) -> LayerUpdate:
         return update
     out_features, in_features = update.out_features, update.in_features or 1
     scale = update.scale
-    if update.kind == "loha":
-        up, down = _khatri_rao(update.parts)
-    elif update.kind == "lokr":
-        (a, b), (c, d) = _pair(update.parts, "lokr_w1"), _pair(update.parts, "lokr_w2")
-        up, down = torch.kron(a, c), torch.kron(b, d)
-    else:
+    if update.kind == "diff":
         up, down = _with_identity(update.parts["diff"].float())
         scale = 1.0
-    if up.shape[1] > min(out_features, in_features):
-        up, down = _with_identity(up @ down)
+    else:
+        up, down = _factors(update, min(out_features, in_features))
     stored = next(iter(update.parts.values())).dtype
     rest = {name: part for name, part in update.parts.items() if name in ("bias", "magnitude")}
     if update.kind == "diff" and "bias" in rest:
@@ -74,8 +69,20 @@ def to_lora(update: LayerUpdate) -> LayerUpdate:
     return LayerUpdate({"down": lossless(down, stored), "up": lossless(up, stored), **rest}, scale)
 
 
-def _khatri_rao(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    a, b, c, d = (parts[f"hada_{name}"].float() for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+def _factors(update: LayerUpdate, largest: int) -> tuple[Tensor, Tensor]:
+    """`up` and `down` of a LoHa or a LoKr, of a rank of up to `largest`."""
+    if update.kind == "loha":
+        a, b, c, d = (update.parts[f"hada_{name}"].float() for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        if b.shape[0] * d.shape[0] > largest:
+            return _with_identity((a @ b) * (c @ d))
+        return _khatri_rao(a, b, c, d)
+    (a, b), (c, d) = _pair(update.parts, "lokr_w1"), _pair(update.parts, "lokr_w2")
+    if b.shape[0] * d.shape[0] > largest:
+        return _with_identity(torch.kron(a @ b, c @ d))
+    return torch.kron(a, c), torch.kron(b, d)
+
+
+def _khatri_rao(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     up = (a[:, :, None] * c[:, None, :]).flatten(1)
     down = (b[:, None, :] * d[None, :, :]).flatten(0, 1)
     return up, down
@@ -96,7 +103,7 @@ def _bias_as_lora(update: LayerUpdate) -> LayerUpdate:
         muted = {name: torch.zeros_like(part) if name in first else part for name, part in parts.items()}
         return LayerUpdate({**muted, "bias": added}, 1.0)
     bias = multiplied(added, 1 / update.scale)
-    return replace(update, parts={**parts, "bias": bias + parts["bias"] if "bias" in parts else bias})
+    return replace(update, parts={**parts, "bias": add_exactly(bias, parts["bias"]) if "bias" in parts else bias})
 
 
 def dense_delta(update: LayerUpdate, dtype: torch.dtype = torch.float32) -> Tensor | None:

@@ -150,7 +150,10 @@ def multiplied(tensor: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return tensor
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32) if tensor.dtype.itemsize > 1 else torch.float32)
-    return lossless(wide * factor, tensor.dtype)
+    product = wide * factor
+    if not product.isfinite().all() and wide.isfinite().all():
+        raise LoRAError(f"Values of a layer become infinite when they are multiplied with its scale, {factor:g}.")
+    return lossless(product, tensor.dtype)
 
 
 def swap_halves(tensor: Tensor) -> Tensor:
@@ -339,6 +342,19 @@ def promote(a: torch.dtype, b: torch.dtype) -> torch.dtype:
         return a
     small = [dtype for dtype in (a, b) if dtype.itemsize > 1]
     return reduce(torch.promote_types, small) if small else torch.float32
+
+
+def equal_values(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of any dtypes have the same shape and values."""
+    dtype = promote(first.dtype, second.dtype)
+    return first.shape == second.shape and torch.equal(first.to(dtype), second.to(dtype))
+
+
+def add_exactly(first: Tensor, second: Tensor) -> Tensor:
+    """The sum in the dtype that holds both, or in float32 where that is one of 8 bits, in which nothing is added."""
+    dtype = promote(first.dtype, second.dtype)
+    dtype = dtype if dtype.itemsize > 1 else torch.float32
+    return first.to(dtype) + second.to(dtype)
 
 
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,1 +1,111 @@
-"""One folder a method."""
+"""One folder a method. `METHODS` is the only list of them: what else lists methods is derived from their records.
+
+To add a method, write its folder and name the folder in `_FOLDERS`; a package of its own calls [`register_method`].
+"""
+
+import importlib
+
+from .._registration import register
+from .method import Method, Release
+
+
+# In the order of the documentation.
+_FOLDERS = (
+    "eligen",
+    "control",
+    "infinite_you",
+    "inpaint",
+    "ip_adapter",
+    "attribute_control",
+    "lora_encoder",
+    "lora_fusion",
+    "nexus_gen",
+    "references",
+    "fill",
+    "flex",
+    "redux",
+    "insert_anything",
+    "step1x_edit",
+)
+
+METHODS: dict[str, Method] = {}
+
+
+def add(method: Method) -> Method:
+    """Add a method to the list.
+
+    Args:
+        method (`Method`): Its record.
+
+    Returns:
+        `Method`: the same.
+
+    Raises:
+        ValueError: if its folder, one of its public names or one of its releases has the name of another method's.
+    """
+    if method.folder in METHODS:
+        raise ValueError(f"There is already a method in a folder named {method.folder!r}. Choose another name.")
+    for what in ("public_names", "releases"):
+        own = _names(method, what)
+        taken = {name for other in METHODS.values() for name in _names(other, what)}
+        twice = sorted(taken.intersection(own) | {name for name in own if own.count(name) > 1})
+        if twice:
+            raise ValueError(f"`{what}` of the method {method.name!r}: {twice} exist already. Choose other names.")
+    METHODS[method.folder] = method
+    return method
+
+
+def _names(method: Method, what: str) -> list[str]:
+    return method.public_names if what == "public_names" else [release.name for release in method.releases]
+
+
+def register_method(method: Method) -> Method:
+    """
+    Add a method of another package, so that `flux-ext plan`, `custom_pipeline` and diffusers know it.
+
+    Args:
+        method (`Method`): Its record; see [`Method`].
+
+    Returns:
+        `Method`: the same.
+
+    Raises:
+        AttributeError: if a file of the method lacks a name that the record exports.
+        ValueError: if a method or a public name of this name exists already.
+    """
+    for file, names in method.exports.items():
+        module = importlib.import_module(f".{file}", method.package)
+        missing = [name for name in names if not hasattr(module, name)]
+        if missing:
+            raise AttributeError(
+                f"The method {method.name!r} exports {missing}, which `{module.__name__}` does not define. Correct "
+                f"`exports`."
+            )
+    add(method)
+    # diffusers looks classes up in the outermost package of the module that defines them.
+    package = importlib.import_module(method.package.partition(".")[0])
+    for name in method.public_names:
+        if not hasattr(package, name):
+            setattr(package, name, find(method, name))
+    register(package, method.pipelines, method.loadable)
+    return method
+
+
+def find(method: Method, name: str) -> object:
+    """A public object of a method.
+
+    Args:
+        method (`Method`): The method.
+        name (`str`): One of its public names.
+
+    Returns:
+        `object`
+    """
+    file = next(file for file, names in method.exports.items() if name in names)
+    return getattr(importlib.import_module(f".{file}", method.package), name)
+
+
+for _folder in _FOLDERS:
+    add(importlib.import_module(f".{_folder}", __name__).METHOD)
+
+__all__ = ["METHODS", "Method", "Release", "register_method"]

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..checkpoints.stock_config import StockConfigMixin
 from .tiling import TileGrid
 
 
@@ -20,7 +21,7 @@ __all__ = ["AutoencoderKLFlux", "ModelMixin"]
 DEFAULT_TILE_SIZE = 1024
 
 
-class AutoencoderKLFlux(AutoencoderKL):
+class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
     r"""
     The FLUX.1 autoencoder: [`~diffusers.AutoencoderKL`] with another way of tiling.
 
@@ -29,7 +30,7 @@ class AutoencoderKLFlux(AutoencoderKL):
     towards a tile's inner borders, over half a stride. Tiles are processed one by one into an output buffer, so peak
     memory is that of one tile plus the picture. A picture that fits into a tile is processed whole, and without
     tiling the model is the base class. Weights and config are those of `AutoencoderKL`; either class loads the other's
-    folders.
+    folders and takes the other's config, whose values stay what they are.
 
     The blending is that of DiffSynth-Studio, except that it also covers positions which a stride does not reach, and
     that weights do not fall towards the borders of the picture (see `ramp_picture_borders` of [`enable_tiling`]).
@@ -73,6 +74,8 @@ class AutoencoderKLFlux(AutoencoderKL):
             Whether the middle blocks have attention.
     """
 
+    stock_class = AutoencoderKL
+
     config: Any
 
     @register_to_config
@@ -99,6 +102,7 @@ class AutoencoderKLFlux(AutoencoderKL):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(**arguments)
+        self.hand_on_defaults()
         self._set_tiles(DEFAULT_TILE_SIZE, None, ramp_picture_borders=False)
 
     @property

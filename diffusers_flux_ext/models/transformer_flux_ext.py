@@ -19,6 +19,7 @@ from ..checkpoints.layouts import (
     detect_transformer_layout,
     plan_transformer_conversion,
 )
+from ..checkpoints.model_configs import CheckedConfigMixin
 from ..checkpoints.single_file import SingleFileMixin
 from ..methods.step1x_edit.checkpoint import PREFIX as CONNECTOR
 from ..methods.step1x_edit.checkpoint import has_connector
@@ -28,7 +29,7 @@ from ..methods.step1x_edit.checkpoint import has_connector
 __all__ = ["FluxExtTransformer2DModel", "ModelMixin"]
 
 
-class FluxExtTransformer2DModel(SingleFileMixin, FluxTransformer2DModel):
+class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransformer2DModel):
     r"""
     The FLUX.1 transformer: [`~diffusers.FluxTransformer2DModel`] with a reader for every published key layout.
 

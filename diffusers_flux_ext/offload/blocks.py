@@ -10,8 +10,6 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ..methods.step1x_edit.connector import Step1XConnector
-
 
 # What diffusers casts and offloads leaf by leaf.
 LEAVES: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,13 +25,13 @@ def streamable_blocks(module: nn.Module) -> dict[str, nn.Module]:
 
     Args:
         module (`torch.nn.Module`):
-            A model. An autoencoder is one piece: its convolutions hold little weight. So is Step1X-Edit's connector.
+            A model. An autoencoder is one piece: its convolutions hold little weight. So is a class with
+            `streams_blocks = False`.
 
     Returns:
         `dict[str, torch.nn.Module]`: Blocks with weights by path.
     """
-    # The connector runs a part of its first block by itself, past the hooks of the block.
-    if isinstance(module, (AutoencoderKL, Step1XConnector)):
+    if isinstance(module, AutoencoderKL) or not getattr(module, "streams_blocks", True):
         return {}
     return {path: block for path, block in _blocks(module, "") if next(block.parameters(), None) is not None}
 

@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .._compat import calculate_shift, retrieve_timesteps
-from ..canvas import Canvas, noised_image, sample_image_latents
+from ..canvas import Canvas, image_generators, noised_image, sample_image_latents
 from ..inputs.images import read_pixels
 from ..inputs.numbers import check_finite
 from ..inputs.prompt_padding import check_padding_mask
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
+
+SCHNELL_TEXT_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,29 @@ def check_prompts(
         inputs.check_embeds(pipe, batch_size, prefix)
     for name, inputs in (("prompt_embeds", given), ("negative_prompt_embeds", negative)):
         check_padding_mask(name, inputs.mask, inputs.prompt_embeds, mask_padding)
+
+
+def warn_of_long_texts(pipe: FluxConditionedPipeline, given: PromptInputs, max_sequence_length: int) -> None:
+    """Warn if FLUX.1 schnell, which was trained with 256 text tokens, is to see more; diffusers says nothing.
+
+    Args:
+        pipe (`FluxConditionedPipeline`): The pipeline.
+        given (`PromptInputs`): The prompt.
+        max_sequence_length (`int`): Text tokens of a prompt given as text.
+    """
+    length = max_sequence_length if given.prompt_embeds is None else given.prompt_embeds.shape[1]
+    if length > SCHNELL_TEXT_TOKENS and is_schnell(pipe):
+        logger.warning(
+            f"FLUX.1 schnell was trained with {SCHNELL_TEXT_TOKENS} text tokens, got {length}. Set "
+            f"`max_sequence_length={SCHNELL_TEXT_TOKENS}`; longer texts are cut there."
+        )
+
+
+def is_schnell(pipe: FluxConditionedPipeline) -> bool:
+    """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without any shift."""
+    schedule = pipe.scheduler.config
+    unshifted = not schedule.get("use_dynamic_shifting", False) and schedule.get("shift", 1.0) == 1.0
+    return unshifted and not pipe.transformer.config.guidance_embeds
 
 
 def canvas_size(pipe: FluxConditionedPipeline, height: int | None, width: int | None) -> tuple[int, int]:
@@ -330,9 +355,8 @@ def starting_latents(
     ids = pipe._prepare_latent_image_ids(canvas.num_samples, *canvas.grid, device, dtype)
     pixels = read_pixels("`image` of the call", image, pipe.image_processor, *size, allow_latents=True)
     pixels = pixels.to(torch.float32).to(device=device, dtype=dtype)
+    own = image_generators(generator, pixels.shape[0], canvas.num_samples)
     if pixels.shape[1] != channels:
-        # One picture for several samples is encoded once, by the first generator as in diffusers.
-        own = generator[: pixels.shape[0]] if isinstance(generator, list) else generator
         pixels = sample_image_latents(pipe.vae, pixels, own)
     batch = (canvas.batch_size, canvas.num_images_per_prompt)
     prepared, noise = noised_image(pixels, *batch, timestep, pipe.scheduler, generator)

@@ -29,11 +29,14 @@ from .._compat import execution_device, offload_all_but
 from ..attention.processor import regional_attention
 from ..caches.rules import CacheWatch, check_caches
 from ..canvas import Canvas
-from ..condition import EncodedConditions, FluxCondition, check_conditions
+from ..condition import FluxCondition, check_conditions
+from ..demand import Demand
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+from ..encoded import EncodedConditions
 from ..inputs.checks import check_generators
+from ..inputs.entity_texts import encode_text
 from ..inputs.images import read_images
-from ..inputs.prompt_padding import padding_hidden_from_t5
+from ..inputs.prompt_padding import encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
@@ -49,8 +52,10 @@ from .call_inputs import (
     is_guided,
     set_timesteps,
     starting_latents,
+    warn_of_long_texts,
 )
 from .components import share_components
+from .concurrent import check_schedule, may_run_at_once
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
@@ -141,7 +146,39 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         """
         return share_components(pipeline_class, self, **kwargs)
 
+    def demand(self, prompt_tokens: int) -> Demand:
+        """What a call of this pipeline adds by itself, for VRAM plans; a named pipeline adds its own condition.
+
+        Args:
+            prompt_tokens (`int`): Text tokens of the prompt.
+
+        Returns:
+            `Demand`: nothing here.
+        """
+        return Demand()
+
+    def encode_text(
+        self, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encode texts of conditions with T5; see [`~inputs.entity_texts.encode_text`].
+
+        Args:
+            texts (`list[str]`): The texts.
+            length (`int`): Tokens of each text; what does not fit is cut off with a warning.
+            canvas (`Canvas`): Gives device and data type.
+            mask_padding (`bool`, *optional*, defaults to `False`): Whether to hide padding.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor or None]`: hidden states `(len(texts), length, 4096)`, and if padding is
+            hidden, where there is none: `(len(texts), length)`, boolean.
+
+        Raises:
+            ValueError: if the pipeline has no T5.
+        """
+        return encode_text(self, texts, length, canvas, mask_padding)
+
     @torch.no_grad()
+    @may_run_at_once
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -208,6 +245,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         Raises:
             ValueError: if arguments contradict each other or do not fit the model; before the first step.
             TypeError: if an argument is of a wrong kind, or `conditions` holds something else than conditions.
+            RuntimeError: if another call runs with modules that serve one call at a time; see `docs/reliability.md`.
         """
         check_arguments(locals())
         conditions = check_conditions(conditions)
@@ -229,6 +267,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         batch_size = count_prompts(prompt, prompt_embeds)
         given, negative = given.matching(batch_size), negative.matching(batch_size, "negative_")
         check_prompts(self, given, negative, batch_size, mask_padding)
+        warn_of_long_texts(self, given, max_sequence_length)
         if generator is not None:
             check_generators("`generator`", generator, batch_size * num_images_per_prompt)
             generator = list(generator) if isinstance(generator, tuple) else generator
@@ -238,7 +277,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
 
         # Asking for the device walks through every module of the pipeline.
         device, guided = self._execution_device, is_guided(true_cfg_scale, negative)
-        check_caches(self.transformer)
+        check_caches(self.transformer, guided)
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
         if guided:
@@ -317,6 +356,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
             guidance = guidance.expand(latents.shape[0])
         prompt_embeds, loop = cond.hidden_states, (PlanCache(), CacheWatch(self.transformer))
+        schedule = self.scheduler.timesteps
         with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -339,13 +379,13 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
                     negative_step = replace(step, branch="uncond", prompt=uncond)
                     uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], *loop)
                     velocity = encoded.combine_velocities(step, velocity, uncond_velocity, true_cfg_scale)
+                check_schedule(self.scheduler, schedule)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)
 
                 if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[name] = locals()[name]
+                    known = locals()
+                    callback_kwargs = {name: known[name] for name in callback_on_step_end_tensor_inputs}
                     changed = read_callback(callback_on_step_end(self, i, t, callback_kwargs), latents, prompt_embeds)
                     latents, prompt_embeds = changed
                 if i == len(timesteps) - 1 or (i + 1) % self.scheduler.order == 0:
@@ -356,19 +396,14 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
     def _begin(self, guidance_scale: float, joint_attention_kwargs: dict[str, Any] | None) -> None:
         self._guidance_scale = guidance_scale
         self._joint_attention_kwargs = dict(joint_attention_kwargs or {})
-        self._current_timestep = None
-        self._interrupt = False
+        self._current_timestep, self._interrupt = None, False
 
     def _encode(
-        self,
-        given: PromptInputs,
-        device: torch.device,
-        num_images_per_prompt: int,
-        max_sequence_length: int,
+        self, given: PromptInputs, device: torch.device, num_images_per_prompt: int, max_sequence_length: int,
         mask_padding: bool,
-    ) -> PromptEmbeds:
+    ) -> PromptEmbeds:  # fmt: skip
         prompt_embeds, pooled_prompt_embeds = given.repeated_embeds(num_images_per_prompt)
-        with padding_hidden_from_t5(self, mask_padding and prompt_embeds is None) as masks:
+        with encoding_texts(self, mask_padding and prompt_embeds is None) as masks:
             encoded = self.encode_prompt(
                 given.prompt,
                 given.prompt_2,

@@ -11,6 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..checkpoints.stock_config import StockConfigMixin
+
 
 # diffusers looks up `SchedulerMixin` in the module that defines a saved scheduler.
 __all__ = ["FluxFlowMatchScheduler", "SchedulerMixin"]
@@ -20,7 +22,7 @@ DIFFSYNTH_SIGMA_MIN = 0.003 / 1.002
 BASE_GRIDS = ("diffsynth", "diffusers")
 
 
-class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
+class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     r"""
     Euler scheduler for FLUX.1 with the time grid of DiffSynth-Studio, denoising strength and training weights.
 
@@ -77,7 +79,9 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
         ValueError: If `base_grid` is unknown or `shift` is not above 0.
     """
 
-    _compatibles: list[str] = []
+    stock_class = FlowMatchEulerDiscreteScheduler
+
+    _compatibles: list[str] = ["FlowMatchEulerDiscreteScheduler"]
     order = 1
 
     config: Any
@@ -122,9 +126,7 @@ class FluxFlowMatchScheduler(FlowMatchEulerDiscreteScheduler):
             time_shift_type=time_shift_type,
             stochastic_sampling=stochastic_sampling,
         )
-        # diffusers does not hand a value left at its default to another class, whose default shift is 1.
-        defaults = [name for name in self.config.get("_use_default_values", []) if name != "shift"]
-        self.register_to_config(_use_default_values=defaults)
+        self.hand_on_defaults()
         if base_grid == "diffsynth":
             self._set_training_grid()
 

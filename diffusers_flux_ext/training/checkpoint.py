@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+
+from ..checkpoints.messages import list_keys, shorten
+from ..checkpoints.reading import open_safetensors
+from ..checkpoints.sizes import is_index
+from ..checkpoints.writing import save_tensors, written_at_once
 
 
 @contextmanager
@@ -21,12 +24,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         `Path`: the temporary path.
+
+    Raises:
+        ValueError: if there is a folder, a device or the like at `path`.
+        OSError: if it cannot be written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    yield temporary
-    os.replace(temporary, target)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with written_at_once(path) as temporary:
+        yield temporary
 
 
 def save_checkpoint(
@@ -45,6 +50,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: if a tensor's name starts with `"optimizer."`.
+        OSError: if the file cannot be written.
     """
     reserved = sorted(name for name in tensors if name.startswith("optimizer."))
     if reserved:
@@ -54,8 +60,8 @@ def save_checkpoint(
         for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 flat[f"optimizer.{number}.{index}.{name}"] = torch.as_tensor(value).contiguous().cpu().clone()
-    with atomic_path(path) as temporary:
-        save_file(flat, temporary, metadata={"training": json.dumps({"step": step})})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(flat, path, {"training": json.dumps({"step": step})})
 
 
 def load_checkpoint(
@@ -74,21 +80,34 @@ def load_checkpoint(
         `int`: number of finished steps; 0 if there is no such file, and nothing is changed then.
 
     Raises:
-        ValueError: if the file's names or shapes are not those of `tensors`.
+        ValueError: if the file is broken, or its names, shapes or optimizers are not those of this run.
+        OSError: if it cannot be read.
     """
     if not os.path.exists(path):
         return 0
-    with safe_open(path, framework="pt") as file:
+    with open_safetensors(path) as file:
         found = {name: file.get_tensor(name) for name in file.keys()}
-        step = json.loads(file.metadata()["training"])["step"]
+        step = _step(path, file.metadata())
     weights = {name: value for name, value in found.items() if not name.startswith("optimizer.")}
     _check(path, weights, tensors)
+    states = [_state(path, number, optimizer, found) for number, optimizer in enumerate(optimizers)]
     with torch.no_grad():
         for name, value in weights.items():
             tensors[name].copy_(value)
-    for number, optimizer in enumerate(optimizers):
-        _restore(optimizer, {name: value for name, value in found.items() if name.startswith(f"optimizer.{number}.")})
-    return int(step)
+    for optimizer, state in zip(optimizers, states):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def _step(path: str | os.PathLike[str], metadata: Mapping[str, str] | None) -> int:
+    text = (metadata or {}).get("training", "")
+    try:
+        step = json.loads(text)["step"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is not a checkpoint of `save_checkpoint`: its header has no step.") from error
+    if type(step) is not int or not 0 <= step < 2**63:
+        raise ValueError(f"The checkpoint `{path}` has the step {shorten(step)}; expected a whole number.")
+    return step
 
 
 def _check(
@@ -98,14 +117,30 @@ def _check(
     differ += [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
     if differ:
         raise ValueError(
-            f"The checkpoint {os.fspath(path)} does not belong to this model: {differ[:5]} differ, "
-            f"{len(differ)} in all. Delete it to start over, or use the options it was written with."
+            f"The checkpoint {os.fspath(path)} does not belong to this model: {list_keys(differ)} differ. Delete it "
+            "to start over, or use the options it was written with."
         )
 
 
-def _restore(optimizer: torch.optim.Optimizer, found: Mapping[str, torch.Tensor]) -> None:
+def _state(
+    path: str | os.PathLike[str],
+    number: int,
+    optimizer: torch.optim.Optimizer,
+    found: Mapping[str, torch.Tensor],
+) -> dict[int, dict[str, Any]]:
+    """The state of one optimizer, whose tensors are as large as its parameters, or numbers."""
+    start = f"optimizer.{number}."
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in found.items():
-        _, _, index, name = key.split(".", 3)
+        if not key.startswith(start):
+            continue
+        index, _, name = key.removeprefix(start).partition(".")
+        fits = is_index(index) and int(index) < len(parameters) and name
+        if not fits or value.shape not in (torch.Size(), parameters[int(index)].shape):
+            raise ValueError(
+                f"The checkpoint `{path}` does not belong to these optimizers: `{shorten(key)}` of shape "
+                f"{tuple(value.shape)} fits none of their {len(parameters)} parameters."
+            )
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusers_flux_ext import (
+    ControlNetImage,
     FluxConditionedPipeline,
     FluxFlowMatchScheduler,
     TeaCacheConfig,
@@ -12,7 +13,8 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.caches.tea_cache_step import RunningForward
 from diffusers_flux_ext.canvas import pack_latents
-from tests.parity.reference import reference_pair
+from tests.fixtures.controlnet import PICTURE, tiny_controlnet
+from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 from tests.parity.reference.pipeline import flux_image
 
 
@@ -60,3 +62,27 @@ def test_the_same_steps_and_the_same_picture(monkeypatch, pair, threshold, skipp
     assert decisions[0] == decisions[1]
     assert sum(decisions[1]) == skipped
     torch.testing.assert_close(images * 2 - 1, decoded[-1].clamp(-1, 1), atol=1e-3, rtol=0)
+
+
+def test_where_a_window_opens_or_closes_ours_computes(monkeypatch, pair):
+    """The reference goes on skipping there, without residuals that have come or with those that have gone."""
+    reference, ours = pair
+    net, image = tiny_controlnet(5), PICTURE.resize((64, 48))
+    monkeypatch.setattr(reference, "controlnet", reference_multi_controlnet([net], ours.transformer))
+    decisions = spy(monkeypatch, flux_image.TeaCache, "check"), spy(monkeypatch, RunningForward, "_compare")
+    # Steps 2 to 4: the reference's progress falls from 1 at the first step to 0 at the last.
+    window = controlnet_input(image=image, scale=0.7, start=5 / 7 + 0.01, end=3 / 7 - 0.01)
+    reference(
+        "a cat on the table", seed=0, num_inference_steps=STEPS, t5_sequence_length=LENGTH, progress_bar_cmd=list,
+        tea_cache_l1_thresh=1e9, controlnet_inputs=[window], **SIZE,
+    )  # fmt: skip
+    apply_tea_cache(ours.transformer, TeaCacheConfig(1e9))
+    try:
+        ours(
+            "a cat on the table", num_inference_steps=STEPS, max_sequence_length=LENGTH, output_type="latent",
+            conditions=[ControlNetImage(net, image, 0.7, start=2 / STEPS, end=5 / STEPS)], **SIZE,
+        )  # fmt: skip
+    finally:
+        remove_tea_cache(ours.transformer)
+    assert decisions[0] == [False, True, True, True, True, True, True, False]
+    assert decisions[1] == [False, True, False, True, True, False, True, False]

@@ -159,7 +159,7 @@ def test_missing_part_of_a_fused_layer_is_named() -> None:
 def test_parts_that_do_not_fit_are_named() -> None:
     weights = tiny_weights()
     weights["single_transformer_blocks.0.proj_mlp.weight"] = torch.zeros(60, 16)
-    with pytest.raises(ValueError, match=r"single_transformer_blocks\.0\.proj_mlp\.weight': \(60, 16\)"):
+    with pytest.raises(ValueError, match=r"single_transformer_blocks\.0\.proj_mlp\.weight` \(60, 16\)"):
         convert_transformer_state_dict(weights, to="diffsynth")
 
 

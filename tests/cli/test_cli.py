@@ -1,12 +1,16 @@
 """The `flux-ext` command."""
 
+import argparse
+import os
 import re
 
 import pytest
+from diffusers import FluxPipeline
 from PIL import Image
 
 from diffusers_flux_ext.cli import main as command
-from diffusers_flux_ext.cli.parsing import parse_entity, parse_size
+from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
+from tests.fixtures.tiny import tiny_components
 
 
 def run(*arguments):
@@ -38,19 +42,29 @@ def test_a_wrong_command_line_exits_with_2(capsys, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "source, message",
     [
-        (["--model", "/nowhere/at/all"], "nowhere"),
-        (["--out", "picture.nothing"], "no picture's ending"),
-        (["--entity", "a dog@500,0,600,50", "--steps", 1], "does not lie on the canvas of 128 x 128"),
-        (["--lora", "/nowhere/lora.safetensors"], "nowhere"),
+        (["--model", "nobody/x"], "--model nobody/x cannot be loaded"),
+        (
+            ["--lora", "nobody/x", "--lora-weight-name", "y.safetensors"],
+            "`y.safetensors` of the repository `nobody/x`",
+        ),
     ],
 )
-def test_work_that_fails_exits_with_1_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+def test_work_that_fails_says_so_in_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, source, message):
     monkeypatch.chdir(tmp_path)
-    assert run("generate", "--prompt", "a red circle", *arguments) == 1
-    assert message in capsys.readouterr().err
+    assert run("generate", "--prompt", "a red circle", *source) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"flux-ext generate: {message}")
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_target_that_is_not_replaced_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("diffusers_flux_ext.cli.run.load_pipeline", lambda *_, **__: pytest.fail("it was loaded"))
+    os.mkfifo(tmp_path / "pipe.png")
+    assert run("generate", "--prompt", "a red circle", "--out", tmp_path / "pipe.png") == 1
+    assert "pipe.png` exists already and is a device, a pipe or the like" in capsys.readouterr().err
 
 
 def test_generate_with_entities(tmp_path, capsys):
@@ -78,6 +92,17 @@ def test_generate_follows_seed_and_size(tmp_path):
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
 
 
+def test_schnell_has_defaults_of_its_own(tmp_path, monkeypatch):
+    from diffusers_flux_ext.cli import run as work
+
+    components = tiny_components(0, guidance_embeds=False)
+    FluxPipeline(**components).save_pretrained(tmp_path / "schnell")
+    calls = []
+    monkeypatch.setattr(work, "draw", lambda pipe, seed, **call: calls.append(call) or [Image.new("RGB", (8, 8))])
+    assert run("generate", "--model", tmp_path / "schnell", "--prompt", "a cat", "--out", tmp_path / "a.png") == 0
+    assert calls == [{"prompt": "a cat", "num_inference_steps": 4, "max_sequence_length": 256}]
+
+
 def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("diffusers_flux_ext.cli.run", fromlist=["run"]).TINY_CALL, "num_inference_steps", 2)
     assert run("demo", "--out", tmp_path / "demo", "--seed", 3) == 0
@@ -89,6 +114,25 @@ def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
 
 def test_parse_entity():
     assert parse_entity("me@home@0.1,0.2,0.5,0.9") == ("me@home", (0.1, 0.2, 0.5, 0.9))
+
+
+@pytest.mark.parametrize("box", ["0,0,inf,1", "nan,0,1,1", "-inf,0,1,1", "0,0,1e400,1"])
+def test_boxes_are_finite(box):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not TEXT@LEFT"):
+        parse_entity(f"a cat@{box}")
+
+
+@pytest.mark.parametrize("size", ["100000000", "16385x64", "9" * 5000, "\u0661\u0662\u0663", "\u00b2", "-64"])
+def test_sizes_are_bounded(size):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size") as caught:
+        parse_size(size)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("count", ["0", "1.5", "10000000", "9" * 5000, "\u0663"])
+def test_counts_are_bounded(count):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1"):
+        parse_positive(count)
 
 
 def test_parse_size():

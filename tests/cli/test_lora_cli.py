@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from diffusers_flux_ext import convert_lora, detect_lora_format
+from diffusers_flux_ext import convert_lora, detect_lora_format, tiny_flux_path
 from diffusers_flux_ext.cli.main import main
 from tests.fixtures.lora_files import make
 from tests.fixtures.tiny import tiny_transformer
@@ -55,7 +55,7 @@ def test_merge_and_resize_report_the_error(kohya, tmp_path, capsys):
     assert lora("merge", kohya, kohya, "--weights", 0.5, 0.25, "--out", both) == 0
     assert "error" not in capsys.readouterr().out
     assert lora("resize", both, "--rank", 1, "--out", small) == 0
-    assert "relative error" in capsys.readouterr().out
+    assert " % of all layers together, at most " in capsys.readouterr().out
     assert lora("resize", both, "--out", tmp_path / "none.safetensors") == 2
     assert not (tmp_path / "none.safetensors").exists()
 
@@ -68,6 +68,15 @@ def test_fuse_and_extract(kohya, tmp_path, capsys):
     assert detect_lora_format(out) == "kohya"
     assert lora("extract", "--base", base, "--tuned", base, "--rank", 8, "--out", tmp_path / "x.safetensors") == 2
     assert "do not differ" in capsys.readouterr().err
+
+
+def test_the_embedded_model_is_a_checkpoint(tmp_path, capsys):
+    lora_file = Path(tiny_flux_path()).parent / "tiny_flux_eligen_lora.safetensors"
+    out = tmp_path / "out.safetensors"
+    assert lora("fuse", "tiny", lora_file, "--out", out) == 0
+    before = load_file(Path(tiny_flux_path()) / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert load_file(out).keys() == before.keys()
+    assert lora("extract", "--base", "tiny", "--tuned", out, "--rank", 32, "--out", tmp_path / "lora.safetensors") == 0
 
 
 @pytest.mark.parametrize("arguments", [["inspect"], ["convert", "a", "b", "--to", "sdxl"], ["merge", "a"]])

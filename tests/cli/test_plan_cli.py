@@ -6,7 +6,7 @@ import pytest
 
 from diffusers_flux_ext import tiny_flux_path
 from diffusers_flux_ext.cli.main import main
-from diffusers_flux_ext.methods.catalog import METHODS, flux_models, plan_methods
+from diffusers_flux_ext.methods.catalog import flux_models, plan_methods, released_modules, releases
 
 
 def test_flux_dev_with_methods(capsys):
@@ -24,6 +24,12 @@ def test_a_folder_and_json(capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["width"], found["height"], found["text_tokens"]) == (128, 64, 32 + 3 * 512)
     assert found["components"]["transformer"]["level"] == "whole"
+
+
+def test_the_embedded_model_has_its_own_sizes(capsys):
+    assert main(["plan", "--model", "tiny", "--vram", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["height"], found["text_tokens"]) == (128, 128, 32)
 
 
 def test_an_impossible_budget_exits_with_1(capsys):
@@ -69,10 +75,10 @@ def test_editing_counts_the_picture_and_the_instruction(capsys):
 def test_all_methods_are_listed_and_planned_together(capsys):
     assert main(["plan", "--list-methods"]) == 0
     listed = capsys.readouterr().out
-    assert all(name in listed for name in METHODS)
-    names = [name for name in METHODS if not METHODS[name].transformer]
+    assert all(name in listed for name in releases())
+    names = [name for name, release in releases().items() if not release.transformer]
     plan = plan_methods([(name, None) for name in names], budget_gib=12, height=512, width=512)
-    modules = {name for method in names for name in METHODS[method].modules}
+    modules = {name for method in names for name in released_modules(method)}
     assert modules <= {each.name for each in plan.components}
     assert plan.peak_gib <= 12
 
@@ -87,4 +93,4 @@ def test_step1x_edit_brings_its_models_prompt_and_reference(capsys):
 
 
 def test_a_method_may_change_the_transformer():
-    assert flux_models(**METHODS["fill"].transformer)["transformer"].x_embedder.in_features == 384
+    assert flux_models(**releases()["fill"].transformer)["transformer"].x_embedder.in_features == 384

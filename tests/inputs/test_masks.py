@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusers_flux_ext import Canvas
-from diffusers_flux_ext.inputs.masks import mask_to_pixels, mask_to_tokens
+from diffusers_flux_ext.inputs.masks import list_regions, mask_to_pixels, mask_to_tokens
 
 
 CANVAS = Canvas(64, 96, 1, 1, torch.device("cpu"), torch.float32)
@@ -54,6 +54,8 @@ KINDS = {
     "channels first array": np.stack([GRAY] * 3),
     "one channel array": GRAY[None],
     "channels last tensor": torch.from_numpy(np.stack([GRAY] * 3, axis=-1)),
+    "batch of one tensor": torch.from_numpy(GRAY)[None, None],
+    "batch of one array": GRAY[None, ..., None],
     "color tensor": torch.from_numpy(GRAY).expand(3, -1, -1),
 }
 
@@ -66,6 +68,13 @@ def test_every_kind_means_the_same(mask):
     # The box's right edge at 50 passes no sampled latent pixel beyond 48; its lower edge at 40 cuts row 2 in half.
     expected[:3, 1:3] = True
     assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, torch.Tensor.clone], ids=["array", "tensor"])
+def test_a_batch_is_one_mask_per_prompt(kind):
+    masks = torch.stack([torch.from_numpy(INSIDE), torch.from_numpy(~INSIDE)])[:, None].float()
+    read = [mask_to_pixels(mask, CANVAS) for mask in list_regions(kind(masks))]
+    assert torch.equal(torch.stack(read), masks[:, 0] > 0)
 
 
 def test_any_latent_pixel_of_a_token_counts():

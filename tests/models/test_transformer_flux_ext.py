@@ -135,7 +135,7 @@ def test_only_the_header_is_read_before_an_error(tmp_path: Path, monkeypatch: py
         def get_tensor(self, key: str) -> torch.Tensor:
             raise AssertionError(f"`{key}` was read")
 
-    monkeypatch.setattr("diffusers_flux_ext.checkpoints.single_file.safe_open", HeaderOnly)
+    monkeypatch.setattr("diffusers_flux_ext.checkpoints.reading.safe_open", HeaderOnly)
     with pytest.raises(ValueError, match=r"'bfl' layout has: `double_blocks\.0\.img_attn\.qkv\.lora_A`"):
         FluxExtTransformer2DModel.from_single_file(tmp_path / "model.sft", axes_dims_rope=AXES)
     save_file(tiny_weights("bfl"), tmp_path / "model.sft")
@@ -244,7 +244,7 @@ def test_wrong_shapes_are_named_with_both_shapes() -> None:
 
 
 def test_wrong_dimensions_are_named() -> None:
-    with pytest.raises(ValueError, match=r"'x_embedder\.weight': \(16,\)"):
+    with pytest.raises(ValueError, match=r"`x_embedder\.weight` \(16,\)"):
         FluxExtTransformer2DModel.from_state_dict(
             {**tiny_weights(), "x_embedder.weight": torch.zeros(16)}, axes_dims_rope=AXES
         )
@@ -263,7 +263,7 @@ def test_files_that_are_none_raise(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="hf_hub_download"):
         FluxExtTransformer2DModel.from_single_file(tmp_path / "absent.safetensors")
     torch.save(tiny_weights(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="no safetensors file"):
+    with pytest.raises(ValueError, match="model.pt` is not an intact safetensors file|not a whole safetensors file"):
         FluxExtTransformer2DModel.from_single_file(tmp_path / "model.pt")
 
 

@@ -15,8 +15,9 @@ from diffusers_flux_ext import (
     FluxFlowMatchScheduler,
     PromptEmbeds,
 )
-from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.encoded import EncodedConditions
 from tests.fixtures.conditions import CASES, METHODS, pipeline_for
+from tests.fixtures.synthetic import never
 from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
 
@@ -99,7 +100,7 @@ def test_no_condition_makes_later_steps_wait():
 def test_the_spy_sees_what_waits():
     @dataclass(frozen=True, eq=False)
     class Waiting(FluxCondition):
-        per_step = True
+        reuse = never
 
         def contribute(self, encoded, step):
             if step.timestep[0] > 2:

@@ -1,7 +1,7 @@
 """Sharing components with diffusers' pipelines, saving, and loading through every door."""
 
 import json
-import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +19,7 @@ from diffusers_flux_ext import (
     FluxFlowMatchScheduler,
     FluxInfiniteYouPipeline,
 )
+from diffusers_flux_ext.methods import METHODS
 from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
 
 
@@ -132,10 +133,10 @@ def test_an_unknown_custom_pipeline_lists_the_known_ones():
 
 
 def test_shims_have_unique_names_and_name_one_pipeline():
-    folder = os.path.dirname(diffusers_flux_ext.custom_pipeline("eligen"))
-    files = [file for file in os.listdir(folder) if file.endswith(".py")]
-    assert all(file.startswith("dfx_") for file in files)
-    assert {"dfx_eligen.py", "dfx_conditioned.py"} <= set(files)
+    names = ["conditioned", *(method.folder for method in METHODS.values() if method.pipelines)]
+    files = [Path(diffusers_flux_ext.custom_pipeline(name)) for name in names]
+    assert [file.name for file in files] == [f"dfx_{name}.py" for name in names]
+    assert all(len(re.findall(r"import \w+Pipeline ", file.read_text())) == 1 for file in files)
 
 
 def test_no_folder_is_named_like_a_package_of_diffusers_pipelines():

@@ -23,6 +23,7 @@ STOCK_CONFIGS = [
     {"shift": 3.0, "shift_terminal": 0.02},
     {"shift": 3.0, "invert_sigmas": True},
 ]
+OWN_CONFIGS = [{}, {"shift": 6.5}, {"base_grid": "diffusers", "use_dynamic_shifting": True}]
 CALLS: list[dict[str, Any]] = [
     {"num_inference_steps": 2},
     {"num_inference_steps": 7},
@@ -166,15 +167,23 @@ def test_impossible_configs_raise(config: dict[str, Any], message: str) -> None:
         FluxFlowMatchScheduler(**config)
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"shift": 6.5}, {"base_grid": "diffusers", "use_dynamic_shifting": True}], ids=str
-)
+@pytest.mark.parametrize("config", OWN_CONFIGS, ids=str)
+def test_the_stock_scheduler_is_compatible(config: dict[str, Any]) -> None:
+    ours = FluxFlowMatchScheduler(**config)
+    assert ours.compatibles == [FlowMatchEulerDiscreteScheduler]
+    stock = FlowMatchEulerDiscreteScheduler.from_config(ours.config)
+    assert parameters(FluxFlowMatchScheduler.from_config(stock.config)) == parameters(ours)
+
+
+@pytest.mark.parametrize("config", OWN_CONFIGS, ids=str)
 def test_save_and_load(tmp_path: Path, config: dict[str, Any]) -> None:
     saved = FluxFlowMatchScheduler(**config)
     saved.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"] == "FluxFlowMatchScheduler"
     loaded = FluxFlowMatchScheduler.from_pretrained(tmp_path)
     assert parameters(loaded) == parameters(saved)
+    # As in stock: nothing that was loaded counts as left at its default.
+    assert "_use_default_values" not in loaded.config
     for scheduler in (saved, loaded):
         scheduler.set_timesteps(5, mu=0.8)
     assert_same_schedule(saved, loaded)

@@ -19,6 +19,7 @@ from ..dynamic import is_timed
 from ..errors import LoRAError
 from ..products import bias_delta, dense_delta, kron_factors, to_lora
 from ..updates import LayerUpdate, magnitude_axis
+from .fusing import check_layer
 
 
 _DOWN = ".lora_A.weight"
@@ -152,10 +153,12 @@ class DeltaVariant(LoraVariant):
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        check_layer(f"a layer of {active_adapter}", module.get_base_layer())
         return orig_weight + DeltaVariant._delta(module, active_adapter, orig_weight)
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        check_layer(f"a layer of {active_adapter}", module.get_base_layer())
         delta = DeltaVariant._delta(module, active_adapter, orig_weight)
         # Kept, because the change of a DoRA cannot be computed from the merged weights.
         module.lora_B[active_adapter].merged = delta

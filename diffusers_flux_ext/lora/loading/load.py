@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..._compat import fetch_lora_state_dict, offloading_suspended, restore_linears
-from ..errors import LoRAError
+from ..errors import LoRAError, naming_files
 from ..files import ADAPTER_CONFIG, PICKLES, LoRASource
 from ..keys import Component
 from ..reading.read import LoRAAdapter
 from ..reading.scale import PEFT_HEADER
+from ..reading.scope import find_token_scope
 from ..tools.convert import load_adapter
 from .inject import inject, narrow_x_embedder
 from .patches import add_patches, apply_patches, patch_weights, remove_patches
 from .plan import adapter_names, check_plans, free_name, plan_loading
 from .timestep_layers import drop_unused_clock
 
+
+logger = logging.getLogger(__name__)
 
 COMPONENTS: tuple[Component, ...] = ("transformer", "text_encoder", "text_encoder_2")
 _HUB_ARGUMENTS = ("weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "proxies",
@@ -118,8 +122,9 @@ def load_lora(
         TypeError: If there are unknown arguments.
     """
     check_hub_arguments(hub)
-    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
-    return add_adapter(pipe, adapter, adapter_name, weight)
+    with naming_files(source):
+        adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+        return add_adapter(pipe, adapter, adapter_name, weight)
 
 
 def add_adapter(pipe: Any, adapter: LoRAAdapter, adapter_name: str | None, weight: float, timed: bool = False) -> str:
@@ -174,8 +179,9 @@ def load_into(
     Loads a LoRA as diffusers' `load_lora_weights` does: it becomes the only active adapter. See [`load_lora`].
     """
     check_hub_arguments(hub)
-    adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
-    return _load_read(pipe, adapter, adapter_name, hotswap, low_cpu_mem_usage)
+    with naming_files(source):
+        adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
+        return _load_read(pipe, adapter, adapter_name, hotswap, low_cpu_mem_usage)
 
 
 def check_hub_arguments(hub: Mapping[str, Any]) -> None:
@@ -196,6 +202,8 @@ def _load_read(
     name = adapter_name or free_name(models.values())
     plans = plan_loading(adapter, models, timed)
     check_plans(plans, models, name, hotswap)
+    if scope := find_token_scope(adapter.layers.values()):
+        logger.warning("%s", scope)
     with offloading_suspended(pipe):
         try:
             for component, plan in plans.items():

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers.loaders import FluxLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE
 
 from ..._compat import offloading_suspended
+from ...checkpoints.writing import written_at_once
+from ..errors import LoRAError, naming_files
 from ..files import LoRASource, materialize
 from ..layouts import lora_layout
+from ..reading.scale import PEFT_HEADER
+from ..writing.save import stable_metadata
 from ..writing.write import write_lora
 from .deltas import check_plain
+from .fusing import check_fusible, has_fused
 from .load import COMPONENTS, load_into, lora_models, read_source, unload_lora
 from .patches import apply_patches, patch_weights, patched_adapters
+from .weights import read_weights
 
 
 class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
@@ -42,21 +51,26 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 As for [`~diffusers.loaders.FluxLoraLoaderMixin.lora_state_dict`], and `strict`.
 
         Returns:
-            `dict`, or a `tuple` with the alphas and the metadata when `return_alphas` or `return_lora_metadata`.
+            `dict`, or a `tuple` with the alphas and the metadata when `return_alphas` or `return_lora_metadata`. The
+            metadata is PEFT's config of each model, with keys such as `"transformer.r"`, if the file has it and it
+            says the scale of every layer; it then takes the place of the alphas. Else it is `None`.
 
         Raises:
             LoRAError: If it cannot be read.
         """
         with_alphas, with_metadata = kwargs.pop("return_alphas", False), kwargs.pop("return_lora_metadata", False)
         strict = kwargs.pop("strict", True)
-        adapter = read_source(pretrained_model_name_or_path_or_dict, None, None, strict, **kwargs)
-        adapter.metadata.clear()
-        entries, _ = write_lora(adapter, lora_layout("diffusers"), strict)
-        tensors = materialize(entries)
+        with naming_files(pretrained_model_name_or_path_or_dict):
+            adapter = read_source(pretrained_model_name_or_path_or_dict, None, None, strict, **kwargs)
+            if not with_metadata:
+                adapter.metadata.clear()
+            entries, header = write_lora(adapter, lora_layout("diffusers"), strict)
+            tensors = materialize(entries)
+        metadata = json.loads(header[PEFT_HEADER]) if PEFT_HEADER in header else None
         alphas = {key: float(tensors.pop(key)) for key in list(tensors) if key.endswith(".alpha")}
         if not with_alphas:
             tensors.update(alphas)  # type: ignore[arg-type]
-        outputs = (tensors, *([alphas] if with_alphas else []), *([None] if with_metadata else []))
+        outputs = (tensors, *([alphas] if with_alphas else []), *([metadata] if with_metadata else []))
         return outputs if len(outputs) > 1 else tensors
 
     def load_lora_weights(
@@ -92,26 +106,111 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         save_directory: str | os.PathLike[str],
         transformer_lora_layers: Any = None,
         text_encoder_lora_layers: Any = None,
-        **kwargs: Any,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_layers: Any = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """
-        Saves LoRAs as diffusers does.
+        Saves LoRAs as diffusers does, and T5's with them.
 
         Args:
             save_directory (`str` or `os.PathLike`):
                 A folder.
-            transformer_lora_layers, text_encoder_lora_layers (`dict[str, torch.Tensor]`, *optional*):
-                The factors, as `peft.get_peft_model_state_dict` gives them.
-            kwargs:
+            transformer_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers
+                (`dict[str, torch.Tensor]` or `torch.nn.Module`, *optional*):
+                The factors, as `peft.get_peft_model_state_dict` gives them. At least one model's.
+            is_main_process, weight_name, save_function, safe_serialization:
                 As for [`~diffusers.loaders.FluxLoraLoaderMixin.save_lora_weights`].
+            transformer_lora_adapter_metadata, text_encoder_lora_adapter_metadata, text_encoder_2_lora_adapter_metadata
+                (`dict[str, Any]`, *optional*):
+                The `LoraConfig` of each model as a dict, which holds the scales. Patterns whose order matters are
+                written as one for each layer.
 
         Raises:
             LoRAError: If there is something else than factors: LoKr, DoRA, dense deltas and timestep LoRAs are no
-                LoRAs that diffusers' layout could hold.
+                LoRAs that diffusers' layout could hold. If metadata is not a dict.
+            ValueError: If there are no layers at all.
         """
-        for layers in (transformer_lora_layers, text_encoder_lora_layers):
-            check_plain(layers.state_dict() if isinstance(layers, torch.nn.Module) else layers or {})
-        super().save_lora_weights(save_directory, transformer_lora_layers, text_encoder_lora_layers, **kwargs)
+        given = {
+            "transformer": (transformer_lora_layers, transformer_lora_adapter_metadata),
+            "text_encoder": (text_encoder_lora_layers, text_encoder_lora_adapter_metadata),
+            "text_encoder_2": (text_encoder_2_lora_layers, text_encoder_2_lora_adapter_metadata),
+        }
+        layers, metadata = {}, {}
+        for component, (model, config) in given.items():
+            if not model:
+                continue
+            layers[component] = model.state_dict() if isinstance(model, torch.nn.Module) else model
+            check_plain(layers[component])
+            metadata[component] = stable_metadata(component, config, layers[component])
+        if not layers:
+            names = [f"{component}_lora_layers" for component in given]
+            raise ValueError(f"There is nothing to save: pass at least one of {names}.")
+        cls._save_lora_weights(
+            save_directory=save_directory,
+            lora_layers=layers,
+            lora_metadata=metadata,
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+            safe_serialization=safe_serialization,
+        )
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = ("transformer",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Adds LoRAs to the weights, as diffusers does.
+
+        Args:
+            components (`list[str]`, *optional*, defaults to `["transformer"]`):
+                The models whose LoRAs are fused: `"transformer"`, `"text_encoder"`, `"text_encoder_2"`.
+            lora_scale (`float`, *optional*, defaults to 1.0):
+                What the updates are multiplied with.
+            safe_fusing (`bool`, *optional*, defaults to `False`):
+                Whether to check for NaN first.
+            adapter_names (`list[str]`, *optional*):
+                The adapters; all active ones by default.
+            kwargs:
+                As for [`~diffusers.loaders.FluxLoraLoaderMixin.fuse_lora`].
+
+        Raises:
+            LoRAError: If the weights are quantised (bitsandbytes, GGUF, quanto, torchao), stored in 8 bits, or not in
+                memory, so that the sum would be rounded or lost. Unfused, the LoRAs work there as anywhere.
+            ValueError: If there is no component of a name.
+        """
+        with offloading_suspended(self):
+            check_fusible({name: model for name, model in lora_models(self).items() if name in components})
+            super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names, **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] = COMPONENTS, **kwargs: Any) -> None:
+        """
+        Subtracts fused LoRAs again, with the rounding of that subtraction.
+
+        Args:
+            components (`list[str]`, *optional*):
+                The models; all by default.
+            kwargs:
+                As for [`~diffusers.loaders.FluxLoraLoaderMixin.unfuse_lora`].
+
+        Raises:
+            ValueError: If there is no component of a name.
+        """
+        models = lora_models(self)
+        # PEFT warns about every layer where nothing is fused.
+        fused = [name for name in components if name not in models or has_fused(models[name])]
+        with offloading_suspended(self):
+            super().unfuse_lora(fused or list(components), **kwargs)
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = True) -> None:
         """
@@ -137,6 +236,44 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         """
         unload_lora(self, adapter_names)
 
+    @staticmethod
+    def write_lora_layers(
+        state_dict: dict[str, torch.Tensor],
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool,
+        weight_name: str | None,
+        save_function: Any,
+        safe_serialization: bool,
+        lora_adapter_metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Writes a LoRA as diffusers does, whole or not at all. It is what [`save_lora_weights`] calls.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`):
+                The factors.
+            save_directory (`str` or `os.PathLike`):
+                A folder, which is made if there is none.
+            is_main_process, weight_name, save_function, safe_serialization, lora_adapter_metadata:
+                As for diffusers' method. A `save_function` writes where it is told to, without a temporary file.
+
+        Raises:
+            LoRAError: If the folder or the file cannot be written; the message names it.
+        """
+        name = weight_name or (LORA_WEIGHT_NAME_SAFE if safe_serialization else LORA_WEIGHT_NAME)
+        target = Path(save_directory) / name
+        rest = (save_function, safe_serialization, lora_adapter_metadata)
+        try:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            if save_function is not None:
+                FluxLoraLoaderMixin.write_lora_layers(state_dict, save_directory, is_main_process, name, *rest)
+                return
+            with written_at_once(target) as temporary:
+                FluxLoraLoaderMixin.write_lora_layers(state_dict, temporary.parent, is_main_process, name, *rest)
+        # Writers of pickles raise a RuntimeError on a full disk, and that of safetensors on memory that is shared.
+        except (OSError, RuntimeError) as error:
+            raise LoRAError(f"The LoRA could not be saved: {error}", target) from error
+
     def get_list_adapters(self) -> dict[str, list[str]]:
         """The adapters of every model, those that patch norms alone included."""
         found = super().get_list_adapters()
@@ -157,20 +294,20 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 Their names.
             adapter_weights (`float`, `dict` or a list of them, *optional*):
                 A weight for each, or one for each model (`{"transformer": 0.5, "text_encoder": 1.0}`), or one for each
-                kind of block; 1 by default.
+                part of a layer's name (`{"transformer": {"single_transformer_blocks": 0.5}}`); 1 by default. A single
+                dict holds for every adapter. Names of models and layers that do not exist are reported in a warning.
 
         Raises:
-            ValueError: If there is no adapter of a name, or the numbers of names and weights differ.
+            ValueError: If there is no adapter of a name, the numbers of names and weights differ, or a weight is not a
+                finite number.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        given = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
         models = lora_models(self)
+        given = read_weights(names, adapter_weights, models)
         layered = {name for model in models.values() for name in getattr(model, "peft_config", {})}
         kept = [index for index, name in enumerate(names) if name in layered or name not in _patched(models)]
         if kept or not names:
-            super().set_adapters(
-                [names[i] for i in kept], [given[i] for i in kept] if len(given) == len(names) else given
-            )
+            super().set_adapters([names[i] for i in kept], [given[i] for i in kept])
         with self._patching(models):
             for component, model in models.items():
                 apply_patches(model, {name: _weight(weight, component) for name, weight in zip(names, given)})

@@ -77,7 +77,8 @@ def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module], timed: b
         else:
             plan.patches.extend(_patches(name, update, layer))
     for component, count in absent.items():
-        logger.warning("%d layers of the LoRA belong to `%s`, which the pipeline does not have.", count, component)
+        layers_of = "1 layer of the LoRA belongs" if count == 1 else f"{count} layers of the LoRA belong"
+        logger.warning("%s to `%s`, which the pipeline does not have.", layers_of, component)
     _report_missing(plans)
     return {component: plan for component, plan in plans.items() if plan.updates or plan.patches}
 

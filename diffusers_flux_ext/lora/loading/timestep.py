@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..._compat import offloading_suspended
-from ..errors import LoRAError
+from ..errors import LoRAError, naming_files
 from ..files import LoRASource
 from ..reading.read import LoRAAdapter
 from .load import add_adapter, check_hub_arguments, read_source
@@ -61,7 +61,7 @@ def load_timestep_lora(
     """
     adapter = _read(source, strict, **hub)
     # The layers cannot run without the clock, and a VRAM budget runs them once to plan again.
-    with offloading_suspended(pipe):
+    with naming_files(source), offloading_suspended(pipe):
         name = add_adapter(pipe, adapter, adapter_name, strength, timed=True)
         connect_clock(pipe.transformer, name)
     return name
@@ -104,11 +104,12 @@ def bake_timestep_lora(
 
 def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAAdapter:
     check_hub_arguments(hub)
-    adapter = read_source(source, {}, {}, strict, **hub)
-    check_timed(adapter.updates())
-    others = sorted({name.partition(".")[0] for name, _ in adapter.updates()} - {"transformer"})
-    if others:
-        raise LoRAError(f"A timestep LoRA updates the transformer only; this one has layers of {others}.")
+    with naming_files(source):
+        adapter = read_source(source, {}, {}, strict, **hub)
+        check_timed(adapter.updates())
+        others = sorted({name.partition(".")[0] for name, _ in adapter.updates()} - {"transformer"})
+        if others:
+            raise LoRAError(f"A timestep LoRA updates the transformer only; this one has layers of {others}.")
     # The strength takes the place of alpha.
     layers = {name: replace(layer, update=replace(layer.update, scale=1.0)) for name, layer in adapter.layers.items()}
     return replace(adapter, layers=layers)

@@ -11,6 +11,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..._sharing import guard_forward, unguard_forward
 from ..errors import LoRAError
 from ..updates import LayerUpdate
 from .deltas import DeltaVariant
@@ -32,9 +33,11 @@ class TimestepClock:
         self.timestep: Tensor | None = None
         self.embedding: Tensor | None = None
         self.configs: list[Any] = []
+        # The time holds for one forward pass, so one thread at a time may run it.
+        guard_forward(transformer)
         self.handles = [
             transformer.register_forward_pre_hook(self.before, with_kwargs=True),
-            transformer.register_forward_hook(self.after, always_call=True),
+            transformer.register_forward_hook(self.after, prepend=True, always_call=True),
         ]
 
     def before(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -154,6 +157,7 @@ def drop_unused_clock(model: nn.Module) -> None:
         for handle in clock.handles:
             handle.remove()
         delattr(model, _ATTRIBUTE)
+        unguard_forward(model)
 
 
 def baked(update: LayerUpdate, timestep: float, strength: float) -> dict[str, Tensor]:

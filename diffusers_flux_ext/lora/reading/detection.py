@@ -83,6 +83,8 @@ def _diffusers_flat(facts: _Facts) -> str:
 
 
 def _diffusers_dotted(facts: _Facts) -> str:
+    if "diagonal" in facts.parts:
+        return "peft_adalora"
     if facts.prefix.startswith("base_model."):
         return "peft_basemodel_default" if facts.named else "peft_basemodel"
     if facts.prefix == "diffusion_model.":

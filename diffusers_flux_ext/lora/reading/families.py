@@ -22,7 +22,7 @@ _MODELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo](_img)?\b|blocks[._]\d+[._](self_attn|cross_attn)_",
         ),
         ("HunyuanVideo", r"(img|txt)_attn_(qkv|proj)\b|individual_token_refiner"),
-        ("LTX-Video", r"transformer_blocks[._]\d+[._]attn1[._]to_[qkv].*patchify|caption_projection"),
+        ("LTX-Video", r"^(?=.*patchify).*transformer_blocks[._]\d+[._]attn1[._]to_[qkv]|caption_projection"),
         ("Lumina or Z-Image", r"(noise|context)_refiner[._]\d|layers[._]\d+[._]attention[._](qkv|to_q)"),
         (
             "Stable Diffusion (XL)",
@@ -37,8 +37,24 @@ _DYNAMIC: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("OFT of sd-scripts", r"^oft_unet_", "it multiplies the base weights, so its update depends on them"),
         (
             "EasyControl",
-            r"\.processor\.(q|k|v|proj)_loras\.\d+\.",
-            "it acts on the tokens of a condition picture only, not on the weights",
+            r"\.processor\.(cond_)?(q|k|v|proj)_loras\.\d+\.",
+            "it acts on the tokens of a condition image only, not on the weights",
+        ),
+        (
+            "DreamO",
+            r"^dreamo_(t5|task|idx)_embedding\.",
+            "its pipeline also adds learned embeddings to the tokens of the target and of the references",
+        ),
+        (
+            "T-LoRA",
+            r"\.(lambda_layer|[qp]_layer\.weight)$",
+            "its ranks depend on the timestep, and its start, which is taken off again, is not in the file",
+        ),
+        ("IA3", r"\.(ia3_l(\.\w+)?|on_input)$", "it multiplies the base weights, so its update depends on them"),
+        (
+            "VeRA",
+            r"\b(vera_lambda_[bd]|vera_[AB])\b",
+            "its layers share random factors of PEFT's, and it holds the vectors that scale them",
         ),
         (
             "a LoRA packed for nunchaku",
@@ -47,9 +63,15 @@ _DYNAMIC: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
+# PEFT's other tuners put their name before those of their parameters.
+_TUNERS = re.compile(
+    r"(?:^|\.)(?P<tuner>adamss|beft|boft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|ln_tuning|miss|"
+    r"osf|peanut|poly|psoft|pvera|randlora|road|shadow|shira|supertuning|tinylora|trainable_tokens|unilora|vblora|"
+    r"waveft)_\w+(?:\.|$)"
+)
 _WEIGHTS = (".weight", ".bias", ".scale")
 RELEASED_WIDTH, RELEASED_DOUBLE_BLOCKS = 3072, 19
-_INDEX = re.compile(r"(?<![a-z_])transformer_blocks[._](\d+)[._]")
+_INDEX = re.compile(r"(?<![a-z_])transformer_blocks[._](\d{1,4})[._]")
 
 
 def find_foreign(keys: Collection[str]) -> str | None:
@@ -66,6 +88,9 @@ def find_foreign(keys: Collection[str]) -> str | None:
     for name, pattern, reason in _DYNAMIC:
         if any(pattern.search(key) for key in keys):
             return f"This is {name}: {reason}. It cannot be loaded or converted as a LoRA."
+    tuner = next((found.group("tuner") for key in keys if (found := _TUNERS.search(key))), None)
+    if tuner:
+        return f"PEFT's tuner {tuner.upper()} saved this: it is not a LoRA, and cannot be loaded or converted as one."
     counts = {name: sum(pattern.search(key) is not None for key in keys) for name, pattern in _MODELS}
     name = max(counts, key=lambda key: counts[key])
     if counts[name]:

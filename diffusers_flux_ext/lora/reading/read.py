@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,10 @@ from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
 from ..keys import LoRAKey, is_extra, parse_lora_key
 from ..products import dense_delta, to_lora
 from ..updates import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
+from .adalora import DIAGONAL, is_pruned, multiply_diagonal
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
-from .scale import PeftScales, layer_scale, read_peft_scales
+from .scale import USABLE, PeftScales, is_usable, layer_scale, read_peft_scales
 
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ _DTYPES = frozenset({
     torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 })  # fmt: skip
 _MATRICES = LORA | LOHA | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
+# The largest matrix that a LoRA of FLUX.1 updates, T5's embedding, has half as many values.
+MAX_VALUES = 2**28
 # Outputs and inputs of diffusers' layers in units of the model's width; `None` where they are something else.
 _SIZES: dict[str, tuple[int | None, int | None]] = {
     "ff.net.0.proj": (4, 1), "ff.net.2": (1, 4), "ff_context.net.0.proj": (4, 1), "ff_context.net.2": (1, 4),
@@ -139,18 +141,19 @@ def read_lora(
     metadata = dict(metadata or {})
     tensors = {str(key): _as_tensor(str(key), value) for key, value in state_dict.items()}
     parsed = {key: parse_lora_key(key) for key in tensors if not is_extra(key)}
+    peft = read_peft_scales(metadata, adapter_config)
     _refuse_foreign(parsed, tensors)
     unknown = [key for key, found in parsed.items() if found is None]
     known = {key: found for key, found in parsed.items() if found is not None}
     named = describe_format(list(known.values()), metadata)
     _report_unknown(unknown, known, len(tensors), named, strict)
     _check_adapter_names(known)
-    peft = read_peft_scales(metadata, adapter_config)
-    if default_alpha is not None and not math.isfinite(default_alpha):
-        raise LoRAError(f"`default_alpha` is {default_alpha}; expected a finite number.")
+    if default_alpha is not None and not is_usable(default_alpha):
+        raise LoRAError(f"`default_alpha` is {default_alpha!r}; expected {USABLE}.")
     layers = {
-        name: _read_layer(keys, {key.part: tensors[spelled] for spelled, key in keys}, peft, default_alpha)
+        name: layer
         for name, keys in _group(known).items()
+        if (layer := _read_layer(keys, {k.part: tensors[spelled] for spelled, k in keys}, peft, default_alpha))
     }
     _check_sizes(layers)
     if default_alpha is None and peft is None and (lost := lost_alpha(layers, metadata)):
@@ -196,7 +199,9 @@ def _refuse_foreign(parsed: Mapping[str, LoRAKey | None], tensors: Mapping[str, 
     if not parsed:
         raise LoRAError(f"There are no keys of a LoRA among {len(tensors)} keys.")
     unknown = [key for key, found in parsed.items() if found is None]
-    reason = find_foreign(unknown) or (find_checkpoint(unknown) if len(unknown) == len(parsed) else None)
+    # IA3 has a `weight` for every `on_input`, which alone would look like a checkpoint.
+    telling = [*unknown, *(key for key, found in parsed.items() if found is not None and found.part == "on_input")]
+    reason = find_foreign(telling) or (find_checkpoint(unknown) if len(unknown) == len(parsed) else None)
     reason = reason or find_qwen_image(parsed, {key: tensor.shape for key, tensor in tensors.items()})
     if reason:
         raise ForeignLoRAError(reason)
@@ -231,11 +236,19 @@ def _read_layer(
     parts: dict[str, Tensor],
     peft: PeftScales | None,
     default_alpha: float | None,
-) -> StoredLayer:
+) -> StoredLayer | None:
     name = keys[0][1].prefix + keys[0][1].body
     if len(parts) != len(keys):
         raise LoRAError(f"`{name}` has a part twice: {[spelled for spelled, _ in keys]}.")
     alpha = parts.pop("alpha", None)
+    if is_pruned(parts):
+        return None
+    if DIAGONAL in parts and alpha is None and default_alpha is None and peft is None:
+        raise LoRAError(
+            f"`{name}` is a layer of an AdaLoRA, whose scale is in PEFT's `adapter_config.json` only. Give the folder "
+            "that has both, or pass `adapter_config=` or `default_alpha=`."
+        )
+    parts = multiply_diagonal(name, parts)
     update = LayerUpdate(parts, 1.0, alpha)
     key = keys[0][1]
     replaced = {"set", "set_weight"} & parts.keys()
@@ -267,6 +280,11 @@ def _check_parts(name: str, update: LayerUpdate) -> None:
         raise LoRAError(f"`{name}` has several updates of its matrix at once: {kinds} with {shapes}.")
     if kinds and not _chains(update):
         raise LoRAError(f"The factors of `{name}` do not chain: their shapes are {shapes}.")
+    if kinds and update.out_features * (update.in_features or 1) > MAX_VALUES:
+        raise LoRAError(
+            f"`{name}` updates a matrix of shape {(update.out_features, update.in_features)}; expected no more than "
+            f"{MAX_VALUES} values. Its factors have the shapes {shapes}."
+        )
 
 
 def _complete_kinds(parts: Mapping[str, Tensor]) -> dict[str, bool | None]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import LoRAError
+from ..errors import LoRAError, shortened
 from ..keys import LoRAKey
 from ..updates import LayerUpdate
+from .patterns import NamePatterns
+from .peft_config import divisor, normalized_config, tuner_of
 
 
 logger = logging.getLogger(__name__)
 
 PEFT_HEADER = "lora_adapter_metadata"
-LARGEST = 1e30
+# Beyond these the products of a LoRA are no numbers of float32.
+LARGEST, SMALLEST = 1e30, 1e-30
+USABLE = f"0, or a number between {SMALLEST:g} and {LARGEST:g}"
 
 
 class PeftScales:
@@ -34,8 +37,9 @@ class PeftScales:
     def __init__(self, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
         self.configs = configs
         self.source = source
+        self._patterns: dict[tuple[int, str], NamePatterns] = {}
 
-    def scale(self, component: str, module: str, rank: int) -> float | None:
+    def scale(self, component: str, module: str, rank: int | None) -> float | None:
         """
         The scale of a layer.
 
@@ -44,20 +48,23 @@ class PeftScales:
                 The component that the layer belongs to.
             module (`str`):
                 Its name there, as PEFT saw it.
-            rank (`int`):
-                The rank that its tensors have.
+            rank (`int`, *optional*):
+                The rank that its tensors have; a LoKr of two whole factors has none.
 
         Returns:
-            `float`, or `None` if no config speaks of its component.
+            `float`, or `None` if no config gives its component a scale.
 
         Raises:
             LoRAError: If the config gives another rank than the tensors.
         """
         config = self.configs.get(component)
-        if not config or "lora_alpha" not in config:
+        if not config or config.get("lora_alpha") is None:
             return None
         expected = self._lookup(config, "rank_pattern", module, config.get("r"))
-        if expected is not None and int(expected) != rank:
+        if rank is None:
+            # PEFT divides by the rank that it was given, whether the factors have it or not.
+            rank = int(expected) if expected and tuner_of(config) == "LOKR" else None
+        elif expected is not None and expected != rank:
             raise LoRAError(
                 f"The metadata contradicts the tensors: {self.source} gives `{module}` rank {expected}, its tensors "
                 f"have rank {rank}. Correct the metadata, or pass `metadata={{}}` to convert without it."
@@ -65,15 +72,51 @@ class PeftScales:
         alpha = float(self._lookup(config, "alpha_pattern", module, config["lora_alpha"]))
         if not math.isfinite(alpha):
             raise LoRAError(f"{self.source} gives `{module}` the alpha {alpha}; expected a finite number.")
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        if rank is None:
+            return None
+        if alpha <= 0 and tuner_of(config) == "ADALORA":
+            alpha = float(rank)
+        return alpha / divisor(config, rank)
 
-    @staticmethod
-    def _lookup(config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
+    def value(self, component: str, table: str, module: str) -> Any:
+        """
+        What a config gives a layer by its patterns, or by its default.
+
+        Args:
+            component (`str`):
+                The component that the layer belongs to.
+            table (`str`):
+                `"rank_pattern"` or `"alpha_pattern"`.
+            module (`str`):
+                The layer's name there.
+
+        Returns:
+            The rank or alpha, `None` if the config has none.
+        """
+        config = self.configs[component]
+        return self._lookup(config, table, module, config.get("r" if table == "rank_pattern" else "lora_alpha"))
+
+    def compile(self) -> None:
+        """
+        Reads all patterns.
+
+        Raises:
+            LoRAError: If one is not a pattern for names of layers.
+        """
+        for config in self.configs.values():
+            for table in ("rank_pattern", "alpha_pattern"):
+                self._lookup(config, table, "", None)
+
+    def _lookup(self, config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
         # PEFT's rule: the first pattern that matches the end of the name, unless it is anchored, wins.
-        for pattern, value in (config.get(table) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        return default
+        values = config.get(table)
+        if not values:
+            return default
+        key = (id(config), table)
+        if key not in self._patterns:
+            self._patterns[key] = NamePatterns(values)
+        found = self._patterns[key].first(module)
+        return default if found is None else values[found]
 
 
 def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, Any] | None) -> PeftScales | None:
@@ -90,18 +133,23 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
         `PeftScales`, or `None` if there is neither.
 
     Raises:
-        LoRAError: If the header's entry is no JSON object.
+        LoRAError: If the header's entry is not a JSON object, or has patterns or numbers that are not understood.
     """
     text = metadata.get(PEFT_HEADER)
     if text is not None:
         try:
             entries = json.loads(text)
-        except (json.JSONDecodeError, TypeError, RecursionError) as error:
-            raise LoRAError(f"The header's `{PEFT_HEADER}` is no JSON: {error}.") from error
-        return _checked(_by_component(entries), f"the header's `{PEFT_HEADER}`")
+        # A number of thousands of digits is a ValueError as well.
+        except (ValueError, TypeError, RecursionError) as error:
+            raise LoRAError(f"The header's `{PEFT_HEADER}` is not valid JSON: {error}.") from error
+        return _scales(_by_component(entries), f"the header's `{PEFT_HEADER}`")
     if adapter_config:
-        return _checked({"transformer": adapter_config}, "`adapter_config`")
+        return _scales({"transformer": adapter_config}, "PEFT's `adapter_config.json`")
     return None
+
+
+def _scales(configs: Mapping[str, Mapping[str, Any]], source: str) -> PeftScales:
+    return _checked({name: normalized_config(config, source) for name, config in configs.items()}, source)
 
 
 def _by_component(entries: Any) -> dict[str, dict[str, Any]]:
@@ -118,21 +166,29 @@ def _by_component(entries: Any) -> dict[str, dict[str, Any]]:
 
 def _checked(configs: dict[str, Any], source: str) -> PeftScales:
     for config in configs.values():
-        tables = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")] if config else []
-        numbers = [config.get("r", 1), config.get("lora_alpha", 1)] if config else []
-        if not all(isinstance(table, Mapping) for table in tables):
-            raise LoRAError(f"`rank_pattern` and `alpha_pattern` of {source} should be tables, they are {tables}.")
+        tables = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
+        numbers = [config.get("r"), config.get("lora_alpha")]
+        if not all(isinstance(table, Mapping) and all(isinstance(key, str) for key in table) for table in tables):
+            raise LoRAError(
+                f"`rank_pattern` and `alpha_pattern` of {source} are {shortened(repr(tables))}; expected tables of "
+                "names and numbers."
+            )
+        numbers = [number for number in numbers if number is not None]
         numbers += [value for table in tables for value in table.values()]
-        if not all(
-            isinstance(number, int | float) and abs(number) < LARGEST for number in numbers if number is not None
-        ):
-            raise LoRAError(f"Ranks and alphas of {source} should be numbers below {LARGEST:g}: {str(numbers)[:200]}.")
-        for pattern in {key for table in tables for key in table}:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise LoRAError(f"The pattern {pattern!r} of {source} is no regular expression: {error}.") from error
-    return PeftScales(configs, source)
+        wrong = next((number for number in numbers if not is_usable(number)), 0)
+        if not is_usable(wrong):
+            # Python does not spell integers of thousands of digits.
+            spelled = f"a number of {wrong.bit_length()} bits" if isinstance(wrong, int) else shortened(repr(wrong))
+            raise LoRAError(f"Ranks and alphas of {source} include {spelled}; expected {USABLE}.")
+    scales = PeftScales(configs, source)
+    scales.compile()
+    return scales
+
+
+def is_usable(value: Any) -> bool:
+    """Whether a value is a number that can be an alpha: finite, and not beyond what float32 can multiply with."""
+    # NaN compares false.
+    return isinstance(value, int | float) and (value == 0 or SMALLEST < abs(value) < LARGEST)
 
 
 def layer_scale(
@@ -160,7 +216,10 @@ def layer_scale(
     rank = update.rank
     # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
     if rank is None:
-        return 1.0
+        if update.kind != "lokr" or update.alpha is not None or peft is None or key.is_flat:
+            return 1.0
+        scale = peft.scale(key.component, key.body, None)
+        return 1.0 if scale is None else scale
     if rank == 0:
         raise LoRAError(f"`{key.prefix}{key.body}` has rank 0.")
     if update.alpha is not None:
@@ -179,8 +238,8 @@ def _number(alpha: Any, key: LoRAKey) -> float:
     if alpha.numel() != 1:
         raise LoRAError(f"`{key.prefix}{key.body}.alpha` has shape {tuple(alpha.shape)}; expected a single number.")
     value = float(alpha)
-    if not math.isfinite(value):
-        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected a finite number.")
+    if not is_usable(value):
+        raise LoRAError(f"`{key.prefix}{key.body}.alpha` is {value}; expected {USABLE}.")
     return value
 
 

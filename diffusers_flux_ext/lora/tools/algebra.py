@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..dynamic import refuse_dynamic
-from ..errors import LoRAError, UnsupportedLoRAError
-from ..files import LoRASource, materialize
+from ..errors import LoRAError, UnsupportedLoRAError, naming_files
+from ..files import LoRASource, is_finite, materialize
 from ..keys import parse_lora_key
 from ..layouts import LoRALayout, lora_layout
 from ..products import to_lora
 from ..reading.read import LoRAAdapter, read_lora
 from ..reading.scale import PEFT_HEADER
-from ..updates import LayerUpdate, StoredLayer, lossless, multiplied
+from ..updates import LayerUpdate, StoredLayer, add_exactly, equal_values, lossless, multiplied, promote
 from ..writing.write import Entries, write_lora
 from .convert import load_adapter
 
@@ -122,17 +122,20 @@ def merge_loras(
     if not loras or len(chosen) != len(loras) or not all(map(math.isfinite, chosen)):
         raise LoRAError(f"{len(loras)} LoRAs and the weights {chosen}; expected one finite number for each LoRA.")
     check_rank(rank)
+    layout = lora_layout(to)
     merged: dict[str, LayerUpdate] = {}
     extras: dict[str, Tensor] = {}
     for source, weight in zip(loras, chosen):
-        adapter = load_adapter(source, strict=strict)[0]
-        extras = {**adapter.extras, **extras}
-        for name, update in adapter.updates():
-            module = name.replace("text_encoder.text_model.", "text_encoder.")
-            scaled = _weighted(module, update, weight)
-            merged[module] = _sum(merged[module], scaled) if module in merged else scaled
-    whole = replace(adapter_of(merged, {"merged_weights": str(chosen)}), extras=extras)
-    return _resized(whole, lora_layout(to), rank, None, strict, dtype)
+        with naming_files(source):
+            adapter = load_adapter(source, strict=strict)[0]
+            extras = {**adapter.extras, **extras}
+            for name, update in adapter.updates():
+                module = name.replace("text_encoder.text_model.", "text_encoder.")
+                scaled = _weighted(module, update, weight)
+                merged[module] = _sum(merged[module], scaled) if module in merged else scaled
+    with naming_files(*loras):
+        whole = replace(adapter_of(merged, {"merged_weights": str(chosen)}), extras=extras)
+        return _resized(whole, layout, rank, None, strict, dtype)
 
 
 def _resized(
@@ -197,13 +200,13 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
         for part, value in second.parts.items():
             target = "bias" if part == "diff_b" and "down" in parts else part
             value = multiplied(value, 1 / first.scale) if target == "bias" else value
-            parts[target] = parts[target] + value if target in parts else value
+            parts[target] = add_exactly(parts[target], value) if target in parts else value
         return replace(first, parts=parts)
     scale = first.scale or 1.0
     first_up = first.parts["up"] if first.scale else torch.zeros_like(first.parts["up"])
     second_up = multiplied(second.parts["up"], second.scale / scale)
     downs = [first.parts["down"], second.parts["down"]]
-    if downs[0].shape == downs[1].shape and torch.equal(downs[0], downs[1]):
+    if equal_values(*downs):
         parts = {"down": downs[0], "up": lossless(first_up.float() + second_up.float(), first_up.dtype)}
     else:
         down = _padded(downs)
@@ -212,14 +215,14 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
     for update in (first, second):
         if "bias" in update.parts:
             bias = multiplied(update.parts["bias"], update.scale / scale)
-            parts["bias"] = parts["bias"] + bias if "bias" in parts else bias
+            parts["bias"] = add_exactly(parts["bias"], bias) if "bias" in parts else bias
     return LayerUpdate(parts, scale)
 
 
 def _padded(downs: Sequence[Tensor]) -> list[Tensor]:
     """Factors with the inputs of the widest: a control LoRA's `x_embedder` takes more channels than another's."""
     width = max(down.shape[1] for down in downs)
-    dtype = torch.promote_types(*(down.dtype if down.dtype.itemsize > 1 else torch.float32 for down in downs))
+    dtype = promote(*(down.dtype if down.dtype.itemsize > 1 else torch.float32 for down in downs))
     return [torch.nn.functional.pad(down.to(dtype), (0, width - down.shape[1])) for down in downs]
 
 
@@ -263,10 +266,11 @@ def resize_lora(
     check_rank(rank)
     check_energy(energy)
     layout = lora_layout(to)
-    adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
-    # PEFT's config gives the old ranks.
-    header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
-    return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)
+    with naming_files(source):
+        adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
+        # PEFT's config gives the old ranks.
+        header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
+        return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)
 
 
 def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: ErrorSum) -> LayerUpdate:
@@ -295,6 +299,8 @@ def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None,
     size = abs(scale) ** 0.5
     factors = {"up": (up[:, :kept] * root * size * sign).to(dtype), "down": (root * size)[:, None] * down[:kept]}
     factors["down"] = factors["down"].to(dtype)
+    if not all(map(is_finite, factors.values())):
+        raise LoRAError(f"The factors of `{name}` at the lower rank have values that {dtype} cannot hold.")
     rest = {part: value for part, value in pair.parts.items() if part not in ("up", "down")}
     if "bias" in rest:
         rest["bias"] = multiplied(rest["bias"], pair.scale)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...checkpoints.layouts import list_keys
-from ..errors import LoRAError
+from ..errors import LoRAError, naming_files
 from ..files import LoRASource, OpenedLoRA, check_writable, materialize, nonfinite, open_lora, save_lora
-from ..layouts import LoRALayout, lora_layout
+from ..layouts import lora_layout
 from ..reading.read import LoRAAdapter, read_lora
-from ..writing.write import Entries, write_lora
+from ..writing.write import write_lora
 
 
 def load_adapter(
@@ -45,21 +45,17 @@ def load_adapter(
     Raises:
         LoRAError: If it cannot be read; see [`read_lora`].
     """
-    opened = open_lora(source)
-    header = opened.metadata if metadata is None else dict(metadata)
-    wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
-    if wrong:
-        raise LoRAError(f"A header holds text only, but `metadata` has {wrong}.")
-    adapter = read_lora(
-        opened.tensors,
-        header,
-        opened.adapter_config if adapter_config is None else adapter_config,
-        default_alpha,
-        strict,
-    )
-    if strict:
-        broken = list(nonfinite(opened.tensors))
-        if broken:
+    with naming_files(source):
+        opened = open_lora(source)
+    # Of a folder, the file in it.
+    with naming_files(opened.path or source):
+        header = opened.metadata if metadata is None else dict(metadata)
+        wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
+        if wrong:
+            raise LoRAError(f"A header holds text only, but `metadata` has {wrong}.")
+        config = opened.adapter_config if adapter_config is None else adapter_config
+        adapter = read_lora(opened.tensors, header, config, default_alpha, strict)
+        if strict and (broken := list(nonfinite(opened.tensors))):
             raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
     return adapter, opened
 
@@ -108,8 +104,11 @@ def convert_lora(
         UnsupportedLoRAError: If the target cannot hold a part.
         LoRAError: If the file is broken, incomplete, or contradicts itself or its metadata.
     """
-    entries, header = _convert(source, to, metadata, adapter_config, strict, default_alpha)
-    return materialize(entries, dtype), header
+    layout = lora_layout(to)
+    with naming_files(source):
+        adapter, _ = load_adapter(source, metadata, adapter_config, default_alpha, strict)
+        entries, header = write_lora(adapter, layout, strict)
+        return materialize(entries, dtype), header
 
 
 def convert_lora_file(
@@ -140,19 +139,9 @@ def convert_lora_file(
     Raises:
         LoRAError: As for [`convert_lora`], and if the file exists or cannot be written.
     """
+    layout = lora_layout(to)
     check_writable(target, overwrite)
-    entries, header = _convert(source, to, metadata, adapter_config, strict, default_alpha)
-    save_lora(target, entries, header, overwrite, dtype)
-
-
-def _convert(
-    source: LoRASource,
-    to: str,
-    metadata: Mapping[str, str] | None,
-    adapter_config: Mapping[str, Any] | None,
-    strict: bool,
-    default_alpha: float | None,
-) -> tuple[Entries, dict[str, str]]:
-    layout: LoRALayout = lora_layout(to)
-    adapter, _ = load_adapter(source, metadata, adapter_config, default_alpha, strict)
-    return write_lora(adapter, layout, strict)
+    with naming_files(source):
+        adapter, _ = load_adapter(source, metadata, adapter_config, default_alpha, strict)
+        entries, header = write_lora(adapter, layout, strict)
+        save_lora(target, entries, header, overwrite, dtype)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints.layouts import TransformerLayout, list_keys
-from ..errors import LoRAError
+from ...checkpoints.layouts import list_keys
+from ..errors import LoRAError, naming_files
 from ..layouts import lora_layout
 from ..updates import LayerUpdate
 from ..writing.write import write_lora
 from .algebra import ErrorSum, LoRAResult, adapter_of, check_energy, check_rank
-from .transformer import open_transformer
+from .transformer import OpenedTransformer, open_transformer
 
 
 # Where a truncated product is computed exactly, and where by random projection.
@@ -54,8 +54,17 @@ def extract_lora(
     """
     check_rank(rank)
     check_energy(energy)
-    layout: TransformerLayout = "diffusers"
-    first, second = open_transformer(base, layout), open_transformer(tuned, layout)
+    target = lora_layout(to)
+    first, second = (open_transformer(source, "diffusers") for source in (base, tuned))
+    with naming_files(base, tuned):
+        updates, errors = _differences(first, second, rank, energy, dtype)
+        entries, header = write_lora(adapter_of(updates), target)
+        return errors.result(entries, header, None)
+
+
+def _differences(
+    first: OpenedTransformer, second: OpenedTransformer, rank: int, energy: float | None, dtype: torch.dtype | None
+) -> tuple[dict[str, LayerUpdate], ErrorSum]:
     if first.shapes != second.shapes:
         odd = {key for key in first.shapes.keys() | second.shapes.keys()
                if first.shapes.get(key) != second.shapes.get(key)}  # fmt: skip
@@ -67,6 +76,8 @@ def extract_lora(
         difference = stored.float() - first.read(key).float()
         if not difference.any():
             continue
+        if not difference.isfinite().all():
+            raise LoRAError(f"`{key}` has NaN or infinite values, or the difference of the models has.")
         kind = dtype or (stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16)
         module, _, which = key.rpartition(".")
         parts = updates.setdefault(f"transformer.{module}", {})
@@ -78,9 +89,7 @@ def extract_lora(
             parts.update(_extracted(module, difference, rank, energy, kind, errors))
     if not updates:
         raise LoRAError("The two models do not differ.")
-    adapter = adapter_of({name: LayerUpdate(parts) for name, parts in updates.items()})
-    entries, header = write_lora(adapter, lora_layout(to))
-    return errors.result(entries, header, None)
+    return {name: LayerUpdate(parts) for name, parts in updates.items()}, errors
 
 
 def _extracted(

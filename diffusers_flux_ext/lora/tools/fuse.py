@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,17 @@ from torch import Tensor
 
 from ...checkpoints.layouts import TransformerLayout, list_keys, spell_in_layout
 from ..dynamic import refuse_dynamic
-from ..errors import LoRAError, UnsupportedLoRAError
-from ..files import LoRASource, check_writable, save_lora
+from ..errors import LoRAError, UnsupportedLoRAError, naming_files
+from ..files import LoRASource, check_writable, is_finite, save_lora
 from ..products import bias_delta, dense_delta
+from ..reading.read import LoRAAdapter
+from ..reading.scope import find_token_scope
 from ..updates import LayerUpdate, magnitude_axis, swap_halves
 from .convert import load_adapter
 from .transformer import OpenedTransformer, TransformerSource, open_transformer
 
+
+logger = logging.getLogger(__name__)
 
 _SET, _ADDED = ("set", "set_weight"), ("diff", "w_norm")
 
@@ -51,7 +56,10 @@ class _Fusion:
         fused = torch.cat([self._tuned(part) for part in parts])
         if self._swapped(parts):
             fused = swap_halves(fused)
-        return fused.to(stored.dtype)
+        fused = fused.to(stored.dtype)
+        if not is_finite(fused):
+            raise LoRAError(f"With the update `{key}` has values that are not finite in {stored.dtype}.")
+        return fused
 
     def _swapped(self, parts: Sequence[str]) -> bool:
         return self.opened.layout != "diffusers" and parts[0].startswith("norm_out.linear.")
@@ -151,13 +159,15 @@ def fuse_lora_into(
         raise LoRAError(f"{len(sources)} LoRAs and the weights {strengths}; expected one finite number for each.")
     if output is not None:
         check_writable(output, overwrite)
-    fusion = _Fusion(checkpoint, _collect(sources, strengths, strict))
-    _check_present(fusion)
-    entries = {key: _FusedTensor(key, shape, fusion.opened.read(key).dtype, fusion)
-               for key, shape in fusion.opened.shapes.items()}  # fmt: skip
-    if output is None:
-        return {key: entry.build().clone() for key, entry in entries.items()}
-    save_lora(output, entries, fusion.opened.metadata, overwrite)
+    updates = _collect(sources, strengths, strict)
+    with naming_files(checkpoint, *sources):
+        fusion = _Fusion(checkpoint, updates)
+        _check_present(fusion)
+        entries = {key: _FusedTensor(key, shape, fusion.opened.read(key).dtype, fusion)
+                   for key, shape in fusion.opened.shapes.items()}  # fmt: skip
+        if output is None:
+            return {key: entry.build().clone() for key, entry in entries.items()}
+        save_lora(output, entries, fusion.opened.metadata, overwrite)
     return None
 
 
@@ -166,18 +176,27 @@ def _collect(
 ) -> dict[str, list[tuple[LayerUpdate, float]]]:
     updates: dict[str, list[tuple[LayerUpdate, float]]] = {}
     for source, strength in zip(sources, strengths):
-        adapter = load_adapter(source, strict=strict)[0]
-        text = sorted(name for name in adapter.modules if not name.startswith("transformer."))
-        if text and strict:
-            raise UnsupportedLoRAError(
-                f"The LoRA updates text encoders, which the checkpoint does not hold: {list_keys(text)}. Pass "
-                "`strict=False` to leave these parts out."
-            )
-        for name, update in adapter.updates():
-            if name.startswith("transformer."):
-                refuse_dynamic(name, update)
-                updates.setdefault(name.removeprefix("transformer."), []).append((update, strength))
+        with naming_files(source):
+            adapter = load_adapter(source, strict=strict)[0]
+            _add_updates(updates, adapter, strength, strict)
     return updates
+
+
+def _add_updates(
+    updates: dict[str, list[tuple[LayerUpdate, float]]], adapter: LoRAAdapter, strength: float, strict: bool
+) -> None:
+    text = sorted(name for name in adapter.modules if not name.startswith("transformer."))
+    if text and strict:
+        raise UnsupportedLoRAError(
+            f"The LoRA updates text encoders, which the checkpoint does not hold: {list_keys(text)}. Pass "
+            "`strict=False` to leave these parts out."
+        )
+    if scope := find_token_scope(adapter.layers.values()):
+        logger.warning("%s", scope)
+    for name, update in adapter.updates():
+        if name.startswith("transformer."):
+            refuse_dynamic(name, update)
+            updates.setdefault(name.removeprefix("transformer."), []).append((update, strength))
 
 
 def _check_present(fusion: _Fusion) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from ..dynamic import is_timed
-from ..files import LoRASource, nonfinite, open_lora
+from ..errors import naming_files
+from ..files import LoRASource, OpenedLoRA, nonfinite, open_lora
 from ..keys import is_extra, parse_lora_key
 from ..products import kron_factors, to_lora
 from ..reading.detection import describe_format
 from ..reading.read import LoRAAdapter, lost_alpha
 from ..reading.scale import PEFT_HEADER
+from ..reading.scope import find_token_scope
 from ..updates import LayerUpdate, StoredLayer
 from .convert import load_adapter
 from .verdict import diffusers_verdict
@@ -114,7 +116,8 @@ def detect_lora_format(source: LoRASource, metadata: Mapping[str, str] | None = 
     Raises:
         LoRAError: If the file cannot be read.
     """
-    opened = open_lora(source)
+    with naming_files(source):
+        opened = open_lora(source)
     keys = [parse_lora_key(str(key)) for key in opened.tensors if not is_extra(str(key))]
     header = opened.metadata if metadata is None else dict(metadata)
     return describe_format([key for key in keys if key is not None], header)
@@ -140,7 +143,12 @@ def inspect_lora(
     Raises:
         LoRAError: If the file cannot be read, is for another model, or contradicts itself.
     """
-    adapter, opened = load_adapter(source, metadata, adapter_config, strict=False)
+    with naming_files(source):
+        adapter, opened = load_adapter(source, metadata, adapter_config, strict=False)
+        return _report(adapter, opened)
+
+
+def _report(adapter: LoRAAdapter, opened: OpenedLoRA) -> LoRAReport:
     tensors: dict[str, Tensor] = {key: value for key, value in opened.tensors.items() if isinstance(value, Tensor)}
     updates = [layer.update for layer in adapter.layers.values()]
     verdict = diffusers_verdict(adapter, tensors)
@@ -219,7 +227,7 @@ def _block_order(block: str) -> tuple[int, int]:
 
 
 def _squared_norm(update: LayerUpdate) -> float:
-    """`norm(delta W) ** 2` from matrices of the rank's size."""
+    """`norm(delta W) ** 2` from matrices of the rank's size, or of the layer's if that is smaller."""
     if update.kind == "lokr":
         first, second = kron_factors(update)
         return float((update.scale * first.norm() * second.norm()) ** 2)
@@ -227,6 +235,8 @@ def _squared_norm(update: LayerUpdate) -> float:
     if update.kind in ("lora", "loha"):
         pair = to_lora(LayerUpdate({n: p for n, p in update.parts.items() if n != "diff_b"}, update.scale))
         up, down = pair.parts["up"].float(), pair.parts["down"].float()
+        if up.shape[1] > min(up.shape[0], down.shape[1]):
+            return total + float((update.scale * (up @ down).norm()) ** 2)
         total += float(update.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
     return total
 
@@ -242,4 +252,6 @@ def _warnings(adapter: LoRAAdapter) -> list[str]:
         found.append("The header has PEFT's config besides the alphas of the tensors; the tensors' are used.")
     if any(is_timed(layer.update) for layer in adapter.layers.values()):
         found.append("This is a timestep LoRA: load it with `load_timestep_lora`.")
+    if scope := find_token_scope(adapter.layers.values()):
+        found.append(scope)
     return found

@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints.layouts import TransformerLayout, detect_transformer_layout, plan_transformer_conversion
-from ..errors import LoRAError
+from ...checkpoints.layouts import (
+    TransformerLayout,
+    detect_transformer_layout,
+    list_keys,
+    plan_transformer_conversion,
+)
+from ..errors import LoRAError, naming_files
 from ..files import open_lora
 
 
+FLOATS = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
+})  # fmt: skip
 TransformerSource = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
@@ -57,14 +65,26 @@ def open_transformer(source: TransformerSource, layout: TransformerLayout | None
     Raises:
         LoRAError: If it cannot be read or is no FLUX.1 transformer.
     """
-    tensors, metadata = _tensors(source)
-    try:
-        found = detect_transformer_layout(tensors)
-        plan = plan_transformer_conversion({key: tensor.shape for key, tensor in tensors.items()}, layout or found)
-    except ValueError as error:
-        raise LoRAError(str(error)) from error
+    with naming_files(source):
+        tensors, metadata = _tensors(source)
+        _check_weights(tensors)
+        try:
+            found = detect_transformer_layout(tensors)
+            plan = plan_transformer_conversion({key: tensor.shape for key, tensor in tensors.items()}, layout or found)
+        except ValueError as error:
+            raise LoRAError(str(error)) from error
     shapes = {key: tuple(recipe.shape) for key, recipe in plan.items()}
     return OpenedTransformer(found, shapes, lambda key: plan[key].build(tensors.__getitem__), metadata)
+
+
+def _check_weights(tensors: Mapping[str, Any]) -> None:
+    odd = [key for key, tensor in tensors.items() if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS]
+    if odd:
+        what = getattr(tensors[odd[0]], "dtype", type(tensors[odd[0]]).__name__)
+        raise LoRAError(
+            f"{len(odd)} weights are not floating-point numbers: {list_keys(odd)}, the first is {what}. Quantised "
+            "weights cannot be worked on; give the checkpoint that they were made from."
+        )
 
 
 def _tensors(source: TransformerSource) -> tuple[Mapping[str, Any], dict[str, str]]:

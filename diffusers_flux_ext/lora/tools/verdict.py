@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +28,12 @@ from ..updates import LayerUpdate
 TOLERANCE = 5e-3
 _WHOLE_BLOCK = re.compile(r"transformer\.(single_)?transformer_blocks\.\d+\.lora_")
 _PEFT_SUFFIXES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
+# What diffusers does with one layer, and with several.
 _STATES = {
-    "right": "are applied",
-    "wrong": "get another update",
-    "dropped": "are left out",
-    "partial": "lose their bias or magnitudes",
+    "right": ("is applied", "are applied"),
+    "wrong": ("gets another update", "get another update"),
+    "dropped": ("is left out", "are left out"),
+    "partial": ("loses its bias or magnitudes", "lose their bias or magnitudes"),
 }
 
 
@@ -77,11 +79,19 @@ def diffusers_verdict(adapter: LoRAAdapter, tensors: Mapping[str, Any]) -> Diffu
             )
     # Whatever it raises is the result.
     except Exception as error:
-        return DiffusersVerdict("fails", (f"it raises {type(error).__name__}: {str(error)[:200]}",))
+        return DiffusersVerdict("fails", (f"it raises {_described(error)}",))
     problem = _refusal(loaded, network_alphas, adapter)
     if problem is not None:
         return DiffusersVerdict("fails", (problem,))
     return _compare(adapter, loaded, network_alphas or {})
+
+
+def _described(error: Exception) -> str:
+    if text := str(error).strip():
+        return f"{type(error).__name__}: {text[:200]}"
+    # An assertion has no words but its own.
+    line = traceback.extract_tb(error.__traceback__)[-1].line
+    return f"{type(error).__name__} without a message, at `{line}`"
 
 
 @contextlib.contextmanager
@@ -123,7 +133,8 @@ def _compare(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[st
             name = _clip_spelling(name, loaded)
         found[_layer_state(name, update, loaded, scales.get(name, 1.0))].append(module)
     reasons = tuple(
-        f"{len(modules)} layers {_STATES[state]}: {list_keys(modules)}"
+        f"{'1 layer' if len(modules) == 1 else f'{len(modules)} layers'} {_STATES[state][len(modules) > 1]}: "
+        f"{list_keys(modules)}"
         for state, modules in found.items()
         if modules and state != "right"
     )
@@ -141,7 +152,9 @@ def _in_peft_names(loaded: Mapping[str, Any]) -> dict[str, Any]:
         found = parse_lora_key(key)
         if found is not None and found.layer.namespace in ("diffusers", "clip") and found.part in _PEFT_SUFFIXES:
             key = found.targets[0] + _PEFT_SUFFIXES[found.part] if found.prefix == f"{found.component}." else key
-        renamed[key] = value
+        # What has the name of a factor but is none is as good as left out.
+        if value.ndim == 2 or not key.endswith(tuple(_PEFT_SUFFIXES.values())):
+            renamed[key] = value
     return {key: value for key, value in renamed.items() if not key.startswith("text_encoder_2.")}
 
 

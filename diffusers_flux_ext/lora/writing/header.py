@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from ..errors import LoRAError
 from ..layouts import LoRALayout
+from ..reading.peft_config import tuner_of
 from ..reading.read import LoRAAdapter
 from ..reading.scale import PEFT_HEADER, read_peft_scales
 from ..updates import LayerUpdate
+from .patterns import in_any_order
 
 
 @dataclass
@@ -80,7 +82,9 @@ def write_header(
 def _described(metadata: Mapping[str, str], targets: Sequence[TargetLayer]) -> str | None:
     """PEFT's config for diffusers' names, if it gives every layer the scale that it has."""
     scales = read_peft_scales(metadata, None)
-    if scales is None or any(target.update.kind != "lora" or target.is_norm for target in targets):
+    if scales is None or any(tuner_of(config) != "LORA" for config in scales.configs.values()):
+        return None
+    if any(target.update.kind != "lora" or target.is_norm for target in targets):
         return None
     for target in targets:
         try:
@@ -89,7 +93,10 @@ def _described(metadata: Mapping[str, str], targets: Sequence[TargetLayer]) -> s
             return None
         if scale is None or not math.isclose(scale, target.update.scale, rel_tol=1e-12):
             return None
-    flat = {f"{component}.{name}": value for component, config in scales.configs.items()
-            for name, value in config.items()}  # fmt: skip
+    configs = {
+        component: in_any_order(scales, component, [t.body for t in targets if t.component == component])
+        for component in scales.configs
+    }
+    flat = {f"{component}.{name}": value for component, config in configs.items() for name, value in config.items()}
     entries = json.loads(metadata[PEFT_HEADER])
     return metadata[PEFT_HEADER] if entries == flat else json.dumps(flat, indent=2, sort_keys=True)

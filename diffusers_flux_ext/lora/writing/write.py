@@ -16,11 +16,14 @@ from ..keys import flatten, layer_in_namespace
 from ..layouts import LoRALayout
 from ..products import to_lora
 from ..reading.read import LoRAAdapter, diffusers_updates, swapped
-from ..updates import BlockMatrix, LayerUpdate, alpha_tensor, join_rows, magnitude_axis, multiplied
+from ..updates import BlockMatrix, LayerUpdate, add_exactly, alpha_tensor, join_rows, magnitude_axis, multiplied
 from .header import TargetLayer, write_header
 
 
 logger = logging.getLogger(__name__)
+
+# LoKr and LoHa of some megabytes may be any number of gigabytes as LoRAs.
+MAX_GROWN = 8 * 2**30
 
 Entries = dict[str, "Tensor | BlockMatrix"]
 
@@ -45,11 +48,20 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
     """
     refusals: list[str] = []
     targets: list[TargetLayer] = []
+    grown = 0
     for target in _target_layers(adapter, layout, refusals):
         try:
             targets.append(_fitted(target, layout))
         except UnsupportedLoRAError as error:
             refusals.append(str(error))
+            continue
+        grown += _size(targets[-1].update) if targets[-1].update.kind != target.update.kind else 0
+        if grown > MAX_GROWN:
+            raise UnsupportedLoRAError(
+                f"The products of this LoRA take more than {MAX_GROWN >> 30} GiB as LoRAs, which {layout.name!r} "
+                "asks for. Write a layout that holds them as they are, such as 'kohya', or lower the rank with "
+                "`resize_lora`."
+            )
     _report(refusals, layout, strict)
     if not targets:
         raise UnsupportedLoRAError(f"Nothing of this LoRA can be held by the layout {layout.name!r}.")
@@ -60,6 +72,10 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
     for target in targets:
         entries.update(_spell(target, layout, alphas))
     return {**entries, **adapter.extras}, metadata
+
+
+def _size(update: LayerUpdate) -> int:
+    return sum(part.shape.numel() * part.dtype.itemsize for part in update.parts.values())
 
 
 def _report(refusals: list[str], layout: LoRALayout, strict: bool) -> None:
@@ -161,6 +177,8 @@ def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
         return target
     if update.kind not in layout.kinds:
         update = _as_lora(update, name)
+    if update.kind == "lokr" and update.rank is None and update.scale != 1:
+        update = _fold_kron_scale(update)
     if layout.bias is None and "bias" in update.parts:
         update = _bias_as_delta(update)
     elif layout.bias is not None and layout.name == "diffusers" and "diff_b" in update.parts and update.kind == "lora":
@@ -184,7 +202,7 @@ def _as_lora(update: LayerUpdate, name: str) -> LayerUpdate:
 def _bias_as_delta(update: LayerUpdate) -> LayerUpdate:
     parts = dict(update.parts)
     bias = multiplied(parts.pop("bias"), update.scale)
-    parts["diff_b"] = parts["diff_b"] + bias if "diff_b" in parts else bias
+    parts["diff_b"] = add_exactly(parts["diff_b"], bias) if "diff_b" in parts else bias
     return replace(update, parts=parts)
 
 
@@ -195,6 +213,14 @@ def fold_scale(update: LayerUpdate, scale: float = 1.0) -> LayerUpdate:
     factor = update.scale / scale
     parts = {n: multiplied(_built(p), factor) if n in ("up", "bias") else p for n, p in update.parts.items()}
     return LayerUpdate(parts, scale)
+
+
+def _fold_kron_scale(update: LayerUpdate) -> LayerUpdate:
+    """PEFT scales a LoKr of two whole factors; other readers take its scale for 1, whatever its alpha is."""
+    parts = {**update.parts, "lokr_w1": multiplied(update.parts["lokr_w1"], update.scale)}
+    if "bias" in parts:
+        parts["bias"] = multiplied(parts["bias"], update.scale)
+    return LayerUpdate(parts)
 
 
 def _built(part: Tensor | BlockMatrix) -> Tensor:
@@ -230,9 +256,9 @@ def _alpha_entry(update: LayerUpdate, layout: LoRALayout) -> Tensor | None:
     value = _alpha(update)
     if update.alpha is None:
         return alpha_tensor(value)
-    # diffusers divides in alpha's own dtype, and refuses integers.
+    # diffusers divides in alpha's own dtype, and refuses integers; numbers of 8 bits cannot be divided.
     stored = update.alpha
-    if not stored.is_floating_point():
+    if not stored.is_floating_point() or stored.dtype.itemsize == 1:
         return alpha_tensor(value)
     exact = float(stored.reshape(()) / update.rank) == float(stored.reshape(())) / update.rank
     return stored if exact else alpha_tensor(value)

@@ -1,1 +1,27 @@
 """AttriCtrl: attributes such as brightness, controlled by numbers."""
+
+from ...demand import Demand
+from ..method import Method, Release
+
+
+METHOD = Method(
+    package=__name__,
+    name="AttriCtrl",
+    about="brightness and other attributes by numbers",
+    state="equals the reference to 1e-3 over a loop",
+    page="attribute_control",
+    exports={
+        "condition": ["AttributeValues"],
+        "encoder": ["AttributeValueEncoder"],
+        "pipeline": ["FluxAttributeControlPipeline"],
+    },
+    releases=[
+        Release(
+            "attribute-control",
+            "AttriCtrl",
+            {"value_encoder": ".encoder:AttributeValueEncoder"},
+            counts="attributes",
+            demand=lambda number: Demand(appended_tokens=32 * number),
+        )
+    ],
+)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import shown
 from ...inputs.numbers import read_number
@@ -18,9 +19,6 @@ from ...inputs.text_tokens import check_text_width, text_group
 from ...sequence import Contribution
 from .encoder import AttributeValueEncoder
 
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 AttributeInput = Mapping[str, float | Sequence[float] | None]
 
@@ -64,11 +62,15 @@ class AttributeValues(FluxCondition):
         if self.negative is not None and not isinstance(self.negative, str):
             self._check("negative", self.negative)
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Tokens of every value."""
+        return Demand(appended_tokens=len(self.values) * self.encoder.config.num_tokens)
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """The values as tensors.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the transformer, whose text must be as wide as the tokens.
+            pipe (`Encoders`): Gives the transformer, whose text must be as wide as the tokens.
             canvas (`Canvas`): Gives the batch and the device.
 
         Returns:
@@ -97,7 +99,7 @@ class AttributeValues(FluxCondition):
         for name in self.encoder.config.attributes:
             values = encoded.get(f"{step.branch}.{name}")
             if values is not None:
-                groups.append(text_group(f"value_{name}", self.encoder(values, name), step))
+                groups.append(text_group(f"value_{name}", self.encoder(values, name), step, in_prompt=True))
         return Contribution(text=groups)
 
     def _check(self, argument: str, values: Any) -> None:

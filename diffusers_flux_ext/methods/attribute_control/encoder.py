@@ -12,8 +12,10 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ...checkpoints.layouts import list_keys
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.model_configs import CheckedConfigMixin
 from ...checkpoints.modules import fill_module, read_tensors
+from ...checkpoints.sizes import build_empty, check_dimensions
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.
@@ -39,7 +41,7 @@ class _ValueEncoder(nn.Module):
         return embedded[:, None] + self.positional_embedding.to(embedded.dtype)
 
 
-class AttributeValueEncoder(ModelMixin, ConfigMixin):
+class AttributeValueEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The value encoders of AttriCtrl ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)),
     which turn the strength of an attribute of the picture, such as its brightness, into text tokens.
@@ -125,18 +127,22 @@ class AttributeValueEncoder(ModelMixin, ConfigMixin):
             FileNotFoundError: if there is no such file.
             ValueError: if a file holds something else, sizes differ, or the attribute has no name.
         """
-        parts = {name: read_tensors(one, ("module.",)) for name, one in _by_attribute(source, attribute).items()}
-        sizes = {name: _infer_sizes(name, weights) for name, weights in parts.items()}
+        sources = _by_attribute(source, attribute)
+        parts, sizes = {}, {}
+        for name, one in sources.items():
+            with naming(one):
+                parts[name] = read_tensors(one, ("module.",))
+                sizes[name] = _infer_sizes(name, parts[name])
         if len({tuple(size.items()) for size in sizes.values()}) > 1:
             raise ValueError(f"The encoders of the attributes differ in size, so they cannot be joined: {sizes}.")
-        with torch.device("meta"):
-            model = cls(list(parts), **next(iter(sizes.values())))
-        weights = {
-            f"encoders.{index}.{key}": tensor
-            for index, part in enumerate(parts.values())
-            for key, tensor in part.items()
-        }
-        return fill_module(model, weights, torch_dtype, device)
+        with naming(next(iter(sources.values()))):
+            model = build_empty(cls, {"attributes": list(parts), **next(iter(sizes.values()))})
+            weights = {
+                f"encoders.{index}.{key}": tensor
+                for index, part in enumerate(parts.values())
+                for key, tensor in part.items()
+            }
+            return fill_module(model, weights, torch_dtype, device)
 
 
 def _by_attribute(source: Any, attribute: str | None) -> Mapping[str, Any]:
@@ -151,10 +157,12 @@ def _by_attribute(source: Any, attribute: str | None) -> Mapping[str, Any]:
 
 
 def _infer_sizes(attribute: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    first, positions = weights.get("prefer_value_embedder.0.weight"), weights.get("positional_embedding")
-    if first is None or positions is None or first.ndim != 2 or positions.ndim != 2:
+    sized = ("prefer_value_embedder.0.weight", "positional_embedding")
+    if any(key not in weights for key in sized):
         raise ValueError(
             f"This is no value encoder of AttriCtrl for {attribute!r}: expected `prefer_value_embedder.*` and "
-            f"`positional_embedding`, but it has {list_keys(sorted(weights))}."
+            f"`positional_embedding`, but it has {list_keys(weights)}."
         )
+    first, positions = (weights[key] for key in sized)
+    check_dimensions({key: weights[key].shape for key in sized}, dict.fromkeys(sized, 2))
     return {"num_tokens": positions.shape[0], "embed_dim": first.shape[1], "output_dim": first.shape[0]}

@@ -22,6 +22,7 @@ from ...checkpoints.layouts import (
     plan_transformer_conversion,
     split_block_index,
 )
+from ...checkpoints.sizes import check_dimensions
 
 
 # A row a tensor: diffusers and DiffSynth-Studio, XLabs. `{}` is the index of a block.
@@ -124,14 +125,16 @@ def infer_controlnet_config(
         TypeError: If an override is no argument of the constructor.
     """
     check_overrides(FluxControlNetModel, overrides, added=["extra_condition_channels"])
-    raise_if_missing([EMBEDDER] if EMBEDDER not in shapes else [], layout)
     config = infer_trunk_config(shapes, layout)
-    hint = shapes.get(f"{HINT}.conv_in.weight")
-    cells = config["in_channels"] // shapes[f"{HINT}.conv_out.weight"][0] if hint else 1
+    hint = f"{HINT}.conv_out.weight" if any(key.startswith(f"{HINT}.") for key in shapes) else None
+    sized = {EMBEDDER: 2} | ({MODES: 2} if MODES in shapes else {}) | ({hint: 4} if hint else {})
+    raise_if_missing([key for key in sized if key not in shapes], layout)
+    check_dimensions(shapes, sized)
+    cells = config["in_channels"] // shapes[hint][0] if hint else 1
     config |= {
         "patch_size": round(cells**0.5),
         "num_mode": shapes[MODES][0] if MODES in shapes else None,
-        "conditioning_embedding_channels": shapes[f"{HINT}.conv_out.weight"][0] if hint else None,
+        "conditioning_embedding_channels": shapes[hint][0] if hint else None,
         "extra_condition_channels": shapes[EMBEDDER][1] - config["in_channels"],
         **overrides,
     }

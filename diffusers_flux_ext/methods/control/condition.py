@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import FluxControlNetModel
 
 from ...canvas import Canvas
+from ...condition import Encoders
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_generators, shown
 from ...inputs.images import read_images
@@ -20,10 +21,6 @@ from .image import encode_control_picture
 from .residuals import ControlNetCondition, Negative, mask_channels, region_weights
 
 
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
-
-
 UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6, "low quality": 6}
 """Names of the modes of InstantX' Union-alpha and Shakker Labs' Union-Pro; further numbers are untrained there."""
 
@@ -32,9 +29,10 @@ UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 
 class ControlNetImage(ControlNetCondition):
     """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
 
-    Several run at once: their residuals are summed. Residuals reach the picture that is drawn only, never references,
-    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it,
-    without padding that the call hides.
+    Several run at once: their residuals are summed. Residuals reach the image that is drawn only, never references,
+    and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it, with
+    the text that other conditions append to it (attribute values, Redux, LoRA embeddings) and without padding that the
+    call hides; it sees no text of entities.
 
     Args:
         controlnet (`FluxControlNetModel` or [`FluxExtControlNetModel`]):
@@ -64,6 +62,8 @@ class ControlNetImage(ControlNetCondition):
         TypeError: if `controlnet` is no FLUX ControlNet, or an argument has another type.
         ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
     """
+
+    sees_whole_prompt = True
 
     controlnet: FluxControlNetModel = field(repr=False)
     image: Any = field(repr=False)
@@ -100,11 +100,11 @@ class ControlNetImage(ControlNetCondition):
                 "`generator` of ControlNetImage samples latents, but XLabs' ControlNets take pixels. Leave it out."
             )
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE, the image processor and the guidance scale.
+            pipe (`Encoders`): Gives the VAE, the image processor and the guidance scale.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:

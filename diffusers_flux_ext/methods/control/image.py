@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..._compat import execution_device
 from ...canvas import Canvas, encode_image, pack_latents, sample_image_latents
+from ...condition import Encoders
 from ...inputs.images import read_pixels
 from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
 
 
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
-
-
 def encode_control_picture(
-    pipe: FluxConditionedPipeline,
+    pipe: Encoders,
     canvas: Canvas,
     controlnet: Any,
     image: Any,
@@ -29,7 +26,7 @@ def encode_control_picture(
     """Stretch a picture to the canvas and encode it as a ControlNet wants it.
 
     Args:
-        pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+        pipe (`Encoders`): Gives the VAE and the image processor.
         canvas (`Canvas`): Gives the size, the batch and the data type.
         controlnet (`FluxControlNetModel`): The ControlNet; one with a hint block (XLabs) takes pixels.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
@@ -74,7 +71,7 @@ def encode_control_picture(
 
 
 def _encode(
-    pipe: FluxConditionedPipeline,
+    pipe: Encoders,
     canvas: Canvas,
     pixels: torch.Tensor,
     generator: torch.Generator | Sequence[torch.Generator] | None,

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...checkpoints.config import RELEASED_AXES
 from ...checkpoints.layouts import Shapes, TensorRecipe, TransformerLayout, detect_transformer_layout
+from ...checkpoints.model_configs import CheckedConfigMixin
 from ...checkpoints.single_file import SingleFileMixin
 from .checkpoint import infer_controlnet_config, plan_controlnet_conversion
 
@@ -20,7 +21,7 @@ from .checkpoint import infer_controlnet_config, plan_controlnet_conversion
 __all__ = ["FluxExtControlNetModel", "ModelMixin"]
 
 
-class FluxExtControlNetModel(SingleFileMixin, FluxControlNetModel):
+class FluxExtControlNetModel(SingleFileMixin, CheckedConfigMixin, FluxControlNetModel):
     r"""
     A FLUX.1 ControlNet: [`~diffusers.FluxControlNetModel`] with a reader for every published key layout, and with the
     input channels of alimama's inpainting ControlNets

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from diffusers.utils import logging
 
+from ...attention.parallel import check_not_split
 from ...caches.rules import check_cache_allows_residuals
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
 from ...inputs.numbers import check_window, is_active, read_numbers, warn_without_step
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -30,18 +28,19 @@ Negative: TypeAlias = Literal["shared", "own"] | None
 class ControlNetCondition(FluxCondition):
     """What conditions with a ControlNet share; a subclass is a dataclass with the fields named here."""
 
-    per_step: ClassVar[bool] = True
-
     controlnet: Any
     scale: float | Sequence[float]
     start: float
     end: float
     negative: Negative
 
-    @property
-    def shares_branches(self) -> bool:
-        """Whether both branches get the conditional branch's residuals."""
-        return self.negative == "shared"
+    def reuse(self, step: DenoisingStep) -> Hashable | None:
+        """Residuals are those of one step; both branches get the conditional branch's where they are shared."""
+        return step.index if self.negative == "shared" else None
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Residuals cost no tokens."""
+        return Demand()
 
     def is_silent(self, step: DenoisingStep) -> bool:
         """Whether there is nothing to add at a step; the window follows diffusers' ControlNet pipelines."""
@@ -69,13 +68,14 @@ class ControlNetCondition(FluxCondition):
         per = f"for each of {double} double and {single} single blocks, the double blocks first"
         read_numbers(f"`scale` of {name}", self.scale, double + single, per)
 
-    def check_fits_pipeline(self, pipe: FluxConditionedPipeline, context: int | None = None) -> None:
-        """Raise a `ValueError` if the ControlNet was made for another size, or if a cache forbids residuals.
+    def check_fits_pipeline(self, pipe: Encoders, context: int | None = None) -> None:
+        """Raise a `ValueError` if the ControlNet was made for another size, or if the transformer takes no residuals.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the transformer.
+            pipe (`Encoders`): Gives the transformer.
             context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
         """
+        check_not_split(pipe.transformer, f"the residuals of {type(self).__name__}")
         check_cache_allows_residuals(pipe.transformer)
         base, own = pipe.transformer.config, self.controlnet.config
         wanted = {

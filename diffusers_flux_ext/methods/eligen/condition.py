@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils import logging
 
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
-from ...inputs.entity_texts import encode_text
 from ...inputs.masks import RegionMask, check_regions, is_box, mask_to_tokens
 from ...inputs.numbers import read_count
 from ...inputs.text_tokens import text_group
 from ...sequence import AttentionRule, Contribution, padding_rules
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -82,11 +77,16 @@ class EntityRegions(FluxCondition):
             check_flag("`mask_padding` of EntityRegions", self.mask_padding)
         self._lengths(None)
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """A text for every entity, and attention restricted by regions."""
+        lengths = self._lengths(prompt_tokens)
+        return Demand(text_tokens=sum(lengths), texts=len(lengths), masked=True)
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode every entity's prompt with T5 and put its mask on the token grid.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives T5 and its tokenizer.
+            pipe (`Encoders`): Gives T5 and its tokenizer.
             canvas (`Canvas`): Gives the size and the data type.
 
         Returns:
@@ -103,7 +103,7 @@ class EntityRegions(FluxCondition):
         for length, entities in by_length.items():
             texts = [prompts[entity] if entity < len(prompts) else "" for prompts, _ in samples for entity in entities]
             hidden = canvas.mask_padding if self.mask_padding is None else self.mask_padding
-            embeds, visible = encode_text(pipe, texts, length, canvas, hidden)
+            embeds, visible = pipe.encode_text(texts, length, canvas, hidden)
             for column, entity in enumerate(entities):
                 encoded[f"entity_{entity}"] = canvas.per_sample(embeds[column :: len(entities)])
                 if visible is not None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from ..._compat import execution_device
-from ...canvas import Canvas, encode_image, pack_latents, sample_image_latents
-from ...condition import FluxCondition
+from ...canvas import Canvas, encode_image, image_generators, pack_latents, sample_image_latents
+from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.checks import check_flag, shown
+from ...inputs.checks import check_flag, check_generators
 from ...inputs.images import read_images, read_pixels
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...sequence import Contribution
 
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 _IMAGE, _MASK = "`image` of FillMask", "`mask` of FillMask"
 
@@ -45,7 +43,7 @@ class FillMask(FluxCondition):
         paste_back (`bool`, defaults to `True`):
             Paste the outside of the mask back after decoding, so that it is bit-equal to the stretched picture. At
             most one condition of a call may paste.
-        generator (`torch.Generator`, *optional*):
+        generator (`torch.Generator` or a list of one per sample, *optional*):
             Sample the picture's latents with it, as `FluxFillPipeline` does. By default their mean is taken.
 
     Raises:
@@ -56,7 +54,7 @@ class FillMask(FluxCondition):
     image: Any
     mask: RegionMask | Sequence[RegionMask]
     paste_back: bool = True
-    generator: torch.Generator | None = None
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in ("image", "mask") if getattr(self, name) is None]
@@ -69,19 +67,23 @@ class FillMask(FluxCondition):
         read_images(_IMAGE, self.image)
         check_regions(_MASK, self.mask)
         check_flag("`paste_back` of FillMask", self.paste_back)
-        if self.generator is not None and not isinstance(self.generator, torch.Generator):
-            raise TypeError(f"`generator` of FillMask must be a torch.Generator, got {shown(self.generator)}.")
+        if self.generator is not None:
+            check_generators("`generator` of FillMask", self.generator)
 
     @property
-    def pastes(self) -> bool:
-        """Whether it replaces decoded pixels."""
-        return self.paste_back
+    def exclusive(self) -> str | None:
+        """The outside of the hole, if it is pasted back."""
+        return OUTSIDE_OF_MASK if self.paste_back else None
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Channels cost no tokens."""
+        return Demand()
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture without the hole, and lay the mask on the latents.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:
@@ -89,7 +91,7 @@ class FillMask(FluxCondition):
             [-1, 1] and `"hole"` `(n, 1, height, width)` for pasting, where n is 1 or the number of samples.
 
         Raises:
-            ValueError: if the numbers of pictures, masks and prompts differ.
+            ValueError: if the numbers of pictures, masks, generators and prompts differ.
         """
         pixels = read_pixels(_IMAGE, self.image, pipe.image_processor, canvas.height, canvas.width)
         pixels = pixels.to(torch.float32)
@@ -100,7 +102,8 @@ class FillMask(FluxCondition):
         }
         vae = pipe.vae
         masked = (pixels * (1 - hole.float())).to(execution_device(vae), vae.dtype)
-        encode = encode_image if self.generator is None else partial(sample_image_latents, generator=self.generator)
+        generator = image_generators(self.generator, masked.shape[0], canvas.num_samples)
+        encode = encode_image if generator is None else partial(sample_image_latents, generator=generator)
         latents = canvas.per_sample(pack_latents(encode(vae, masked).to(canvas.device, canvas.dtype)))
         planes = torch.nn.functional.pixel_unshuffle(encoded["hole"].to(canvas.dtype), canvas.token_size // 2)
         parts = [latents, pack_latents(planes)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +12,14 @@ from PIL import Image
 
 from ..._compat import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.images import read_images, read_pixels
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...inputs.numbers import read_number
 from ...sequence import Contribution
 
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 _IMAGES, _MASK = ("inpaint_image", "control_image"), "`inpaint_mask` of FlexControl"
 
@@ -50,8 +48,6 @@ class FlexControl(FluxCondition):
         ValueError: if only one of `inpaint_image` and `inpaint_mask` is given, or a number is out of range.
     """
 
-    once: ClassVar[bool] = True
-
     inpaint_image: Any = None
     inpaint_mask: RegionMask | Sequence[RegionMask] | None = None
     control_image: Any = None
@@ -71,11 +67,11 @@ class FlexControl(FluxCondition):
             if getattr(self, name) is not None:
                 read_images(f"`{name}` of FlexControl", getattr(self, name))
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the pictures.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:
@@ -94,19 +90,31 @@ class FlexControl(FluxCondition):
         inpaint = torch.cat([latents, mask.expand(latents.shape[0], -1, -1, -1)], dim=1)
         return {"inpaint": pack_latents(inpaint), "control": pack_latents(control) * self.control_strength}
 
-    def phase(self, step: DenoisingStep) -> Hashable:
-        """Whether the control picture is still there."""
+    @property
+    def exclusive(self) -> str:
+        """The model has one set of control channels."""
+        return "the channels of Flex.2"
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Channels cost no tokens."""
+        return Demand()
+
+    def reuse(self, step: DenoisingStep) -> Hashable:
+        """One contribution while the control image is there, and one without it."""
+        return step.branch, self._controls(step)
+
+    def _controls(self, step: DenoisingStep) -> bool:
         return step.index <= int(self.control_stop * (step.num_steps - 1))
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """The further channels of the canvas; those of the control picture are zero after its last step."""
-        control = encoded["control"] if self.phase(step) else torch.zeros_like(encoded["control"])
+        control = encoded["control"] if self._controls(step) else torch.zeros_like(encoded["control"])
         size = max(encoded["inpaint"].shape[0], control.shape[0])
         parts = [part.expand(size, -1, -1) for part in (encoded["inpaint"], control)]
         return Contribution(channels=[torch.cat(parts, dim=2)])
 
 
-def _latents(pipe: FluxConditionedPipeline, canvas: Canvas, name: str, image: Any) -> torch.Tensor:
+def _latents(pipe: Encoders, canvas: Canvas, name: str, image: Any) -> torch.Tensor:
     if image is None:
         size = (2 * canvas.grid[0], 2 * canvas.grid[1])
         return torch.zeros(1, pipe.vae.config.latent_channels, *size, device=canvas.device, dtype=canvas.dtype)

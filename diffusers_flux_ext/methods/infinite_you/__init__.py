@@ -1,1 +1,30 @@
 """InfiniteYou: identities."""
+
+from ..method import Method, Release
+
+
+METHOD = Method(
+    package=__name__,
+    name="InfiniteYou",
+    about="identities, several in regions",
+    state="equals the reference to 1e-3 over a loop",
+    page="infinite_you",
+    exports={
+        "condition": ["InfiniteYouIdentity"],
+        "faces": ["FaceEmbedding", "FaceEncoder"],
+        "insightface": ["InsightFaceEncoder"],
+        "keypoints": ["draw_face_keypoints"],
+        "pipeline": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
+        "projector": ["InfiniteYouImageProjector"],
+    },
+    releases=[
+        Release(
+            "infinite-you",
+            "InfiniteYou; face detection runs on the CPU",
+            {
+                "image_projector": ".projector:InfiniteYouImageProjector",
+                "infuse_net": "..control.released:infuse_net",
+            },
+        )
+    ],
+)

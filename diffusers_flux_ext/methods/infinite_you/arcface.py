@@ -86,7 +86,7 @@ class ArcFaceIRSE50(nn.Module):
             model = cls()
         try:
             fill_module(model, dict(weights))
-        except (AttributeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"`{path}` does not hold the weights of ArcFace IR-SE50. InfiniteYou needs facexlib's "
                 f"`recognition_arcface_ir_se50.pth`; embeddings of other networks mean nothing to it. {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ...canvas import Canvas
+from ...condition import Encoders
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import check_instance, shown
 from ...inputs.images import read_image
@@ -26,10 +27,6 @@ from ..control.residuals import ControlNetCondition, Negative, mask_channels, re
 from .faces import FaceEmbedding, FaceEncoder
 from .keypoints import draw_face_keypoints, fit_picture, read_keypoints
 from .projector import InfiniteYouImageProjector
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -140,15 +137,15 @@ class InfiniteYouIdentity(ControlNetCondition):
                 f"with `ControlNetImage`."
             )
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Embed the face and draw the key points.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the size, the batch and the data type.
 
         Returns:
-            `dict[str, torch.Tensor]`: `"identity"` `(1 or num_samples, tokens, 4096)`, `"control"` `(1 or num_samples,
+            `dict[str, torch.Tensor]`: `"face"` `(1 or num_samples, 512)`, `"control"` `(1 or num_samples,
             num_tokens, 64)`, `"guidance"` `(1,)`; and `"weights"`, see [`region_weights`], if there is a `region`.
 
         Raises:
@@ -159,7 +156,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         name, people = type(self).__name__, "id_embeds" if self.id_image is None else "id_image"
         places = "keypoints" if self.control_image is None else "control_image"
         encoded = {
-            "identity": canvas.per_sample(self.image_projector(embeds[:, None]), f"`{people}` of {name}"),
+            "face": canvas.per_sample(embeds, f"`{people}` of {name}"),
             "control": encode_control_picture(
                 pipe, canvas, self.controlnet, self._control_pictures(canvas), names=(f"`{places}` of {name}", "")
             ),
@@ -169,11 +166,16 @@ class InfiniteYouIdentity(ControlNetCondition):
             encoded["weights"] = region_weights(f"`region` of {name}", self.region, canvas)
         return encoded
 
+    def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> dict[str, torch.Tensor]:
+        """Identity tokens `(1 or num_samples, tokens, 4096)` as `"identity"`; nothing where there is no residual."""
+        silent = step.branch == "uncond" and self.negative is None
+        return {} if silent else {"identity": self.image_projector(encoded["face"][:, None])}
+
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """InfuseNet's residuals of this step; empty outside of the window and, by default, on the negative side."""
         if self.is_silent(step):
             return Contribution()
-        tokens = encoded["identity"]
+        tokens = encoded["identity"] if "identity" in encoded else self.prepare(encoded, step)["identity"]
         context = PromptEmbeds(
             tokens.expand(step.latents.shape[0], -1, -1),
             step.prompt.pooled,

@@ -11,7 +11,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.model_configs import CheckedConfigMixin
 from ...checkpoints.modules import fill_module, read_weights_file
+from ...checkpoints.sizes import build_empty, check_dimensions, count_blocks
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.
@@ -41,7 +44,7 @@ class _PerceiverAttention(nn.Module):
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
 
-class InfiniteYouImageProjector(ModelMixin, ConfigMixin):
+class InfiniteYouImageProjector(CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The projector of InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)), a perceiver resampler that turns
     an ArcFace embedding into identity tokens, which InfuseNet sees in the place of the text.
@@ -136,10 +139,10 @@ class InfiniteYouImageProjector(ModelMixin, ConfigMixin):
             FileNotFoundError: if there is no such file.
             ValueError: if the file holds something else.
         """
-        weights = _read(source)
-        with torch.device("meta"):
-            model = cls(**_infer_config(weights, dim_head))
-        return fill_module(model, weights, torch_dtype if dtype is None else dtype, device)
+        with naming(source):
+            weights = _read(source)
+            model = build_empty(cls, _infer_config(weights, dim_head))
+            return fill_module(model, weights, torch_dtype if dtype is None else dtype, device)
 
 
 def _feed_forward(dim: int, mult: int) -> nn.Sequential:
@@ -154,22 +157,25 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
     tensors = content if isinstance(content, Mapping) else {}
     wrong = [key for key, weight in tensors.items() if not isinstance(weight, torch.Tensor)]
     if not tensors or wrong:
-        raise ValueError(f"This holds no state dict of InfiniteYou's projector, but {sorted(map(str, wrong))[:5]}.")
+        raise ValueError(f"This holds no state dict of InfiniteYou's projector, but {list_keys(wrong) or 'nothing'}.")
     return {str(key).removeprefix("image_proj."): weight for key, weight in tensors.items()}
 
 
 def _infer_config(weights: Mapping[str, torch.Tensor], dim_head: int) -> dict[str, int]:
-    sized = ("latents", "proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight")
+    sized = {
+        "latents": 3, "proj_in.weight": 2, "proj_out.weight": 2, "layers.0.0.to_q.weight": 2, "layers.0.1.1.weight": 2
+    }  # fmt: skip
     missing = [key for key in sized if key not in weights]
     if missing:
         raise ValueError(
             f"This is no image projector of InfiniteYou: it lacks {missing}. The published file is "
-            f"`image_proj_model.bin`; it has {sorted(weights)[:5]}."
+            f"`image_proj_model.bin`; it has {list_keys(weights)}."
         )
+    check_dimensions({key: weights[key].shape for key in sized}, sized)
     dim = weights["latents"].shape[2]
     return {
         "dim": dim,
-        "depth": 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("layers.")),
+        "depth": count_blocks(weights, "layers"),
         "dim_head": dim_head,
         "heads": weights["layers.0.0.to_q.weight"].shape[0] // dim_head,
         "num_queries": weights["latents"].shape[1],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -13,15 +12,12 @@ from PIL import Image
 
 from ..._compat import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
-from ...condition import FluxCondition
+from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.images import read_images, read_pixels
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...sequence import Contribution
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -48,8 +44,6 @@ class InpaintRegion(FluxCondition):
         ValueError: if `image` has a wrong shape, or values that are NaN, infinite or out of range.
     """
 
-    once: ClassVar[bool] = True
-
     image: Image.Image | np.ndarray | torch.Tensor | list[Image.Image]
     mask: RegionMask | Sequence[RegionMask]
 
@@ -58,15 +52,19 @@ class InpaintRegion(FluxCondition):
         check_regions(_MASK, self.mask)
 
     @property
-    def pastes(self) -> bool:
-        """Always."""
-        return True
+    def exclusive(self) -> str:
+        """The outside of the mask: the source is always pasted back."""
+        return OUTSIDE_OF_MASK
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Inpainting adds nothing to a call of the transformer."""
+        return Demand()
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture and put the mask on pixels and latents.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the size and the noise that the loop starts from.
 
         Returns:

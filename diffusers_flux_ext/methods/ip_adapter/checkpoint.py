@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...checkpoints.layouts import list_keys
+from ...checkpoints.messages import list_keys
+from ...checkpoints.sizes import check_dimensions, count_blocks
 
 
 NestedStateDict = Mapping[str, Any]
@@ -93,10 +94,11 @@ def infer_ip_adapter_config(shapes: Mapping[str, tuple[int, ...]], **overrides: 
             f"{'biases' if has_bias else 'no biases'}. InstantX' has an MLP and no biases, XLabs' one Linear and "
             "biases; how another one is applied cannot be told from its weights."
         )
+    check_dimensions(shapes, {**dict.fromkeys(needed, 2), "image_proj.norm.weight": 1})
     inner_dim, cross_attention_dim = shapes["ip_adapter.0.to_k_ip.weight"]
     head_dim = overrides.get("attention_head_dim", RELEASED_HEAD_DIM)
     return {
-        "num_blocks": len({key.split(".")[1] for key in shapes if key.startswith("ip_adapter.")}),
+        "num_blocks": count_blocks(shapes, "ip_adapter"),
         "attention_head_dim": head_dim,
         "num_attention_heads": max(inner_dim // head_dim, 1),
         "cross_attention_dim": cross_attention_dim,
@@ -115,7 +117,7 @@ def _flatten(state_dict: NestedStateDict) -> dict[str, torch.Tensor]:
     for key, value in state_dict.items():
         parts = {f"{key}.{name}": tensor for name, tensor in value.items()} if isinstance(value, Mapping) else {}
         flat.update(parts or {key: value})
-    wrong = [key for key, value in flat.items() if not isinstance(value, torch.Tensor)]
+    wrong = [key for key, value in flat.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if wrong:
         raise ValueError(f"The state dict holds other things than tensors: {list_keys(wrong)}.")
     return flat

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ...attention.image_prompts import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
+from ...attention.parallel import check_not_split
 from ...attention.processor import check_image_prompts_run, regional_attention
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_tokens
 from ...inputs.numbers import check_embeds, check_window, is_active, read_numbers, warn_without_step
 from ...inputs.vision import check_single_image, check_vision_model, embed_images, list_samples
+from ...offload.blocks import compute_dtype
 from ...sequence import Contribution
 from .model import FluxIPAdapter
 
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 _IMAGES, _EMBEDS, _MASK = (f"`{name}` of IPAdapterImages" for name in ("images", "image_embeds", "mask"))
 
@@ -98,11 +98,11 @@ class IPAdapterImages(FluxCondition):
                 f"out."
             )
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Embed the pictures and put the mask on the token grid.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the transformer, and the encoder by default.
+            pipe (`Encoders`): Gives the transformer, and the encoder by default.
             canvas (`Canvas`): Gives the size, the batch, the device and the data type.
 
         Returns:
@@ -115,6 +115,8 @@ class IPAdapterImages(FluxCondition):
         config = self.adapter.config
         heads = (config.num_attention_heads, config.attention_head_dim)
         check_adapter_fits(type(self).__name__, config.num_blocks, heads, config.after_block, pipe.transformer)
+        if self.mask is not None:
+            check_not_split(pipe.transformer, f"the mask of {type(self).__name__}")
         with regional_attention(pipe.transformer):
             check_image_prompts_run(pipe.transformer)
         embeds = self._embed(pipe)
@@ -125,15 +127,24 @@ class IPAdapterImages(FluxCondition):
             encoded["mask"] = canvas.per_sample(masks, _MASK).to(canvas.device)
         return encoded
 
-    def phase(self, step: DenoisingStep) -> Hashable:
-        """Whether the step lies in the window."""
-        return is_active(step, self.start, self.end)
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Keys and values of all images in all blocks, which are held for all steps."""
+        config = self.adapter.config
+        images = self.image_embeds if self.images is None else self.images
+        number = len(images) if isinstance(images, (list, tuple, torch.Tensor)) else 1
+        width = config.num_attention_heads * config.attention_head_dim
+        values = number * 2 * config.num_blocks * config.num_tokens * width
+        return Demand(held_bytes=values * compute_dtype(self.adapter).itemsize)
+
+    def reuse(self, step: DenoisingStep) -> Hashable:
+        """One contribution per branch in the window, and none outside of it."""
+        return step.branch, is_active(step, self.start, self.end)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """Keys and values of all blocks; nothing outside of the window, at scale 0, or where `negative` is `None`."""
         warn_without_step(type(self).__name__, step, self.start, self.end)
         uncond, scales = step.branch == "uncond", self._scales(self.scale)
-        if not self.phase(step) or not any(scales) or (uncond and self.negative is None):
+        if not is_active(step, self.start, self.end) or not any(scales) or (uncond and self.negative is None):
             return Contribution()
         embeds = encoded["image_embeds"]
         if uncond:
@@ -167,7 +178,7 @@ class IPAdapterImages(FluxCondition):
         width, prompts = self.adapter.config.image_embed_dim, [None] * (getattr(embeds, "ndim", 2) == 3)
         check_embeds(_EMBEDS, embeds, f"(images, {width}) or (prompts, images, {width})", *prompts, None, width)
 
-    def _embed(self, pipe: FluxConditionedPipeline) -> torch.Tensor:
+    def _embed(self, pipe: Encoders) -> torch.Tensor:
         if self.image_embeds is not None:
             embeds = torch.as_tensor(self.image_embeds)
             return embeds[None] if embeds.ndim == 2 else embeds

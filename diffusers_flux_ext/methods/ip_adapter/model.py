@@ -11,8 +11,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ...checkpoints.layouts import list_keys
-from ...checkpoints.modules import read_weights_file
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.model_configs import CheckedConfigMixin
+from ...checkpoints.modules import fill_module, read_weights_file
+from ...checkpoints.sizes import build_empty
 from .checkpoint import (
     convert_ip_adapter_state_dict,
     infer_ip_adapter_config,
@@ -53,7 +55,7 @@ class _KeysAndValues(nn.Module):
         return self.to_k_ip(tokens), self.to_v_ip(tokens)
 
 
-class FluxIPAdapter(ModelMixin, ConfigMixin):
+class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     An IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)) for FLUX.1: pictures as prompts.
 
@@ -179,12 +181,9 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
         """
         weights = convert_ip_adapter_state_dict(state_dict)
         config = infer_ip_adapter_config({key: tuple(tensor.shape) for key, tensor in weights.items()}, **overrides)
-        with torch.device("meta"):
-            model = cls(**config)
+        model = build_empty(cls, config)
         _check_weights(model.state_dict(), weights)
-        copies = {key: tensor.to(device=device, dtype=torch_dtype, copy=True) for key, tensor in weights.items()}
-        model.load_state_dict({key: tensor.contiguous() for key, tensor in copies.items()}, assign=True)
-        return model.eval()
+        return fill_module(model, weights, torch_dtype, device)
 
     @classmethod
     def from_single_file(
@@ -214,9 +213,10 @@ class FluxIPAdapter(ModelMixin, ConfigMixin):
             TypeError: If an override is no argument of the constructor.
         """
         source = pretrained_model_link_or_path_or_dict
-        state_dict = source if isinstance(source, Mapping) else read_weights_file(source)
         kwargs["torch_dtype"] = dtype or kwargs.get("torch_dtype")
-        return cls.from_state_dict(state_dict, **kwargs)
+        with naming(source):
+            state_dict = source if isinstance(source, Mapping) else read_weights_file(source)
+            return cls.from_state_dict(state_dict, **kwargs)
 
 
 def _check_weights(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
 from ...inputs.numbers import read_numbers
@@ -20,10 +21,6 @@ from ...lora.files import LoRASource
 from ...sequence import Contribution
 from .inputs import lora_pairs, read_lora_layers
 from .model import FluxLoRAEncoder
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +70,15 @@ class LoRAEmbedding(FluxCondition):
         check_flag("`strict` of LoRAEmbedding", self.strict)
         self._scales()
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """A token or more for every LoRA."""
+        return Demand(appended_tokens=len(self._scales()) * self.encoder.config.num_special_embeds)
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Read and convert the LoRAs. Their matrices stay on the CPU and in their dtype.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the transformer, whose text must be as wide as the tokens.
+            pipe (`Encoders`): Gives the transformer, whose text must be as wide as the tokens.
             canvas (`Canvas`): Gives the batch.
 
         Returns:
@@ -107,7 +108,7 @@ class LoRAEmbedding(FluxCondition):
             if scale:
                 tokens = torch.cat([self.encoder(lora_pairs(encoded, f"{prompt}/{index}/")) for prompt in prompts])
                 samples = encoded["samples"].to(tokens.device)
-                groups.append(text_group(f"lora_{index}", scale * tokens[samples], step))
+                groups.append(text_group(f"lora_{index}", scale * tokens[samples], step, in_prompt=True))
         return Contribution(text=groups)
 
     def _read(self, lora: LoRASource) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...checkpoints.layouts import list_keys
+from ...lora.errors import LoRAError, naming_files
 from ...lora.files import LoRASource
 from ...lora.tools.convert import convert_lora
 
@@ -32,21 +33,30 @@ def read_lora_layers(encoder: FluxLoRAEncoder, lora: LoRASource, strict: bool = 
         `dict[str, torch.Tensor]`: `"<layer>.lora_A.weight"` and `"<layer>.lora_B.weight"`.
 
     Raises:
-        LoRAError: if it cannot be read.
-        ValueError: if it has other layers and `strict`, or none that the encoder reads.
+        LoRAError: if it cannot be read, has other layers and `strict`, or none of the encoder's sizes.
     """
-    weights, _ = convert_lora(lora, to="diffsynth", strict=strict)
+    with naming_files(lora):
+        weights, _ = convert_lora(lora, to="diffsynth", strict=strict)
+        return _readable(encoder, weights, strict)
+
+
+def _readable(encoder: FluxLoRAEncoder, weights: dict[str, torch.Tensor], strict: bool) -> dict[str, torch.Tensor]:
     layers = encoder.layer_shapes
     beyond = sorted(key for key in weights if key.removesuffix(DOWN).removesuffix(UP) not in layers)
     if beyond and strict:
-        raise ValueError(
+        raise LoRAError(
             f"The LoRA-Encoder was not trained to read these parts of the LoRA: {list_keys(beyond)}. Pass "
             f"`strict=False` to leave them out."
         )
     if beyond:
-        logger.warning("%d parts of a LoRA are left out, the LoRA-Encoder cannot read them: %s.", len(beyond), beyond)
+        logger.warning(
+            "%d parts of a LoRA are left out, the LoRA-Encoder cannot read them: %s.", len(beyond), list_keys(beyond)
+        )
     kept = {key: weight for key, weight in weights.items() if key not in beyond}
-    encoder.check_lora(lora_pairs(kept))
+    try:
+        encoder.check_lora(lora_pairs(kept))
+    except ValueError as error:
+        raise LoRAError(str(error)) from error
     return kept
 
 

@@ -11,8 +11,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ...checkpoints.layouts import list_keys
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.model_configs import CheckedConfigMixin
 from ...checkpoints.modules import fill_module, read_tensors
+from ...checkpoints.sizes import build_empty, check_dimensions, count_blocks
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.
@@ -102,7 +104,7 @@ class _EncoderLayer(nn.Module):
         return tokens + self.fc2(hidden * torch.sigmoid(1.702 * hidden))
 
 
-class FluxLoRAEncoder(ModelMixin, ConfigMixin):
+class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The LoRA-Encoder ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)), which reads the
     matrices of a LoRA and says in text tokens what the LoRA draws.
@@ -221,10 +223,10 @@ class FluxLoRAEncoder(ModelMixin, ConfigMixin):
             FileNotFoundError: if there is no such file.
             ValueError: if the file holds something else.
         """
-        weights = read_tensors(source, ("module.",))
-        with torch.device("meta"):
-            model = cls(**_infer_config(weights), num_attention_heads=num_attention_heads)
-        return fill_module(model, weights, torch_dtype, device)
+        with naming(source):
+            weights = read_tensors(source, ("module.",))
+            model = build_empty(cls, {**_infer_config(weights), "num_attention_heads": num_attention_heads})
+            return fill_module(model, weights, torch_dtype, device)
 
 
 def lora_layers(num_layers: int, num_single_layers: int, inner_dim: int) -> dict[str, tuple[str, int, int]]:
@@ -244,12 +246,14 @@ def lora_layers(num_layers: int, num_single_layers: int, inner_dim: int) -> dict
 
 def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
     first = f"embedder.model_dict.{_key('single_blocks.0.norm.linear')}.x"
-    missing = [key for key in (first, "encoders.0.fc1.weight", "special_embeds") if key not in weights]
+    sized = {first: 3, "encoders.0.fc1.weight": 2, "special_embeds": 3}
+    missing = [key for key in sized if key not in weights]
     if missing:
         raise ValueError(
             f"This is no LoRA-Encoder for FLUX.1: it lacks {missing}. The published file is `model.safetensors`; it "
             f"has {list_keys(sorted(weights))}."
         )
+    check_dimensions({key: weights[key].shape for key in sized}, sized)
     layers = {tuple(key.split(".")[2].split("___")[:2]) for key in weights if key.startswith("embedder.model_dict.")}
     return {
         "num_layers": sum(kind == "blocks" for kind, *_ in layers),
@@ -257,7 +261,7 @@ def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
         "inner_dim": weights[first].shape[2],
         "embed_dim": weights["special_embeds"].shape[2],
         "intermediate_size": weights["encoders.0.fc1.weight"].shape[0],
-        "num_encoder_layers": len({key.split(".")[1] for key in weights if key.startswith("encoders.")}),
+        "num_encoder_layers": count_blocks(weights, "encoders"),
         "num_embeds_per_layer": weights[first].shape[1],
         "num_special_embeds": weights["special_embeds"].shape[1],
     }

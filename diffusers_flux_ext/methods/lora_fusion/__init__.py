@@ -1,1 +1,13 @@
 """LoRA-Fusion: several LoRAs under learned gates."""
+
+from ..method import Method
+
+
+METHOD = Method(
+    package=__name__,
+    name="LoRA-Fusion",
+    about="several LoRAs under learned gates",
+    state="equals the reference to 1e-3 over a loop",
+    page="lora_fusion",
+    exports={"gates": ["FluxLoRAFusion"], "hook": ["disable_lora_fusion", "enable_lora_fusion"]},
+)

@@ -12,8 +12,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ...checkpoints.layouts import list_keys
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.model_configs import CheckedConfigMixin
 from ...checkpoints.modules import fill_module, read_tensors
+from ...checkpoints.sizes import build_empty, check_dimensions
 from ..lora_encoder.model import lora_layers
 
 
@@ -73,7 +75,7 @@ def _normed(tensor: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
     return F.layer_norm(tensor, norm.normalized_shape, norm.weight.to(tensor), norm.bias.to(tensor), norm.eps)
 
 
-class FluxLoRAFusion(ModelMixin, ConfigMixin):
+class FluxLoRAFusion(CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The gates of LoRA-Fusion ([AutoLoRA](https://huggingface.co/papers/2508.02107),
     [model](https://modelscope.cn/models/DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev)), one for each Linear of the
@@ -141,10 +143,10 @@ class FluxLoRAFusion(ModelMixin, ConfigMixin):
             FileNotFoundError: if there is no such file.
             ValueError: if the file holds something else.
         """
-        weights = read_tensors(source, ("module.",))
-        with torch.device("meta"):
-            model = cls(**_infer_config(weights))
-        return fill_module(model, weights, torch_dtype, device)
+        with naming(source):
+            weights = read_tensors(source, ("module.",))
+            model = build_empty(cls, _infer_config(weights))
+            return fill_module(model, weights, torch_dtype, device)
 
 
 def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -154,6 +156,7 @@ def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
             f"This is no LoRA-Fusion for FLUX.1: it lacks `{first}`. The published file is `model.safetensors`; this "
             f"one has {list_keys(sorted(weights))}."
         )
+    check_dimensions({first: weights[first].shape}, {first: 1})
     blocks = {tuple(key.split(".")[1].split("___")[:2]) for key in weights if key.startswith("model_dict.")}
     return {
         "num_layers": sum(kind == "blocks" for kind, *_ in blocks),

@@ -17,6 +17,7 @@ from diffusers import FluxTransformer2DModel
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 
+from ..._sharing import guard_forward, unguard_forward
 from ...lora.errors import LoRAError
 from ...lora.keys import parse_lora_key
 from ...lora.loading.deltas import DeltaVariant
@@ -317,6 +318,8 @@ def enable_lora_fusion(
     disable_lora_fusion(transformer)
     state = _Fusion(fusion, None if names is None else frozenset(names), float(scale))
     state.attach(transformer)
+    # The layers note what runs in one forward pass, so one thread at a time may run it.
+    guard_forward(transformer)
     state.handle = transformer.register_forward_pre_hook(state.before)
     setattr(transformer, _ATTRIBUTE, state)
 
@@ -338,6 +341,7 @@ def disable_lora_fusion(model: Any) -> None:
         state.handle.remove()
         state.detach()
         delattr(transformer, _ATTRIBUTE)
+        unguard_forward(transformer)
 
 
 def _transformer_of(model: Any) -> FluxTransformer2DModel:

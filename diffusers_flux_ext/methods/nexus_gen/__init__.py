@@ -1,1 +1,33 @@
 """Nexus-Gen V2: one language model that draws, edits and describes."""
+
+from ..method import Method, Release
+
+
+METHOD = Method(
+    package=__name__,
+    name="Nexus-Gen V2",
+    about="drawing, editing and describing by one language model",
+    state="equals the reference to 1e-3 over a loop, its language model (transformers 4.49) to 2e-6",
+    page="nexus_gen",
+    exports={
+        "adapter": ["NexusGenAdapter"],
+        "condition": ["NexusGenEmbedding"],
+        "decoder": ["load_nexus_gen_decoder"],
+        "language_model": ["NexusGenModel"],
+        "merger": ["NexusGenEditingMerger"],
+        "pipeline": ["FluxNexusGenPipeline"],
+    },
+    loadable=["NexusGenModel"],
+    releases=[
+        Release(
+            "nexus-gen",
+            "Nexus-Gen V2, drawing",
+            {"mllm_nexus_gen": ".released:language_model", "generation_adapter": ".adapter:NexusGenAdapter"},
+        ),
+        Release(
+            "nexus-gen-edit",
+            "Nexus-Gen V2, editing",
+            {"mllm_nexus_gen": ".released:language_model", "editing_adapter": ".merger:NexusGenEditingMerger"},
+        ),
+    ],
+)

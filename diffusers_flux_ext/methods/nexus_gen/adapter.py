@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ...checkpoints.model_configs import CheckedConfigMixin
 from .checkpoint import ADAPTER, DecoderPartMixin
 
 
@@ -17,7 +18,7 @@ from .checkpoint import ADAPTER, DecoderPartMixin
 __all__ = ["ModelMixin", "NexusGenAdapter"]
 
 
-class NexusGenAdapter(DecoderPartMixin, ModelMixin, ConfigMixin):
+class NexusGenAdapter(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The adapter of Nexus-Gen's generation decoder ([paper](https://huggingface.co/papers/2504.21356)), which turns
     image embeddings of the language model into text tokens of FLUX.

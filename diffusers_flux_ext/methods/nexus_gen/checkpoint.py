@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
-from ...checkpoints.layouts import list_keys
+from ...checkpoints.messages import list_keys, naming
 from ...checkpoints.modules import fill_module, read_tensors
+from ...checkpoints.sizes import build_empty, check_dimensions
 
 
 ModelT = TypeVar("ModelT", bound="DecoderPartMixin")
@@ -82,13 +83,14 @@ def read_part(source: Source, part: DecoderPart) -> dict[str, torch.Tensor]:
     if not chosen:
         # A state dict of the part itself; surplus keys are named by the model.
         chosen = tensors
-    missing = [key for key in part.sized if key not in chosen or chosen[key].ndim != 2]
+    missing = [key for key in part.sized if key not in chosen]
     if missing:
         raise ValueError(
             f"This holds nothing of Nexus-Gen's {part.decoder} decoder beside its transformer: {list_keys(missing)} "
             f"are missing among {list_keys(sorted(tensors))}. The published file is "
             f"{'`generation_decoder.bin`' if part is ADAPTER else '`edit_decoder.bin`'}."
         )
+    check_dimensions({key: chosen[key].shape for key in part.sized}, dict.fromkeys(part.sized, 2))
     return chosen
 
 
@@ -122,7 +124,8 @@ def split_decoder(source: Source) -> tuple[dict[str, torch.Tensor], DecoderPart,
 
 def _swapped(key: str, weight: torch.Tensor) -> torch.Tensor:
     # These files have scale and shift of the last norm in diffusers' order, unlike DiffSynth-Studio's layout of today.
-    return torch.cat(weight.chunk(2)[::-1]) if key.startswith(MODULATION) else weight
+    halves = key.startswith(MODULATION) and weight.ndim
+    return torch.cat(weight.chunk(2)[::-1]) if halves else weight
 
 
 class DecoderPartMixin:
@@ -171,7 +174,7 @@ class DecoderPartMixin:
             FileNotFoundError: if there is no such file.
             ValueError: if it holds something else.
         """
-        weights = read_part(source, cls.part)
-        with torch.device("meta"):
-            model: Any = cls(**cls.infer_config(weights, **overrides))
-        return fill_module(model, weights, torch_dtype if dtype is None else dtype, device)
+        with naming(source):
+            weights = read_part(source, cls.part)
+            model: Any = build_empty(cls, cls.infer_config(weights, **overrides))
+            return fill_module(model, weights, torch_dtype if dtype is None else dtype, device)

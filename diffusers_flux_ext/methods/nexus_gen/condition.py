@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..._compat import offload_all_but
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import read_texts
 from ...inputs.qwen_vl import check_processor
@@ -19,7 +20,7 @@ from ...inputs.text_tokens import check_text_width
 from ...inputs.vision import check_single_image, list_pictures
 from ...sequence import Contribution
 from .adapter import NexusGenAdapter
-from .language_model import NexusGenModel
+from .language_model import NUM_IMAGE_TOKENS, NexusGenModel
 from .merger import NexusGenEditingMerger
 from .prompts import (
     MAX_PIXELS,
@@ -31,9 +32,6 @@ from .prompts import (
     embed_prompts,
 )
 
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 _IMAGE = "`image` of NexusGenEmbedding"
 NexusGenEmbeds = torch.Tensor | Mapping[str, torch.Tensor]
@@ -142,11 +140,15 @@ class NexusGenEmbedding(FluxCondition):
         with torch.no_grad():
             return embed_prompts(mllm, processor, prompts, images, self.language, self.max_pixels)
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The embeddings of the drawn image and of each 28 x 28 pixels of the given one, in the prompt's place."""
+        return Demand(prompt_tokens=NUM_IMAGE_TOKENS + self.max_pixels // 28**2)
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Ask the language model, and place the tokens on the canvas.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the transformer, and the language model by default.
+            pipe (`Encoders`): Gives the transformer, and the language model by default.
             canvas (`Canvas`): Gives the size, the batch, the device and the data type.
 
         Returns:

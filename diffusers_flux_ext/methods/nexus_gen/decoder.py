@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...checkpoints.messages import naming
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
 from .adapter import NexusGenAdapter
 from .checkpoint import ADAPTER, Source, split_decoder
@@ -45,12 +46,13 @@ def load_nexus_gen_decoder(
         FileNotFoundError: if there is no such file.
         ValueError: if it holds something else.
     """
-    weights, part, beside = split_decoder(source)
     dtype = torch_dtype if dtype is None else dtype
     placed: dict[str, Any] = {"torch_dtype": dtype, "device": device}
     adapter: NexusGenAdapter | NexusGenEditingMerger
-    if part is ADAPTER:
-        adapter = NexusGenAdapter.from_single_file(beside, **placed)
-    else:
-        adapter = NexusGenEditingMerger.from_single_file(beside, mrope_section=mrope_section, **placed)
-    return FluxExtTransformer2DModel.from_state_dict(weights, **placed, **overrides), adapter
+    with naming(source):
+        weights, part, beside = split_decoder(source)
+        if part is ADAPTER:
+            adapter = NexusGenAdapter.from_single_file(beside, **placed)
+        else:
+            adapter = NexusGenEditingMerger.from_single_file(beside, mrope_section=mrope_section, **placed)
+        return FluxExtTransformer2DModel.from_state_dict(weights, **placed, **overrides), adapter

@@ -11,6 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional
 
+from ...checkpoints.model_configs import CheckedConfigMixin
+from ...checkpoints.sizes import count_blocks
 from .checkpoint import MERGER, DecoderPartMixin
 
 
@@ -75,7 +77,7 @@ class _Layer(nn.Module):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class NexusGenEditingMerger(DecoderPartMixin, ModelMixin, ConfigMixin):
+class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The embedding merger of Nexus-Gen's editing decoder ([paper](https://huggingface.co/papers/2504.21356)). One layer
     of attention brings the embeddings of the edited picture and those of the given one together; a projector turns
@@ -207,7 +209,7 @@ class NexusGenEditingMerger(DecoderPartMixin, ModelMixin, ConfigMixin):
         return {
             "hidden_size": query[0],
             "intermediate_size": gate[0],
-            "num_layers": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
+            "num_layers": count_blocks(weights, "layers"),
             "num_attention_heads": max(query[0] // head_dim, 1),
             "num_key_value_heads": max(key[0] // head_dim, 1),
             "output_dim": out[0],

@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from ...condition import FluxCondition, check_conditions
+from ...demand import Demand
 from ...inputs.checks import check_choice, read_texts
 from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_pictures
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...offload.budget.demand import Added
 from ...pipeline.components import extends_call, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .adapter import NexusGenAdapter
@@ -82,7 +82,6 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     model_cpu_offload_seq = (
         "text_encoder->text_encoder_2->image_encoder->mllm->generation_adapter->editing_adapter->transformer->vae"
     )
-    _planned_additions = (Added(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder_2",
@@ -119,6 +118,10 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             generation_adapter=generation_adapter,
             editing_adapter=editing_adapter,
         )
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The most embeddings that take the prompt's place."""
+        return Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2)
 
     @extends_call(FluxConditionedPipeline)
     @renames_errors("the call", image="init_image")

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import ReduxImageEncoder
 
-from ...checkpoints.layouts import list_keys
+from ...checkpoints.messages import list_keys, naming
 from ...checkpoints.modules import fill_module, read_tensors
+from ...checkpoints.sizes import build_empty, check_dimensions
 
 
 # Below a folder of the published repository, of its embedder, or of the file that stands beside them.
@@ -44,18 +45,22 @@ def load_redux_embedder(
         FileNotFoundError: if there is no such file, or none in the folder.
         ValueError: if it holds something else.
     """
-    weights = read_tensors(
-        source if isinstance(source, Mapping) else _file(Path(source)), ("module.", "image_embedder.")
-    )
-    up, down = weights.get("redux_up.weight"), weights.get("redux_down.weight")
-    if up is None or down is None or up.ndim != 2 or down.ndim != 2:
+    found = source if isinstance(source, Mapping) else _file(Path(source))
+    with naming(found):
+        weights = read_tensors(found, ("module.", "image_embedder."))
+        model = build_empty(ReduxImageEncoder, _infer_config(weights))
+        return fill_module(model, weights, torch_dtype, device)
+
+
+def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    sized = ("redux_up.weight", "redux_down.weight")
+    if any(key not in weights for key in sized):
         raise ValueError(
-            f"This is no embedder of Redux: expected `redux_up.*` and `redux_down.*`, but it has "
-            f"{list_keys(sorted(weights))}."
+            f"This is no embedder of Redux: expected `redux_up.*` and `redux_down.*`, but it has {list_keys(weights)}."
         )
-    with torch.device("meta"):
-        model = ReduxImageEncoder(redux_dim=up.shape[1], txt_in_features=down.shape[0])
-    return fill_module(model, weights, torch_dtype, device)
+    up, down = (weights[key].shape for key in sized)
+    check_dimensions({sized[0]: up, sized[1]: down}, dict.fromkeys(sized, 2))
+    return {"redux_dim": up[1], "txt_in_features": down[0]}
 
 
 def _file(path: Path) -> Path:

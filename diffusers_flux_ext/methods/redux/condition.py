@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import ReduxImageEncoder
 
 from ...canvas import Canvas
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, check_regions
@@ -20,6 +22,7 @@ from ...inputs.text_tokens import check_text_width, text_group
 from ...inputs.token_grids import merge_tokens
 from ...inputs.vision import check_vision_model, embed_images
 from ...sequence import Contribution
+from . import IMAGE_TOKENS
 from .inputs import (
     EMBEDS,
     IMAGES,
@@ -31,10 +34,6 @@ from .inputs import (
     region_rules,
     token_masks,
 )
-
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +112,24 @@ class ReduxImages(FluxCondition):
                 if mask is not None:
                     check_regions(MASK, mask)
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Tokens of every image, by its strength."""
+        count = count_pictures(self.images, self.image_embeds)
+        config: Any = getattr(self.image_encoder, "config", None)
+        patches = IMAGE_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
+        if self.image_embeds is not None:
+            patches = self.image_embeds.shape[-2]
+        strengths = self._strengths(count)
+        shares = [float(any(strengths))] if self.combine == "sum" else strengths
+        return Demand(
+            appended_tokens=sum(math.ceil(share * patches) for share in shares), masked=self.mask is not None
+        )
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Run the vision model and put the masks on the token grid.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the transformer, and the encoder by default.
+            pipe (`Encoders`): Gives the transformer, and the encoder by default.
             canvas (`Canvas`): Gives the size, the batch, the device and the data type.
 
         Returns:
@@ -154,9 +166,11 @@ class ReduxImages(FluxCondition):
         """A text group `redux_<i>` for every picture, or one for their sum, and who may see it."""
         groups, rules = [], []
         for index, tokens in self._tokens(encoded["image_embeds"]) if self._acts(step) else ():
-            groups.append(text_group(f"redux_{index}", tokens, step))
-            if f"mask_{index}" in encoded:
-                rules += region_rules(f"redux_{index}", encoded[f"mask_{index}"], encoded[f"unmasked_{index}"])
+            name, mask, unmasked = (f"{part}_{index}" for part in ("redux", "mask", "unmasked"))
+            # Text does not see a masked picture, so it is no part of the prompt there.
+            in_prompt = encoded[unmasked][:, None] if mask in encoded else True
+            groups.append(text_group(name, tokens, step, in_prompt))
+            rules += region_rules(name, encoded[mask], encoded[unmasked]) if mask in encoded else []
         return Contribution(text=groups, rules=rules)
 
     def _acts(self, step: DenoisingStep) -> bool:
@@ -176,7 +190,7 @@ class ReduxImages(FluxCondition):
     def _strengths(self, count: int) -> list[float]:
         return read_numbers("`strengths` of ReduxImages", self.strengths, count, "per picture")
 
-    def _embed(self, pipe: FluxConditionedPipeline) -> torch.Tensor:
+    def _embed(self, pipe: Encoders) -> torch.Tensor:
         if self.image_embeds is not None:
             embeds = torch.as_tensor(self.image_embeds)
             return embeds[None] if embeds.ndim == 3 else embeds

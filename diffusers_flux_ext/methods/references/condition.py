@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from PIL import Image
 
 from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
 from ...canvas import Canvas, encode_image, pack_latents
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_choice, check_flag
 from ...inputs.images import read_images
 from ...inputs.numbers import read_count, read_numbers
 from ...inputs.token_grids import evenly_spread
 from ...sequence import AttentionRule, Contribution, TokenGroup
+from . import MEGAPIXEL_TOKENS
 
 
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
+PIXELS_PER_TOKEN, LATENT_CHANNELS = 16, 16
 
 
 Layout = Literal["index", "offset", "same"]
@@ -75,11 +77,26 @@ class ReferenceImages(FluxCondition):
             _read(reference)
         self._strengths()
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    @property
+    def exclusive(self) -> str:
+        """Two sets would share rotary positions."""
+        return "the positions of reference images"
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """Tokens of every reference that is seen."""
+        seen = [each for each, strength in zip(self._references, self._strengths()) if strength > 0]
+        most = math.inf if self.max_area is None else self.max_area // PIXELS_PER_TOKEN**2
+        tokens = [MEGAPIXEL_TOKENS if self.preferred_size else _count_tokens(each) for each in seen]
+        return Demand(
+            reference_tokens=int(sum(min(each, most) for each in tokens)),
+            masked=any(0 < each < 1 for each in self._strengths()),
+        )
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the references.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE and the image processor.
+            pipe (`Encoders`): Gives the VAE and the image processor.
             canvas (`Canvas`): Gives the batch, the device and the data type; its size does not matter.
 
         Returns:
@@ -126,7 +143,7 @@ class ReferenceImages(FluxCondition):
         given, count = 1.0 if self.strengths is None else self.strengths, len(self._references)
         return read_numbers("`strengths` of ReferenceImages", given, count, "per reference", 0, 1)
 
-    def _grid(self, pipe: FluxConditionedPipeline, canvas: Canvas, picture: Any) -> tuple[int, int]:
+    def _grid(self, pipe: Encoders, canvas: Canvas, picture: Any) -> tuple[int, int]:
         token = canvas.token_size
         if _is_latents(pipe, picture):
             return picture.shape[2] // 2, picture.shape[3] // 2
@@ -143,7 +160,7 @@ class ReferenceImages(FluxCondition):
         return max(1, int(height * shrink) // token), max(1, int(width * shrink) // token)
 
 
-def _is_latents(pipe: FluxConditionedPipeline, picture: Any) -> bool:
+def _is_latents(pipe: Encoders, picture: Any) -> bool:
     return isinstance(picture, torch.Tensor) and picture.shape[1] == pipe.vae.config.latent_channels
 
 
@@ -161,8 +178,22 @@ def _with_batch(picture: Any) -> Any:
     return picture if getattr(picture, "ndim", 4) == 4 else picture[None]
 
 
-def _latents(pipe: FluxConditionedPipeline, picture: Any, size: tuple[int, int]) -> torch.Tensor:
+def _latents(pipe: Encoders, picture: Any, size: tuple[int, int]) -> torch.Tensor:
     if _is_latents(pipe, picture):
         return picture[..., : picture.shape[2] // 2 * 2, : picture.shape[3] // 2 * 2].contiguous()
     pixels = pipe.image_processor.preprocess(picture, *size)
     return encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
+
+
+def _count_tokens(image: Any) -> int:
+    """Tokens of a reference in its own size; what has no size that is known counts as a megapixel."""
+    first = image[0] if isinstance(image, (list, tuple)) and image else image
+    if isinstance(first, Image.Image):
+        width, height = first.size
+    elif isinstance(first, torch.Tensor) and first.ndim in (3, 4):
+        height, width = first.shape[-2:]
+        if first.ndim == 4 and first.shape[1] == LATENT_CHANNELS:
+            height, width = height * PIXELS_PER_TOKEN // 2, width * PIXELS_PER_TOKEN // 2
+    else:
+        return MEGAPIXEL_TOKENS
+    return (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ...checkpoints.config import check_overrides
-from ...checkpoints.layouts import Shapes, TensorRecipe, list_keys
+from ...checkpoints.layouts import Shapes, TensorRecipe
+from ...checkpoints.messages import list_keys
+from ...checkpoints.sizes import check_dimensions, count_blocks, is_index
 
 
 PREFIX = "connector."
@@ -31,7 +32,7 @@ OURS = {f"{published}.{part}": f"{ours}.{part}" for published, ours in MODULES f
     "scale_factor": "pooled_scale"
 }
 RELEASED_HEAD_DIM = 128
-_BLOCK = re.compile(r"(?<=\.blocks\.)\d+(?=\.)")
+_BLOCKS = "S.individual_token_refiner.blocks."
 
 
 def has_connector(shapes: Mapping[str, Any]) -> bool:
@@ -58,18 +59,23 @@ def plan_connector(shapes: Shapes) -> dict[str, TensorRecipe]:
         if not key.startswith(prefix):
             continue
         bare = key.removeprefix(prefix)
-        block = _BLOCK.search(bare)
-        ours = OURS.get(_BLOCK.sub("{}", bare))
+        form, index = _split_index(bare)
+        ours = OURS.get(form)
         if ours is None:
             unknown.append(key)
         else:
-            plan[ours.format(block[0] if block else "")] = TensorRecipe((key,), tuple(shape))
+            plan[ours.format(index)] = TensorRecipe((key,), tuple(shape))
     if unknown or "pooled_proj.weight" not in plan:
         raise ValueError(
             f"This is no connector of Step1X-Edit: it lacks `{PREFIX}global_proj_out.weight`, or has keys that are "
             f"unknown: {list_keys(unknown)}. Files from version 1.2 on have another connector and are not read."
         )
     return plan
+
+
+def _split_index(key: str) -> tuple[str, str]:
+    index, _, rest = key.removeprefix(_BLOCKS).partition(".")
+    return (f"{_BLOCKS}{{}}.{rest}", index) if key.startswith(_BLOCKS) and is_index(index) else (key, "")
 
 
 def infer_connector_config(
@@ -93,16 +99,17 @@ def infer_connector_config(
     """
     check_overrides(model_class, overrides)
     sized = ("proj_in.weight", "time_embedder.linear_1.weight", "blocks.0.mlp.0.weight", "pooled_proj.weight")
-    missing = [key for key in sized if key not in plan or len(plan[key].shape) != 2]
+    missing = [key for key in sized if key not in plan]
     if missing:
         raise ValueError(f"Matrices of the connector of Step1X-Edit are missing: {list_keys(missing)}.")
+    check_dimensions({key: plan[key].shape for key in sized}, dict.fromkeys(sized, 2))
     (hidden_size, in_channels), (_, frequency_dim), (inner, _), (pooled_dim, _) = (plan[key].shape for key in sized)
     first_version = "pooled_scale" in plan
     return {
         "in_channels": in_channels,
         "hidden_size": hidden_size,
         "num_attention_heads": max(1, hidden_size // RELEASED_HEAD_DIM),
-        "num_layers": 1 + max(int(key.split(".")[1]) for key in plan if key.startswith("blocks.")),
+        "num_layers": count_blocks(plan, "blocks"),
         "mlp_ratio": inner / hidden_size,
         "pooled_dim": pooled_dim,
         "frequency_dim": frequency_dim,

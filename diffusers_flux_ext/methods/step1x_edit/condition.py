@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
 from ..._compat import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
-from ...condition import FluxCondition
+from ...condition import Encoders, FluxCondition
+from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...guidance import combine_velocities
 from ...inputs.checks import check_flag, read_texts, shown
@@ -20,12 +21,10 @@ from ...inputs.numbers import read_number
 from ...inputs.qwen_vl import check_processor
 from ...inputs.vision import check_single_image, list_pictures, to_pil
 from ...sequence import Contribution, TokenGroup
+from . import INSTRUCTION_TOKENS
 from .connector import Step1XConnector, Step1XContext
 from .instructions import encode_instructions
 
-
-if TYPE_CHECKING:
-    from ...pipeline.conditioned import FluxConditionedPipeline
 
 _PREPARED, _IMAGE = "prepared.", "`image` of Step1XInstruction"
 
@@ -115,11 +114,17 @@ class Step1XInstruction(FluxCondition):
                 read_texts(f"`{name}` of Step1XInstruction", getattr(self, name))
             check_embeds(name, embeds, mask, self.connector.config.in_channels)
 
-    def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The instruction in the prompt's place, and the image as a reference."""
+        given = (self.instruction_embeds, self.negative_instruction_embeds)
+        lengths = [INSTRUCTION_TOKENS if each is None else each.shape[1] for each in given]
+        return Demand(prompt_tokens=max(lengths), canvases=1)
+
+    def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture with the VAE and the instructions with the language model.
 
         Args:
-            pipe (`FluxConditionedPipeline`): Gives the VAE, and the language model where the condition has none.
+            pipe (`Encoders`): Gives the VAE, and the language model where the condition has none.
             canvas (`Canvas`): Gives size, batch, device and data type, and whether there is an unconditional branch.
 
         Returns:
@@ -150,9 +155,7 @@ class Step1XInstruction(FluxCondition):
                     encoded[f"{branch}.seen"] = encoded[f"{branch}.mask"].cpu()
         return encoded
 
-    def _embed(
-        self, name: str, pipe: FluxConditionedPipeline, pictures: Sequence[Image.Image]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(self, name: str, pipe: Encoders, pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         embeds, mask = getattr(self, f"{name}_embeds"), getattr(self, f"{name}_mask")
         if embeds is not None:
             return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()

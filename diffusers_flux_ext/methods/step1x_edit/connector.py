@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...checkpoints.layouts import Shapes, TensorRecipe, TransformerLayout
+from ...checkpoints.model_configs import CheckedConfigMixin
 from ...checkpoints.single_file import SingleFileMixin
 from .checkpoint import infer_connector_config, plan_connector
 
@@ -78,7 +79,7 @@ class _RefinerBlock(nn.Module):
         return tokens + mlp_gate * self.mlp(self.norm2(tokens))
 
 
-class Step1XConnector(SingleFileMixin, ModelMixin, ConfigMixin):
+class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""
     The connector of Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)): it refines the hidden states of
     Qwen2.5-VL into the prompt of the transformer, and their mean into the pooled prompt.

@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from ...condition import FluxCondition, check_conditions
+from ...demand import Demand
 from ...inputs.checks import read_texts
 from ...inputs.numbers import read_count
 from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_pictures, to_pil
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...offload.budget.demand import Added
 from ...pipeline.call_inputs import canvas_size
 from ...pipeline.components import extends_call, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
@@ -99,7 +99,6 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
     # The connector runs at every step, so it stays beside the transformer instead of taking turns with it.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->mllm->transformer->vae"
     _loop_components = ("transformer", "connector")
-    _planned_additions = (Added(prompt_tokens=MAX_TOKENS, canvases=1),)
     _optional_components = [
         *FluxConditionedPipeline._optional_components,
         "text_encoder",
@@ -138,6 +137,10 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             feature_extractor=feature_extractor,
         )
         self.register_modules(mllm=mllm, mllm_processor=mllm_processor, connector=connector)
+
+    def demand(self, prompt_tokens: int) -> Demand:
+        """The longest instruction in the prompt's place, and the image as a reference."""
+        return Demand(prompt_tokens=MAX_TOKENS, canvases=1)
 
     @torch.no_grad()
     def encode_instruction(

@@ -13,9 +13,10 @@ from torch import nn
 
 from ..._compat import vram_budget_of
 from ...condition import check_conditions
+from ...demand import Demand
 from ..blocks import rest_bytes, streamable_blocks, tensor_bytes
 from .budget import VRAMBudget
-from .demand import Added, autoencoder_need, is_autoencoder, need_of, planned_modules, storage_of, workload_of
+from .demand import autoencoder_need, is_autoencoder, need_of, planned_modules, storage_of, workload_of
 from .estimate import Workload
 from .placement import Need, mark_staying, phase_plans, place, send_to_disk, smallest_phases
 from .plan import GIB, ComponentPlan, VRAMBudgetError, VRAMPlan
@@ -49,7 +50,7 @@ def plan_vram(
     ram_budget_gib: float | None = None,
     offload_dir: str | os.PathLike[str] | None = None,
     max_sequence_length: int = 512,
-    added: Sequence[Added] = (),
+    added: Sequence[Demand] = (),
 ) -> VRAMPlan:
     """
     Plan where the weights of a pipeline are, so that a call stays within a budget.
@@ -72,7 +73,7 @@ def plan_vram(
         ram_budget_gib (`float`, *optional*): GiB of host memory for weights; what is over goes to `offload_dir`.
         offload_dir (`str` or `os.PathLike`, *optional*): Where blocks are written that host memory has no room for.
         max_sequence_length (`int`, *optional*, defaults to 512): Text tokens of the prompt.
-        added (`Sequence[Added]`, *optional*): What conditions add that are not at hand.
+        added (`Sequence[Demand]`, *optional*): What conditions add that are not at hand.
 
     Returns:
         `VRAMPlan`: print it to read it.
@@ -92,7 +93,8 @@ def plan_vram(
     conditions = check_conditions(conditions)
     modules = planned_modules(pipe, conditions)
     options = {"conditions": conditions, "storage_dtype": storage_dtype, "ram_budget_gib": ram_budget_gib}
-    added = [*added, *getattr(pipe, "_planned_additions", ())]
+    own = getattr(pipe, "demand", None)
+    added = [*added, *([] if own is None else [own(max_sequence_length)])]
     workload = workload_of(conditions, height, width, batch, max_sequence_length, added)
     return plan_modules(
         modules, budget_gib, workload, None if offload_dir is None else os.fspath(offload_dir), options

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from diffusers.utils import logging
 from torch import nn
 
-from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS
-from ...inputs.numbers import read_numbers
-from ...methods.redux.inputs import count_pictures
+from ...demand import Demand
 from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from ..disk.api import is_streamed_from_disk
 from .estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
@@ -23,128 +20,24 @@ from .placement import LOOP, Need
 
 # Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
 CONVOLUTION_SCRATCH = 0.3
-LATENT_CHANNELS = 16
-# Patches of a picture in FLUX.1-Redux-dev's vision model, and tokens of an instruction in Step1X-Edit.
-REDUX_TOKENS, INSTRUCTION_TOKENS = 729, 640
-MEGAPIXEL_TOKENS = max(w * h for w, h in PREFERRED_KONTEXT_RESOLUTIONS) // PIXELS_PER_TOKEN**2
 
-
-@dataclass(frozen=True)
-class Added:
-    """What a condition adds to a call.
-
-    Attributes:
-        text_tokens (`int`), reference_tokens (`int`): Tokens in the transformer.
-        prompt_tokens (`int`): Tokens of what takes the prompt's place.
-        canvases (`int`): References of the picture's own size.
-        texts (`int`): Texts that T5 encodes at once.
-        held_bytes (`int`): What it holds on the card for all steps, such as keys and values of an IP-Adapter.
-        masked (`bool`): Whether it restricts who sees whom.
-    """
-
-    text_tokens: int = 0
-    reference_tokens: int = 0
-    prompt_tokens: int = 0
-    canvases: int = 0
-    texts: int = 0
-    held_bytes: int = 0
-    masked: bool = False
-
-
-def _entities(condition: Any, prompt_tokens: int) -> Added:
-    lengths = condition._lengths(prompt_tokens)
-    return Added(text_tokens=sum(lengths), texts=len(lengths), masked=True)
-
-
-def _references(condition: Any, prompt_tokens: int) -> Added:
-    seen = [each for each, strength in zip(condition._references, condition._strengths) if strength > 0]
-    most = math.inf if condition.max_area is None else condition.max_area // PIXELS_PER_TOKEN**2
-    tokens = [MEGAPIXEL_TOKENS if condition.preferred_size else _picture_tokens(each) for each in seen]
-    return Added(
-        reference_tokens=int(sum(min(each, most) for each in tokens)),
-        masked=any(0 < each < 1 for each in condition._strengths),
-    )
-
-
-def _picture_tokens(picture: Any) -> int:
-    """Tokens of a reference in its own size; what has no size that is known counts as a megapixel."""
-    first = picture[0] if isinstance(picture, (list, tuple)) and picture else picture
-    if isinstance(first, Image.Image):
-        width, height = first.size
-    elif isinstance(first, torch.Tensor) and first.ndim in (3, 4):
-        height, width = first.shape[-2:]
-        if first.ndim == 4 and first.shape[1] == LATENT_CHANNELS:
-            height, width = height * PIXELS_PER_TOKEN // 2, width * PIXELS_PER_TOKEN // 2
-    else:
-        return MEGAPIXEL_TOKENS
-    return (height // PIXELS_PER_TOKEN) * (width // PIXELS_PER_TOKEN)
-
-
-def _image_prompts(condition: Any, prompt_tokens: int) -> Added:
-    config = condition.adapter.config
-    width = config.num_attention_heads * config.attention_head_dim
-    pictures = condition.image_embeds if condition.images is None else condition.images
-    number = len(pictures) if isinstance(pictures, (list, tuple, torch.Tensor)) else 1
-    size = number * 2 * config.num_blocks * config.num_tokens * width
-    return Added(held_bytes=size * compute_dtype(condition.adapter).itemsize)
-
-
-def _values(condition: Any, prompt_tokens: int) -> Added:
-    return Added(text_tokens=len(condition.values) * condition.encoder.config.num_tokens)
-
-
-def _lora_tokens(condition: Any, prompt_tokens: int) -> Added:
-    return Added(text_tokens=len(condition._scales()) * condition.encoder.config.num_special_embeds)
-
-
-def _redux_tokens(condition: Any, prompt_tokens: int) -> Added:
-    count = count_pictures(condition.images, condition.image_embeds)
-    config: Any = getattr(condition.image_encoder, "config", None)
-    patches = REDUX_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
-    if condition.image_embeds is not None:
-        patches = condition.image_embeds.shape[-2]
-    strengths = read_numbers("`strengths` of ReduxImages", condition.strengths, count, "per picture")
-    shares = [float(any(strengths))] if condition.combine == "sum" else strengths
-    return Added(text_tokens=sum(math.ceil(share * patches) for share in shares), masked=condition.mask is not None)
-
-
-def _step1x(condition: Any, prompt_tokens: int) -> Added:
-    given = (condition.instruction_embeds, condition.negative_instruction_embeds)
-    lengths = [INSTRUCTION_TOKENS if each is None else each.shape[1] for each in given]
-    return Added(prompt_tokens=max(lengths), canvases=1)
-
-
-def _nexus_gen(condition: Any, prompt_tokens: int) -> Added:
-    # An embedding for each 28 x 28 pixels of the given picture, after the 81 of the drawn one.
-    return Added(prompt_tokens=81 + condition.max_pixels // 28**2)
-
-
-# One entry per condition that adds tokens; a call that brings more than was planned is planned again.
-ADDED: dict[str, Callable[[Any, int], Added]] = {
-    "EntityRegions": _entities,
-    "ReferenceImages": _references,
-    "AttributeValues": _values,
-    "IPAdapterImages": _image_prompts,
-    "LoRAEmbedding": _lora_tokens,
-    "ReduxImages": _redux_tokens,
-    "Step1XInstruction": _step1x,
-    "NexusGenEmbedding": _nexus_gen,
-}
+logger = logging.get_logger(__name__)
 
 
 def workload_of(
-    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Added] = ()
+    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Demand] = ()
 ) -> Workload:
-    """The call that conditions make, those of unknown classes counted as adding nothing."""
-    known = [ADDED[type(each).__name__](each, prompt_tokens) for each in conditions if type(each).__name__ in ADDED]
-    everything = [*known, *added]
+    """The call that conditions make."""
+    everything = [*(_demand(each, prompt_tokens) for each in conditions), *added]
     seen_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
+    appended_tokens = sum(each.appended_tokens for each in everything)
     return Workload(
         height=height,
         width=width,
         batch=batch,
-        text_tokens=seen_tokens + sum(each.text_tokens for each in everything),
+        text_tokens=seen_tokens + appended_tokens + sum(each.text_tokens for each in everything),
         prompt_tokens=seen_tokens,
+        appended_tokens=appended_tokens,
         encoded_tokens=prompt_tokens,
         reference_tokens=sum(each.reference_tokens for each in everything),
         canvases=sum(each.canvases for each in everything),
@@ -152,6 +45,17 @@ def workload_of(
         texts=max([1, *(each.texts for each in everything)]),
         masked=any(each.masked for each in everything),
     )
+
+
+def _demand(condition: Any, prompt_tokens: int) -> Demand:
+    demand = condition.demand(prompt_tokens)
+    if demand is None:
+        logger.warning(
+            f"{type(condition).__name__} does not say what it costs, so one more prompt of {prompt_tokens} tokens is "
+            f"counted for it. Define `demand(prompt_tokens)`, which returns a `Demand`."
+        )
+        return Demand(text_tokens=prompt_tokens, texts=1)
+    return demand
 
 
 def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module]:

@@ -34,7 +34,8 @@ class Workload:
         height (`int`), width (`int`): The picture in pixels.
         batch (`int`): Pictures at once: prompts times `num_images_per_prompt`.
         text_tokens (`int`): All text tokens of a sample: the prompt's and those that conditions add.
-        prompt_tokens (`int`): The prompt's alone, or those in its place, which ControlNets see.
+        prompt_tokens (`int`): The prompt's alone, or those in its place.
+        appended_tokens (`int`): Those of `text_tokens` that conditions append to the prompt, as ControlNets see it.
         encoded_tokens (`int`): Tokens of a text that T5 encodes.
         reference_tokens (`int`): Image tokens of a sample besides the picture's and those of `canvases`.
         canvases (`int`): References of the picture's own size.
@@ -48,6 +49,7 @@ class Workload:
     batch: int = 1
     text_tokens: int = 512
     prompt_tokens: int = 512
+    appended_tokens: int = 0
     encoded_tokens: int = 512
     reference_tokens: int = 0
     canvases: int = 0
@@ -213,7 +215,7 @@ def _denoise(module: Any, workload: Workload) -> Callable[[], Any]:
     config, batch = module.config, workload.batch
     is_net = hasattr(module, "controlnet_x_embedder")
     image = workload.picture_tokens if is_net else workload.image_tokens
-    text = workload.prompt_tokens if is_net else workload.text_tokens
+    text = workload.prompt_tokens + workload.appended_tokens if is_net else workload.text_tokens
 
     def call() -> Any:
         inputs: dict[str, Any] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 from diffusers import AutoencoderKL
 from diffusers.hooks import ModelHook, apply_group_offloading, apply_layerwise_casting
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..._compat import (
@@ -28,6 +26,7 @@ from ..._compat import (
     remove_group_offloading,
     remove_hook,
 )
+from ...checkpoints.writing import save_tensors
 from ..blocks import KEPT_PRECISE, compute_dtype, rest_tensors, streamable_blocks
 from .plan import ComponentPlan
 
@@ -315,13 +314,7 @@ def _write(group: Any) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().to(CPU).contiguous() for tensor, key in group.tensor_to_key.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    save_tensors(tensors, path)
 
 
 def _refuse_state_dict(module: nn.Module, *_: Any) -> None:

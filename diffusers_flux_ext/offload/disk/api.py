@@ -14,9 +14,10 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...checkpoints.model_configs import building, read_model_config
 from .files import FileReader
 from .guards import add_guards, remove_guards
-from .plan import StreamingPlan, compute_dtype, make_plan, read_tensor, source_folders
+from .plan import StreamingPlan, check_folder, compute_dtype, make_plan, read_tensor, source_folders
 from .stream import DiskStream, DiskStreamingStats
 from .weights import StreamedBlock, choose_kept
 
@@ -156,23 +157,39 @@ def load_streamed(model_class: type[ModuleT], folder: str | os.PathLike[str], **
 
     Raises:
         FileNotFoundError: If the folder is missing.
-        ValueError: See [`stream_from_disk`].
+        ValueError: If its config is not that of its files; see [`stream_from_disk`] for others.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder `{folder}`. Pass a local one, such as `snapshot_download` gives.")
+    _check_sizes(model_class, folder)
     # Buffers that no file has, such as position ids, have to be real.
     with init_empty_weights(include_buffers=False):
         model = _build(model_class, folder)
-    if isinstance(model, PreTrainedModel):
-        model.tie_weights()
+    _tied(model)
     stream_from_disk(model, folder, **kwargs)
     return model.eval().requires_grad_(False)
+
+
+def _check_sizes(model_class: Any, folder: str | os.PathLike[str]) -> None:
+    """The config has to describe the model of the files before memory is taken for any of its weights."""
+    config = os.path.join(folder, "config.json")
+    read_model_config(config)
+    with building(config), torch.device("meta"):
+        model = _build(model_class, folder)
+    check_folder(_tied(model), folder)
 
 
 def _build(model_class: Any, folder: str | os.PathLike[str]) -> Any:
     if issubclass(model_class, ModelMixin):
         return model_class.from_config(model_class.load_config(folder))
     return model_class(model_class.config_class.from_pretrained(folder))
+
+
+def _tied(model: Any) -> Any:
+    """Ties have to be made after the weights are on the meta device, which separates them."""
+    if isinstance(model, PreTrainedModel):
+        model.tie_weights()
+    return model
 
 
 def stop_disk_streaming(module: nn.Module) -> None:

@@ -11,8 +11,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ...checkpoints.layouts import list_keys
-from .files import FLOAT8, FileReader, StoredTensor, plan_pieces, read_layout
+from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.stored import StoredTensor, read_layout
+from .files import FLOAT8, FileReader, plan_pieces
 from .store import WeightToStore, store_weights
 from .weights import StreamedBlock, StreamedWeight
 
@@ -122,17 +123,26 @@ def _check(slots: Sequence[Slot], resident: Mapping[str, Sequence[Slot]], files:
     missing = [key for key in known if key not in files and key not in tied_elsewhere]
     surplus = [key for key in files if key not in known]
     wrong = [key for key, slot in known.items() if key in files and files[key].shape != tuple(slot.tensor.shape)]
-    problems = [
-        f"{what}: {list_keys(keys)}"
-        for what, keys in (("missing", missing), ("surplus", surplus), ("of another shape", wrong))
-        if keys
-    ]
+    floating = [key for key, slot in known.items() if key in files and slot.tensor.is_floating_point()]
+    whole = [key for key in floating if not files[key].dtype.is_floating_point]
+    kinds = (
+        ("missing", missing), ("surplus", surplus), ("of another shape", wrong), ("not floating-point numbers", whole)
+    )  # fmt: skip
+    problems = [f"{what}: {list_keys(keys)}" for what, keys in kinds if keys]
     if problems:
+        names = sorted({tensor.path.name for tensor in files.values()})[:5]
         raise ValueError(
-            f"The file does not fit the module. {'; '.join(problems)}. Pass the module's own file. If its loader "
-            f"renames weights, as that of Qwen2.5-VL does, load the module and stream it with `offload_dir` in place "
-            f"of `source`."
+            f"The file ({', '.join(names)}) does not fit the module. {'; '.join(problems)}. Pass the module's own "
+            "file. If its loader renames weights, as that of Qwen2.5-VL does, load the module and stream it with "
+            "`offload_dir` in place of `source`."
         )
+
+
+def check_folder(module: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Raise a `ValueError` if the files of a folder do not fit a module, which may be on the meta device."""
+    streamed, resident = _split(module, find_blocks(module, None))
+    with naming(folder):
+        _check([slot for block in streamed.values() for slot in block], resident, read_layout(folder))
 
 
 def make_plan(
@@ -164,7 +174,8 @@ def make_plan(
     slots = [slot for block in streamed.values() for slot in block]
     files: Mapping[str, StoredTensor] = read_layout(source) if source is not None else {}
     if source is not None:
-        _check(slots, resident, files)
+        with naming(source):
+            _check(slots, resident, files)
     elif meta := [slot.key for slot in slots if slot.tensor.is_meta]:
         raise ValueError(f"These weights are on the meta device: {list_keys(meta)}. Pass their file as `source`.")
     stored = {slot.key: _stored_dtype(slot, files, storage_dtype) for slot in slots}

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...checkpoints.reading import DTYPE_CODES
+from ...checkpoints.stored import StoredTensor, read_layout
 from ...checkpoints.writing import written_at_once
-from .files import DTYPE_CODES, StoredTensor, byte_view, read_layout
+from .files import byte_view
 
 
 _CHUNK = 32 * 2**20

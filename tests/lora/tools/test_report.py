@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from diffusers_flux_ext import LoRAError, convert_lora, inspect_lora
 from diffusers_flux_ext.cli.lora import describe
 from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.fixtures.lora_files.readers import NAME, read_diffusers, resized_diffusers, save_lora
+from tests.fixtures.lora_files.readers import read_diffusers, resized_diffusers, save_lora
 from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
 
 
 def report_of(file, tmp_path):
-    save_lora(file, tmp_path)
+    path = save_lora(file, tmp_path)
     with resized_diffusers(file.sizes):
-        return inspect_lora(tmp_path / NAME)
+        return inspect_lora(path)
 
 
 CASES = ("default", "everything", "with_t5", "alpha_five_of_three", "alpha_negative")
@@ -115,3 +115,11 @@ def test_a_converted_file_is_applied_fully(tmp_path):
 def test_other_models_are_named():
     with pytest.raises(LoRAError, match=r"FLUX\.2"):
         inspect_lora({"transformer.transformer_blocks.0.ff.linear_in.lora_A.weight": torch.zeros(2, 2)})
+
+
+def test_an_error_without_words_shows_where_it_arose():
+    """diffusers' converters assert the released sizes, without a message."""
+    tensors, _ = convert_lora(make("diffusers_peft").state_dict, "kohya")
+    report = inspect_lora(tensors)
+    assert report.diffusers == "fails"
+    assert report.diffusers_reasons[0].startswith("it raises AssertionError without a message, at `assert ")

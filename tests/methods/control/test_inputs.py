@@ -12,7 +12,7 @@ from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
 )
-from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference

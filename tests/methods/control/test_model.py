@@ -59,9 +59,13 @@ def residuals(controlnet):
 
 
 def assert_same(one, other):
+    weights, others = one.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
     for left, right in zip(residuals(one), residuals(other)):
         assert (left is None) == (right is None)
-        assert left is None or all(torch.equal(*pair) for pair in zip(left, right, strict=True))
+        # A file's tensors may be aligned otherwise, for which kernels may round otherwise.
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -127,3 +127,14 @@ def test_a_mask_that_is_not_black_and_white_counts_from_the_middle(pair):
         for hole in (grey, mask((16, 8, 48, 40)))
     ]
     assert torch.equal(*images)
+
+
+def test_a_mask_of_another_size_is_stretched_to_the_canvas_once(pair):
+    """Unlike in the reference, which samples its own pixels for the channel: see docs/controlnet.md."""
+    _, pipe = pair
+    controlnet, hole = tiny_controlnet(5, "inpaint"), mask((20, 11, 61, 70), (90, 80))
+    images = [
+        our_images(pipe, conditions=[ControlNetImage(controlnet, PICTURE, inpaint_mask=each)])
+        for each in (hole, hole.resize((64, 48), Image.Resampling.NEAREST))
+    ]
+    assert torch.equal(*images)

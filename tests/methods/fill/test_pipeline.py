@@ -68,6 +68,27 @@ class TestDiffusers:
         assert torch.equal(draw(pipe, ours, **arguments), expected)
         assert different(expected, draw(pipe, condition(paste_back=False), **arguments))
 
+    @pytest.mark.parametrize("picture", [PICTURE, [PICTURE, OTHER_PICTURE]], ids=["one picture", "one per prompt"])
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_list_of_generators_and_a_batch_of_masks(self, pipe, picture, count):
+        stock = quiet(pipe.to_pipeline(FluxFillPipeline))
+        pictures = 2 if isinstance(picture, list) else 1
+        masks = torch.zeros(pictures, 1, 32, 48)
+        masks[0, :, :16, 16:] = masks[-1, :, 8:, :24] = 1
+        arguments = {
+            "prompt": ["a cat", "a dog"],
+            "num_images_per_prompt": count,
+            "guidance_scale": 30.0,
+            "latents": torch.randn(2 * count, 6, 64, generator=seeded(1)),
+        }
+        generators = [[seeded(seed) for seed in range(2 * count)] for _ in range(2)]
+        expected = stock(
+            **call_kwargs(image=picture, mask_image=masks, **{**arguments, "generator": generators[0]})
+        ).images
+        ours = condition(image=picture, mask=masks, generator=generators[1], paste_back=False)
+        # Several pictures are encoded one by one, which changes rounding.
+        torch.testing.assert_close(draw(pipe, ours, **arguments), expected, atol=1e-5, rtol=0)
+
     def test_bfloat16(self):
         pipe = fill_pipeline().to(torch.bfloat16)
         stock = quiet(pipe.to_pipeline(FluxFillPipeline))
@@ -100,7 +121,7 @@ class TestPasting:
     def test_two_that_paste_are_refused(self, pipe):
         for order in ([0, 1], [1, 0]):
             conditions = [condition(), InpaintRegion(PICTURE, BOX)]
-            with pytest.raises(ValueError, match="FillMask.*paste.*`paste_back=False`"):
+            with pytest.raises(ValueError, match="FillMask.*decides the pixels.*`paste_back=False`"):
                 draw(pipe, *(conditions[index] for index in order))
         images = draw(pipe, condition(paste_back=False), InpaintRegion(PICTURE, BOX))
         assert torch.equal(images[..., 16:, :], source(pipe)[..., 16:, :])
@@ -163,9 +184,14 @@ class TestInputs:
             assert torch.equal(draw(pipe, condition(mask=mask)), expected)
         assert torch.equal(draw(pipe, condition(mask=Image.fromarray(array).convert("1"))), expected)
 
-    def test_a_seed_is_no_generator(self):
-        with pytest.raises(TypeError, match="`generator` of FillMask must be a torch.Generator"):
-            condition(generator=3)
+    @pytest.mark.parametrize("given, words", [(3, "got 3"), ([seeded(), None], "NoneType")])
+    def test_a_seed_is_no_generator(self, given, words):
+        with pytest.raises(TypeError, match=f"`generator` of FillMask must be .*{words}"):
+            condition(generator=given)
+
+    def test_a_wrong_number_of_generators(self, pipe):
+        with pytest.raises(ValueError, match="3 generators for 1 samples"):
+            draw(pipe, condition(generator=[seeded(seed) for seed in range(3)]))
 
     def test_a_path_is_no_picture(self, pipe):
         with pytest.raises(TypeError, match="`image` of FillMask.*Open files first"):

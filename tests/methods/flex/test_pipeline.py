@@ -66,7 +66,7 @@ def test_numbers_are_numbers(name):
         ({"inpaint_mask": LEFT}, "belong together; one is missing"),
         ({"control_stop": 1.2}, "`control_stop` must be .*from 0 to 1, got 1.2"),
         ({"control_strength": float("nan")}, "finite number .*got nan"),
-        ({"conditions": [FlexControl()]}, "2 conditions of the class FlexControl"),
+        ({"conditions": [FlexControl()]}, "FlexControl and FlexControl decides"),
         ({"control_image": [PICTURE] * 2, "prompt": ["a", "b", "c"]}, "2 samples, but there are 3 prompts"),
     ],
 )

@@ -85,7 +85,7 @@ class TestProjectorFile:
 
     def test_code_in_a_pickle_is_not_run(self, tmp_path):
         torch.save({"image_proj": ColorFaceEncoder()}, tmp_path / "bad.bin")
-        with pytest.raises(ValueError, match="no pickle of plain tensors"):
+        with pytest.raises(ValueError, match="not a pickle of plain tensors"):
             InfiniteYouImageProjector.from_single_file(tmp_path / "bad.bin")
 
     @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from diffusers_flux_ext import (
     predict_velocity,
 )
 from diffusers_flux_ext.attention.processor import regional_attention
-from diffusers_flux_ext.condition import EncodedConditions
+from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from tests.fixtures.ip_adapter import (

@@ -184,7 +184,7 @@ class TestDecoderFiles:
 
     def test_a_pickle_with_code_is_refused(self, tmp_path):
         torch.save({"a": seeded}, tmp_path / "generation_decoder.bin")
-        with pytest.raises(ValueError, match="no pickle of plain tensors"):
+        with pytest.raises(ValueError, match="not a pickle of plain tensors"):
             load_nexus_gen_decoder(tmp_path / "generation_decoder.bin")
 
 

@@ -73,8 +73,9 @@ class TestLaws:
         assert different(draw(pipe, redux(), **GUIDED), plain)
 
     def test_a_picture_of_strength_zero_is_left_out(self, pipe):
+        # The vision model encodes two images here and one there, for which kernels may round otherwise.
         both = redux([picture(0), picture(1)], strengths=[0, 0.7])
-        assert torch.equal(draw(pipe, both), draw(pipe, redux([picture(1)], strengths=0.7)))
+        torch.testing.assert_close(draw(pipe, both), draw(pipe, redux([picture(1)], strengths=0.7)), atol=1e-5, rtol=0)
 
     def test_the_prompt_is_kept(self, pipe):
         assert different(draw(pipe, redux()), draw(pipe, redux(), prompt="a blue house"))
@@ -195,10 +196,6 @@ class TestTogether:
                 draw(pipe, redux(**{scale: 0.5}), ReplacedPrompt())
         draw(pipe, redux(pooled_scale=0.5), EntityRegions(["a red dog"], [LEFT], on_negative=True), **GUIDED)
 
-    def test_two_are_refused(self, pipe):
-        with pytest.raises(ValueError, match="'redux_0'.*more than once"):
-            draw(pipe, redux(), redux())
-
     def test_fill_and_entities(self):
         pipe = tiny_pipeline(
             FluxConditionedPipeline, transformer=tiny_transformer(0, in_channels=384, out_channels=64)
@@ -241,7 +238,8 @@ class TestBatches:
         two = {"prompt": ["a cat", "a tree"]}
         for kind in (embeds, embeds.numpy()):
             assert torch.equal(draw(pipe, redux(image_embeds=kind), **two), draw(pipe, redux(given), **two))
-        assert torch.equal(draw(pipe, redux(image_embeds=embeds[1])), draw(pipe, redux(picture(1))))
+        one = draw(pipe, redux(image_embeds=embeds[1]))
+        torch.testing.assert_close(one, draw(pipe, redux(picture(1))), atol=1e-5, rtol=0)
 
     def test_three_prompts_for_two(self, pipe):
         with pytest.raises(ValueError, match="2 samples, but there are 3 prompts"):

@@ -17,10 +17,9 @@ from diffusers_flux_ext import (
     Step1XConnector,
     Step1XInstruction,
 )
-from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.methods.step1x_edit.instructions import cut_quotes
-from tests.fixtures.step1x import SIZES, edited, instruction_embeds, published_weights, tiny_connector
-from tests.fixtures.step1x_pipelines import EMBEDS, TEXT_PARTS, draw, make, make_whole, tiny_question
+from tests.fixtures.step1x import SIZES, edited, instruction_embeds, tiny_connector
+from tests.fixtures.step1x_pipelines import EMBEDS, TEXT_PARTS, draw, make, make_whole, published, tiny_question
 from tests.fixtures.tiny import quiet, tiny_components
 
 
@@ -35,17 +34,6 @@ def whole() -> Iterator[Any]:
     """With the language model and without text encoders."""
     with tiny_question():
         yield make_whole()
-
-
-def published(pipe: Any, version: str = "1.0") -> dict[str, torch.Tensor]:
-    """The file that Step1X-Edit is published as."""
-    weights = convert_transformer_state_dict(pipe.transformer.state_dict(), to="bfl")
-    connector = published_weights(pipe.connector)
-    if version == "1.1":
-        del connector["scale_factor"]
-    return {key: value.contiguous() for key, value in weights.items()} | {
-        f"connector.{key}": value for key, value in connector.items()
-    }
 
 
 class TestFiles:

@@ -30,6 +30,7 @@ from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 from tests.fixtures.step1x import edited, tiny_connector
 from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, draw, make, make_whole, tiny_question
+from tests.fixtures.synthetic import never
 from tests.fixtures.tiny import different, quiet, seeded, tiny_transformer
 
 
@@ -276,7 +277,7 @@ class TestComposition:
         """The same as regions whose contribution is made anew at every step."""
 
         class EveryStep(EntityRegions):
-            per_step = True
+            reuse = never
 
         inputs = (["a red dog", "a tree"], [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)], True)
         kept = draw(pipe, conditions=[EntityRegions(*inputs)], num_inference_steps=3, **EMBEDS)

@@ -15,7 +15,7 @@ from diffusers_flux_ext import (
     plan_vram,
 )
 from diffusers_flux_ext._compat import vram_budget_of
-from diffusers_flux_ext.offload.budget import api as vram
+from diffusers_flux_ext.demand import Demand
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, budget, draw, pipeline
 
@@ -73,7 +73,7 @@ def test_the_smallest_budget_is_the_smallest_for_the_released_size():
     # A larger picture, a larger batch and more text need more.
     peaks = [
         plan_vram(models, 8, **given).phase("loop").activations
-        for given in ({}, {"height": 1536}, {"batch": 2}, {"added": [vram.Added(text_tokens=1024)]})
+        for given in ({}, {"height": 1536}, {"batch": 2}, {"added": [Demand(text_tokens=1024)]})
     ]
     assert all(peak > peaks[0] for peak in peaks[1:])
 

@@ -220,6 +220,8 @@ def test_pictures_of_redux_are_counted():
     condition = ReduxImages(image_embeds=patch_embeds(0, 2, 9, 16), image_embedder=tiny_redux_embedder())
     plan = plan_vram(pipeline(FluxPipeline), 1, conditions=[condition], **SIZES)
     assert plan.workload.text_tokens == 16 + 2 * 9
+    # ControlNets see them, too.
+    assert (plan.workload.prompt_tokens, plan.workload.appended_tokens) == (16, 18)
     assert plan.component("ReduxImages.image_embedder").phase == "ReduxImages.image_embedder"
 
 

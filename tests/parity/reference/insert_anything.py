@@ -18,8 +18,7 @@ RELEASED = (768, 768)
 
 
 def _stand_in() -> types.ModuleType:
-    """The two functions of OpenCV that are called; `tests/methods/insert_anything/test_opencv.py` has OpenCV's "
-    "results."""
+    """The two functions of OpenCV that are called; `tests/methods/insert_anything/test_opencv.py` compares them."""
     module = types.ModuleType("cv2")
     module.resize = lambda picture, size: resize_linear(picture, size[1], size[0])  # type: ignore[attr-defined]
     module.dilate = lambda mask, kernel, iterations: dilate(  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Broken and hostile files: seeded mutations of valid ones, and what is done with them."""

@@ -1,0 +1,86 @@
+"""Files tried in processes of their own, so that one that hangs or dies is a finding and not the end of the run."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from .judge import Bench, Verdict
+from .reader import Reader
+
+
+# Tables of readers; a module that defines `READERS`.
+TABLES = ("readers", "lora_readers")
+# Address space over what the process has when it begins.
+ADDRESSES = 6 * 2**30
+# Seconds until an answer, which on a busy machine are more than the processor time that a file has.
+PATIENCE = 120
+
+
+def all_readers() -> dict[str, Reader]:
+    """The readers of all tables by name."""
+    tables = [import_module(f"benchmarks.fuzzing.{name}").READERS for name in TABLES]
+    return {reader.name: reader for table in tables for reader in table}
+
+
+def try_files(reader: Reader, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
+    """
+    Tries changed files.
+
+    Args:
+        reader (`Reader`): The reader.
+        seeds (`list[int]`): A seed for each file.
+
+    Yields:
+        `tuple[int, Verdict]`: the seed and what came of it.
+    """
+    left = list(seeds)
+    while left:
+        for verdict in _answers(reader, left):
+            yield left.pop(0), verdict
+        if left:
+            yield left.pop(0), Verdict("crash", "?", f"the process died, or was killed after {PATIENCE} s")
+
+
+def _answers(reader: Reader, seeds: list[int]) -> Iterator[Verdict]:
+    """Of a process that is forked here, so that the libraries are imported once."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(reader, list(seeds), sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        while receiver.poll(PATIENCE):
+            yield receiver.recv()
+    except EOFError:
+        pass
+    finally:
+        process.kill()
+        process.join()
+
+
+def _work(reader: Reader, seeds: list[int], sender: Connection) -> None:
+    sys.stdout.flush()
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    with tempfile.TemporaryDirectory() as folder:
+        # Whatever is written to a relative path is a finding, too.
+        os.chdir(folder)
+        bench = Bench(reader, Path(folder))
+        valid = bench.check_valid()
+        if valid.outcome != "read":
+            sender.send(Verdict("crash", "valid file", valid.message))
+            return
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ADDRESSES, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for seed in seeds:
+            sender.send(bench.try_seed(seed))
+    sender.close()

@@ -1,0 +1,38 @@
+"""Links to single files on the Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_LINK = re.compile(
+    r"(?:https://)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/]+/[^/]+)/"
+    r"(?:(?:blob|resolve)/(?P<revision>[^/]+)/)?(?P<file>[^?]+)(?:\?.*)?"
+)
+
+
+def local_file(source: str | Path, hub: Mapping[str, Any]) -> str | Path:
+    """
+    A local file for a link to one on the Hub, as diffusers' `from_single_file` takes them.
+
+    Args:
+        source (`str` or `Path`):
+            A local path, or a link such as `https://huggingface.co/<owner>/<name>/blob/main/<file>`.
+        hub (`Mapping[str, Any]`):
+            Arguments of `huggingface_hub.hf_hub_download`, of those in `HUB_ARGUMENTS`; `revision` goes before the
+            link's.
+
+    Returns:
+        `str` or `Path`: a path; `source` itself if it is not such a link.
+    """
+    link = _LINK.fullmatch(str(source))
+    if link is None or Path(source).exists():
+        return source
+    given = {"revision": link["revision"], **{name: value for name, value in hub.items() if value is not None}}
+    return hf_hub_download(link["repo"], link["file"], **given)

@@ -1,0 +1,108 @@
+"""Configs of models that may be broken or hostile, checked before anything is built from them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .messages import naming, shorten
+from .reading import read_json
+
+
+# The deepest language models have some hundreds.
+MOST_LAYERS = 1000
+MOST_TIMESTEPS = 100_000
+LARGEST_NUMBER = 2**31
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """
+    Check that no number of a model's config is absurd.
+
+    Args:
+        config (`Mapping[str, Any]`): The config, which may hold others.
+
+    Raises:
+        ValueError: If there are more than 1000 layers or 100,000 timesteps, or a number is infinite, NaN or above
+            2**31.
+    """
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending.extend(value.items())
+        elif isinstance(value, list | tuple):
+            pending.extend((name, item) for item in value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(name, value)
+
+
+def _check_number(name: object, value: float) -> None:
+    counts = isinstance(name, str) and ("layers" in name or "depth" in name or name == "num_blocks")
+    most = MOST_LAYERS if counts else MOST_TIMESTEPS if name == "num_train_timesteps" else LARGEST_NUMBER
+    # Comparisons of whole numbers are exact, and those with NaN are false.
+    if not (abs(value) <= most and (isinstance(value, int) or math.isfinite(value))):
+        raise ValueError(f"`{shorten(name)}` is {shorten(value)}; expected a number of at most {most}.")
+
+
+def read_model_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Read the config of a model and check its numbers.
+
+    Args:
+        path (`str` or `os.PathLike`): A local file.
+
+    Returns:
+        `dict[str, Any]`
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a JSON object, or a number is absurd.
+        OSError: If it cannot be read.
+    """
+    with naming(path):
+        config = read_json(path)
+        check_numbers(config)
+        return config
+
+
+@contextmanager
+def building(
+    source: str | os.PathLike[str], passing: tuple[type[Exception], ...] = (), what: str = "a model that can be built"
+) -> Iterator[None]:
+    """
+    Name the file from which a library builds something, whatever it runs into.
+
+    Args:
+        source (`str` or `os.PathLike`): The file or folder.
+        passing (`tuple[type[Exception], ...]`, *optional*): Errors that are clear already.
+        what (`str`, *optional*): What the file should describe.
+
+    Raises:
+        ValueError: If the block raises anything else, with the file's name.
+    """
+    try:
+        yield
+    # Constructors of models raise whatever a broken config makes them run into.
+    except Exception as error:
+        named = isinstance(error, ValueError | OSError) and os.fspath(source) in str(error)
+        if named or isinstance(error, passing):
+            raise
+        reason = shorten(" ".join(str(error).split())) or type(error).__name__
+        raise ValueError(f"`{source}` does not describe {what}: {reason}") from error
+
+
+class CheckedConfigMixin:
+    """Checks the numbers of a config before a model is built from it in `from_pretrained`."""
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """See [`~diffusers.ConfigMixin.load_config`]; raises a `ValueError` if a number is absurd."""
+        with naming(Path(pretrained_model_name_or_path) / "config.json"):
+            loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            check_numbers(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded

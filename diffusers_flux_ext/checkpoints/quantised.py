@@ -1,0 +1,98 @@
+"""Models of quantised weights: GGUF files, and any quantisation that diffusers applies while it loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers.loaders import FromOriginalModelMixin
+from safetensors import safe_open
+
+from .._compat import load_gguf_checkpoint, reads_single_files
+from .config import check_fit
+
+
+GGUF_MAGIC = b"GGUF"
+
+
+def is_gguf(source: Any) -> bool:
+    """Whether a source is a GGUF file, which its first bytes tell."""
+    if isinstance(source, Mapping) or not Path(source).is_file():
+        return False
+    with Path(source).open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+
+
+def logical_shape(weight: torch.Tensor) -> tuple[int, ...]:
+    """The shape of the matrix that a tensor stands for; GGUF stores a row of it as bytes."""
+    return tuple(getattr(weight, "quant_shape", weight.shape))
+
+
+def load_quantised(
+    model_class: Any,
+    source: str | Path | Mapping[str, torch.Tensor],
+    quantization_config: Any,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """
+    Make a model whose weights are quantised, by diffusers' own loader.
+
+    The keys are converted and the config is inferred here; quantising and replacing layers is left to diffusers.
+
+    Args:
+        model_class (`type`):
+            A [`SingleFileMixin`] that extends a model of diffusers.
+        source (`str`, `Path` or `Mapping[str, torch.Tensor]`):
+            A GGUF or safetensors file, or a state dict, in any key layout.
+        quantization_config (`diffusers.QuantizationConfigMixin`):
+            What to quantise and how, such as `GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`.
+        dtype (`torch.dtype`, *optional*):
+            Dtype of what is not quantised; the quantisation's own by default.
+        device (`str` or `torch.device`, *optional*):
+            Device of the model; CPU by default.
+        overrides (`Mapping[str, Any]`):
+            Arguments of the constructor that replace inferred ones.
+
+    Returns:
+        the model, in eval mode.
+
+    Raises:
+        ValueError: If diffusers cannot quantise this class while loading; if keys are unknown or missing.
+    """
+    if not reads_single_files(model_class):
+        raise ValueError(
+            f"diffusers does not quantise {model_class.__name__} while it loads a single file. Leave out "
+            f"`quantization_config`, save the model by `save_pretrained`, and quantise it by `from_pretrained`."
+        )
+    with ExitStack() as stack:
+        read = _reader(source, stack)
+        plan, config, layout = model_class.plan_load({key: logical_shape(read[key]) for key in read}, overrides)
+        with torch.device("meta"):
+            check_fit(model_class(**config), plan, layout)
+        weights = {key: recipe.build(read.__getitem__) for key, recipe in plan.items()}
+        folder = stack.enter_context(TemporaryDirectory())
+        # The class of diffusers takes a config from a folder only.
+        Path(folder, "config.json").write_text(json.dumps({"_class_name": model_class.__name__, **config}))
+        load = FromOriginalModelMixin.from_single_file.__func__
+        return load(
+            model_class, weights, config=folder, quantization_config=quantization_config, dtype=dtype, device=device
+        )
+
+
+def _reader(source: str | Path | Mapping[str, torch.Tensor], stack: ExitStack) -> Mapping[str, torch.Tensor]:
+    if isinstance(source, Mapping):
+        return source
+    if is_gguf(source):
+        try:
+            return load_gguf_checkpoint(str(source))
+        except (ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"`{source}` is not an intact GGUF file: {error}") from error
+    file = stack.enter_context(safe_open(source, framework="pt", device="cpu"))
+    return {key: file.get_tensor(key) for key in file.keys()}

@@ -1,0 +1,65 @@
+"""Errors of the command line, and messages in its own words."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+
+
+class CommandLineError(Exception):
+    """The command line is wrong; the message names the flag. Ends with exit code 2."""
+
+
+# Where the flag is not called as the Python argument.
+_FLAGS: Mapping[str, str] = {
+    "adapter_config": "the adapter_config.json beside the file",
+    "checkpoint": "the checkpoint",
+    "budget_gib": "--vram",
+    "entity_masks": "--entity",
+    "entity_prompts": "--entity",
+    "guidance_scale": "--guidance",
+    "height": "--size",
+    "loras": "the LoRA files",
+    "max_sequence_length": "--text-tokens",
+    "num_inference_steps": "--steps",
+    "onload_device": "--device",
+    "ram_budget_gib": "--ram",
+    "source": "the source",
+    "sources": "the LoRA files",
+    "storage_dtype=torch.float8_e4m3fn": "--storage fp8",
+    "storage_dtype": "--storage",
+    "strict=False": "--no-strict",
+    "overwrite=True": "--overwrite",
+    "true_cfg_scale": "--true-cfg",
+    "weight_name": "--lora-weight-name",
+    "width": "--size",
+}
+
+
+def in_flags(message: str, args: argparse.Namespace) -> str:
+    """A message of the Python functions with the flags of the command in place of their arguments.
+
+    Args:
+        message (`str`): The message, which spells arguments as `` `name` `` or `` `name=value` ``.
+        args (`argparse.Namespace`): The command line, whose own flags are spelled alike.
+
+    Returns:
+        `str`
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.group(1), found.group(2)
+        if f"{name}={value}" in _FLAGS:
+            return _FLAGS[f"{name}={value}"]
+        spelled = _FLAGS.get(name) or (f"--{name.replace('_', '-')}" if name in vars(args) else None)
+        if spelled is None:
+            return found.group()
+        return spelled if value is None else f"{spelled} {value}"
+
+    return re.sub(r"`([a-z_0-9]+)(?:=([^`]*))?`", flag, message).replace("--size and --size", "--size")
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters, whatever a file put into it."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())

@@ -1,0 +1,47 @@
+"""PEFT's tables of patterns in a form whose order means nothing: the first that fits wins, and JSON gets sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..reading.scale import PeftScales
+
+
+_DEFAULTS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+
+
+def in_any_order(scales: PeftScales, component: str, modules: Iterable[str]) -> dict[str, Any]:
+    """
+    A config that gives every layer the same rank and alpha in whatever order its patterns stand.
+
+    Args:
+        scales (`PeftScales`):
+            The configs.
+        component (`str`):
+            The model whose config it is.
+        modules (`Iterable[str]`):
+            Its layers, as PEFT sees them.
+
+    Returns:
+        `dict[str, Any]`: The config, with a pattern for each layer alone where several fit one and the order decides.
+    """
+    config, names = dict(scales.configs[component]), list(modules)
+    for table in _DEFAULTS:
+        patterns = config.get(table) or {}
+        values = {name: scales.value(component, table, name) for name in names}
+        if any(_values(config, table, order, names) != values for order in (sorted(patterns), list(patterns)[::-1])):
+            default = config.get(_DEFAULTS[table])
+            config[table] = {_exact(component, name): value for name, value in values.items() if value != default}
+    return config
+
+
+def _values(config: Mapping[str, Any], table: str, order: Iterable[str], names: Iterable[str]) -> dict[str, Any]:
+    """What the patterns give to layers in another order."""
+    scales = PeftScales({"": {**config, table: {pattern: config[table][pattern] for pattern in order}}}, "")
+    return {name: scales.value("", table, name) for name in names}
+
+
+def _exact(component: str, name: str) -> str:
+    # transformers 5 dropped CLIP's level `text_model.`, with which files are written and read by either version.
+    return rf"^(text_model\.)?{name.removeprefix('text_model.')}" if component == "text_encoder" else f"^{name}"

@@ -1,0 +1,105 @@
+"""The record of a method: what lists of methods are derived from. It imports neither torch nor diffusers."""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..demand import Demand
+
+
+@dataclass(frozen=True)
+class Release:
+    """The released weights of a method, for plans from sizes alone (`flux-ext plan`).
+
+    Attributes:
+        name (`str`): What it is called on the command line.
+        about (`str`): What it is, in a few words.
+        modules (`Mapping[str, str]`):
+            Its modules by name. Each value names what makes the module, as `".file:name"` relative to the method's
+            folder.
+        transformer (`Mapping[str, Any]`): Entries of the transformer's config that it changes.
+        counts (`str`, *optional*): What a number given with it counts; without it there is none.
+        count (`int`): That number by default.
+        demand (`Callable[[int], Demand]`): What so many of them cost.
+    """
+
+    name: str
+    about: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+    transformer: Mapping[str, Any] = field(default_factory=dict)
+    counts: str | None = None
+    count: int = 1
+    demand: Callable[[int], Demand] = lambda number: Demand()
+
+    @property
+    def counted(self) -> str:
+        """How many it counts by default, such as `"3 entities"` or `"1 reference"`; empty if it takes no number."""
+        if self.counts is None:
+            return ""
+        return f"{self.count} {self.counts.removesuffix('s') if self.count == 1 else self.counts}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: a folder and what it offers.
+
+    Attributes:
+        package (`str`): The folder as a package, `__name__` in its `__init__.py`.
+        name (`str`): Its published name.
+        about (`str`): What it is for, in a few words.
+        state (`str`): What its results were compared with.
+        page (`str`): Its page in `docs/`, without the ending.
+        exports (`Mapping[str, Sequence[str]]`): Public names by file of the folder.
+        loadable (`Sequence[str]`): Public classes with `save_pretrained` that derive from none of diffusers' classes.
+        releases (`Sequence[Release]`): Its released weights.
+    """
+
+    package: str
+    name: str
+    about: str
+    state: str
+    page: str
+    exports: Mapping[str, Sequence[str]]
+    loadable: Sequence[str] = ()
+    releases: Sequence[Release] = ()
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder, which is also the name for `custom_pipeline`."""
+        return self.package.rpartition(".")[2]
+
+    @property
+    def public_names(self) -> list[str]:
+        """What the method exports."""
+        return [name for names in self.exports.values() for name in names]
+
+    @property
+    def pipelines(self) -> list[str]:
+        """Its pipeline classes."""
+        return [name for name in self.public_names if name.endswith("Pipeline")]
+
+    def modules(self, release: Release) -> dict[str, Any]:
+        """What makes the modules of a release, by the modules' names."""
+        return {name: resolve(self.package, reference) for name, reference in release.modules.items()}
+
+    def shim(self) -> str | None:
+        """Path of the file for `custom_pipeline=`, or `None` for a method without a pipeline of its own."""
+        package = importlib.import_module(self.package)
+        path = os.path.join(os.path.dirname(os.path.abspath(str(package.__file__))), f"dfx_{self.folder}.py")
+        return path if os.path.isfile(path) else None
+
+
+def resolve(package: str, reference: str) -> Any:
+    """What `".file:name"` names, seen from a package.
+
+    Args:
+        package (`str`): The package.
+        reference (`str`): A module, relative or absolute, and a name in it.
+
+    Returns:
+        `Any`
+    """
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module, package), name)
