@@ -180,8 +180,7 @@ def is_guided(true_cfg_scale: float, negative: PromptInputs) -> bool:
     if true_cfg_scale <= 1 and (any(texts) or negative.prompt_embeds is not None):
         logger.warning(
             f"The negative prompt has no effect at `true_cfg_scale={true_cfg_scale}`. Set `true_cfg_scale` above 1, "
-            f"for "
-            f"example to 4; every step then runs the transformer twice."
+            f"for example to 4; every step then runs the transformer twice."
         )
     if true_cfg_scale > 1 and not given:
         logger.warning(
@@ -308,8 +307,7 @@ def set_timesteps(
     if len(remaining) < 1:
         raise ValueError(
             f"With `strength` at {strength} and {num_inference_steps} for `num_inference_steps` no step is left. "
-            f"Raise "
-            f"one of them."
+            f"Raise one of them."
         )
     return remaining
 

@@ -166,7 +166,6 @@ class ControlNetImage(ControlNetCondition):
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
                 f"`mode` of ControlNetImage says what the picture of a union ControlNet shows: {names}, or a number "
-                f"below "
-                f"{count}; got {shown(self.mode)}."
+                f"below {count}; got {shown(self.mode)}."
             )
         return number

@@ -140,8 +140,7 @@ def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     if mask.sum() < FEWEST_PIXELS:
         raise ValueError(
             f"`reference_mask` has {mask.sum()} pixels of `reference_image`, so it shows no object; {FEWEST_PIXELS} "
-            f"are the "
-            f"fewest. White is the object; without a mask the whole picture is."
+            f"are the fewest. White is the object; without a mask the whole picture is."
         )
     top, bottom, left, right = mask_box(mask)
     rows, columns = bottom - top, right - left

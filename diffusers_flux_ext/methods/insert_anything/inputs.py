@@ -36,8 +36,7 @@ def read_diptychs(
     if wrong:
         raise ValueError(
             f"{', '.join(wrong)} does not go together with the other pictures and masks: {lengths}. Give one for all "
-            f"or "
-            f"one for each."
+            f"or one for each."
         )
     return [
         make_diptych(**{name: values[index % len(values)] for name, values in given.items()}, size=size)

@@ -214,8 +214,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         if num_diptychs not in (1, prompts):
             raise ValueError(
                 f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} "
-                f"pictures, "
-                f"but there are {prompts} prompts. Give one for all or one for each."
+                f"pictures, but there are {prompts} prompts. Give one for all or one for each."
             )
 
     def _parts(self, diptychs: Sequence[Diptych], redux_strength: float) -> list[FluxCondition]:

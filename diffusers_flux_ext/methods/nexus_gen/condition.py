@@ -85,14 +85,12 @@ class NexusGenEmbedding(FluxCondition):
         if not isinstance(self.adapter, (NexusGenAdapter, NexusGenEditingMerger)):
             raise TypeError(
                 f"`adapter` of NexusGenEmbedding is a {type(self.adapter).__name__}; expected a `NexusGenAdapter` or "
-                f"a "
-                f"`NexusGenEditingMerger`, for example from `load_nexus_gen_decoder('generation_decoder.bin')`."
+                f"a `NexusGenEditingMerger`, for example from `load_nexus_gen_decoder('generation_decoder.bin')`."
             )
         if (self.prompt is None) == (self.image_embeds is None):
             raise ValueError(
                 "`prompt` of NexusGenEmbedding or `image_embeds` of NexusGenEmbedding is needed, and not both; give "
-                "one "
-                "of the two."
+                "one of the two."
             )
         if self.image_embeds is not None and self.image is not None:
             raise ValueError(
