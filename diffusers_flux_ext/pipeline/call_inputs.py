@@ -16,7 +16,7 @@ from .._compat import calculate_shift, retrieve_timesteps
 from ..canvas import Canvas, image_generators, noised_image, sample_image_latents
 from ..inputs.images import read_pixels
 from ..inputs.numbers import check_finite
-from ..inputs.prompt_padding import check_padding_mask
+from ..inputs.text import check_padding_mask
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 
 

@@ -34,9 +34,8 @@ from ..demand import Demand
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..encoded import EncodedConditions
 from ..inputs.checks import check_generators
-from ..inputs.entity_texts import encode_text
 from ..inputs.images import read_images
-from ..inputs.prompt_padding import encoding_texts
+from ..inputs.text import encode_text, encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
@@ -160,7 +159,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
     def encode_text(
         self, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode texts of conditions with T5; see [`~inputs.entity_texts.encode_text`].
+        """Encode texts of conditions with T5; see [`~inputs.text.encode_text`].
 
         Args:
             texts (`list[str]`): The texts.

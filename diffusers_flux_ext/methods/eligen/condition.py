@@ -15,7 +15,7 @@ from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
 from ...inputs.masks import RegionMask, check_regions, is_box, mask_to_tokens
 from ...inputs.numbers import read_count
-from ...inputs.text_tokens import text_group
+from ...inputs.text import text_group
 from ...sequence import AttentionRule, Contribution, padding_rules
 
 

@@ -22,8 +22,7 @@ from ...pipeline.components import extends_call, extends_init, named_arguments
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..fill.condition import FillMask
 from ..redux.condition import ReduxImages
-from .diptych import Diptych, paste_panel
-from .inputs import read_diptychs
+from .diptych import Diptych, paste_panel, read_diptychs
 
 
 # Those of the published weights and of diffusers' `FluxFillPipeline`.

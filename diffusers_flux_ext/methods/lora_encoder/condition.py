@@ -15,7 +15,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
 from ...inputs.numbers import read_numbers
-from ...inputs.text_tokens import check_text_width, text_group
+from ...inputs.text import check_text_width, text_group
 from ...lora.errors import LoRAError
 from ...lora.files import LoRASource
 from ...sequence import Contribution

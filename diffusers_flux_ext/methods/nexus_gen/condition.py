@@ -16,7 +16,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import read_texts
 from ...inputs.qwen_vl import check_processor
-from ...inputs.text_tokens import check_text_width
+from ...inputs.text import check_text_width
 from ...inputs.vision import check_single_image, list_pictures
 from ...sequence import Contribution
 from .adapter import NexusGenAdapter

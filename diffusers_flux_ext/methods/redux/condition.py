@@ -18,7 +18,7 @@ from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import read_number, read_numbers
-from ...inputs.text_tokens import check_text_width, text_group
+from ...inputs.text import check_text_width, text_group
 from ...inputs.token_grids import merge_tokens
 from ...inputs.vision import check_vision_model, embed_images
 from ...sequence import Contribution
