@@ -18,8 +18,8 @@ from ..checkpoints.model_configs import building, read_model_config
 from ..checkpoints.pipeline_folders import check_types
 from ..demand import Demand
 from ..models.released import VAE, clip_text, t5_text
-from ..offload.budget.api import plan_vram
 from ..offload.budget.plan import VRAMPlan
+from ..offload.budget.planner import plan_vram
 from . import METHODS
 from .method import Release
 

@@ -38,7 +38,7 @@ from ..inputs.prompt_padding import encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from ..offload.budget.api import VRAMBudgetMixin
+from ..offload.budget.apply import VRAMBudgetMixin
 from ..sequence import Contribution
 from .call_inputs import (
     PromptInputs,

@@ -27,9 +27,10 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.blocks import streamable_blocks
-from diffusers_flux_ext.offload.budget import api as vram
+from diffusers_flux_ext.offload.budget import apply
 from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
+from diffusers_flux_ext.offload.budget import planner as vram
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.nexus_gen import image_embeds, tiny_adapter
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
@@ -145,9 +146,10 @@ def test_two_pipelines_under_one_budget(caplog):
     expected = draw(one), draw(other)
     budget(one)
     with caplog.at_level(logging.WARNING):
-        vram.logger.addHandler(caplog.handler)
+        logger = apply.logger
+        logger.addHandler(caplog.handler)
         budget(other)
-        vram.logger.removeHandler(caplog.handler)
+        logger.removeHandler(caplog.handler)
     assert "['transformer'] of another pipeline are under no budget" in caplog.text
     models = {name: part for name, part in one.components.items() if isinstance(part, torch.nn.Module)}
     found = budget({**models, "transformer_2": other.transformer})
