@@ -16,6 +16,7 @@ from diffusers_flux_ext import (
     apply_tea_cache,
     apply_vram_plan,
     disable_vram_budget,
+    disk_streaming_stats,
     enable_lora_fusion,
     load_lora,
     load_timestep_lora,
@@ -227,21 +228,31 @@ def test_pictures_of_redux_are_counted():
     assert plan.component("ReduxImages.image_embedder").phase == "ReduxImages.image_embedder"
 
 
-def test_streaming_from_disk_is_refused_in_both_orders(tmp_path):
+@pytest.mark.parametrize("budget_first", [True, False])
+def test_streaming_from_disk_and_a_budget_in_both_orders(tmp_path, budget_first):
     pipe = pipeline()
     expected = draw(pipe)
-    found = budget(pipe)
-    with pytest.raises(ValueError, match="ram_budget_gib"):
-        stream_from_disk(pipe.transformer, offload_dir=tmp_path)
-    assert vram_budget_of(pipe) is found
-    disable_vram_budget(pipe)
+    if budget_first:
+        found = budget(pipe)
     stream_from_disk(pipe.transformer, offload_dir=tmp_path)
-    with pytest.raises(ValueError, match="stop_disk_streaming"):
-        plan_vram(pipe, 1, **SIZES)
-    stop_disk_streaming(pipe.transformer)
-    budget(pipe)
-    # Weights read from a file lie elsewhere in memory, on which the last bit may depend.
-    torch.testing.assert_close(draw(pipe), expected, atol=1e-5, rtol=0)
+    if not budget_first:
+        found = budget(pipe)
+    assert vram_budget_of(pipe) is found
+    assert found.plan.component("transformer").from_disk
+    for _ in range(2):
+        assert torch.equal(draw(pipe), expected)
+    assert disk_streaming_stats(pipe.transformer).blocks_read > 0
+    if budget_first:
+        stop_disk_streaming(pipe.transformer)
+        assert not found.plan.component("transformer").from_disk
+    else:
+        disable_vram_budget(pipe)
+        # What streamed before the budget streams after it.
+        before = disk_streaming_stats(pipe.transformer).blocks_read
+        assert torch.equal(draw(pipe), expected)
+        assert disk_streaming_stats(pipe.transformer).blocks_read > before
+        stop_disk_streaming(pipe.transformer)
+    assert torch.equal(draw(pipe), expected)
 
 
 @pytest.mark.parametrize(
