@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from .._compat import active_caches, hooks_without_branches, reset_caches, split_degree
 from .._sharing import in_loop
+from ..sequence import AttentionRule, Contribution
 from .foreign import empty_foreign_cache, foreign_cache
-
-
-if TYPE_CHECKING:
-    from ..denoise import DenoisingStep
-    from ..sequence import AttentionRule, Contribution
 
 
 COUNT_RESIDUALS_TWICE = ("FirstBlockCacheConfig", "MagCacheConfig")
 DECIDE_BY_TOKENS = ("FirstBlockCacheConfig", "SeaCacheConfig", "TeaCacheConfig")
+
+
+class Step(Protocol):
+    """What a cache looks at of a [`DenoisingStep`], which stands above this file."""
+
+    @property
+    def index(self) -> int:
+        """Number of the step."""
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the loop takes."""
+
+    @property
+    def branch(self) -> str:
+        """Which side of guidance."""
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """Packed latents."""
+
+    @property
+    def prompt(self) -> Any:
+        """The encoded prompt."""
 
 
 def check_caches(transformer: torch.nn.Module, guided: bool = False) -> None:
@@ -109,7 +129,7 @@ class CacheWatch:
         self._states: dict[str, list[Any]] = {}
 
     @contextmanager
-    def running(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> Iterator[None]:
+    def running(self, step: Step, contributions: Sequence[Contribution]) -> Iterator[None]:
         """Around one call of the transformer: compares it with the branch's last one and sets the cache context."""
         if self._caches:
             self._compare(step, contributions)
@@ -122,7 +142,7 @@ class CacheWatch:
         with in_loop(self):
             reset_caches(self._transformer)
 
-    def _compare(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> None:
+    def _compare(self, step: Step, contributions: Sequence[Contribution]) -> None:
         layout = _layout(step, contributions)
         rules = [rule for part in contributions for rule in part.rules]
         known = self._seen.get(step.branch)
@@ -157,7 +177,7 @@ def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
     return len(old) == len(new) and all(one is other for one, other in zip(old, new))
 
 
-def _layout(step: DenoisingStep, contributions: Sequence[Contribution]) -> tuple[Any, ...]:
+def _layout(step: Step, contributions: Sequence[Contribution]) -> tuple[Any, ...]:
     parts = [
         (
             [(group.name, group.length) for group in (*part.text, *part.reference)],

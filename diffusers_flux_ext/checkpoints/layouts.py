@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -74,6 +74,9 @@ SINGLE_NORMS: tuple[Row, ...] = (
 SHARES = {1: (1,), 3: (1, 1, 1), 4: (1, 1, 1, 4)}
 # Scale and shift stand in this order in diffusers, and the other way round elsewhere.
 SWAPPED_HALVES = frozenset({"norm_out.linear"})
+
+CONNECTOR = "connector."
+"""Begins the keys of the model that Step1X-Edit's published files hold beside the transformer."""
 
 
 @dataclass(frozen=True)
@@ -309,3 +312,8 @@ def convert_transformer_state_dict(
     """
     plan = plan_transformer_conversion({key: tensor.shape for key, tensor in state_dict.items()}, to)
     return {key: recipe.build(state_dict.__getitem__) for key, recipe in plan.items()}
+
+
+def has_connector(shapes: Mapping[str, Any]) -> bool:
+    """Whether a transformer's file holds another model beside it, as Step1X-Edit's published ones do."""
+    return f"{CONNECTOR}global_proj_out.weight" in shapes

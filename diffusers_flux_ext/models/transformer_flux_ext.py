@@ -13,16 +13,16 @@ from ..attention.processor import set_regional_processors
 from ..caches.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
 from ..checkpoints.config import RELEASED_AXES, infer_transformer_config
 from ..checkpoints.layouts import (
+    CONNECTOR,
     Shapes,
     TensorRecipe,
     TransformerLayout,
     detect_transformer_layout,
+    has_connector,
     plan_transformer_conversion,
 )
 from ..checkpoints.model_configs import CheckedConfigMixin
 from ..checkpoints.single_file import SingleFileMixin
-from ..methods.step1x_edit.checkpoint import PREFIX as CONNECTOR
-from ..methods.step1x_edit.checkpoint import has_connector
 
 
 # diffusers looks up `ModelMixin` in the module that defines a saved model.

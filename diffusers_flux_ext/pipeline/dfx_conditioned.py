@@ -1,1 +1,1 @@
-from diffusers_flux_ext import FluxConditionedPipeline  # noqa: F401
+from diffusers_flux_ext.pipeline.conditioned import FluxConditionedPipeline  # noqa: F401

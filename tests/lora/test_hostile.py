@@ -229,6 +229,16 @@ def test_inspect_goes_on_where_a_factor_is_none():
         assert report.unmapped == ("transformer.something.lora_B.weight",)
 
 
+@pytest.mark.parametrize("shape", [(2,), (0,), (2, 2)])
+def test_alphas_that_are_no_single_number(shape):
+    for tensors in (PAIR, lokr(4)):
+        name = next(iter(tensors)).partition(".lo")[0]
+        with pytest.raises(LoRAError, match="expected a single number"):
+            inspect_lora({**tensors, f"{name}.alpha": torch.ones(shape)})
+    report = inspect_lora({**PAIR, "transformer.something.alpha": torch.ones(shape)})
+    assert report.unmapped == ("transformer.something.alpha",)
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

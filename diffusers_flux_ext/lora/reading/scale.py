@@ -214,16 +214,16 @@ def layer_scale(
         LoRAError: If alpha is no finite number, or if the config contradicts the tensors.
     """
     rank = update.rank
+    alpha = None if update.alpha is None else _number(update.alpha, key)
     # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
     if rank is None:
-        if update.kind != "lokr" or update.alpha is not None or peft is None or key.is_flat:
+        if update.kind != "lokr" or alpha is not None or peft is None or key.is_flat:
             return 1.0
         scale = peft.scale(key.component, key.body, None)
         return 1.0 if scale is None else scale
     if rank == 0:
         raise LoRAError(f"`{key.prefix}{key.body}` has rank 0.")
-    if update.alpha is not None:
-        alpha = _number(update.alpha, key)
+    if alpha is not None:
         if peft is not None and not key.is_flat:
             _warn_if_different(alpha / rank, key, rank, peft)
         return alpha / rank

@@ -192,7 +192,11 @@ def _scales(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[str
 
 def _inferred(component: str, ranks: Mapping[str, int], alphas: Mapping[str, Any]) -> PeftScales:
     prefix = f"{component}."
-    own = {key.removeprefix(prefix): float(value) for key, value in alphas.items() if key.startswith(prefix)}
+    own = {
+        key.removeprefix(prefix): float(value)
+        for key, value in alphas.items()
+        if key.startswith(prefix) and (not isinstance(value, Tensor) or value.numel() == 1)
+    }
     anchor = "^" if component == "transformer" else ""
     config = get_peft_kwargs(
         {f"{anchor}{name}.lora_B.weight": rank for name, rank in ranks.items()}, own, {}, component == "transformer"

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...checkpoints.config import check_overrides
-from ...checkpoints.layouts import Shapes, TensorRecipe
+from ...checkpoints.layouts import CONNECTOR, Shapes, TensorRecipe, has_connector
 from ...checkpoints.messages import list_keys
 from ...checkpoints.sizes import check_dimensions, count_blocks, is_index
 
 
-PREFIX = "connector."
 # Names of a tensor's module: as published, and ours.
 MODULES = (
     ("S.input_embedder", "proj_in"),
@@ -35,11 +34,6 @@ RELEASED_HEAD_DIM = 128
 _BLOCKS = "S.individual_token_refiner.blocks."
 
 
-def has_connector(shapes: Mapping[str, Any]) -> bool:
-    """Whether a file of a transformer holds the connector of Step1X-Edit as well."""
-    return f"{PREFIX}global_proj_out.weight" in shapes
-
-
 def plan_connector(shapes: Shapes) -> dict[str, TensorRecipe]:
     """How the connector's tensors are taken from a published file.
 
@@ -53,7 +47,7 @@ def plan_connector(shapes: Shapes) -> dict[str, TensorRecipe]:
     Raises:
         ValueError: if there is no connector, or a key of it is unknown.
     """
-    prefix = PREFIX if has_connector(shapes) else ""
+    prefix = CONNECTOR if has_connector(shapes) else ""
     plan, unknown = {}, []
     for key, shape in shapes.items():
         if not key.startswith(prefix):
@@ -67,7 +61,7 @@ def plan_connector(shapes: Shapes) -> dict[str, TensorRecipe]:
             plan[ours.format(index)] = TensorRecipe((key,), tuple(shape))
     if unknown or "pooled_proj.weight" not in plan:
         raise ValueError(
-            f"This is no connector of Step1X-Edit: it lacks `{PREFIX}global_proj_out.weight`, or has keys that are "
+            f"This is no connector of Step1X-Edit: it lacks `{CONNECTOR}global_proj_out.weight`, or has keys that are "
             f"unknown: {list_keys(unknown)}. Files from version 1.2 on have another connector and are not read."
         )
     return plan

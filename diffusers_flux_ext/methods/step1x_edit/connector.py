@@ -116,7 +116,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
     config: Any
     _supports_gradient_checkpointing = False
     runs_every_step = True
-    # A part of its first block runs by itself, past the hooks of the block.
+    # It runs a part of its first block by itself, past the hooks of the block.
     streams_blocks = False
 
     @register_to_config
