@@ -205,7 +205,7 @@ def test_streaming_compares_sizes_before_it_takes_memory(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "joint_attention_dim": 10**7}))
     monkeypatch.setattr(
-        "diffusers_flux_ext.offload.disk.api.init_empty_weights", lambda **_: pytest.fail("memory was taken")
+        "diffusers_flux_ext.offload.disk.streaming.init_empty_weights", lambda **_: pytest.fail("memory was taken")
     )
     with pytest.raises(ValueError, match=f"{tmp_path}.*of another shape: `context_embedder.weight`"):
         load_streamed(FluxExtTransformer2DModel, tmp_path)

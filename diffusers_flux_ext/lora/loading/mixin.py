@@ -189,7 +189,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 memory, so that the sum would be rounded or lost. Unfused, the LoRAs work there as anywhere.
             ValueError: If there is no component of a name.
         """
-        with offloading_suspended(self):
+        with offloading_suspended(self, weights=True):
             check_fusible({name: model for name, model in lora_models(self).items() if name in components})
             super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names, **kwargs)
 
@@ -209,7 +209,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         models = lora_models(self)
         # PEFT warns about every layer where nothing is fused.
         fused = [name for name in components if name not in models or has_fused(models[name])]
-        with offloading_suspended(self):
+        with offloading_suspended(self, weights=True):
             super().unfuse_lora(fused or list(components), **kwargs)
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = True) -> None:
@@ -332,7 +332,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
 
     def _patching(self, models: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
         """Parameters that offloading has taken away cannot be patched."""
-        return offloading_suspended(self) if _patched(models) else nullcontext()
+        return offloading_suspended(self, weights=True) if _patched(models) else nullcontext()
 
 
 def _patched(models: Mapping[str, torch.nn.Module]) -> set[str]:
