@@ -81,7 +81,7 @@ def enabled(pipe: Any, config: Any) -> Iterator[None]:
 
 
 def draw(pipe: Any, names: tuple[str, ...], **arguments: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The pictures of a call with the named conditions, and the velocity of every step."""
+    """Return the images of a call with the named conditions, and the velocity of every step."""
     velocities: list[torch.Tensor] = []
     scheduler_step = pipe.scheduler.step
 
@@ -99,10 +99,10 @@ def draw(pipe: Any, names: tuple[str, ...], **arguments: Any) -> tuple[torch.Ten
 
 
 def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, float] | str:
-    """Errors of a cache beside conditions, or why it is refused.
+    """Return errors of a cache beside conditions, or why it is refused.
 
     Returns:
-        `dict[str, float]`: the largest difference of a picture when nothing is skipped (`"idle"`), the largest
+        `dict[str, float]`: the largest difference of an image when nothing is skipped (`"idle"`), the largest
         difference of a velocity when steps are skipped but their inputs do not change (`"still"`), and the PSNR in
         decibels when steps are skipped (`"psnr"`); a `str` for what is refused.
     """
@@ -128,7 +128,7 @@ def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, f
 
 
 def psnr(images: torch.Tensor, exact: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in decibels."""
+    """Return peak signal-to-noise ratio of images in [0, 1], in decibels."""
     error = (images - exact).double().square().mean().item()
     return math.inf if error == 0 else -10 * math.log10(error)
 
@@ -143,7 +143,7 @@ def _cell(result: dict[str, float] | str, reasons: list[str]) -> str:
 
 
 def table() -> str:
-    """The table in Markdown, with the reasons of what is refused."""
+    """Return the table in Markdown, with the reasons of what is refused."""
     reasons: list[str] = []
     lines = ["| condition | " + " | ".join(CACHES) + " |", "|---" * (1 + len(CACHES)) + "|"]
     for row in (*PLAIN, *METHODS):

@@ -42,7 +42,7 @@ def drop_cache(folder: Path) -> None:
 
 
 def read_plainly(folder: Path) -> float:
-    """MB/s of reading all files from beginning to end into one buffer, and leaving nothing in the page cache."""
+    """Return MB/s of reading all files in full into one buffer, leaving nothing in the page cache."""
     drop_cache(folder)
     buffer = memoryview(bytearray(16 * 2**20))
     count, start = 0, time.perf_counter()
@@ -66,7 +66,7 @@ def transformer_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Latents and texts, in the data type of computing."""
+    """Return latents and texts, in the data type of computing."""
     generator = torch.Generator().manual_seed(1)
     side = args.image_size // 8
 
@@ -91,7 +91,7 @@ def write_files(args: argparse.Namespace, side: str, folder: Path) -> int:
 
 
 def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward of ours, and its statistics."""
+    """Return a forward of ours, and its statistics."""
     from diffusers import FluxPipeline
 
     model = load_streamed(
@@ -119,7 +119,7 @@ def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], t
 
 
 def prepare_reference(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward of the reference with all of its stages on disk."""
+    """Return a forward of the reference with all of its stages on disk."""
     from tests.parity.reference.dit import disk_reference_dit, reference_velocity
 
     dtype = getattr(torch, args.dtype)

@@ -30,13 +30,13 @@ Sides = Mapping[str, Callable[[], Any]]
 
 
 def image_ids(tokens: int) -> torch.Tensor:
-    """Rotary positions of a square picture, `(tokens, 3)`."""
+    """Return rotary positions of a square image, `(tokens, 3)`."""
     side = round(tokens**0.5)
     return torch.cartesian_prod(torch.zeros(1), torch.arange(side).float(), torch.arange(side).float())
 
 
 def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
-    """One double block's attention with an adapter in XLabs' structure, with the same weights on both sides."""
+    """Return one double block's attention with an adapter in XLabs' structure, with the same weights on both sides."""
     torch.manual_seed(0)
     heads = args.width // HEAD_DIM
     layer = FluxAttention(
@@ -59,7 +59,7 @@ def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) 
 
 
 def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
-    """One step of a transformer with an adapter in InstantX' structure, keys and values made beforehand on both."""
+    """Time one step of a transformer with an adapter in InstantX' structure; keys and values are made beforehand."""
     heads, side = args.width // HEAD_DIM, round(image_tokens**0.5)
     transformer = tiny_transformer(args.width, args.double, args.single)
     adapter = FluxIPAdapter(
@@ -100,7 +100,7 @@ def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Si
 
 
 def measure(sides: Sides, repeats: int) -> dict[str, float]:
-    """Median processor seconds of each side, interleaved in one process; the first round does not count."""
+    """Return median processor seconds of each side, interleaved in one process; the first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name in list(sides)[:: 1 if repeat % 2 else -1]:

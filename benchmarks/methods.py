@@ -71,15 +71,14 @@ WIDE: dict[str, Any] = {**HEADS, "axes_dims_rope": (16, 56, 56)}
 DEPTH: dict[str, Any] = {"num_layers": 1, "num_single_layers": 2}
 BOXES = [(0.0, 0.0, 0.31, 0.45), (0.33, 0.0, 0.64, 0.45), (0.66, 0.5, 0.97, 0.95)]
 LEFT = (0.0, 0.0, 0.5, 1.0)
-# Patches of Redux' picture, tokens of Step1X-Edit's instruction and of Nexus-Gen's picture; an edit's are squares.
+# Patches of Redux' image, tokens of Step1X-Edit's instruction and of Nexus-Gen's image; an edit's are squares.
 PATCHES, INSTRUCTION_TOKENS, DRAWN_TOKENS, DRAWN_SIDE, GIVEN_SIDE = 182, 160, 20, 5, 9
 MARKERS = ("<!-- methods: begin -->\n", "<!-- methods: end -->")
 
 
 @dataclass(frozen=True)
 class Method:
-    """
-    Attributes:
+    """Attributes:
         setup (`str`): What runs, in words.
         build (`Callable`): Makes the conditions, for the transformer of this benchmark.
         released (`Callable`): Makes the modules that stay in memory during the loop, in the released sizes.
@@ -200,7 +199,7 @@ METHODS: dict[str, Method] = {
 def make_step(
     conditions: Sequence[FluxCondition], channels: int, hides_padding: bool
 ) -> tuple[Callable[[], Any], int]:
-    """A function that runs one step with the conditions, and the tokens that they add."""
+    """Return a function that runs one step with the conditions, and the tokens that they add."""
     transformer = tiny_transformer(0, in_channels=64 + channels, out_channels=64, **DEPTH, **WIDE)
     pipe = tiny_pipeline(FluxConditionedPipeline, transformer=transformer)
     config, pixels = transformer.config, 16 * SIDE
@@ -231,21 +230,21 @@ def make_step(
 
 
 def processor_seconds(run: Callable[[], Any]) -> float:
-    """Processor time of one call, which other work on the machine disturbs least."""
+    """Return processor time of one call, which other work on the machine disturbs least."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def weights_gib(method: Method) -> float:
-    """Weights in bfloat16 of the modules in their released sizes, from shapes alone."""
+    """Return weights in bfloat16 of the modules in their released sizes, from shapes alone."""
     with torch.device("meta"):
         modules = method.released()
     return sum(weight.numel() for module in modules for weight in module.parameters()) * 2 / 2**30
 
 
 def row(name: str, repeats: int, base: Callable[[], Any]) -> str:
-    """The line of one method: medians of steps that take turns with steps without it."""
+    """Return the line of one method: medians of steps that take turns with steps without it."""
     method = METHODS[name]
     run, added = make_step(method.build(), method.channels, method.hides_padding)
     times: dict[str, list[float]] = {"base": [], "with": []}
@@ -260,7 +259,7 @@ def row(name: str, repeats: int, base: Callable[[], Any]) -> str:
 
 
 def table(names: Sequence[str], repeats: int) -> Iterator[str]:
-    """The lines of the table of the named methods."""
+    """Return the lines of the table of the named methods."""
     head = ["method", "setup", "tokens added", "weights, GiB", "without, s", "with, s", "time ratio"]
     yield "| " + " | ".join(head) + " |\n|" + "---|" * len(head) + "\n"
     base, _ = make_step([], 0, False)

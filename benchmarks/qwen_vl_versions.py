@@ -23,7 +23,7 @@ from PIL import Image
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Noise."""
+    """Return noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -41,12 +41,12 @@ def replace_diffusers() -> None:
 
 
 def older_config(text_config: dict[str, Any], **arguments: Any) -> Any:
-    """The config of transformers 4, which holds the text model's entries itself."""
+    """Return the config of transformers 4, which holds the text model's entries itself."""
     return transformers.Qwen2_5_VLConfig(**{**arguments, **text_config})
 
 
 def older_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names of the first versions with Qwen2.5-VL."""
+    """Return the names of the first versions with Qwen2.5-VL."""
     parts = (("model.language_model.", "model."), ("model.visual.", "visual."))
     renamed = {}
     for name, weight in weights.items():

@@ -13,8 +13,7 @@ _SHARD_BYTES = 8 * 10**9
 
 
 def write_random_weights(shapes: Mapping[str, tuple[int, ...]], folder: Path, name: str) -> int:
-    """
-    Writes bfloat16 weights of these shapes in files of about 8 GB and an index, or in one if they are fewer.
+    """Write bfloat16 weights of these shapes in files of about 8 GB and an index, or in one if they are fewer.
 
     The numbers repeat after 2 ** 24; they are normal with a deviation of 0.02.
 

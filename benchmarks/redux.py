@@ -25,7 +25,7 @@ WIDTH, PATCHES = 64, 27
 
 
 def smooth_patches(pictures: int) -> torch.Tensor:
-    """Embeddings of patches that change slowly over the picture, with some noise, `(pictures, 729, 64)`."""
+    """Return embeddings of patches that change slowly over the image, with some noise, `(pictures, 729, 64)`."""
     coarse = torch.randn(pictures, WIDTH, 6, 6)
     smooth = torch.nn.functional.interpolate(coarse, size=PATCHES, mode="bicubic").flatten(2).mT
     return smooth + 0.3 * torch.randn_like(smooth)
@@ -63,7 +63,7 @@ class Step:
         return run
 
     def reference(self, embeds: torch.Tensor) -> Any:
-        """The reference's step with the same tokens, all of them, after the prompt."""
+        """Return the reference's step with the same tokens, all of them, after the prompt."""
         dit, prompt = reference_dit(self.transformer), self.step.prompt
         tokens = self.embedder(embeds).image_embeds.flatten(0, 1)[None]
         text = torch.cat([prompt.hidden_states, tokens], dim=1)
@@ -79,7 +79,7 @@ class Step:
 
 
 def print_costs(args: argparse.Namespace) -> None:
-    """Median processor seconds of a step, and their ratio to a step without a picture."""
+    """Median processor seconds of a step, and their ratio to a step without an image."""
     step, one = Step(args), smooth_patches(1)
     sides: Sides = {
         "no picture": step.ours(one, strengths=0.0),
@@ -99,7 +99,7 @@ def print_costs(args: argparse.Namespace) -> None:
 
 
 def print_effects(args: argparse.Namespace) -> None:
-    """How far a velocity is from that without a picture, in units of the whole picture's effect."""
+    """How far a velocity is from that without an image, in units of the whole image's effect."""
     shares = [index / args.strengths for index in range(args.strengths + 1)]
     shown = [round(share * args.strengths) for share in (0.02, 0.1, 0.25, 0.5, 0.75)]
     columns = [f"{index / args.strengths:g}" for index in shown]

@@ -22,8 +22,7 @@ BYTES = 32 * 2**30
 
 
 def run(trials: Sequence[Trial], processes: int) -> list[Result]:
-    """
-    Tries them in several processes of limited memory.
+    """Try them in several processes of limited memory.
 
     Args:
         trials (`Sequence[Trial]`): The trials.

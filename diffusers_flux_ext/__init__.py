@@ -71,7 +71,7 @@ _SUBMODULES = ("flux_shapes",)
 
 
 def custom_pipeline(name: str) -> str:
-    """Path of the file to give as `custom_pipeline=` to `DiffusionPipeline.from_pretrained`.
+    """Return path of the file to give as `custom_pipeline=` to `DiffusionPipeline.from_pretrained`.
 
     Args:
         name (`str`):
@@ -92,7 +92,7 @@ def custom_pipeline(name: str) -> str:
 
 
 def tiny_flux_path() -> str:
-    """Path of the embedded tiny FLUX.1 ("shapes"), an ordinary pipeline folder for `from_pretrained`."""
+    """Return path of the embedded tiny FLUX.1 ("shapes"), an ordinary pipeline folder for `from_pretrained`."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tiny_flux")
 
 

@@ -129,7 +129,7 @@ class JointLayout:
         return tuple(sum(self.lengths[:index]) for index in range(len(self.lengths)))
 
     def select(self, pattern: str) -> list[int]:
-        """Indices of the groups that `pattern` names; raises a `ValueError` for a plain name that no group has."""
+        """Return indices of the groups that `pattern` names; raises a `ValueError` for a plain name that no group has."""
         if not is_glob(pattern):
             if pattern not in self.names:
                 raise ValueError(
@@ -150,12 +150,12 @@ class ResolvedRule:
     allow: torch.Tensor
 
     def sample(self, index: int) -> torch.Tensor:
-        """The `(query, key)` table of one sample."""
+        """Return the `(query, key)` table of one sample."""
         return self.allow[min(index, self.allow.shape[0] - 1)]
 
 
 def padding_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
-    """Rules that cut the padding of a text group off: only padding sees padding, and it sees nothing else.
+    """Return rules that cut the padding of a text group off: only padding sees padding, and it sees nothing else.
 
     Padding keeps keys of its own, since a token that sees nothing becomes NaN in some attention kernels.
 

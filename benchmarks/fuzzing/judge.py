@@ -39,8 +39,7 @@ class TimeIsUp(BaseException):
 
 @dataclass(frozen=True)
 class Verdict:
-    """
-    What came of one file.
+    """What came of one file.
 
     Attributes:
         outcome (`str`):
@@ -60,8 +59,7 @@ class Verdict:
 
 
 class Bench:
-    """
-    Tries one reader with changed files, in a folder of its own.
+    """Tries one reader with changed files, in a folder of its own.
 
     Args:
         reader (`Reader`): The reader.
@@ -78,12 +76,12 @@ class Bench:
         self.folder = folder
 
     def check_valid(self) -> Verdict:
-        """The unchanged file, in whatever content, which has to be read."""
+        """Return the unchanged file, in whatever content, which has to be read."""
         verdicts = [self._judge(data, "none") for data in self.contents]
         return next((verdict for verdict in verdicts if verdict.outcome not in FINE), verdicts[0])
 
     def try_seed(self, seed: int) -> Verdict:
-        """One changed file."""
+        """Return one changed file."""
         valid = self.contents[seed % len(self.contents)]
         data, mutation = mutate(valid, self.path, seed, self.reader.mutations)
         return self._judge(data, mutation)
@@ -130,7 +128,7 @@ class Bench:
 
 
 def _unnamed(error: BaseException) -> BaseException:
-    """The error to which `naming` only added the file's name."""
+    """Return the error to which `naming` only added the file's name."""
     frames = list(traceback.walk_tb(error.__traceback__))
     is_named = bool(frames) and frames[-1][0].f_code.co_name == "naming"
     return _unnamed(error.__cause__) if is_named and error.__cause__ is not None else error

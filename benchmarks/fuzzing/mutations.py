@@ -22,8 +22,7 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
 
 
 def mutate(data: bytes, path: Path, seed: int, added: tuple[Mutation, ...] = ()) -> tuple[bytes, str]:
-    """
-    Changes a valid file.
+    """Change a valid file.
 
     Args:
         data (`bytes`): The file.

@@ -12,8 +12,7 @@ from .raw import Mutation
 
 @dataclass(frozen=True)
 class Reader:
-    """
-    Something that reads a file: a class, a converter or a command.
+    """Something that reads a file: a class, a converter or a command.
 
     Attributes:
         name (`str`):

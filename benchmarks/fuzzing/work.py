@@ -25,14 +25,13 @@ PATIENCE = 120
 
 
 def all_readers() -> dict[str, Reader]:
-    """The readers of all tables by name."""
+    """Return the readers of all tables by name."""
     tables = [import_module(f"benchmarks.fuzzing.{name}").READERS for name in TABLES]
     return {reader.name: reader for table in tables for reader in table}
 
 
 def try_files(reader: Reader, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
-    """
-    Tries changed files.
+    """Try changed files.
 
     Args:
         reader (`Reader`): The reader.

@@ -24,7 +24,7 @@ exit codes: 0 done, 1 the file is wrong (one line says why, nothing is written),
 
 
 def converters() -> dict[str, tuple[str, str]]:
-    """The kinds of files: for each the package that converts it, and the function's name there."""
+    """Return, for each kind of file, the package that converts it and the function's name there."""
     own = {
         kind: (method.package, reference)
         for method in METHODS.values()

@@ -60,8 +60,7 @@ def _names(method: Method, what: str) -> list[str]:
 
 
 def register_method(method: Method) -> Method:
-    """
-    Add a method of another package, so that `flux-ext plan`, `custom_pipeline` and diffusers know it.
+    """Add a method of another package, so that `flux-ext plan`, `custom_pipeline` and diffusers know it.
 
     Args:
         method (`Method`): Its record; see [`Method`].
@@ -92,7 +91,7 @@ def register_method(method: Method) -> Method:
 
 
 def find(method: Method, name: str) -> object:
-    """A public object of a method.
+    """Return a public object of a method.
 
     Args:
         method (`Method`): The method.

@@ -39,8 +39,7 @@ def on_meta() -> Iterator[None]:
 
 
 def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Module]:
-    """
-    The models of a FLUX.1 pipeline on the meta device.
+    """Return the models of a FLUX.1 pipeline on the meta device.
 
     Args:
         model (`str`, *optional*, defaults to `"FLUX.1-dev"`):
@@ -80,7 +79,7 @@ def _config_path(model: str, name: str) -> str:
 
 
 def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = None) -> Any:
-    """A component's config, from a folder or a repository."""
+    """Return a component's config, from a folder or a repository."""
     if not os.path.isdir(model):
         return read(model, subfolder=name)
     content = read_model_config(_config_path(model, name))
@@ -94,8 +93,7 @@ def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = No
 def plan_methods(
     methods: Sequence[tuple[str, int | None]] = (), model: str = FLUX_DEV, budget_gib: float = 8, **kwargs: Any
 ) -> VRAMPlan:
-    """
-    A plan for methods together, from sizes alone: no weights are loaded.
+    """Return a plan for methods together, from sizes alone: no weights are loaded.
 
     Args:
         methods (`Sequence[tuple[str, int or None]]`, *optional*):

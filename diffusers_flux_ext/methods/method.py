@@ -85,18 +85,18 @@ class Method:
         return [name for name in self.public_names if name.endswith("Pipeline")]
 
     def modules(self, release: Release) -> dict[str, Any]:
-        """What makes the modules of a release, by the modules' names."""
+        """Return what makes the modules of a release, by the modules' names."""
         return {name: resolve(self.package, reference) for name, reference in release.modules.items()}
 
     def shim(self) -> str | None:
-        """Path of the file for `custom_pipeline=`, or `None` for a method without a pipeline of its own."""
+        """Return path of the file for `custom_pipeline=`, or `None` for a method without a pipeline of its own."""
         package = importlib.import_module(self.package)
         path = os.path.join(os.path.dirname(os.path.abspath(str(package.__file__))), f"dfx_{self.folder}.py")
         return path if os.path.isfile(path) else None
 
 
 def resolve(package: str, reference: str) -> Any:
-    """What `".file:name"` names, seen from a package.
+    """Return what `".file:name"` names, seen from a package.
 
     Args:
         package (`str`): The package.

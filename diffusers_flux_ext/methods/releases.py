@@ -12,13 +12,13 @@ MASK_PADDING = Release("mask-padding", "the padding of prompts is hidden", deman
 
 
 def releases() -> dict[str, Release]:
-    """What can be planned, by name."""
+    """Return what can be planned, by name."""
     own = {release.name: release for method in METHODS.values() for release in method.releases}
     return {**own, MASK_PADDING.name: MASK_PADDING}
 
 
 def released_modules(name: str) -> Mapping[str, Any]:
-    """What makes the modules of a release, by the modules' names.
+    """Return what makes the modules of a release, by the modules' names.
 
     Args:
         name (`str`): The release.

@@ -3,7 +3,7 @@
     flux-ext convert transformer flux1-dev.safetensors dev-diffsynth.safetensors --to diffsynth
     flux-ext convert transformer Flex.2-preview.safetensors flex2/transformer
 
-A target with the ending `.safetensors` becomes one file; any other becomes a folder for `from_pretrained`.
+A target with the suffix `.safetensors` becomes one file; any other becomes a folder for `from_pretrained`.
 """
 
 from ..checkpoints.converting import convert_checkpoint

@@ -1,4 +1,4 @@
-"""Preparing the arguments of a call: size, prompts, IP-Adapter pictures, schedule and starting latents."""
+"""Preparing the arguments of a call: size, prompts, IP-Adapter images, schedule and starting latents."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class PromptInputs:
     mask: torch.Tensor | None
 
     def named(self, prefix: str = "") -> dict[str, Any]:
-        """All but the mask, by the names of the call's arguments."""
+        """Return all but the mask, by the names of the call's arguments."""
         return {f"{prefix}{name}": value for name, value in vars(self).items() if name != "mask"}
 
     def repeated_embeds(self, num_images_per_prompt: int) -> list[torch.Tensor | None]:
-        """`prompt_embeds` and `pooled_prompt_embeds` for every picture."""
+        """`prompt_embeds` and `pooled_prompt_embeds` for every image."""
         given = (self.prompt_embeds, self.pooled_prompt_embeds)
         return [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in given]
 
@@ -83,7 +83,7 @@ class PromptInputs:
 
 
 def transformer_dtype(transformer: Any) -> torch.dtype | None:
-    """The data type that embeddings must have, where it is known: not for quantised, cast or autocast layers."""
+    """Return the data type that embeddings must have, where it is known: not for quantised, cast or autocast layers."""
     layer = getattr(transformer, "context_embedder", None)
     weight: Any = getattr(layer, "weight", None)
     plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and not torch.is_autocast_enabled()
@@ -138,7 +138,7 @@ def is_schnell(pipe: FluxPipeline) -> bool:
 
 
 def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width in pixels, rounded down to whole tokens with a warning that names the size used."""
+    """Return height and width in pixels, rounded down to whole tokens with a warning that names the size used."""
     default = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = int(height or default), int(width or default)
     token = 2 * pipe.vae_scale_factor
@@ -156,7 +156,7 @@ def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tu
 
 
 def count_prompts(prompt: str | list[str] | None, prompt_embeds: Any) -> int:
-    """How many prompts a call has, given as texts or as embeddings."""
+    """Return how many prompts a call has, given as texts or as embeddings."""
     if isinstance(prompt, str):
         return 1
     return len(prompt_embeds if prompt is None else prompt)
@@ -213,13 +213,13 @@ def ip_adapter_kwargs(
     canvas: Canvas,
     guided: bool,
 ) -> list[dict[str, Any]]:
-    """The IP-Adapter's attention arguments of the conditional and the unconditional branch.
+    """Return the IP-Adapter's attention arguments of the conditional and the unconditional branch.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
-        images (`tuple`): Pictures of the two branches.
+        images (`tuple`): Images of the two branches.
         embeds (`tuple`): Embeddings of the two branches.
-        canvas (`Canvas`): Gives the size of the zero picture that stands in for a branch without inputs.
+        canvas (`Canvas`): Gives the size of the zero image that stands in for a branch without inputs.
         guided (`bool`): Whether there is an unconditional branch; its inputs are not encoded otherwise.
 
     Returns:
@@ -320,11 +320,11 @@ def starting_latents(
     canvas: Canvas,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Packed latents to start from, their ids, and the noise in them where it is known.
+    """Return packed latents to start from, their ids, and the noise in them where it is known.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
-        image (*optional*): The picture of image-to-image, or its scaled latents `(n, 16, height/8, width/8)`.
+        image (*optional*): The image of image-to-image, or its scaled latents `(n, 16, height/8, width/8)`.
         latents (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*): Given packed latents.
         timestep (`torch.Tensor` of shape `()`): The first timestep.
         canvas (`Canvas`): Size, batch, device and data type.
@@ -334,7 +334,7 @@ def starting_latents(
         `tuple`: latents `(num_samples, num_tokens, 64)`, ids `(num_tokens, 3)` and noise like the latents or `None`.
 
     Raises:
-        ValueError: if `latents` have another shape, or the numbers of pictures or generators do not fit the batch.
+        ValueError: if `latents` have another shape, or the numbers of images or generators do not fit the batch.
     """
     size, device, dtype = (canvas.height, canvas.width), canvas.device, canvas.dtype
     channels = pipe.vae.config.latent_channels if pipe.vae is not None else pipe.transformer.config.in_channels // 4

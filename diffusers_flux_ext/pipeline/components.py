@@ -104,7 +104,7 @@ def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], Cal
 
 
 def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `base` by name, as far as they were given, checked one by one.
+    """Return the arguments of a call of `base` by name, as far as they were given, checked one by one.
 
     Args:
         base (`type`): The pipeline class.
@@ -136,7 +136,7 @@ def share_components(pipeline_class: type[PipelineT], pipeline: DiffusionPipelin
         `DiffusionPipeline`: an instance of `pipeline_class`.
 
     Raises:
-        ValueError: if a component without a default is missing, or an override is no argument of the constructor.
+        ValueError: if a component without a default is missing, or an override is not an argument of the constructor.
     """
     components, options = component_names(pipeline_class)
     unknown = sorted(overrides.keys() - components - options)

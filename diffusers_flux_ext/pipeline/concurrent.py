@@ -73,7 +73,7 @@ def _with_own_scheduler(pipe: Any) -> Any:
 
 
 def _modules(pipe: Any, conditions: Any) -> dict[str, torch.nn.Module]:
-    """The modules of a pipeline and of what may be conditions, which nobody has checked yet."""
+    """Return the modules of a pipeline and of what may be conditions, which nobody has checked yet."""
     parts = dict(pipe.components)
     for condition in conditions if isinstance(conditions, Sequence) else [conditions]:
         if is_dataclass(condition):

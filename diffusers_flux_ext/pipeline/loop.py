@@ -53,7 +53,7 @@ class DenoisingLoopMixin:
         callback_on_step_end: Callable[..., dict[str, Any]] | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
-        """The loop.
+        """Return the loop.
 
         Args:
             latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): Where it starts.

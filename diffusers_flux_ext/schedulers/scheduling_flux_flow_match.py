@@ -23,8 +23,7 @@ BASE_GRIDS = ("diffsynth", "diffusers")
 
 
 class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
-    r"""
-    Euler scheduler for FLUX.1 with the time grid of DiffSynth-Studio, denoising strength and training weights.
+    r"""Euler scheduler for FLUX.1 with the time grid of DiffSynth-Studio, denoising strength and training weights.
 
     With the default arguments the grid is `linspace(1, 0.003 / 1.002, num_inference_steps)`, shifted by
     `shift * s / (1 + (shift - 1) * s)` with `shift=3` at every resolution, and a last step to zero. The noise levels
@@ -143,8 +142,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> FluxFlowMatchScheduler | tuple[FluxFlowMatchScheduler, dict[str, Any]]:
-        """
-        Makes a scheduler from a config, its own or that of a `FlowMatchEulerDiscreteScheduler`.
+        """Make a scheduler from a config, its own or that of a `FlowMatchEulerDiscreteScheduler`.
 
         Args:
             config (`dict`):
@@ -166,8 +164,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def base_sigmas(self, num_inference_steps: int, denoising_strength: float = 1.0) -> list[float]:
-        """
-        The grid before the shift, to be passed as `sigmas` where a pipeline insists on passing some.
+        """Return the grid before the shift, to be passed as `sigmas` where a pipeline insists on passing some.
 
         Args:
             num_inference_steps (`int`):
@@ -199,8 +196,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         denoising_strength: float = 1.0,
         shift: float | None = None,
     ) -> None:
-        """
-        Sets `timesteps` (n values) and `sigmas` (n + 1 values, the last one zero) for the denoising loop.
+        """Set `timesteps` (n values) and `sigmas` (n + 1 values, the last one zero) for the denoising loop.
 
         Args:
             num_inference_steps (`int`, *optional*):
@@ -259,8 +255,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     def index_for_timestep(
         self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
     ) -> int:
-        """
-        Index of a timestep in the schedule.
+        """Return index of a timestep in the schedule.
 
         Args:
             timestep (`float` or `torch.Tensor`):
@@ -285,8 +280,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: float | torch.Tensor
     ) -> torch.Tensor:
-        """
-        `(1 - sigma) * original_samples + sigma * noise`, with the noise level of the nearest timestep of the schedule.
+        """`(1 - sigma) * original_samples + sigma * noise`, with the noise level of the nearest timestep of the schedule.
 
         Unlike `scale_noise` it does not depend on how far the denoising loop has come.
 
@@ -315,8 +309,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         return noisy.to(original_samples.dtype)
 
     def training_target(self, sample: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """
-        The velocity that the model learns: `noise - sample`, at every timestep.
+        """Return the velocity that the model learns: `noise - sample`, at every timestep.
 
         Args:
             sample (`torch.Tensor` of shape `(batch_size, ...)`):
@@ -330,8 +323,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         return noise - sample
 
     def training_weights(self, timesteps: float | torch.Tensor) -> torch.Tensor:
-        r"""
-        Loss weights by timestep: a bell around the middle of the schedule, DiffSynth-Studio's "bsmntw" weighting.
+        r"""Return loss weights by timestep: a bell around the middle of the schedule, DiffSynth-Studio's "bsmntw" weighting.
 
         `exp(-2 * ((t - T / 2) / T) ** 2)`, moved down to a minimum of zero and scaled to a mean of one over a schedule
         of `T = num_train_timesteps` steps. On a shorter schedule the second weight is added to all of them, so that no

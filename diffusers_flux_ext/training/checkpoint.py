@@ -128,7 +128,7 @@ def _state(
     optimizer: torch.optim.Optimizer,
     found: Mapping[str, torch.Tensor],
 ) -> dict[int, dict[str, Any]]:
-    """The state of one optimizer, whose tensors are as large as its parameters, or numbers."""
+    """Return the state of one optimizer, whose tensors are as large as its parameters, or numbers."""
     start = f"optimizer.{number}."
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}

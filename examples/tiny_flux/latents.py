@@ -37,7 +37,7 @@ def encode_latents(settings: Settings) -> None:
 
 
 def load_latents(settings: Settings, kind: str) -> tuple[torch.Tensor, list[flux_shapes.Scene]]:
-    """Encoded scenes and what they show.
+    """Return encoded scenes and what they show.
 
     Args:
         settings (`Settings`): The run.
@@ -50,7 +50,7 @@ def load_latents(settings: Settings, kind: str) -> tuple[torch.Tensor, list[flux
 
 
 def training_scenes(settings: Settings, kind: str) -> list[flux_shapes.Scene]:
-    """The scenes of one kind, none of them held out; the seed fixes them, so that they need no file.
+    """Return the scenes of one kind, none of them held out; the seed fixes them, so that they need no file.
 
     Args:
         settings (`Settings`): The run.

@@ -38,7 +38,7 @@ class SceneReader(torch.nn.Module):
         self.from_tokens = torch.nn.ModuleList(torch.nn.Linear(hidden_size, count) for count in _QUESTIONS)
 
     def forward(self, pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Logits per question, from the pooled token and from the tokens.
+        """Return logits per question, from the pooled token and from the tokens.
 
         Args:
             pooled (`torch.Tensor` of shape `(batch_size, pooled_size)`): CLIP's output.

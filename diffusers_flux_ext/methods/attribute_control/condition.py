@@ -1,4 +1,4 @@
-"""AttriCtrl: attributes of the picture, such as its brightness, by numbers."""
+"""AttriCtrl: attributes of the image, such as its brightness, by numbers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class AttributeValues(FluxCondition):
             What the unconditional branch gets: the same values as the reference, values of its own, or nothing.
 
     Raises:
-        TypeError: if `encoder` is something else, or values are no mapping of numbers.
-        ValueError: if an attribute is unknown, or a value lies outside of [0, 1].
+        TypeError: if `encoder` is something else, or values are not a mapping of numbers.
+        ValueError: if an attribute is unknown, or a value lies outside [0, 1].
     """
 
     encoder: AttributeValueEncoder
@@ -63,11 +63,11 @@ class AttributeValues(FluxCondition):
             self._check("negative", self.negative)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Tokens of every value."""
+        """Return tokens of every value."""
         return Demand(appended_tokens=len(self.values) * self.encoder.config.num_tokens)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """The values as tensors.
+        """Return the values as tensors.
 
         Args:
             pipe (`Encoders`): Gives the transformer, whose text must be as wide as the tokens.
@@ -94,7 +94,7 @@ class AttributeValues(FluxCondition):
         }
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """A text group `value_<attribute>` for every value of this branch."""
+        """Return a text group `value_<attribute>` for every value of this branch."""
         groups = []
         for name in self.encoder.config.attributes:
             values = encoded.get(f"{step.branch}.{name}")
@@ -120,7 +120,7 @@ class AttributeValues(FluxCondition):
 
 
 def _read_values(what: str, value: Any) -> list[float]:
-    """One number for all prompts, or one each, from 0 to 1."""
+    """Return one number for all prompts, or one each, from 0 to 1."""
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     one_axis = isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 1
     numbers = list(value) if several or one_axis else [value]

@@ -16,8 +16,7 @@ from .encoder import AttributeValueEncoder
 
 
 class FluxAttributeControlPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 with attributes of the picture by numbers, AttriCtrl
+    r"""FLUX.1 with attributes of the image by numbers, AttriCtrl
     ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)).
 
     The component `value_encoder` ([`AttributeValueEncoder`]) joins those of [`~diffusers.FluxPipeline`].
@@ -61,8 +60,7 @@ class FluxAttributeControlPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures with given attributes.
+        r"""Draw images with given attributes.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].

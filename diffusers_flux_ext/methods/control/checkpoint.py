@@ -46,8 +46,7 @@ def _own_names(layout: TransformerLayout) -> dict[str, str]:
 
 
 def plan_controlnet_conversion(shapes: Shapes, to: TransformerLayout = "diffusers") -> dict[str, TensorRecipe]:
-    """
-    Plans the conversion of a FLUX.1 ControlNet of any width and depth from the shapes of its tensors.
+    """Plan the conversion of a FLUX.1 ControlNet of any width and depth from the shapes of its tensors.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
@@ -83,8 +82,7 @@ def plan_controlnet_conversion(shapes: Shapes, to: TransformerLayout = "diffuser
 def convert_controlnet_state_dict(
     state_dict: Mapping[str, torch.Tensor], to: TransformerLayout = "diffusers"
 ) -> dict[str, torch.Tensor]:
-    """
-    Converts a FLUX.1 ControlNet of any width and depth between key layouts.
+    """Convert a FLUX.1 ControlNet of any width and depth between key layouts.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
@@ -105,8 +103,7 @@ def convert_controlnet_state_dict(
 def infer_controlnet_config(
     shapes: Shapes, layout: TransformerLayout = "diffusers", **overrides: Any
 ) -> dict[str, Any]:
-    """
-    Infers the arguments of [`FluxExtControlNetModel`] from the shapes of its weights.
+    """Infer the arguments of [`FluxExtControlNetModel`] from the shapes of its weights.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
@@ -122,7 +119,7 @@ def infer_controlnet_config(
     Raises:
         ValueError: If a key is missing that shows a size; if sizes do not fit together; if the heads are not 128 wide
             and `axes_dims_rope` is not given.
-        TypeError: If an override is no argument of the constructor.
+        TypeError: If an override is not an argument of the constructor.
     """
     check_overrides(FluxControlNetModel, overrides, added=["extra_condition_channels"])
     config = infer_trunk_config(shapes, layout)

@@ -3,7 +3,7 @@
     flux-ext convert controlnet flux-canny-controlnet-v3.safetensors xlabs-canny
     flux-ext convert controlnet diffusion_pytorch_model.safetensors inpainting-beta
 
-A target with the ending `.safetensors` becomes one file; any other becomes a folder for
+A target with the suffix `.safetensors` becomes one file; any other becomes a folder for
 `FluxExtControlNetModel.from_pretrained`, with the config that the weights show.
 """
 

@@ -22,8 +22,7 @@ __all__ = ["FluxExtControlNetModel", "ModelMixin"]
 
 
 class FluxExtControlNetModel(SingleFileMixin, CheckedConfigMixin, FluxControlNetModel):
-    r"""
-    A FLUX.1 ControlNet: [`~diffusers.FluxControlNetModel`] with a reader for every published key layout, and with the
+    r"""A FLUX.1 ControlNet: [`~diffusers.FluxControlNetModel`] with a reader for every published key layout, and with the
     input channels of alimama's inpainting ControlNets
     ([model card](https://huggingface.co/alimama-creative/FLUX.1-dev-Controlnet-Inpainting-Beta)).
 
@@ -96,7 +95,7 @@ class FluxExtControlNetModel(SingleFileMixin, CheckedConfigMixin, FluxControlNet
         )
         if extra_condition_channels:
             self.controlnet_x_embedder = nn.Linear(in_channels + extra_condition_channels, self.inner_dim)
-            # As in every ControlNet, the picture has no influence before training.
+            # As in every ControlNet, the image has no influence before training.
             nn.init.zeros_(self.controlnet_x_embedder.weight)
             nn.init.zeros_(self.controlnet_x_embedder.bias)
 

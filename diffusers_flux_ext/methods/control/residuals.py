@@ -36,11 +36,11 @@ class ControlNetCondition(FluxCondition):
     negative: Negative
 
     def reuse(self, step: DenoisingStep) -> Hashable | None:
-        """Residuals are those of one step; both branches get the conditional branch's where they are shared."""
+        """Return residuals are those of one step; both branches get the conditional branch's where they are shared."""
         return step.index if self.negative == "shared" else None
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Residuals cost no tokens."""
+        """Return residuals cost no tokens."""
         return Demand()
 
     def is_silent(self, step: DenoisingStep) -> bool:
@@ -95,12 +95,12 @@ class ControlNetCondition(FluxCondition):
 
 
 def mask_channels(controlnet: Any) -> int:
-    """How many channels besides the picture's latents an inpainting ControlNet takes; 0 for any other."""
+    """Return how many channels besides the image's latents an inpainting ControlNet takes; 0 for any other."""
     return controlnet.controlnet_x_embedder.in_features - controlnet.config.in_channels
 
 
 def region_weights(what: str, region: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
-    """The region of a condition as factors of its residuals.
+    """Return the region of a condition as factors of its residuals.
 
     Args:
         what (`str`): What it is, for errors and for the warning about a region without a token.
@@ -109,7 +109,7 @@ def region_weights(what: str, region: RegionMask | Sequence[RegionMask], canvas:
 
     Returns:
         `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside, and the covered fraction of a
-        token on the border, so that regions that share a picture between them sum to 1 everywhere.
+        token on the border, so that regions that share an image between them sum to 1 everywhere.
     """
     pixels = [mask_to_pixels(mask, canvas, what).float()[None] for mask in list_regions(region, what)]
     masks = [torch.nn.functional.avg_pool2d(mask, canvas.token_size).flatten() for mask in pixels]
@@ -136,8 +136,8 @@ def residual_contribution(
         controlnet (`FluxControlNetModel`): The ControlNet.
         step (`DenoisingStep`): The step.
         control (`torch.Tensor` of shape `(1 or num_samples, num_tokens, C)`, or pixels for one with a hint block):
-            The encoded control picture.
-        context (`PromptEmbeds`): What stands in the place of the text; padding that it hides is left out.
+            The encoded control image.
+        context (`PromptEmbeds`): What stands in place of the text; padding that it hides is left out.
         guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
             Read only if the ControlNet takes an embedded guidance.
         scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
@@ -184,7 +184,7 @@ def residual_contribution(
 
 
 def _without_padding(context: PromptEmbeds, samples: int) -> Iterator[tuple[slice, PromptEmbeds]]:
-    """The text that is seen, for each run of samples that see the same tokens.
+    """Return the text that is seen, for each run of samples that see the same tokens.
 
     A ControlNet takes no attention mask; without the padding it needs none.
     """

@@ -26,8 +26,8 @@ logger = logging.get_logger(__name__)
 class EntityRegions(FluxCondition):
     """Entity-level control by regional attention, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
 
-    An entity's text and the picture's tokens inside its mask see each other; it sees no other text and no reference.
-    The picture and the global prompt see each other everywhere. The released LoRA `DiffSynth-Studio/Eligen` teaches
+    An entity's text and the image's tokens inside its mask see each other; it sees no other text and no reference.
+    The image and the global prompt see each other everywhere. The released LoRA `DiffSynth-Studio/Eligen` teaches
     FLUX.1-dev to obey regions; without it they are seen but hardly followed.
 
     Args:
@@ -77,7 +77,7 @@ class EntityRegions(FluxCondition):
         self._lengths(None)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """A text for every entity, and attention restricted by regions."""
+        """Return a text for every entity, and attention restricted by regions."""
         lengths = self._lengths(prompt_tokens)
         return Demand(text_tokens=sum(lengths), texts=len(lengths), masked=True)
 
@@ -110,7 +110,7 @@ class EntityRegions(FluxCondition):
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The entities' texts and the rules of who sees whom.
+        """Return the entities' texts and the rules of who sees whom.
 
         Args:
             encoded (`Mapping[str, torch.Tensor]`): What `encode` returned.
@@ -185,7 +185,7 @@ class EntityRegions(FluxCondition):
 
 
 def entity_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
-    """The attention rules of one entity.
+    """Return the attention rules of one entity.
 
     Args:
         name (`str`): Name of the entity's text group.

@@ -16,8 +16,7 @@ from .condition import EntityRegions
 
 
 class FluxEliGenPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 with entity-level control, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
+    r"""FLUX.1 with entity-level control, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
 
     Load the LoRA that belongs to it (`DiffSynth-Studio/Eligen` for FLUX.1-dev) with `load_lora_weights`. The
     components are those of [`~diffusers.FluxPipeline`].
@@ -51,8 +50,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures with entities in regions.
+        r"""Draw images with entities in regions.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`]; `prompt` is the global prompt.

@@ -47,7 +47,8 @@ class _Residual(nn.Module):
 
 class ArcFaceIRSE50(nn.Module):
     """ArcFace ([paper](https://huggingface.co/papers/1801.07698)) with the names and sizes of the published
-    `recognition_arcface_ir_se50.pth` of facexlib. Input is an aligned crop in BGR."""
+    `recognition_arcface_ir_se50.pth` of facexlib. Input is an aligned crop in BGR.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a face encoder is: from a picture to one face's embedding and key points."""
+"""What a face encoder is: from an image to one face's embedding and key points."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL_FACE = 48
 
 @dataclass(frozen=True, eq=False)
 class FaceEmbedding:
-    """One face of a picture.
+    """One face of an image.
 
     Args:
         embedding (`torch.Tensor` of shape `(512,)`): Normalised ArcFace embedding.
@@ -38,10 +38,10 @@ class FaceEncoder(ABC):
 
     @abstractmethod
     def encode(self, image: Image.Image, index: int | None = None) -> FaceEmbedding:
-        """Embed one face of a picture.
+        """Embed one face of an image.
 
         Args:
-            image (`PIL.Image.Image`): The picture, in RGB.
+            image (`PIL.Image.Image`): The image, in RGB.
             index (`int`, *optional*): Which face, from left to right; the largest by default.
 
         Returns:
@@ -53,7 +53,7 @@ class FaceEncoder(ABC):
 
 
 def choose_face(boxes: Sequence[Sequence[float]], index: int | None = None) -> int:
-    """Position in `boxes` of the face to use, with warnings about a choice that may surprise.
+    """Return position in `boxes` of the face to use, with warnings about a choice that may surprise.
 
     Args:
         boxes (`Sequence[Sequence[float]]`): Left, top, right and bottom of each face found.

@@ -1,4 +1,4 @@
-"""The five key points of a face as InfiniteYou's control picture."""
+"""The five key points of a face as InfiniteYou's control image."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw_face_keypoints(keypoints: Any, width: int, height: int) -> Image.Image:
 
 
 def _stick(start: tuple[float, float], stop: tuple[float, float]) -> list[tuple[int, int]]:
-    """A thin ellipse between two points, as a polygon of one vertex per degree in whole pixels."""
+    """Return a thin ellipse between two points, as a polygon of one vertex per degree in whole pixels."""
     middle = [int((one + other) / 2) for one, other in zip(start, stop)]
     half = int(math.dist(start, stop) / 2)
     turn = math.radians(int(math.degrees(math.atan2(start[1] - stop[1], start[0] - stop[0]))))
@@ -65,10 +65,10 @@ def _stick(start: tuple[float, float], stop: tuple[float, float]) -> list[tuple[
 
 
 def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize a picture to the shorter side of the canvas and centre it on white, as InfiniteYou does.
+    """Resize an image to the shorter side of the canvas and centre it on white, as InfiniteYou does.
 
     Args:
-        picture (`PIL.Image.Image`): The picture.
+        picture (`PIL.Image.Image`): The image.
         width (`int`): Pixels of the canvas.
         height (`int`): Pixels of the canvas.
 
@@ -86,7 +86,7 @@ def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def read_keypoints(keypoints: Any, width: int, height: int, what: str = "`keypoints`") -> list[np.ndarray]:
-    """Key points in pixels of the canvas.
+    """Return key points in pixels of the canvas.
 
     Args:
         keypoints (`torch.Tensor`, `np.ndarray` or nested lists of shape `(5, 2)` or `(prompts, 5, 2)`):

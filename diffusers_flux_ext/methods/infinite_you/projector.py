@@ -45,9 +45,8 @@ class _PerceiverAttention(nn.Module):
 
 
 class InfiniteYouImageProjector(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The projector of InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)), a perceiver resampler that turns
-    an ArcFace embedding into identity tokens, which InfuseNet sees in the place of the text.
+    r"""The projector of InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)), a perceiver resampler that turns
+    an ArcFace embedding into identity tokens, which InfuseNet sees in place of the text.
 
     [`from_single_file`] reads the published `image_proj_model.bin`.
 

@@ -30,7 +30,7 @@ WHITE = 255
 
 @dataclass(frozen=True, eq=False)
 class Diptych:
-    """The pictures of one call.
+    """The images of one call.
 
     Args:
         image (`PIL.Image.Image` of `2 * size` x `size` pixels): The object on white, and the part of the source.
@@ -60,9 +60,9 @@ def make_diptych(
 
     Args:
         source_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Where the object goes.
-        source_mask (`RegionMask`): White is drawn; of another size it is stretched to the picture.
+        source_mask (`RegionMask`): White is drawn; of another size it is stretched to the image.
         reference_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The object.
-        reference_mask (`RegionMask`, *optional*): White is the object; the whole picture by default.
+        reference_mask (`RegionMask`, *optional*): White is the object; the whole image by default.
         size (`int`, defaults to 768): Height of the diptych.
 
     Returns:
@@ -159,7 +159,7 @@ def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
 def read_diptychs(
     source_image: Any, source_mask: Any, reference_image: Any, reference_mask: Any, size: int
 ) -> list[Diptych]:
-    """One diptych for all prompts, or one for each.
+    """Return one diptych for all prompts, or one for each.
 
     Args:
         source_image, source_mask, reference_image, reference_mask:

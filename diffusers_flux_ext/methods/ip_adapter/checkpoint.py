@@ -32,8 +32,7 @@ KNOWN = re.compile(r"image_proj\.(proj|proj\.[02]|norm)\.(weight|bias)|ip_adapte
 
 
 def convert_ip_adapter_state_dict(state_dict: NestedStateDict) -> dict[str, torch.Tensor]:
-    """
-    Renames the weights of an IP-Adapter in any published layout to those of [`FluxIPAdapter`].
+    """Rename the weights of an IP-Adapter in any published layout to those of [`FluxIPAdapter`].
 
     Args:
         state_dict (`Mapping`):
@@ -66,8 +65,7 @@ def convert_ip_adapter_state_dict(state_dict: NestedStateDict) -> dict[str, torc
 
 
 def infer_ip_adapter_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> dict[str, Any]:
-    """
-    The config of the [`FluxIPAdapter`] that weights belong to.
+    """Return the config of the [`FluxIPAdapter`] that weights belong to.
 
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`):

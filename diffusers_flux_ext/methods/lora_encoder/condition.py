@@ -70,7 +70,7 @@ class LoRAEmbedding(FluxCondition):
         self._scales()
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """A token or more for every LoRA."""
+        """Return a token or more for every LoRA."""
         return Demand(appended_tokens=len(self._scales()) * self.encoder.config.num_special_embeds)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ class LoRAEmbedding(FluxCondition):
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """A text group `lora_<index>` for every LoRA; nothing on the unconditional branch, as the reference."""
+        """Return a text group `lora_<index>` for every LoRA; nothing on the unconditional branch, as the reference."""
         if step.branch == "uncond":
             return Contribution()
         groups, prompts = [], range(int(encoded["samples"].max()) + 1)

@@ -105,8 +105,7 @@ class _EncoderLayer(nn.Module):
 
 
 class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The LoRA-Encoder ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)), which reads the
+    r"""The LoRA-Encoder ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)), which reads the
     matrices of a LoRA and says in text tokens what the LoRA draws.
 
     Each layer's learned inputs go through its `down` and `up` in turn, so that no update is ever formed as a whole
@@ -230,7 +229,7 @@ class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
 
 
 def lora_layers(num_layers: int, num_single_layers: int, inner_dim: int) -> dict[str, tuple[str, int, int]]:
-    """Kind, inputs and outputs of each layer that is read, in the encoder's order."""
+    """Return kind, inputs and outputs of each layer that is read, in the encoder's order."""
     double = {kind.format(stream): sizes for stream in "ab" for kind, sizes in _DOUBLE.items()}
     groups: Sequence[tuple[str, int, Mapping[str, tuple[int, int]]]] = (
         ("blocks", num_layers, double),

@@ -17,8 +17,7 @@ from .model import FluxLoRAEncoder
 
 
 class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 that understands LoRAs as a part of the prompt, LoRA-Encoder
+    r"""FLUX.1 that understands LoRAs as a part of the prompt, LoRA-Encoder
     ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
 
     The component `lora_encoder` ([`FluxLoRAEncoder`]) joins those of [`~diffusers.FluxPipeline`]. A LoRA that is
@@ -64,8 +63,7 @@ class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures with LoRAs as a part of the prompt.
+        r"""Draw images with LoRAs as a part of the prompt.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].

@@ -28,8 +28,7 @@ def _key(layer: str) -> str:
 
 
 class LoRAGate(nn.Module):
-    """
-    The gate of one layer ([AutoLoRA](https://huggingface.co/papers/2508.02107)).
+    """The gate of one layer ([AutoLoRA](https://huggingface.co/papers/2508.02107)).
 
     Each output of each LoRA is multiplied with a number between 0 and 1 that depends on the normalised outputs of the
     layer and of that LoRA; what comes out of all LoRAs is added up.
@@ -47,8 +46,7 @@ class LoRAGate(nn.Module):
         self.norm_base, self.norm_lora = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, base: torch.Tensor, loras: Sequence[torch.Tensor]) -> torch.Tensor:
-        """
-        What the LoRAs add to a layer. Parameters are brought to the device and the dtype of `base`.
+        """Return what the LoRAs add to a layer. Parameters are brought to the device and the dtype of `base`.
 
         Args:
             base (`torch.Tensor` of shape `(..., dim)`): Output of the layer without LoRAs.
@@ -76,8 +74,7 @@ def _normed(tensor: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
 
 
 class FluxLoRAFusion(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The gates of LoRA-Fusion ([AutoLoRA](https://huggingface.co/papers/2508.02107),
+    r"""The gates of LoRA-Fusion ([AutoLoRA](https://huggingface.co/papers/2508.02107),
     [model](https://modelscope.cn/models/DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev)), one for each Linear of the
     transformer's blocks. [`enable_lora_fusion`] puts them to work.
 
@@ -103,8 +100,7 @@ class FluxLoRAFusion(CheckedConfigMixin, ModelMixin, ConfigMixin):
         return {key.replace("___", "."): gate for key, gate in self.model_dict.items()}  # type: ignore[misc]
 
     def forward(self, layer: str, base: torch.Tensor, loras: Sequence[torch.Tensor]) -> torch.Tensor:
-        """
-        What LoRAs add to a layer.
+        """Return what LoRAs add to a layer.
 
         Args:
             layer (`str`): One of [`gates`], such as `"blocks.0.attn.a_to_qkv"`.

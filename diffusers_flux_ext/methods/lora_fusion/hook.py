@@ -75,12 +75,12 @@ class _Part:
         return self.owner.take(self, output)
 
     def recorded(self, name: str) -> Tensor:
-        """What a LoRA adds to the Linear; zeros if nothing."""
+        """Return what a LoRA adds to the Linear; zeros if nothing."""
         found = self.added.get(name)
         return torch.zeros_like(self.output) if found is None else found  # type: ignore[arg-type]
 
     def run_adapters(self, x: Tensor, output: Tensor) -> None:
-        """Records the LoRAs of a layer that nothing calls, because diffusers has fused it with others."""
+        """Record the LoRAs of a layer that nothing calls, because diffusers has fused it with others."""
         layer = self.layer
         if isinstance(layer, LoraLayer) and not layer.disable_adapters:
             for name in layer.active_adapters:
@@ -104,7 +104,7 @@ class _GatedLayer:
             part.clear()
 
     def take(self, part: _Part, output: Tensor) -> Tensor | None:
-        """Takes the output of a part; the last one completes the layer."""
+        """Take the output of a part; the last one completes the layer."""
         if part.output is not None:
             raise self._incomplete(f"`{part.path}` ran twice")
         part.output = output
@@ -189,7 +189,7 @@ class _SingleBlockMLP:
         return (args[0].new_empty(*args[0].shape[:-1], 0),) if self.layer.awaits_mlp else None
 
     def before_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Appends the activation to what the block's last Linear reads."""
+        """Append the activation to what the block's last Linear reads."""
         self.layer.check_complete("The block's `proj_out` ran")
         hidden, self.layer.changed_mlp = self.layer.changed_mlp, None
         # Not through the activation itself, whose hook would put it off again.
@@ -277,7 +277,7 @@ def _fused_parts(layer: _GatedLayer, modules: dict[str, Any]) -> list[_Part]:
 
 
 def _state_of(transformer: nn.Module) -> tuple[list[tuple[str, int]], list[Any], list[bool]]:
-    """What decides where hooks go. The configs are there so that none is freed and another gets its number."""
+    """Return what decides where hooks go. The configs are there so that none is freed and another gets its number."""
     configs = getattr(transformer, "peft_config", {})
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)  # type: ignore[misc]
     fused = [bool(getattr(block.attn, "fused_projections", False)) for block in blocks]
@@ -287,8 +287,7 @@ def _state_of(transformer: nn.Module) -> tuple[list[tuple[str, int]], list[Any],
 def enable_lora_fusion(
     model: Any, fusion: FluxLoRAFusion, adapter_names: str | Sequence[str] | None = None, scale: float = 1.0
 ) -> None:
-    r"""
-    Weighs LoRAs against each other by learned gates, in place of adding them up
+    r"""Weigh LoRAs against each other by learned gates, in place of adding them up
     ([AutoLoRA](https://huggingface.co/papers/2508.02107)).
 
     The LoRAs are those that are loaded and active, now or later; their weights (`set_adapters`) multiply what they add
@@ -306,7 +305,7 @@ def enable_lora_fusion(
             Factor of what the gates let through; 0 leaves these LoRAs out.
 
     Raises:
-        TypeError: If the model is no FLUX.1 transformer or `fusion` no [`FluxLoRAFusion`].
+        TypeError: If the model is not a FLUX.1 transformer or `fusion` no [`FluxLoRAFusion`].
         ValueError: If the sizes do not fit, an adapter is unknown or fused into the weights, or the scale is no finite
             number.
     """
@@ -325,15 +324,14 @@ def enable_lora_fusion(
 
 
 def disable_lora_fusion(model: Any) -> None:
-    """
-    Adds LoRAs up as before [`enable_lora_fusion`], to the bit. Without gates at work nothing happens.
+    """Add LoRAs up as before [`enable_lora_fusion`], to the bit. Without gates at work nothing happens.
 
     Args:
         model (`DiffusionPipeline` or `FluxTransformer2DModel`):
             The pipeline, or its transformer.
 
     Raises:
-        TypeError: If the model is no FLUX.1 transformer.
+        TypeError: If the model is not a FLUX.1 transformer.
     """
     transformer = _transformer_of(model)
     state: _Fusion | None = getattr(transformer, _ATTRIBUTE, None)

@@ -19,8 +19,7 @@ __all__ = ["ModelMixin", "NexusGenAdapter"]
 
 
 class NexusGenAdapter(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The adapter of Nexus-Gen's generation decoder ([paper](https://huggingface.co/papers/2504.21356)), which turns
+    r"""The adapter of Nexus-Gen's generation decoder ([paper](https://huggingface.co/papers/2504.21356)), which turns
     image embeddings of the language model into text tokens of FLUX.
 
     [`from_single_file`] reads the published `generation_decoder.bin`.
@@ -45,7 +44,7 @@ class NexusGenAdapter(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMi
         )
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Text tokens.
+        """Return text tokens.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(batch_size, length, input_dim)`): 81 in the released model.

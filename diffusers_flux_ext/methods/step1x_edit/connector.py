@@ -69,7 +69,8 @@ class _RefinerBlock(nn.Module):
         attended: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`(batch_size, length, hidden_size)` to the same: without `modulation` what the attention gives, which can be
-        given back as `attended`."""
+        given back as `attended`.
+        """
         # A mode of `forward` rather than a method of its own: offloading hooks act on `forward` only.
         if modulation is None:
             return self._attend(tokens, pairs)
@@ -80,8 +81,7 @@ class _RefinerBlock(nn.Module):
 
 
 class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The connector of Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)): it refines the hidden states of
+    r"""The connector of Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)): it refines the hidden states of
     Qwen2.5-VL into the prompt of the transformer, and their mean into the pooled prompt.
 
     The refined tokens depend on the timestep, through gates. Padding is refined, too (it looks at the first token
@@ -155,7 +155,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
         attention_mask: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
     ) -> Any:
-        """The prompt for a timestep, or the part of the work that no timestep enters.
+        """Return the prompt for a timestep, or the part of the work that no timestep enters.
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, length, in_channels)` or `Step1XContext`):
@@ -213,7 +213,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
 
 
 def _pairs(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Who sees whom, `(batch_size, 1, length, length)`: tokens see tokens, and everything sees the first one."""
+    """Return who sees whom, `(batch_size, 1, length, length)`: tokens see tokens, and everything sees the first one."""
     pairs = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
     pairs[..., 0] = True
     return pairs
