@@ -54,7 +54,7 @@ def _faster(pipe: Any, skips: bool) -> FasterCacheConfig:
     )
 
 
-# Settings of each cache, by the pipeline and whether it is to skip anything.
+# Settings of each cache, by pipeline, and whether it should skip anything.
 CACHES: dict[str, Callable[[Any, bool], Any]] = {
     "TeaCache": lambda pipe, skips: TeaCacheConfig(3.0 if skips else 0.0),
     "first block": lambda pipe, skips: FirstBlockCacheConfig(1.5 if skips else -1.0),
@@ -71,7 +71,7 @@ CACHES: dict[str, Callable[[Any, bool], Any]] = {
 
 @contextmanager
 def enabled(pipe: Any, config: Any) -> Iterator[None]:
-    """The pipeline's transformer runs with a cache inside."""
+    """Run the pipeline's transformer with a cache inside the context."""
     own = isinstance(config, TeaCacheConfig)
     apply_tea_cache(pipe.transformer, config) if own else pipe.transformer.enable_cache(config)
     try:
@@ -99,7 +99,7 @@ def draw(pipe: Any, names: tuple[str, ...], **arguments: Any) -> tuple[torch.Ten
 
 
 def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, float] | str:
-    """Return errors of a cache beside conditions, or why it is refused.
+    """Measure the errors of a cache beside conditions, or say why it is refused.
 
     Returns:
         `dict[str, float]`: the largest difference of an image when nothing is skipped (`"idle"`), the largest
@@ -118,7 +118,7 @@ def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, f
             skipping, _ = draw(pipe, names, **arguments)
     except ValueError as error:
         return str(error)
-    # A condition may change its inputs in the course of a call: only steps before that stand still.
+    # A condition may change its inputs during a call; only steps before that have constant inputs.
     steady = [(ours, theirs) for ours, theirs in zip(actual, expected) if torch.equal(theirs, expected[0])]
     return {
         "idle": (idle - exact).abs().max().item(),
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def print_or_write(make: Callable[[], str], marks: tuple[str, str], description: str) -> None:
-    """The command line of a script that makes a part of a page."""
+    """Run the command line of a script that makes a part of a page."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="page to write it into, between its marks")
     args = parser.parse_args()

@@ -30,9 +30,9 @@ class Choice:
 
     Attributes:
         purpose (`str`): What a user wants.
-        page (`str`): The page of the method, without its ending.
-        name (`str`): How the method is called there.
-        needs (`str`): What is to be downloaded beside FLUX.1-dev or in place of its transformer.
+        page (`str`): The page of the method, without its suffix.
+        name (`str`): Name of the method there.
+        needs (`str`): What has to be downloaded beside FLUX.1-dev or in place of its transformer.
         planned (`str`, *optional*): Its name among the releases, for tokens, weights and the smallest budget.
         measured (`str`, *optional*): The first cell of its row in the benchmarks, for the time of a step.
     """

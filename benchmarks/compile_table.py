@@ -36,7 +36,7 @@ def draw(pipe: Any, names: tuple[str, ...], size: tuple[int, int] = SIZES["first
 
 
 def compiled(names: tuple[str, ...]) -> tuple[float, list[int]]:
-    """Return the largest difference to calls without compilation, and the graphs that each call of `SIZES` compiled."""
+    """Return the largest difference from uncompiled calls, and the graphs that each call of `SIZES` compiled."""
     torch._dynamo.reset()
     plain, pipe = make_pipe(names), make_pipe(names)
     graphs: list[Any] = []
@@ -55,14 +55,14 @@ def compiled(names: tuple[str, ...]) -> tuple[float, list[int]]:
 
 
 def fused(names: tuple[str, ...]) -> float:
-    """Return the largest difference that fused projections make."""
+    """Measure the largest difference that fused projections make."""
     plain, pipe = make_pipe(names), make_pipe(names)
     pipe.transformer.fuse_qkv_projections()
     return (draw(pipe, names) - draw(plain, names)).abs().max().item()
 
 
 def attended(names: tuple[str, ...], backend: str) -> float | None:
-    """Return the largest difference that an attention backend makes; `None` if the call is refused."""
+    """Measure the largest difference that an attention backend makes; `None` if the call is refused."""
     pipe = make_pipe(names)
     expected = draw(pipe, names)
     pipe.transformer.set_attention_backend(backend)

@@ -98,7 +98,7 @@ def orders(names: Sequence[str], notes: Notes) -> str:
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], notes: Notes) -> str:
-    """Return a table with a row and a column for each name; pairs stand in it once."""
+    """Return a table with a row and a column for each name; each pair appears once."""
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for row in rows:
         seen = columns.index(row) if row in columns else 0

@@ -1,6 +1,6 @@
 """Whole calls with a ControlNet: the reference's pipeline, diffusers' `FluxControlNetPipeline`, and ours.
 
-All three encode the prompt and the control image, take their steps and decode; the time is per step.
+All three encode the prompt and the control image, run the steps and decode; the time is per step.
 
 Run from the repository's root with the reference package installed (see the README's second command):
 

@@ -32,7 +32,7 @@ def fill(path: Path, size: int) -> None:
 
 
 def opened(way: str, path: Path, buffer: memoryview) -> Callable[[int], None]:
-    """Return a function that brings the bytes from a position on into `buffer`."""
+    """Return a function that reads the bytes from a position on into `buffer`."""
     descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if way == "direct" else 0))
     if way == "map":
         mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)

@@ -1,6 +1,6 @@
 """A forward of a transformer of the released size that is read from disk: ours, and the reference's disk mode.
 
-Random bfloat16 weights are written to a folder and removed in the end; each side runs in a process of its own. Before
+Random bfloat16 weights are written to a folder and removed at the end; each side runs in a process of its own. Before
 every measurement the files are dropped from the page cache, so that they come from the disk.
 
 Run from the repository's root, with the reference package installed for `--sides reference`:
@@ -33,7 +33,7 @@ GIB = 2**30
 
 
 def drop_cache(folder: Path) -> None:
-    """Have the next read of every file in `folder` come from the disk."""
+    """Make the next read of every file in `folder` come from the disk."""
     os.sync()
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
@@ -154,7 +154,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         counts = {key: value - before[key] for key, value in dict(stats()).items()}
         if not output.isfinite().all():
             raise ValueError(f"The output of {args.run} is not finite.")
-        # The machine's speed drifts, so a call is held against the plain reads before and after it.
+        # The machine's speed drifts, so a call is compared with the plain reads before and after it.
         following = read_plainly(folder)
         calls.append({"seconds": seconds, "cpu": cpu, "plain": (plain + following) / 2, **counts})
         plain = following

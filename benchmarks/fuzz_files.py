@@ -1,4 +1,4 @@
-"""Broken and hostile files given to everything that reads files: nothing may hang, crash, fill memory or be unclear.
+"""Give broken and hostile files to everything that reads files: nothing may hang, crash, fill memory or be unclear.
 
 python -m benchmarks.fuzz_files --count 10000
 python -m benchmarks.fuzz_files --reader transformer --seed 3 --show 20

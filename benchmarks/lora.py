@@ -44,7 +44,7 @@ MIB = 1024 * 1024
 
 
 def write_source(name: str, rank: int, path: Path) -> None:
-    """A file with random factors of every Linear of all blocks, in bfloat16, alpha equal to the rank."""
+    """Write a file with random factors of every Linear of all blocks, in bfloat16, alpha equal to the rank."""
     row, tensors = TABLE[WRITTEN[name]], {}
     for unit in LAYOUTS[row.layout](RELEASED):
         if not all(in_blocks(module) for module, _ in unit.modules):
@@ -72,14 +72,14 @@ def plain_copy() -> Convert:
 
 
 def ours(target_format: str) -> Convert:
-    """This package's converter from file to file."""
+    """Convert a file to another with this package."""
     from diffusers_flux_ext import convert_lora_file
 
     return lambda source, target: convert_lora_file(source, target, to=target_format)
 
 
 def from_diffusers(source_format: str) -> Convert:
-    """diffusers' converter of kohya's names, which also reads dotted ones when their factors are called as kohya's."""
+    """Return diffusers' converter of kohya's names, which also reads dotted ones with kohya's factor names."""
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
     def convert(source: Path, target: Path) -> None:

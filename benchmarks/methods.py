@@ -64,7 +64,7 @@ from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
 from tests.fixtures.tiny import seeded, tiny_pipeline, tiny_transformer
 
 
-# A quarter of the released numbers of tokens and heads of the released size: shares of a step stay what they are.
+# A quarter of the released numbers of tokens and heads of the released size: the shares of a step stay the same.
 SIDE, TEXT_TOKENS, VALUE_TOKENS, IMAGE_PROMPT_TOKENS, IDENTITY_TOKENS, PROMPT = 32, 128, 8, 32, 2, 12
 HEADS: dict[str, Any] = {"attention_head_dim": 128, "num_attention_heads": 4}
 WIDE: dict[str, Any] = {**HEADS, "axes_dims_rope": (16, 56, 56)}
@@ -78,7 +78,9 @@ MARKERS = ("<!-- methods: begin -->\n", "<!-- methods: end -->")
 
 @dataclass(frozen=True)
 class Method:
-    """Attributes:
+    """One row of the table.
+
+    Attributes:
         setup (`str`): What runs, in words.
         build (`Callable`): Makes the conditions, for the transformer of this benchmark.
         released (`Callable`): Makes the modules that stay in memory during the loop, in the released sizes.

@@ -23,12 +23,12 @@ from PIL import Image
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Return noise."""
+    """Return an image of noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def replace_diffusers() -> None:
-    """Stand-ins for the modules that import diffusers."""
+    """Replace the modules that import diffusers by stand-ins."""
     names: dict[str, dict[str, Any]] = {
         "_compat": {"execution_device": lambda module: module.device},
         "inputs": {"__path__": []},

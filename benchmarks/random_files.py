@@ -1,4 +1,4 @@
-"""Safetensors files of random weights, written without holding them."""
+"""Safetensors files of random weights, written without holding them in memory."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ def write_random_weights(shapes: Mapping[str, tuple[int, ...]], folder: Path, na
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`): Shapes by key; keys are written in alphabetical order.
         folder (`Path`): Where to write.
-        name (`str`): File name without its ending.
+        name (`str`): File name without its suffix.
 
     Returns:
         `int`: the number of bytes.

@@ -1,4 +1,4 @@
-"""Redux: what its tokens cost in a step beside the reference, and how its effect follows the strength.
+"""Redux: what its tokens cost in a step beside the reference, and how its effect depends on the strength.
 
 Run from the repository's root with the reference package installed (see the README's second command):
 

@@ -155,7 +155,7 @@ def hooks_without_branches(transformer: torch.nn.Module) -> list[Any]:
 
 
 def state_hooks(module: torch.nn.Module) -> set[str]:
-    """Return the names of hooks that move weights, cast them or hold state, so that one thread at a time may run them."""
+    """Return the names of hooks that move or cast weights or hold state, which serve one thread at a time."""
     names: set[str] = set()
     for part in module.modules():
         if hasattr(part, "_hf_hook"):
@@ -266,7 +266,7 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
 
 
 def vram_budget_of(pipe: Any) -> Any:
-    """Return the VRAM budget that the models of a pipeline are under, even if another pipeline that shares them set it."""
+    """Return the VRAM budget of a pipeline's models, even if another pipeline that shares them set it."""
     for component in (pipe if isinstance(pipe, Mapping) else pipe.components).values():
         hooks = getattr(getattr(component, "_diffusers_hook", None), "hooks", {})
         if "vram_budget" in hooks:

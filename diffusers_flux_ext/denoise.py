@@ -236,7 +236,7 @@ def _collect_groups(
 
 
 def _widen(group: TokenGroup, channels: int) -> TokenGroup:
-    """Return references have no channels of their own: theirs are zero."""
+    """Pad a reference group with zeros, since references have no extra channels."""
     missing = channels - group.hidden_states.shape[2]
     if missing <= 0:
         return group

@@ -156,7 +156,7 @@ class EncodedConditions:
 
 
 def _follow_prompt(contribution: Contribution, before: torch.Tensor, prompt: torch.Tensor) -> Contribution:
-    """Return text groups that repeat the prompt change with it, where a condition replaces the prompt at each step."""
+    """Replace text groups that repeat the prompt, where a condition replaces the prompt at each step."""
     if prompt is before or not any(group.hidden_states is before for group in contribution.text):
         return contribution
     text = [

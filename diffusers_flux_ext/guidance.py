@@ -13,8 +13,9 @@ def combine_velocities(
         uncond (`torch.Tensor` of the same shape): Velocity with the negative prompt.
         true_cfg_scale (`float`): 1 keeps `cond`, 0 keeps `uncond`.
         norm_power (`float`, *optional*):
-            Shrink large differences between the two, as Step1X-Edit does in its first steps: where a token's difference
-            has a norm n above 1 over its channels, it is divided by n to this power, 0.4 there. Off by default.
+            Shrink large differences between the two, as Step1X-Edit does in its first steps: where a token's
+            difference has a norm n above 1 over its channels, it is divided by n to this power, 0.4 there. Off by
+            default.
 
     Returns:
         `torch.Tensor` of the same shape.

@@ -1,4 +1,4 @@
-"""What a call did with a broken file."""
+"""The outcome of a call with a broken file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TimeIsUp(BaseException):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one file.
+    """The outcome of one file.
 
     Attributes:
         outcome (`str`):
@@ -121,7 +121,7 @@ class Bench:
     def _refused(self, message: str) -> tuple[str, str]:
         if "Traceback" in message:
             return "foreign", message
-        # Of several files the folder that was given is named, where it cannot be told which of them is to blame.
+        # With several files, the folder is named where it is unknown which file is to blame.
         if self.path.name not in message and str(self.sources) not in message:
             return "unnamed", message
         return ("long" if len(message) > 4000 else "refused"), message
@@ -146,7 +146,7 @@ def _raise_lines(file: str) -> frozenset[int]:
 
 
 def _raised_here(trace: TracebackType | None) -> bool:
-    """Whether a `raise` of the package is where an exception came from, and not a library that it called."""
+    """Whether an exception comes from a `raise` of the package, and not from a library that it called."""
     frames = list(traceback.walk_tb(trace))
     frame, line = frames[-1]
     file = Path(frame.f_code.co_filename)
@@ -179,7 +179,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeIsUp
 
-    # Processor time: on a busy machine others take their share. Who waits is stopped by the process that started it.
+    # Processor time, since others use the machine as well. A waiting process is stopped by its parent.
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:

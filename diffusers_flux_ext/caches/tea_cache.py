@@ -28,8 +28,8 @@ class TeaCacheConfig:
 
     Args:
         threshold (`float`):
-            How much estimated change may accumulate before a step is computed again; 0 skips nothing. The paper's authors
-            report about 1.5 times the speed at 0.25, 1.8 at 0.4, 2.0 at 0.6 and 2.25 at 0.8 for 28 steps.
+            How much estimated change may accumulate before a step is computed again; 0 skips nothing. The paper's
+            authors report about 1.5 times the speed at 0.25, 1.8 at 0.4, 2.0 at 0.6 and 2.25 at 0.8 for 28 steps.
         num_inference_steps (`int`, *optional*):
             Steps of a call, of which the last one is always computed. The pipelines of this package set it
             themselves; diffusers' own pipelines need it here.

@@ -42,7 +42,9 @@ class TeaCacheState(BaseState):
 
 @dataclass
 class RunningForward:
-    """Attributes:
+    """The running forward pass of a transformer.
+
+    Attributes:
         transformer (`torch.nn.Module`): The transformer that runs.
         state (`TeaCacheState`): The state of its branch.
         arguments (`dict[str, Any]`): Arguments of the transformer.

@@ -36,7 +36,8 @@ def infer_transformer_config(
         `dict[str, Any]`: The arguments, all of them.
 
     Raises:
-        ValueError: If a key that determines a size is missing; if sizes do not fit together; if the heads are not 128 wide
+        ValueError: If a key that determines a size is missing; if sizes do not fit together; if the heads are not 128
+        wide
             and `axes_dims_rope` is not given.
         TypeError: If an override is not an argument of the constructor.
     """

@@ -18,7 +18,7 @@ _LINK = re.compile(
 
 
 def local_file(source: str | Path, hub: Mapping[str, Any]) -> str | Path:
-    """Return a local file for a link to one on the Hub, as diffusers' `from_single_file` takes them.
+    """Return a local file, downloaded if the source is a link to the Hub of the kind `from_single_file` takes.
 
     Args:
         source (`str` or `Path`):

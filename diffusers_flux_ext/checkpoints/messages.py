@@ -15,7 +15,7 @@ _ENDS = 60
 
 
 def shorten(name: object) -> str:
-    """Return a name as an error message shows it: of at most 160 characters, on one line.
+    """Shorten a name for an error message: at most 160 characters, on one line.
 
     Args:
         name (`object`): A key, or what stands in its place.
@@ -35,14 +35,14 @@ def _is_large(name: object) -> bool:
 
 
 def list_keys(keys: Collection[Any]) -> str:
-    """Return up to ten keys for an error message, and how many more there are."""
+    """List up to ten keys for an error message, and how many more there are."""
     listed = sorted(map(shorten, keys))[:MAX_LISTED_KEYS]
     rest = len(keys) - len(listed)
     return ", ".join(f"`{key}`" for key in listed) + (f" and {rest} more" if rest else "")
 
 
 def list_shapes(shapes: Mapping[str, Any]) -> str:
-    """Return up to ten keys with their shapes for an error message, and how many more there are."""
+    """List up to ten keys with their shapes for an error message, and how many more there are."""
     listed = sorted(shapes.items())[:MAX_LISTED_KEYS]
     rest = len(shapes) - len(listed)
     return ", ".join(f"`{shorten(k)}` {tuple(shape)}" for k, shape in listed) + (f" and {rest} more" if rest else "")

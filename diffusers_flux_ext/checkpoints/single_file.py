@@ -30,7 +30,7 @@ class SingleFileMixin:
     def plan_load(
         cls, shapes: Shapes, overrides: Mapping[str, Any]
     ) -> tuple[dict[str, TensorRecipe], dict[str, Any], TransformerLayout]:
-        """Return how a file's tensors become the model's.
+        """Plan how a file's tensors become the model's.
 
         Args:
             shapes (`Mapping[str, Sequence[int]]`): Shapes by key, in any layout.

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 class StockConfigMixin:
     """Make a subclass of a diffusers class and that class read each other's configs.
 
-    diffusers records which values were left at their defaults and does not pass those to another class, which then uses
-    its own defaults: a value of 4 latent channels became one of 16. Here every value in a config is used as it is,
-    a value missing from a config of the diffusers class has that class' default, and values whose defaults differ
+    diffusers records which values were left at their defaults and does not pass those to another class, which then
+    uses its own defaults: a value of 4 latent channels became one of 16. Here every value in a config is used as it
+    is, a value missing from a config of the diffusers class has that class' default, and values whose defaults differ
     are passed on. List this mixin first, and call [`hand_on_defaults`] at the end of `__init__`.
     """
 

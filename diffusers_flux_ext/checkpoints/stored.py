@@ -38,7 +38,7 @@ class StoredTensor:
 
 
 def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """Return where the tensors of a model lie. No tensor is read.
+    """Find where the tensors of a model are stored. No tensor is read.
 
     Args:
         source (`str` or `os.PathLike`):

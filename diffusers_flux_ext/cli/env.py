@@ -58,7 +58,7 @@ def run_env(args: argparse.Namespace) -> int:
 
 
 def package_version() -> str:
-    """This package's version."""
+    """Return this package's version."""
     return installed("diffusers-flux-ext") or "unknown (not installed)"
 
 

@@ -38,7 +38,7 @@ _FLAGS: Mapping[str, str] = {
 
 
 def in_flags(message: str, args: argparse.Namespace) -> str:
-    """Return a message of the Python functions with the flags of the command in place of their arguments.
+    """Replace Python arguments in a message by the flags of the command.
 
     Args:
         message (`str`): The message, which spells arguments as `` `name` `` or `` `name=value` ``.

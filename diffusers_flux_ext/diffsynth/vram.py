@@ -44,9 +44,9 @@ def vram_plan_from_diffsynth(
 
     The reference moves single layers between four stages: `offload` while another model runs, `onload` while its own
     runs, `preparing` for layers that fit below `vram_limit`, and `computation`. A budget does the same with
-    blocks: `vram_limit` becomes the budget, within which as many blocks as fit stay on the card; fp8 at any stage becomes fp8
-    storage of the blocks of the transformer and the ControlNets; `"disk"` becomes blocks on disk. The reference counts
-    all memory in use on the card, the budget what PyTorch takes in this process.
+    blocks: `vram_limit` becomes the budget, within which as many blocks as fit stay on the card; fp8 at any stage
+    becomes fp8 storage of the blocks of the transformer and the ControlNets; `"disk"` becomes blocks on disk. The
+    reference counts all memory in use on the card, the budget what PyTorch takes in this process.
 
     Args:
         config (`Mapping[str, Any]`):

@@ -40,7 +40,7 @@ def entity_prompts(scene: Scene) -> list[str]:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Return a sentence for a whole scene; its wording varies.
+    """Describe a whole scene in a sentence of varying wording.
 
     Args:
         scene (`Scene`): The scene.

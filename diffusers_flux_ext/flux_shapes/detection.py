@@ -53,7 +53,7 @@ class DetectedObject:
 
 
 def to_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    """Return an image as an array.
+    """Convert an image to an array.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`):
@@ -87,7 +87,7 @@ def detect_background(image: Image.Image | np.ndarray) -> tuple[str, float]:
 
 
 def detect_objects(image: Image.Image | np.ndarray, min_area: int = MIN_AREA) -> list[DetectedObject]:
-    """Return all objects of an image, the largest first.
+    """Find all objects of an image, the largest first.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`): The image, as for `to_pixels`.
@@ -116,7 +116,7 @@ def foreground(pixels: np.ndarray) -> np.ndarray:
 
 
 def describe(pixels: np.ndarray, mask: np.ndarray) -> DetectedObject:
-    """Return colour, shape and extent of the pixels inside a mask.
+    """Describe colour, shape and extent of the pixels inside a mask.
 
     Args:
         pixels (`np.ndarray` of shape `(128, 128, 3)`): Floats in [0, 255].
@@ -139,7 +139,7 @@ def _edge(pixels: np.ndarray) -> np.ndarray:
 
 
 def _connected(mask: np.ndarray) -> Iterator[np.ndarray]:
-    """Return every 4-connected part: each pixel takes the least number in its neighbourhood until nothing changes."""
+    """Yield every 4-connected component, by spreading the smallest label until nothing changes."""
     size = mask.size + 1
     labels = np.where(mask, np.arange(mask.size).reshape(mask.shape), size)
     while True:

@@ -33,7 +33,7 @@ def entity_boxes(scene: Scene, margin: float = 4.0) -> list[Box]:
 
 
 def sample_boxes(scene: Scene, rng: random.Random, loose: float = 0.2) -> list[Box]:
-    """Return boxes as users draw them: 0 to 8 pixels of margin, and sometimes off-centre by up to 14 more on some sides.
+    """Return boxes as users draw them: with 0 to 8 pixels of margin, and some sides up to 14 pixels further out.
 
     Args:
         scene (`Scene`): The scene.

@@ -65,7 +65,7 @@ class ShapeObject:
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """The smallest box `(left, top, right, bottom)` around the object in pixels; it may extend beyond the image."""
+        """The smallest box `(left, top, right, bottom)` around the object in pixels, maybe beyond the image."""
         left, top, right, bottom = (reach * self.radius for reach in _REACH[self.shape])
         x, y = self.center
         return x - left, y - top, x + right, y + bottom

@@ -22,7 +22,7 @@ OVERSHOOT = 0.5
 def read_image(
     what: str, image: Any, latent_channels: int | None = None, signed: bool = True, values: bool = True
 ) -> Any:
-    """Read one image, or a batch in one array or tensor, in RGB with floats.
+    """Read one image, or a batch in one array or tensor, as RGB floats.
 
     Args:
         what (`str`): What it is, for errors, such as "`image` of FillMask".
@@ -31,12 +31,14 @@ def read_image(
             the latter; a tensor `(height, width)`, `(channels, height, width)` or a batch. With 1, 3 or 4 channels:
             grey is repeated and alpha dropped. Floats in [0, 1], or [-1, 1] as diffusers takes them, booleans, or
             integers up to 255.
-        latent_channels (`int`, *optional*): Tensors with this number of channels are scaled latents and returned unchanged.
+        latent_channels (`int`, *optional*):
+            Tensors with this number of channels are scaled latents and returned unchanged.
         signed (`bool`, defaults to `True`): Whether floats in [-1, 1] are accepted.
         values (`bool`, defaults to `True`): Whether to check values, which synchronises with a GPU once.
 
     Returns:
-        `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`: with three channels; the input itself where nothing has to change.
+        `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`: with three channels; the input itself where nothing has to
+        change.
 
     Raises:
         TypeError: if it is something else.

@@ -61,9 +61,9 @@ def read_mask(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> 
 
     Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of an image that is
     not fully opaque. Arrays and tensors may be boolean or of any number type; their scale is 1, 255 or 65535, the
-    smallest that holds their largest value. Their shape is `(height, width)`, `(height, width, channels)` for arrays or
-    `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is given
-    in fractions when all its numbers are at most 1.
+    smallest that holds their largest value. Their shape is `(height, width)`, `(height, width, channels)` for arrays
+    or `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is
+    given in fractions when all its numbers are at most 1.
 
     Args:
         mask (`RegionMask`): The region.

@@ -99,7 +99,7 @@ def check_processor(what: str, processor: Any) -> None:
 
 
 def tokenize(processor: Any, text: str) -> list[int]:
-    """Return token ids of a chat text, without anything added."""
+    """Tokenize a chat text without adding special tokens."""
     return list(processor.tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -110,7 +110,7 @@ def fit_picture(
     max_pixels: int | None = None,
     what: str = "A picture",
 ) -> Image.Image:
-    """Return an image in the size in which the vision model sees it: with the aspect ratio kept as well as whole tokens allow.
+    """Resize an image as the vision model sees it, keeping the aspect ratio as far as whole tokens allow.
 
     Args:
         picture: PIL image, array or tensor, as [`to_pil`] takes it; of any mode, an alpha channel is dropped.
@@ -203,8 +203,8 @@ def qwen_vl_inputs(
 def known_inputs(inputs: Mapping[str, Any], model_class: Any = Qwen2_5_VLForConditionalGeneration) -> dict[str, Any]:
     """Return the inputs that the installed transformers knows.
 
-    Today's model computes its three-dimensional positions from `mm_token_type_ids`, and without it silently uses those of plain
-    text (https://github.com/huggingface/diffusers/issues/14194); transformers 5.0 had no such argument.
+    Today's model computes its three-dimensional positions from `mm_token_type_ids`, and without it silently uses those
+    of plain text (https://github.com/huggingface/diffusers/issues/14194); transformers 5.0 had no such argument.
     """
     known = inspect.signature(model_class.forward).parameters
     return {name: value for name, value in inputs.items() if name in known or name not in _NOT_IN_ALL}
@@ -213,7 +213,7 @@ def known_inputs(inputs: Mapping[str, Any], model_class: Any = Qwen2_5_VLForCond
 def hide_tokens(
     mllm: torch.nn.Module, inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Return inputs of which nothing sees some tokens: these are not counted in positions, and stand at 1 themselves.
+    """Hide some tokens from the model: they are not counted in positions, and are at position 1 themselves.
 
     transformers gave hidden tokens this position up to 5.0 at least, and gives them 0 in 5.23. Models that were
     trained with hidden tokens saw the former, so it is set here.
@@ -237,7 +237,7 @@ def hide_tokens(
 
 @torch.no_grad()
 def last_hidden_states(mllm: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return what the language model makes of its inputs, after its last layer and norm.
+    """Run the language model and return its hidden states after the last layer and norm.
 
     The model itself is called, not one of its parts, so that offloading hooks run; only the last logits are computed.
 

@@ -92,7 +92,8 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
 
     Raises:
         TypeError: if the mask is not a boolean or integer tensor.
-        ValueError: if one of the three was given without the others, or the mask has a wrong shape or hides everything.
+        ValueError: if one of the three was given without the others, or the mask has a wrong shape or hides
+        everything.
     """
     if mask is None:
         if embeds is not None and mask_padding:

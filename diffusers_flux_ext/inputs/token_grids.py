@@ -8,7 +8,7 @@ import torch
 
 
 def evenly_spread(rows: int, columns: int, share: float) -> torch.Tensor:
-    """Return a share of a grid's tokens, at least one, evenly spread; a larger share holds the smaller ones.
+    """Select a share of a grid's tokens, at least one, evenly spread; larger shares contain the smaller ones.
 
     Args:
         rows (`int`): Rows of the grid.
@@ -27,7 +27,7 @@ def evenly_spread(rows: int, columns: int, share: float) -> torch.Tensor:
 
 
 def merge_tokens(tokens: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a share of an image's tokens, each the mean of the tokens that lie nearest to its place.
+    """Reduce an image's tokens to a share, each the mean of the tokens nearest to its place.
 
     Args:
         tokens (`torch.Tensor` of shape `(batch, length, channels)`):

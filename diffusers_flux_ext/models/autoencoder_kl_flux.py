@@ -1,4 +1,4 @@
-"""`AutoencoderKL` with tiling that works at every image size, has no sliver tiles and bounds the memory."""
+"""`AutoencoderKL` with tiling that works at every image size, has no narrow tiles and bounds the memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DEFAULT_TILE_SIZE = 1024
 
 
 class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
-    r"""The FLUX.1 autoencoder: [`~diffusers.AutoencoderKL`] with another way of tiling.
+    r"""The FLUX.1 autoencoder: [`~diffusers.AutoencoderKL`] with a different way of tiling.
 
     Tile size and stride are given in image pixels, for encoding and decoding alike. All tiles have full size: the last
     one of a row or column is moved inward instead of being cut. Overlaps are blended with weights that fall linearly
     towards a tile's inner borders, over half a stride. Tiles are processed one by one into an output buffer, so peak
     memory is that of one tile plus the image. An image that fits into a tile is processed whole, and without
     tiling the model is the base class. Weights and config are those of `AutoencoderKL`; either class loads the other's
-    folders and takes the other's config, whose values stay what they are.
+    folders and takes the other's config, without changing its values.
 
     The blending is that of DiffSynth-Studio, except that it also covers positions which a stride does not reach, and
     that weights do not fall towards the borders of the image (see `ramp_picture_borders` of [`enable_tiling`]).
@@ -40,9 +40,9 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         out_channels (`int`, *optional*, defaults to 3):
             Channels of the decoded image.
         down_block_types (`tuple[str, ...]`, *optional*):
-            Encoder blocks, one a resolution; four `"DownEncoderBlock2D"` by default.
+            Encoder blocks, one per resolution; four `"DownEncoderBlock2D"` by default.
         up_block_types (`tuple[str, ...]`, *optional*):
-            Decoder blocks, one a resolution; four `"UpDecoderBlock2D"` by default.
+            Decoder blocks, one per resolution; four `"UpDecoderBlock2D"` by default.
         block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(128, 256, 512, 512)`):
             Channels of the blocks. `n` blocks make a latent cell of `2 ** (n - 1)` pixels.
         layers_per_block (`int`, *optional*, defaults to 2):
@@ -54,7 +54,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         norm_num_groups (`int`, *optional*, defaults to 32):
             Groups of the group norms.
         sample_size (`int`, *optional*, defaults to 1024):
-            Image size of the training; not used by the tiling of this class.
+            Image size in training; not used by the tiling of this class.
         scaling_factor (`float`, *optional*, defaults to 0.3611):
             Applied by pipelines: `(latents - shift_factor) * scaling_factor`.
         shift_factor (`float`, *optional*, defaults to 0.1159):
@@ -120,7 +120,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         Args:
             tile_size (`int`, *optional*, defaults to 1024):
                 Side of a tile in image pixels, a multiple of [`cell_size`]. Memory grows with its square; smaller
-                tiles see less of the image, which shows as slight differences of tone.
+                tiles see less of the image, which shows as slight differences in tone.
             tile_stride (`int`, *optional*):
                 Distance between tiles in image pixels, a multiple of [`cell_size`], at most `tile_size`. Three
                 quarters of `tile_size` by default. Smaller strides blend over a wider overlap and take longer.
@@ -146,7 +146,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
                 f"`tile_stride` is {tile_stride} for `tile_size={tile_size}`; expected a multiple of {cell} image "
                 f"pixels from {cell} to {tile_size}. A larger stride would leave holes between tiles."
             )
-        # The base class decides by these whether an image is larger than a tile.
+        # The base class uses these to decide whether an image is larger than a tile.
         self.tile_sample_min_size = tile_size
         self.tile_latent_min_size = tile_size // cell
         self.tile_overlap_factor = 1 - stride / tile_size

@@ -106,7 +106,7 @@ class TileGrid:
         """
         plane = _Plane(self)
         for rows, columns in self.windows():
-            # The tile must not have a name here: it would outlive the computation of the next one.
+            # Do not name the tile: it would stay alive while the next one is computed.
             plane.add(process(rows, columns), rows, columns)
         return plane.result()
 

@@ -27,7 +27,7 @@ SCHNELL_TEXT_TOKENS = 256
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """The prompt of one branch as it came: texts, or embeddings.
+    """The prompt of one branch as given: texts, or embeddings.
 
     Args:
         prompt (`str` or `list[str]`, *optional*): For both text encoders.
@@ -53,7 +53,7 @@ class PromptInputs:
         return [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in given]
 
     def matching(self, batch_size: int, prefix: str = "") -> PromptInputs:
-        """These with one text per prompt of the batch; raises a `ValueError` for other numbers."""
+        """Expand to one text per prompt of the batch; raise a `ValueError` for other numbers."""
         return replace(
             self,
             prompt=one_per_prompt(f"`{prefix}prompt`", self.prompt, batch_size),
@@ -83,7 +83,7 @@ class PromptInputs:
 
 
 def transformer_dtype(transformer: Any) -> torch.dtype | None:
-    """Return the data type that embeddings must have, where it is known: not for quantised, cast or autocast layers."""
+    """Return the required data type of embeddings; `None` for quantised, cast or autocast layers."""
     layer = getattr(transformer, "context_embedder", None)
     weight: Any = getattr(layer, "weight", None)
     plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and not torch.is_autocast_enabled()
@@ -105,7 +105,7 @@ def check_prompts(
 
     Raises:
         TypeError: if a mask is not a boolean or integer tensor.
-        ValueError: if embeddings or a mask have a wrong shape, came without what they belong to, or are missing.
+        ValueError: if embeddings or a mask have a wrong shape, are given without their counterpart, or are missing.
     """
     check_same_shape(given.prompt_embeds, negative.prompt_embeds)
     for prefix, inputs in (("", given), ("negative_", negative)):
@@ -115,7 +115,7 @@ def check_prompts(
 
 
 def warn_of_long_texts(pipe: FluxPipeline, given: PromptInputs, max_sequence_length: int) -> None:
-    """Warn if FLUX.1 schnell, which was trained with 256 text tokens, is to see more; diffusers says nothing.
+    """Warn if FLUX.1 schnell, which was trained with 256 text tokens, gets more; diffusers does not warn.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
@@ -131,7 +131,7 @@ def warn_of_long_texts(pipe: FluxPipeline, given: PromptInputs, max_sequence_len
 
 
 def is_schnell(pipe: FluxPipeline) -> bool:
-    """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without any shift."""
+    """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without shift."""
     schedule = pipe.scheduler.config
     unshifted = not schedule.get("use_dynamic_shifting", False) and schedule.get("shift", 1.0) == 1.0
     return unshifted and not pipe.transformer.config.guidance_embeds
@@ -156,7 +156,7 @@ def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tu
 
 
 def count_prompts(prompt: str | list[str] | None, prompt_embeds: Any) -> int:
-    """Return how many prompts a call has, given as texts or as embeddings."""
+    """Count the prompts of a call, given as texts or as embeddings."""
     if isinstance(prompt, str):
         return 1
     return len(prompt_embeds if prompt is None else prompt)
@@ -194,7 +194,7 @@ def _listed(texts: str | list[str] | None) -> list[str]:
 
 
 def one_per_prompt(what: str, texts: str | list[str] | None, batch_size: int) -> str | list[str] | None:
-    """One text serves every prompt of the batch; raises a `ValueError` for other numbers, naming `what`."""
+    """Repeat one text for every prompt of the batch; raise a `ValueError` naming `what` for other numbers."""
     if isinstance(texts, str) and batch_size > 1:
         return [texts] * batch_size
     if isinstance(texts, list) and len(texts) == 1:
@@ -252,7 +252,7 @@ def ip_adapter_kwargs(
 
 
 def _check_adapter_input(name: str, value: Any) -> None:
-    """Images in any range, for the processor of the vision model knows it, or embeddings; finite."""
+    """Check images, of any range since the vision processor normalises them, or embeddings; finite."""
     for part in value if isinstance(value, (list, tuple)) and value else [value]:
         if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
             part = torch.from_numpy(part.astype(np.float32))
@@ -320,7 +320,7 @@ def starting_latents(
     canvas: Canvas,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return packed latents to start from, their ids, and the noise in them where it is known.
+    """Prepare packed latents to start from, their ids, and the noise in them where it is known.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.

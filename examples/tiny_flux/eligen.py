@@ -46,12 +46,12 @@ _LEAVES = (
 
 @dataclass(frozen=True)
 class BatchKind:
-    """Shape of a batch: all samples of one batch have as many entities with texts as long.
+    """Shape of a batch: all its samples have the same number of entities and text length.
 
     Args:
         entities (`int`): Entities per image; 0 trains the empty prompt that guidance compares with.
         length (`int`): Text tokens per entity.
-        weight (`float`): How often.
+        weight (`float`): Relative frequency.
     """
 
     entities: int
@@ -100,7 +100,7 @@ def lora_targets(transformer: torch.nn.Module) -> list[str]:
     """
     linears = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
     in_blocks = [name for name in linears if "transformer_blocks." in name]
-    # The full name tells a single block's output from the model's last layer, which is called alike.
+    # The full name tells a single block's output from the model's last layer, which has the same name.
     return [name for name in in_blocks if name.endswith(_LEAVES) or name.endswith(".proj_out")]
 
 
@@ -202,7 +202,7 @@ def shuffled(scene: flux_shapes.Scene, rng: random.Random) -> flux_shapes.Scene:
 
 
 def global_prompt(scene: flux_shapes.Scene, rng: random.Random, has_entities: bool) -> str:
-    """Return the prompt beside the entities: everything, the background only, or nothing; without entities mostly nothing.
+    """Return the global prompt: everything, only the background, or nothing; without entities mostly nothing.
 
     Args:
         scene (`Scene`): The scene.
@@ -220,6 +220,6 @@ def global_prompt(scene: flux_shapes.Scene, rng: random.Random, has_entities: bo
 
 
 def spoken(phrase: str, rng: random.Random) -> str:
-    """Return an entity phrase as users may write it: mostly plain, sometimes without article or with a full stop."""
+    """Return an entity phrase as users may write it: usually plain, sometimes without article or with a full stop."""
     variants = (phrase, phrase.split(" ", 1)[1], f"{phrase}.", phrase.capitalize())
     return rng.choices(variants, (3, 1, 1, 1))[0]

@@ -79,7 +79,7 @@ class FlowBatches:
         latents = self.latents[chosen].float()
         noise = draws.normal(*latents.shape)
         timestep = sample_timesteps(size, TIMESTEP_SHIFT, UNIFORM_SHARE, draws.generator)
-        # The input is there for the architecture's sake: the model is not distilled, so any value must do.
+        # The architecture needs this input; the model is not distilled, so any value must work.
         guidance = 1 + 4 * torch.rand(size, generator=draws.generator)
         prompt = self._encode(chosen, draws.rng)
         return flow_matching_loss(

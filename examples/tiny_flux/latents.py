@@ -61,7 +61,7 @@ def training_scenes(settings: Settings, kind: str) -> list[flux_shapes.Scene]:
     """
     rng = random.Random(f"{settings.seed}/{kind}")
     if kind == _NAMED:
-        # Half of them show one object, half two: pairs are learnt last.
+        # Half of them show one object, half two: pairs are learned last.
         layouts = [("single", "pos"), ("two",)]
         return [
             flux_shapes.sample_scene(rng, held_out=False, layouts=layouts[index % 2])

@@ -16,7 +16,7 @@ def varied_caption(scene: flux_shapes.Scene, rng: random.Random) -> str:
 def clip_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """Return CLIP's token ids without the padding that all texts share.
 
-    CLIP's attention looks back only and the pooled token is the first end of text, so that the rest is void.
+    CLIP's attention looks back only and the pooled token is the first end of text, so the rest has no effect.
 
     Args:
         tokenizer (`CLIPTokenizer`): The tokenizer.

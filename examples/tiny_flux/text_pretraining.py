@@ -21,7 +21,7 @@ _BATCH = 64
 
 
 class SceneReader(torch.nn.Module):
-    """Answers what stands where, from CLIP's pooled token and from T5's tokens; thrown away after pretraining.
+    """Predicts what is where, from CLIP's pooled token and from T5's tokens; discarded after pretraining.
 
     Args:
         pooled_size (`int`): Width of CLIP's pooled token.

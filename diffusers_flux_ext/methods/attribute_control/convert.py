@@ -3,7 +3,7 @@
     flux-ext convert attribute-control models/brightness.safetensors attributes
     flux-ext convert attribute-control models/brightness.safetensors models/detail.safetensors both
 
-Every file is one attribute, named by the file.
+Every file holds one attribute and names it.
 """
 
 from pathlib import Path

@@ -26,7 +26,7 @@ UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 
 
 @dataclass(frozen=True, eq=False)
 class ControlNetImage(ControlNetCondition):
-    """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its image.
+    """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its control image.
 
     Several run at once: their residuals are summed. Residuals reach the image that is drawn only, never references,
     and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it, with
@@ -42,10 +42,10 @@ class ControlNetImage(ControlNetCondition):
             tensors by nearest neighbour. Floats in [0, 1] or integers up to 255. A tensor with 16 channels is taken
             as scaled VAE latents.
         scale (`float` or `Sequence[float]`, defaults to 1.0):
-            Factor of the residuals; one number, or one per block of the ControlNet, double blocks first. 0 is no
-            condition.
-        start (`float`, defaults to 0.0): Where it begins, as a fraction of the steps.
-        end (`float`, defaults to 1.0): Where it ends, as a fraction of the steps.
+            Factor of the residuals; one number, or one per block of the ControlNet, double blocks first. 0 disables
+            the condition.
+        start (`float`, defaults to 0.0): Start of the window, as a fraction of the steps.
+        end (`float`, defaults to 1.0): End of the window, as a fraction of the steps.
         mode (`int` or `str`, *optional*):
             What the image shows, for union ControlNets: a name of `UNION_MODES` or a number.
         inpaint_mask (`RegionMask` or a list of them, *optional*):
@@ -87,7 +87,7 @@ class ControlNetImage(ControlNetCondition):
                 f"ControlNets need it, and "
                 f"only they take it; to restrict any other one, use `mask_region`."
             )
-        # How many channels latents have is known to the VAE, which the condition does not have.
+        # Only the VAE, which the condition does not have, knows the number of latent channels.
         read_images("`image` of ControlNetImage", self.image, self.controlnet.config.in_channels // 4)
         for name in ("inpaint_mask", "mask_region"):
             if getattr(self, name) is not None:
@@ -126,7 +126,7 @@ class ControlNetImage(ControlNetCondition):
                 self.generator,
                 ("`image` of ControlNetImage", "`inpaint_mask` of ControlNetImage"),
             ),
-            # Outside of a call, as in training, the step brings its own.
+            # Outside of a call, as in training, the step provides its own.
             "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
         if self.mask_region is not None:

@@ -1,4 +1,4 @@
-"""Control images: from an image, and a mask for inpainting, to what a ControlNet takes."""
+"""Encoding an image, and a mask for inpainting, as the input of a ControlNet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encode_control_picture(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     names: tuple[str, str] = ("`image`", "`inpaint_mask`"),
 ) -> torch.Tensor:
-    """Stretch an image to the canvas and encode it as a ControlNet wants it.
+    """Stretch an image to the canvas and encode it for a ControlNet.
 
     Args:
         pipe (`Encoders`): Gives the VAE and the image processor.

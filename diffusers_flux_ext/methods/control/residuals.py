@@ -1,4 +1,4 @@
-"""What conditions with a ControlNet share: their fields, and running it for one step."""
+"""Shared parts of conditions with a ControlNet: their fields, and running it for one step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Negative: TypeAlias = Literal["shared", "own"] | None
 
 
 class ControlNetCondition(FluxCondition):
-    """What conditions with a ControlNet share; a subclass is a dataclass with the fields named here."""
+    """Base of conditions with a ControlNet; a subclass is a dataclass with the fields named here."""
 
     controlnet: Any
     scale: float | Sequence[float]
@@ -36,11 +36,11 @@ class ControlNetCondition(FluxCondition):
     negative: Negative
 
     def reuse(self, step: DenoisingStep) -> Hashable | None:
-        """Return residuals are those of one step; both branches get the conditional branch's where they are shared."""
+        """Return the key of one step; both branches share it where the residuals are shared."""
         return step.index if self.negative == "shared" else None
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Return residuals cost no tokens."""
+        """Residuals add no tokens."""
         return Demand()
 
     def is_silent(self, step: DenoisingStep) -> bool:
@@ -74,7 +74,7 @@ class ControlNetCondition(FluxCondition):
 
         Args:
             pipe (`Encoders`): Gives the transformer.
-            context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
+            context (`int`, *optional*): Width of what replaces the text; the transformer's text by default.
         """
         check_not_split(pipe.transformer, f"the residuals of {type(self).__name__}")
         check_cache_allows_residuals(pipe.transformer)
@@ -95,7 +95,7 @@ class ControlNetCondition(FluxCondition):
 
 
 def mask_channels(controlnet: Any) -> int:
-    """Return how many channels besides the image's latents an inpainting ControlNet takes; 0 for any other."""
+    """Return the number of channels that an inpainting ControlNet takes beside the latents; 0 for any other."""
     return controlnet.controlnet_x_embedder.in_features - controlnet.config.in_channels
 
 
@@ -137,9 +137,9 @@ def residual_contribution(
         step (`DenoisingStep`): The step.
         control (`torch.Tensor` of shape `(1 or num_samples, num_tokens, C)`, or pixels for one with a hint block):
             The encoded control image.
-        context (`PromptEmbeds`): What stands in place of the text; padding that it hides is left out.
+        context (`PromptEmbeds`): What replaces the text; padding that it hides is left out.
         guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
-            Read only if the ControlNet takes an embedded guidance.
+            Used only if the ControlNet takes an embedded guidance.
         scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
         mode (`int`, *optional*): Number of a union ControlNet's mode.
         weights (`torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`, *optional*): Factors per token.

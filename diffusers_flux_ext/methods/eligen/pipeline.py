@@ -22,7 +22,6 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
     components are those of [`~diffusers.FluxPipeline`].
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers_flux_ext import FluxEliGenPipeline
@@ -50,7 +49,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""Draw images with entities in regions.
+        r"""Generate images with entities in regions.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`]; `prompt` is the global prompt.

@@ -27,19 +27,18 @@ _IMAGE, _MASK = "`image` of FillMask", "`mask` of FillMask"
 
 @dataclass(frozen=True, eq=False)
 class FillMask(FluxCondition):
-    """The image and the hole for FLUX.1-Fill ([model card](
-    https://huggingface.co/black-forest-labs/FLUX.1-Fill-dev)), whose transformer takes 384 channels.
+    """The image and the hole for FLUX.1-Fill, whose transformer takes 384 channels.
 
-    The hole is grey before the image is encoded; latents and mask become further channels of the canvas, in both
-    branches of classifier-free guidance. Other than [`InpaintRegion`], which works with any model, nothing is put back
-    while drawing.
+    See the [model card](https://huggingface.co/black-forest-labs/FLUX.1-Fill-dev). The hole is grey before the image
+    is encoded; latents and mask become further channels of the canvas, in both branches of classifier-free guidance.
+    Unlike [`InpaintRegion`], which works with any model, it puts nothing back while drawing.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
             The image, or one per prompt, stretched to the canvas. Floats in [0, 1] or integers up to 255.
         mask (`RegionMask` or a list of them):
-            White is drawn, or one mask per prompt. PIL images in grey or RGB are stretched by Lanczos and count from
-            the middle of the grey levels, as in diffusers; everything else is read as by [`EntityRegions`].
+            White is drawn, or one mask per prompt. PIL images in grey or RGB are stretched by Lanczos and thresholded
+            at the middle grey, as in diffusers; everything else is read as in [`EntityRegions`].
         paste_back (`bool`, defaults to `True`):
             Paste the outside the mask back after decoding, so that it is bit-equal to the stretched image. At
             most one condition of a call may paste.
@@ -76,11 +75,11 @@ class FillMask(FluxCondition):
         return OUTSIDE_OF_MASK if self.paste_back else None
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Return channels cost no tokens."""
+        """Channels add no tokens."""
         return Demand()
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the image without the hole, and lay the mask on the latents.
+        """Encode the image without the hole, and arrange the mask on the latents.
 
         Args:
             pipe (`Encoders`): Gives the VAE and the image processor.
@@ -115,7 +114,7 @@ class FillMask(FluxCondition):
         return Contribution(channels=[encoded["channels"]])
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Paste the outside the hole back, in float32 so that it comes through unchanged."""
+        """Paste the outside the hole back, in float32 so that it stays unchanged."""
         if not self.paste_back:
             return images
         return torch.where(encoded["hole"], images.float(), encoded["source"].to(images.device))

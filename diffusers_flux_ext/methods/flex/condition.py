@@ -38,7 +38,7 @@ class FlexControl(FluxCondition):
             White is redrawn. PIL images are scaled to the latents bicubically, and grey counts as grey.
         control_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
             Lines, depth or a pose, or one per prompt, stretched to the canvas.
-        control_strength (`float`, defaults to 0.5): Factor of the control image's latents; 0 is no control.
+        control_strength (`float`, defaults to 0.5): Factor of the control image's latents; 0 turns control off.
         control_stop (`float`, defaults to 0.5):
             In [0, 1]: with n steps, the last one with the control image is number `int(control_stop * (n - 1))`,
             counted from 0.
@@ -96,11 +96,11 @@ class FlexControl(FluxCondition):
         return "the channels of Flex.2"
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Return channels cost no tokens."""
+        """Channels add no tokens."""
         return Demand()
 
     def reuse(self, step: DenoisingStep) -> Hashable:
-        """Return one contribution while the control image is there, and one without it."""
+        """Return one key while the control image is used, and another afterwards."""
         return step.branch, self._controls(step)
 
     def _controls(self, step: DenoisingStep) -> bool:

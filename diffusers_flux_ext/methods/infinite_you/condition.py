@@ -36,8 +36,8 @@ class InfiniteYouIdentity(ControlNetCondition):
     """A person's identity by InfuseNet, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
 
     InfuseNet is a ControlNet that sees identity tokens in place of the text, and five key points of a face as its
-    image. Several identities are several conditions: bind each to a `region`, so that only its own residuals arrive
-    there. Where regions overlap, residuals add up.
+    image. Several identities are several conditions: bind each to a `region`, which then gets its residuals
+    only. Where regions overlap, residuals add up.
 
     Args:
         controlnet (`FluxControlNetModel`): InfuseNet.
@@ -52,8 +52,8 @@ class InfiniteYouIdentity(ControlNetCondition):
             canvas; see [`FaceEmbedding`]. Without either, the control image is black: the face may be anywhere.
         face_encoder ([`FaceEncoder`], *optional*): Needed for `id_image` and `control_image`.
         scale (`float` or `Sequence[float]`, defaults to 1.0): Factor of the residuals, or one per block of InfuseNet.
-        start (`float`, defaults to 0.0): Where it begins, as a fraction of the steps.
-        end (`float`, defaults to 1.0): Where it ends, as a fraction of the steps.
+        start (`float`, defaults to 0.0): Start of the window, as a fraction of the steps.
+        end (`float`, defaults to 1.0): End of the window, as a fraction of the steps.
         guidance_scale (`float`, defaults to 1.0): InfuseNet's own embedded guidance; the base keeps the call's.
         region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
         negative (`"shared"`, `"own"` or `None`, *optional*):
@@ -166,12 +166,12 @@ class InfiniteYouIdentity(ControlNetCondition):
         return encoded
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> dict[str, torch.Tensor]:
-        """Return identity tokens `(1 or num_samples, tokens, 4096)` as `"identity"`; nothing where there is no residual."""
+        """Project the face to `"identity"`, tokens `(1 or num_samples, tokens, 4096)`, if there are residuals."""
         silent = step.branch == "uncond" and self.negative is None
         return {} if silent else {"identity": self.image_projector(encoded["face"][:, None])}
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """Return InfuseNet's residuals of this step; empty outside the window and, by default, on the negative side."""
+        """Return InfuseNet's residuals of the step; none outside the window and, by default, on the negative side."""
         if self.is_silent(step):
             return Contribution()
         tokens = encoded["identity"] if "identity" in encoded else self.prepare(encoded, step)["identity"]
@@ -248,7 +248,7 @@ class InfiniteYouIdentity(ControlNetCondition):
 
 
 def _as_tensor(face: Any) -> Any:
-    """Return arrays and lists of floats as tensors; other things as they are."""
+    """Convert arrays and lists of floats to tensors; return anything else unchanged."""
     if isinstance(face, (list, tuple)) and face and all(isinstance(number, Real) for number in face):
         return torch.tensor(face, dtype=torch.float32)
     is_array = isinstance(face, np.ndarray) and face.dtype.kind == "f"

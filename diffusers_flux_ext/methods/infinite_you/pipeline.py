@@ -44,7 +44,7 @@ _FIELDS = {
 
 
 def infinite_you_preset(name: str) -> dict[str, Any]:
-    """Return arguments of the call for a published variant ([model card](https://huggingface.co/ByteDance/InfiniteYou)).
+    """Return the arguments of the call for a published variant ([model card](https://huggingface.co/ByteDance/InfiniteYou)).
 
     Args:
         name (`str`): `"aes_stage2"` (better looking, follows the text) or `"sim_stage1"` (more alike).
@@ -83,7 +83,6 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
             points do without it.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers.utils import load_image
@@ -133,13 +132,13 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
-        """See [`FluxConditionedPipeline.from_pipe`]; a face encoder goes along."""
+        """See [`FluxConditionedPipeline.from_pipe`]; a face encoder is passed on."""
         if getattr(pipeline, "face_encoder", None) is not None:
             kwargs.setdefault("face_encoder", pipeline.face_encoder)
         return super().from_pipe(pipeline, **kwargs)
 
     def to_pipeline(self, pipeline_class: type[PipelineT], **kwargs: Any) -> PipelineT:
-        """See [`FluxConditionedPipeline.to_pipeline`]; a face encoder goes along where one is taken."""
+        """See [`FluxConditionedPipeline.to_pipeline`]; a face encoder is passed on if the class takes one."""
         if issubclass(pipeline_class, FluxInfiniteYouPipeline):
             kwargs.setdefault("face_encoder", self.face_encoder)
         return super().to_pipeline(pipeline_class, **kwargs)
@@ -164,7 +163,7 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""Draw images of a person.
+        r"""Generate images of a person.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].
@@ -192,7 +191,8 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
             [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
 
         Raises:
-            ValueError: if a component or an argument is missing, arguments of an identity came without one, or an
+            ValueError: if a component or an argument is missing, arguments of an identity were given without one, or
+            an
                 image shows no face.
         """
         conditions = check_conditions(conditions)

@@ -61,7 +61,7 @@ class InpaintRegion(FluxCondition):
         return Demand()
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the image and put the mask on pixels and latents.
+        """Encode the image, and resize the mask to pixels and latents.
 
         Args:
             pipe (`Encoders`): Gives the VAE and the image processor.
@@ -73,7 +73,7 @@ class InpaintRegion(FluxCondition):
             or the number of samples.
 
         Raises:
-            ValueError: if the loop starts from given latents of which the noise is not known.
+            ValueError: if the loop starts from given latents whose noise is not known.
         """
         if canvas.noise is None:
             raise ValueError(
@@ -102,13 +102,13 @@ class InpaintRegion(FluxCondition):
     def after_step(
         self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
     ) -> torch.Tensor:
-        """Put the image, at the noise level reached, back outside the mask."""
+        """Restore the image outside the mask, at the noise level reached."""
         sigma = 0.0 if step.next_timestep is None else step.next_timestep[:, None, None].float()
         kept = (1 - sigma) * encoded["source_latents"].float() + sigma * encoded["noise"].float()
         return torch.where(encoded["latent_mask"], latents, kept.to(latents.dtype))
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Paste the outside the mask back, in float32 so that it comes through unchanged."""
+        """Paste the outside the mask back, in float32 so that it stays unchanged."""
         return torch.where(encoded["pixel_mask"], images.float(), encoded["source"].to(images.device))
 
     def _pixel_masks(self, canvas: Canvas) -> torch.Tensor:

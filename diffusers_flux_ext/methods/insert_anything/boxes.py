@@ -1,4 +1,4 @@
-"""Insert-Anything's boxes: which part of an image is looked at.
+"""Insert-Anything's boxes: which part of an image is used.
 
 A box is `(top, bottom, left, right)` in pixels. The rules are those the published weights were used with, their
 corners included: the box of a mask ends at its last row and column, which a slice then leaves out.
@@ -47,6 +47,6 @@ def square_box(box: Box, height: int, width: int) -> Box:
 
 
 def crop_box(mask: np.ndarray) -> Box:
-    """Return the part of an image around a region of it `(rows, columns)` that is drawn anew."""
+    """Return the part of an image around a region `(rows, columns)` that is redrawn."""
     size = mask.shape
     return square_box(expand_box(expand_box(mask_box(mask), *size), *size), *size)

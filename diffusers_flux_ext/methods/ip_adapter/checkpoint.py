@@ -1,4 +1,4 @@
-"""The published layouts of FLUX.1 IP-Adapters, recognised by structure, and the config that a file's shapes imply."""
+"""The published layouts of FLUX.1 IP-Adapters, recognised by structure, and the config that shapes imply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...checkpoints.sizes import check_dimensions, count_blocks
 NestedStateDict = Mapping[str, Any]
 RELEASED_HEAD_DIM = 128
 
-# What a key begins with in some layout, and what it begins with in ours: InstantX' and diffusers' (nested, or flat
+# Key prefixes in some layout, and in ours: InstantX' and diffusers' (nested, or flat
 # with dots), DiffSynth-Studio's, XLabs'.
 PREFIXES: tuple[tuple[str, str], ...] = (
     (r"image_proj\.", "image_proj."),
@@ -71,7 +71,7 @@ def infer_ip_adapter_config(shapes: Mapping[str, tuple[int, ...]], **overrides: 
         shapes (`Mapping[str, tuple[int, ...]]`):
             Shapes by key, as [`convert_ip_adapter_state_dict`] names them.
         overrides:
-            Entries that replace inferred ones. Heads leave no trace in the weights: they are taken to be 128 wide.
+            Entries that replace inferred ones. The width of heads cannot be read from the weights; 128 is assumed.
 
     Returns:
         `dict[str, Any]`: arguments of the constructor.

@@ -59,7 +59,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
     r"""An IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)) for FLUX.1: images as prompts.
 
     The defaults are those of [InstantX/FLUX.1-dev-IP-Adapter](https://huggingface.co/InstantX/FLUX.1-dev-IP-Adapter)
-    for SigLIP so400m: 128 tokens an image, all 57 blocks, normed keys, added to the attention's output.
+    for SigLIP so400m: 128 tokens per image, all 57 blocks, normed keys, added to the attention's output.
     [XLabs' adapters](https://huggingface.co/XLabs-AI/flux-ip-adapter) for CLIP ViT-L load into the same class: 4 or 16
     tokens, the 19 double blocks, one Linear, biases, added after the block.
 
@@ -113,7 +113,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
         )
 
     def forward(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of every block.
+        """Compute the keys and values of every block.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(batch_size, num_images, image_embed_dim)`):

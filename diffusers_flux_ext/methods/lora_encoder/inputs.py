@@ -1,4 +1,4 @@
-"""What the LoRA-Encoder reads of a LoRA."""
+"""The inputs that the LoRA-Encoder reads from a LoRA."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MODULATION = "final_norm_out.linear."
 
 @dataclass(frozen=True)
 class DecoderPart:
-    """What a decoder's file holds beside its transformer.
+    """The part of a decoder's file beside its transformer.
 
     Attributes:
         decoder (`str`):
@@ -34,7 +34,7 @@ class DecoderPart:
         kept (`str`):
             The beginning of the model's own keys.
         sized (`tuple[str, ...]`):
-            Keys of matrices that show its sizes, as the model spells them.
+            Keys of matrices that determine its sizes, as the model spells them.
     """
 
     decoder: NexusGenDecoder
@@ -94,7 +94,7 @@ def read_part(source: Source, part: DecoderPart) -> dict[str, torch.Tensor]:
 
 
 def split_decoder(source: Source) -> tuple[dict[str, torch.Tensor], DecoderPart, dict[str, torch.Tensor]]:
-    """Return a decoder's file, taken apart. Tensors share memory with the file.
+    """Split a decoder's file into its models. Tensors share memory with the file.
 
     Args:
         source (`str`, `Path` or `Mapping`): `generation_decoder.bin`, `edit_decoder.bin` or the state dict of one.

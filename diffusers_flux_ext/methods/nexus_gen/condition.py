@@ -139,7 +139,7 @@ class NexusGenEmbedding(FluxCondition):
             return embed_prompts(mllm, processor, prompts, images, self.language, self.max_pixels)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Return the embeddings of the drawn image and of each 28 x 28 pixels of the given one, in the prompt's place."""
+        """Count the embeddings of the drawn image and of the given one, which replace the prompt."""
         return Demand(prompt_tokens=NUM_IMAGE_TOKENS + self.max_pixels // 28**2)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:

@@ -40,12 +40,12 @@ class NexusGenOutput(ModelOutput):
 
 
 class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
-    r"""The language model of Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356),
-    [model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2)): transformers' Qwen2.5-VL with learned inputs
-    for the tokens of an image to be drawn, and a head that predicts that image's embeddings.
+    r"""The language model of Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356)).
 
-    `from_pretrained` reads the published folder; everything else of `Qwen2_5_VLForConditionalGeneration` is as it is
-    there, `generate` included.
+    It is transformers' Qwen2.5-VL with learned inputs for the tokens of an image to be drawn, and a head that predicts
+    that image's embeddings. `from_pretrained` reads the published folder
+    ([model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2)); everything else, `generate` included, is
+    inherited from `Qwen2_5_VLForConditionalGeneration`.
 
     Args:
         config (`Qwen2_5_VLConfig`):
@@ -104,7 +104,7 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         hidden_states = self.model(
             inputs_embeds=embeds, position_ids=positions, attention_mask=attention_mask, use_cache=False
         )[0]
-        # The model says at each place what comes at the next one.
+        # The model predicts at each position what comes at the next one.
         predicted = self.vision_head(hidden_states[:, target - 1])
         return NexusGenOutput(predicted, None if reference is None else reference[None])
 
@@ -139,7 +139,7 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
             question (`str`, *optional*): The question; asks for a brief description by default.
             processor (`QwenVLProcessor`): The processor.
             max_new_tokens (`int`, defaults to 1024): Length of the answer in tokens.
-            max_pixels (`int`, defaults to 262640): To how many pixels the image is reduced.
+            max_pixels (`int`, defaults to 262640): Maximum number of pixels of the image, which is reduced to it.
             kwargs: Passed on to `generate`, for example `do_sample=True`.
 
         Returns:

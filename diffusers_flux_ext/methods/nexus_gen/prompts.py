@@ -1,4 +1,4 @@
-"""What Nexus-Gen's language model is asked, and the embeddings that it gives for an image to be drawn."""
+"""The chats for Nexus-Gen's language model, and the embeddings that it predicts for an image to be drawn."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ GENERATION = {
     "en": "Generate an image according to the following description: {}",
     "zh": "根据以下描述生成一张图像：{}",
 }
-# The model was trained to begin its answers so, in either language.
+# The model was trained to begin its answers like this, in either language.
 GENERATED, EDITED = "Here is an image based on the description: ", "Here is the image: "
 MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = 262640
-"""To how many pixels a given image is reduced, as Nexus-Gen is published."""
+"""Published maximum number of pixels of a given image."""
 
 
 def check_options(language: str = "en", max_pixels: int = MAX_PIXELS) -> None:
-    """Raise a `ValueError` for a language without a sentence, or less pixels than an image has."""
+    """Raise a `ValueError` for a language without a sentence, or fewer pixels than an image has."""
     check_choice("`language` of NexusGenEmbedding", language, tuple(GENERATION))
     # At least 56 x 56 pixels, and no more than a side of the largest image that Pillow opens without a warning.
     read_count("`max_pixels` of NexusGenEmbedding", max_pixels, MIN_PIXELS, 89_478_485)
 
 
 def check_language_model(mllm: Any) -> None:
-    """Raise a `TypeError` for a language model that predicts no images, such as the one it was made of."""
+    """Raise a `TypeError` for a language model that predicts no images, such as plain Qwen2.5-VL."""
     if not hasattr(mllm, "blank_picture"):
         raise TypeError(
             f"`mllm` is a {type(mllm).__name__}; expected a `NexusGenModel`, which has the weights that predict "
@@ -74,7 +74,7 @@ def embed_prompts(
     language: Language = "en",
     max_pixels: int = MAX_PIXELS,
 ) -> dict[str, torch.Tensor]:
-    """Return embeddings of images to be drawn, one forward of the language model for each.
+    """Predict embeddings of images to be drawn, with one forward pass of the language model each.
 
     Args:
         mllm (`NexusGenModel`): The language model, on any device, quantised or offloaded.
@@ -82,7 +82,7 @@ def embed_prompts(
         prompts (`Sequence[str]`): Descriptions, or instructions where there are images.
         images (`Sequence`, *optional*): Given images, one for all prompts or one each.
         language (`"en"` or `"zh"`, *optional*): See [`chat_for`].
-        max_pixels (`int`, defaults to 262640): To how many pixels a given image is reduced.
+        max_pixels (`int`, defaults to 262640): Maximum number of pixels of a given image, which is reduced to it.
 
     Returns:
         `dict[str, torch.Tensor]`: `"image_embeds"` `(prompts, 81, hidden_size)`; and for given images
@@ -129,7 +129,7 @@ def _inputs(
         else [fit_picture(picture, processor, MIN_PIXELS, int(max_pixels), "`image` of NexusGenEmbedding")]
     )
     shown = [*seen, mllm.blank_picture()]
-    # In these bounds no image is resized again.
+    # Within these bounds no image is resized again.
     bounds = sorted(math.prod(each.size) for each in shown)
     inputs = qwen_vl_inputs(processor, chat_for(prompt, bool(seen), language), shown, bounds[0], bounds[-1])
     length, limit = inputs["input_ids"].shape[1], mllm.config.get_text_config().max_position_embeddings
@@ -142,7 +142,7 @@ def _inputs(
 
 
 def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
-    """Return embeddings as [`embed_prompts`] gives them, unchanged; an error for others than those of this width.
+    """Return embeddings of [`embed_prompts`] unchanged; raise an error if they have another width or form.
 
     Raises:
         TypeError: if they are not tensors.
@@ -173,7 +173,7 @@ def editing_ids(canvas: Canvas, grids: Sequence[Sequence[int]], merge: int) -> t
     """Return rotary positions of the editing decoder's text tokens.
 
     Args:
-        canvas (`Canvas`): Over whose cells of latents every image is spread, so that positions have fractions.
+        canvas (`Canvas`): Every image is spread over its latent cells, so positions may be fractional.
         grids (`Sequence[Sequence[int]]`): Rows and columns of patches of the drawn image, then of the given one.
         merge (`int`): Patches along a side of an embedding.
 

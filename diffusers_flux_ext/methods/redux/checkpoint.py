@@ -29,7 +29,7 @@ def load_redux_embedder(
 ) -> ReduxImageEncoder:
     """Return the model that turns embeddings of an image's patches into text tokens, for [`ReduxImages`].
 
-    It is known by its structure, `redux_up.*` and `redux_down.*`; the sizes follow from the shapes.
+    It is recognised by its keys, `redux_up.*` and `redux_down.*`; the sizes follow from the shapes.
 
     Args:
         source (`str`, `Path` or `Mapping[str, torch.Tensor]`):

@@ -33,7 +33,7 @@ def count_pictures(images: Any, image_embeds: Any) -> int:
 
 
 def check_pictures(images: Any, image_embeds: Any) -> None:
-    """Raise an error of [`read_image`] or [`check_embeds`] for images or embeddings that cannot be such."""
+    """Raise an error of [`read_image`] or [`check_embeds`] for invalid images or embeddings."""
     if image_embeds is None:
         for image in (image for sample in list_samples(images, IMAGES) for image in sample):
             check_single_image(IMAGES, image)
@@ -59,7 +59,7 @@ def read_masks(given: Any, count: int) -> list[list[Any]]:
     """Return the masks of every group, `None` for none, as one list for all prompts or one for each.
 
     Raises:
-        ValueError: if a list has another length than there are groups.
+        ValueError: if the length of a list is not the number of groups.
     """
     if not isinstance(given, (list, tuple)) or is_box(given):
         return [[given] * count]
@@ -75,7 +75,7 @@ def read_masks(given: Any, count: int) -> list[list[Any]]:
 
 
 def token_masks(masks: Sequence[Any], canvas: Canvas) -> dict[str, torch.Tensor]:
-    """Return one group's mask for each prompt on the token grid; nothing where no prompt has one.
+    """Return one group's mask for each prompt on the token grid; an empty dict if no prompt has one.
 
     Args:
         masks (`Sequence[RegionMask | None]`): One for all prompts, or one for each.

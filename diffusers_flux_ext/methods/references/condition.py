@@ -1,4 +1,4 @@
-"""Reference images as tokens of their own (FLUX.1 Kontext), any number of them."""
+"""Any number of reference images as tokens of their own (FLUX.1 Kontext)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _IMAGES = "`images` of ReferenceImages"
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImages(FluxCondition):
-    """Images that the model looks at while it draws, for FLUX.1 Kontext ([paper](
-    https://huggingface.co/papers/2506.15742)) and models trained in its way.
+    """Reference images for FLUX.1 Kontext and models trained like it.
 
-    Each image becomes a group of tokens after those of the canvas, in both branches of classifier-free guidance. One
-    image with the defaults is what [`~diffusers.FluxKontextPipeline`] computes.
+    See the [paper](https://huggingface.co/papers/2506.15742). Each image becomes a group of tokens after those of the
+    canvas, in both branches of classifier-free guidance. One image with the defaults is what
+    [`~diffusers.FluxKontextPipeline`] computes.
 
     Args:
         images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
@@ -49,8 +49,9 @@ class ReferenceImages(FluxCondition):
             they lie on top of each other. For one image the three are the same.
         strengths (`float` or `Sequence[float]`, *optional*):
             For all, or per reference, in [0, 1]: the share of its tokens, evenly spread, that everything else may see.
-            The reference's own tokens always see each other. 1 is no rule at all, 0 is no reference at all.
-        max_area (`int`, *optional*): Larger references are shrunk to at most this many pixels, each at least a token.
+            The reference's own tokens always see each other. 1 adds no attention rule; 0 removes the reference.
+        max_area (`int`, *optional*):
+            Larger references are shrunk to at most this many pixels, at least one token each.
         preferred_size (`bool`, defaults to `True`):
             Stretch references to the preferred size of Kontext with the nearest aspect ratio, about one megapixel, as
             diffusers does. Otherwise they keep their size, rounded down to whole tokens.
@@ -83,7 +84,7 @@ class ReferenceImages(FluxCondition):
         return "the positions of reference images"
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Return tokens of every reference that is seen."""
+        """Count the tokens of every reference that is seen."""
         seen = [each for each, strength in zip(self._references, self._strengths()) if strength > 0]
         most = math.inf if self.max_area is None else self.max_area // PIXELS_PER_TOKEN**2
         tokens = [MEGAPIXEL_TOKENS if self.preferred_size else _count_tokens(each) for each in seen]
@@ -186,7 +187,7 @@ def _latents(pipe: Encoders, picture: Any, size: tuple[int, int]) -> torch.Tenso
 
 
 def _count_tokens(image: Any) -> int:
-    """Return tokens of a reference in its own size; what has no size that is known counts as a megapixel."""
+    """Count the tokens of a reference in its own size; an unknown size counts as a megapixel."""
     first = image[0] if isinstance(image, (list, tuple)) and image else image
     if isinstance(first, Image.Image):
         width, height = first.size

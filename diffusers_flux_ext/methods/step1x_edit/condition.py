@@ -33,7 +33,7 @@ _PREPARED, _IMAGE = "prepared.", "`image` of Step1XInstruction"
 class Step1XInstruction(FluxCondition):
     """An edit by an instruction, Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)).
 
-    The connector's tokens take the prompt's place in both branches of classifier-free guidance, and the image
+    The connector's tokens replace the prompt in both branches of classifier-free guidance, and the image
     becomes a reference.
 
     Args:
@@ -45,7 +45,7 @@ class Step1XInstruction(FluxCondition):
         negative_instruction (`str` or `Sequence[str]`, defaults to `""`):
             What the unconditional branch is told; encoded only if there is one.
         cut_at_apostrophes (`bool`, defaults to `True`):
-            Quoted text is tokenised character by character, and `'` counts as a quote as published, also the one of
+            Quoted text is tokenised character by character, and `'` counts as a quote as published, even in
             "dog's". With `False` only double quotes count.
         rescale_above (`float`, *optional*):
             At timesteps in [0, 1] above this, guidance is rescaled by [`combine_velocities`]; version 1.1 was
@@ -130,7 +130,7 @@ class Step1XInstruction(FluxCondition):
         Returns:
             `dict[str, torch.Tensor]`: `"reference"` `(1 or num_samples, num_tokens, 64)`, and for each branch
             `"<branch>.embeds"` `(1 or num_samples, length, 3584)` and `"<branch>.mask"` `(1 or num_samples, length)`,
-            which comes as `"<branch>.seen"`, too, where the transformer shall see no padding.
+            which comes as `"<branch>.seen"`, too, if padding is hidden from the transformer.
 
         Raises:
             ValueError: if the numbers of images, instructions and prompts do not fit, or the language model is
@@ -179,7 +179,7 @@ class Step1XInstruction(FluxCondition):
         )
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
-        """Return the half of the connector's work that no timestep enters."""
+        """Run the part of the connector that does not depend on the timestep."""
         context = self.connector(encoded[f"{step.branch}.embeds"], encoded[f"{step.branch}.mask"])
         return {_PREPARED + name: tensor for name, tensor in context._asdict().items()}
 
@@ -202,7 +202,7 @@ class Step1XInstruction(FluxCondition):
     def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor | None:
-        """Return guidance with the norms of the differences rescaled, above the threshold."""
+        """Rescale the norms of the differences in guidance, above the threshold."""
         if self.rescale_above is None or float(step.timestep[0]) <= self.rescale_above:
             return None
         return combine_velocities(cond, uncond, true_cfg_scale, norm_power=self.rescale_power)

@@ -43,7 +43,7 @@ PICTURE_END = "<|vision_end|>"
 
 
 def cut_quotes(text: str, at_apostrophes: bool = True) -> list[str]:
-    """Return pieces of a text that are tokenised on their own: quoted text character by character, each in curly quotes.
+    """Split a text into separately tokenised pieces: quoted text character by character, each in curly quotes.
 
     Args:
         text (`str`): The text from the instruction on.

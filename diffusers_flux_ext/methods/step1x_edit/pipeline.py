@@ -52,8 +52,7 @@ _NOT_READ = (
 
 
 class FluxStep1XEditPipeline(FluxConditionedPipeline):
-    r"""Editing of images by instructions, Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)), versions 1.0
-    and 1.1.
+    r"""Editing images by instructions, Step1X-Edit 1.0 and 1.1 ([paper](https://huggingface.co/papers/2504.17761)).
 
     Args:
         scheduler, vae, transformer, image_encoder, feature_extractor: As for its base class.
@@ -65,7 +64,6 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         connector ([`Step1XConnector`], *optional*): Makes the transformer's prompt of its hidden states.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers.utils import load_image
@@ -151,8 +149,10 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         size_level: int = 1024,
         cut_at_apostrophes: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the language model makes of instructions, to keep and to give as `instruction_embeds` and
-        `instruction_mask`, also to a pipeline without it.
+        """Encode instructions with the language model.
+
+        The result can be saved and passed as `instruction_embeds` and `instruction_mask`, also to a pipeline without
+        the language model.
 
         Args:
             prompt (`str` or `Sequence[str]`): What to do, or one for each image; `""` for the negative side.
