@@ -43,7 +43,7 @@ prompt.
 {synthetic_notes}
 ## Promised combinations
 
-Each part counts: without it the picture changes, as the tests check.
+Each part counts: without it the image changes, as the tests check.
 
 | together | difference between all orders |
 |---|---|
@@ -51,7 +51,7 @@ Each part counts: without it the picture changes, as the tests check.
 
 ## A loaded LoRA beside each
 
-`load_lora_weights` with a LoRA of all layers, against the same LoRA after `fuse_lora`; and the change of the picture
+`load_lora_weights` with a LoRA of all layers, against the same LoRA after `fuse_lora`; and the change of the image
 by the LoRA, which says that it arrives.
 
 | condition | loaded or fused | change by the LoRA |

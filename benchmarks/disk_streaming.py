@@ -77,7 +77,7 @@ def make_inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 
 def write_files(args: argparse.Namespace, side: str, folder: Path) -> int:
-    """Write the transformer in the layout of a side; returns the number of bytes."""
+    """Write the transformer in the layout of a side; return the number of bytes."""
     if side == "ours":
         with torch.device("meta"):
             model: Any = FluxTransformer2DModel(**transformer_config(args))

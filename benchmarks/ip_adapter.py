@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--image-tokens", type=int, nargs="+", default=[1024])
     parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 4])
-    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of one picture")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of one image")
     parser.add_argument("--text-tokens", type=int, default=512)
     parser.add_argument("--width", type=int, default=3072)
     parser.add_argument("--double", type=int, default=1)
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     other, make_sides = PARTS[args.part]
-    sys.stdout.write(f"| image tokens | pictures | {other}, s | ours, s | {other} / ours |\n|" + "---|" * 5 + "\n")
+    sys.stdout.write(f"| image tokens | images | {other}, s | ours, s | {other} / ours |\n|" + "---|" * 5 + "\n")
     with torch.no_grad():
         for image_tokens in args.image_tokens:
             for pictures in args.pictures:

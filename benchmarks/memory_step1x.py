@@ -23,7 +23,7 @@ CHAT_TOKENS, LAYERS, LM_WIDTH, LM_INNER = 900, 28, 3584, 18944
 NORMS_ONLY = ("pos_embed", "norm_q", "norm_k", "norm_added", "^proj_out$")
 # The vision model casts images to the data type of its patch embedder.
 LM_SKIP = ("norm", "ln_q", "patch_embed")
-READ, PICTURE, LOOP, DECODE = "read the instruction", "encode the picture", "denoise", "decode"
+READ, PICTURE, LOOP, DECODE = "read the instruction", "encode the image", "denoise", "decode"
 
 
 def language_model() -> nn.Module:
@@ -59,7 +59,7 @@ def build() -> dict[str, nn.Module]:
 
 
 def streamed(size: Sizes) -> int:
-    """Return resident bytes with group offloading by block and a stream: what is no block, and two blocks."""
+    """Return resident bytes with group offloading by block and a stream: the parts outside blocks, and two blocks."""
     return size.total - size.blocks + 2 * size.largest_block
 
 

@@ -136,7 +136,7 @@ METHODS: dict[str, Method] = {
     "padding mask": Method(f"`mask_padding`, prompt of {PROMPT} tokens", list, hides_padding=True),
     "entities, padding mask": Method("both of them", lambda: _entities(mask_padding=True), hides_padding=True),
     "references": Method(
-        "one reference of the picture's size",
+        "one reference of the image's size",
         lambda: [ReferenceImages(picture(0, (16 * SIDE, 16 * SIDE)), preferred_size=False)],
     ),
     "references, strength": Method(
@@ -163,12 +163,12 @@ METHODS: dict[str, Method] = {
         ],
     ),
     "ip-adapter": Method(
-        "InstantX' IP-Adapter, one picture",
+        "InstantX' IP-Adapter, one image",
         lambda: _image_prompt(3, num_tokens=IMAGE_PROMPT_TOKENS),
         lambda: [FluxIPAdapter()],
     ),
     "ip-adapter xlabs": Method(
-        "XLabs' IP-Adapter, one picture", lambda: _image_prompt(1, **XLABS), lambda: [_xlabs()]
+        "XLabs' IP-Adapter, one image", lambda: _image_prompt(1, **XLABS), lambda: [_xlabs()]
     ),
     "attributes": Method(
         "AttriCtrl, one value",
@@ -180,7 +180,7 @@ METHODS: dict[str, Method] = {
         lambda: [LoRAEmbedding(tiny_lora_encoder(num_special_embeds=1), tiny_lora(num_special_embeds=1))],
         lambda: [FluxLoRAEncoder()],
     ),
-    "redux": Method("Redux, one picture", _redux, lambda: [ReduxImageEncoder()]),
+    "redux": Method("Redux, one image", _redux, lambda: [ReduxImageEncoder()]),
     "redux, half": Method("the same, strength 0.5", lambda: _redux(strengths=0.5), lambda: [ReduxImageEncoder()]),
     "redux, masked": Method("the same, masked", lambda: _redux(mask=LEFT), lambda: [ReduxImageEncoder()]),
     "insert-anything": Method(

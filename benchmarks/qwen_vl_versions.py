@@ -66,16 +66,16 @@ def run(path: Path, write: bool) -> None:
 
     first, second = picture(90, 50, 0), picture(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {
-        "one picture": (f"look {PICTURE} the red sign", [first]),
-        "two pictures": (f"make {PICTURE} like {PICTURE} but red", [first, second]),
+        "one image": (f"look {PICTURE} the red sign", [first]),
+        "two images": (f"make {PICTURE} like {PICTURE} but red", [first, second]),
         "text": ("only text", []),
     }
     processor = tiny.tiny_qwen_processor()
     inputs = {name: qwen_vl_inputs(processor, chat_text(text), seen) for name, (text, seen) in chats.items()}
     with mock.patch.object(tiny, "Qwen2_5_VLConfig", older_config if older else transformers.Qwen2_5_VLConfig):
         mllm = tiny.tiny_mllm()
-    hidden = inputs["two pictures"]["input_ids"] == inputs["two pictures"]["input_ids"][0, -3]
-    inputs["hidden tokens"] = hide_tokens(mllm, inputs["two pictures"], hidden)
+    hidden = inputs["two images"]["input_ids"] == inputs["two images"]["input_ids"][0, -3]
+    inputs["hidden tokens"] = hide_tokens(mllm, inputs["two images"], hidden)
     if write:
         states = {name: last_hidden_states(mllm, given) for name, given in inputs.items()}
         torch.save({"weights": mllm.state_dict(), "inputs": inputs, "states": states}, path)

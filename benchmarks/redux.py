@@ -49,7 +49,7 @@ class Step:
         self.left = (torch.arange(side) < side // 2).repeat(side)[None]
 
     def ours(self, embeds: torch.Tensor, masked: bool = False, **arguments: Any) -> Any:
-        """Our step as a function, with what the condition adds made beforehand."""
+        """Return our step as a function, with the condition's contribution made beforehand."""
         condition = ReduxImages(image_embeds=embeds, image_embedder=self.embedder, **arguments)
         encoded = {"image_embeds": embeds[None]}
         if masked:
@@ -82,19 +82,19 @@ def print_costs(args: argparse.Namespace) -> None:
     """Median processor seconds of a step, and their ratio to a step without an image."""
     step, one = Step(args), smooth_patches(1)
     sides: Sides = {
-        "no picture": step.ours(one, strengths=0.0),
+        "no image": step.ours(one, strengths=0.0),
         "strength 0.25": step.ours(one, strengths=0.25),
         "strength 0.5": step.ours(one, strengths=0.5),
         "strength 1": step.ours(one),
         "strength 1, masked to the left half": step.ours(one, masked=True),
         "strength 1, the reference": step.reference(one),
-        "two pictures": step.ours(smooth_patches(2)),
+        "two images": step.ours(smooth_patches(2)),
     }
-    tokens = {"no picture": 0, "strength 0.25": 182, "strength 0.5": 364, "two pictures": 1458}
+    tokens = {"no image": 0, "strength 0.25": 182, "strength 0.5": 364, "two images": 1458}
     times = measure(sides, args.repeats)
-    sys.stdout.write("| picture | further text tokens | step, s | to no picture |\n|" + "---|" * 4 + "\n")
+    sys.stdout.write("| image | additional text tokens | step, s | relative to no image |\n|" + "---|" * 4 + "\n")
     for name, seconds in times.items():
-        ratio = seconds / times["no picture"]
+        ratio = seconds / times["no image"]
         sys.stdout.write(f"| {name} | {tokens.get(name, 729)} | {seconds:.3f} | {ratio:.2f} |\n")
 
 

@@ -35,7 +35,7 @@ def resident_bytes(field: str) -> int:
 
 
 def measure(mode: str, operation: str, size: int, tile: int) -> dict[str, float]:
-    """Run one call in this process; returns its peak memory in MiB and its processor time in seconds."""
+    """Run one call in this process; return its peak memory in MiB and its processor time in seconds."""
     import torch
 
     from diffusers_flux_ext import AutoencoderKLFlux
@@ -92,6 +92,7 @@ def table_row(operation: str, size: int, tile: int, repeats: int) -> str:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="sides in pixels")
     parser.add_argument("--tile", type=int, default=512, help="tile size in pixels")
@@ -102,7 +103,7 @@ def main() -> None:
         mode, operation, size, tile = options.measure
         sys.stdout.write(json.dumps(measure(mode, operation, int(size), int(tile))) + "\n")
         return
-    heads = ["call", "picture", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
+    heads = ["call", "image", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
     sys.stdout.write("| " + " | ".join([*heads, *(f"{mode}, s" for mode in MODES)]) + " |" + "\n")
     sys.stdout.write("|---|---|" + "---:|" * (len(heads) - 2 + len(MODES)) + "\n")
     for operation in OPERATIONS:

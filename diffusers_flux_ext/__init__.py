@@ -1,7 +1,7 @@
 """FLUX.1 methods that diffusers lacks, as ordinary diffusers pipelines that compose.
 
 Public names are imported on first use, so `import diffusers_flux_ext` costs neither torch nor diffusers. The names of
-a method stand in its record; type checkers read them all from the stub beside this file.
+a method are in its record; type checkers read them all from the stub beside this file.
 """
 
 import importlib

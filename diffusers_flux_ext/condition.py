@@ -155,7 +155,7 @@ class FluxCondition(ABC):
     def after_step(
         self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
     ) -> torch.Tensor:
-        """Return the latents `(batch_size, length, 64)` to go on with after the scheduler's step."""
+        """Return the latents `(batch_size, length, 64)` to continue with after the scheduler's step."""
         return latents
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Verdict:
             than 4,000 characters), `"left over"` (something written by a call that failed), `"memory"`, `"hang"`,
             `"crash"`.
         mutation (`str`): How the file was changed.
-        message (`str`): The message, or where it came from.
+        message (`str`): The message, or its origin.
         memory (`int`): Bytes that the call took at most.
     """
 
@@ -76,7 +76,7 @@ class Bench:
         self.folder = folder
 
     def check_valid(self) -> Verdict:
-        """Return the unchanged file, in whatever content, which has to be read."""
+        """Check that the unchanged file can be read."""
         verdicts = [self._judge(data, "none") for data in self.contents]
         return next((verdict for verdict in verdicts if verdict.outcome not in FINE), verdicts[0])
 
@@ -197,7 +197,7 @@ def _status(field: str) -> int:
 
 
 def _reset_peak() -> int:
-    """Start to measure the peak anew; returns the resident memory, or 0 where there is no such measure."""
+    """Reset the peak; return the resident memory, or 0 where it cannot be measured."""
     try:
         gc.collect(0)
         Path("/proc/self/clear_refs").write_text("5")

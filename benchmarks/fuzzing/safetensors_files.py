@@ -35,7 +35,7 @@ def join(header: bytes, body: bytes) -> bytes:
 
 
 def edit_header(data: bytes, rng: Random) -> bytes:
-    """Change one place of the header, of whatever kind."""
+    """Change one place of the header, of any kind."""
     header, body = split(data)
     return join(edit_json(json.dumps(header).encode(), rng), body)
 

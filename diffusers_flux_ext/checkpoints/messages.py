@@ -18,7 +18,7 @@ def shorten(name: object) -> str:
     """Shorten a name for an error message: at most 160 characters, on one line.
 
     Args:
-        name (`object`): A key, or what stands in its place.
+        name (`object`): A key, or what is in its place.
 
     Returns:
         `str`

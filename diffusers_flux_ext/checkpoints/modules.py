@@ -24,7 +24,7 @@ def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tupl
 
     Args:
         source (`str`, `Path` or `Mapping[str, torch.Tensor]`): What to read.
-        wrappers (`tuple[str, ...]`): Prefixes that training code may have put before every key; one is taken off.
+        wrappers (`tuple[str, ...]`): Prefixes that training code may have put before every key; one is removed.
 
     Returns:
         `dict[str, torch.Tensor]`

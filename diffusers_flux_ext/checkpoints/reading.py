@@ -237,7 +237,7 @@ def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             Local file. Anything that does not end in `.safetensors` or `.sft` is read as a pickle of tensors only.
 
     Returns:
-        `Mapping`: the state dict, which may be nested, as it stands in the file.
+        `Mapping`: the state dict as it is in the file, which may be nested.
 
     Raises:
         FileNotFoundError: If there is no such file.

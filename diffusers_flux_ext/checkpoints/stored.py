@@ -1,4 +1,4 @@
-"""Where each tensor lies in safetensors files, in one file or in several with an index."""
+"""Where each tensor is stored, in one safetensors file or in several with an index."""
 
 from __future__ import annotations
 

@@ -48,12 +48,12 @@ def add_convert_command(commands: Any) -> None:
 
 
 def check_convert(args: argparse.Namespace) -> None:
-    """Check `flux-ext convert`; raises [`CommandLineError`]."""
+    """Check `flux-ext convert`; raise [`CommandLineError`]."""
     if args.kind not in converters():
         raise CommandLineError(f"there is no kind {args.kind!r}; choose one of {', '.join(sorted(converters()))}")
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Convert; returns the exit code."""
+    """Convert; return the exit code."""
     convert: Callable[[list[str]], int] = resolve(*converters()[args.kind])
     return convert(args.arguments)

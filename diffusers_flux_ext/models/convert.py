@@ -12,7 +12,7 @@ from .transformer_flux_ext import FluxExtTransformer2DModel
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     return convert_checkpoint(
         "transformer", __doc__, convert_transformer_state_dict, FluxExtTransformer2DModel, arguments
     )

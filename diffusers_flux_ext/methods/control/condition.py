@@ -126,7 +126,7 @@ class ControlNetImage(ControlNetCondition):
                 self.generator,
                 ("`image` of ControlNetImage", "`inpaint_mask` of ControlNetImage"),
             ),
-            # Outside of a call, as in training, the step provides its own.
+            # Outside a call, as in training, the step provides its own.
             "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
         if self.mask_region is not None:

@@ -13,5 +13,5 @@ from .model import FluxExtControlNetModel
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     return convert_checkpoint("controlnet", __doc__, convert_controlnet_state_dict, FluxExtControlNetModel, arguments)

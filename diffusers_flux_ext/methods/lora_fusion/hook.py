@@ -305,9 +305,9 @@ def enable_lora_fusion(
             Factor of the gated LoRAs; 0 leaves them out.
 
     Raises:
-        TypeError: If the model is not a FLUX.1 transformer or `fusion` no [`FluxLoRAFusion`].
-        ValueError: If the sizes do not fit, an adapter is unknown or fused into the weights, or the scale is no finite
-            number.
+        TypeError: If the model is not a FLUX.1 transformer or `fusion` not a [`FluxLoRAFusion`].
+        ValueError: If the sizes do not fit, an adapter is unknown or fused into the weights, or the scale is not
+            finite.
     """
     transformer = _transformer_of(model)
     if not isinstance(fusion, FluxLoRAFusion):

@@ -43,7 +43,7 @@ class Step1XInstruction(FluxCondition):
             stretched to the canvas by Lanczos.
         instruction (`str` or `Sequence[str]`, *optional*): What to do, or one per prompt.
         negative_instruction (`str` or `Sequence[str]`, defaults to `""`):
-            What the unconditional branch is told; encoded only if there is one.
+            The instruction of the unconditional branch; encoded only if there is such a branch.
         cut_at_apostrophes (`bool`, defaults to `True`):
             Quoted text is tokenised character by character, and `'` counts as a quote as published, even in
             "dog's". With `False` only double quotes count.

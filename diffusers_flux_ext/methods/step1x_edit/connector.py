@@ -85,7 +85,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
     r"""The connector of Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)).
 
     It refines the hidden states of Qwen2.5-VL into the prompt of the transformer, and their mean into the pooled
-    prompt. The refined tokens depend on the timestep, through gates. Padding is refined, too (it looks at the first
+    prompt. The refined tokens depend on the timestep, through gates. Padding is refined, too (it sees the first
     token only), and the transformer sees it, as published.
 
     Args:
