@@ -167,9 +167,7 @@ METHODS: dict[str, Method] = {
         lambda: _image_prompt(3, num_tokens=IMAGE_PROMPT_TOKENS),
         lambda: [FluxIPAdapter()],
     ),
-    "ip-adapter xlabs": Method(
-        "XLabs' IP-Adapter, one image", lambda: _image_prompt(1, **XLABS), lambda: [_xlabs()]
-    ),
+    "ip-adapter xlabs": Method("XLabs' IP-Adapter, one image", lambda: _image_prompt(1, **XLABS), lambda: [_xlabs()]),
     "attributes": Method(
         "AttriCtrl, one value",
         lambda: [AttributeValues(tiny_value_encoder(num_tokens=VALUE_TOKENS), {"brightness": 0.7})],
