@@ -92,7 +92,12 @@ def transformer_dtype(transformer: Any) -> torch.dtype | None:
 
 
 def check_prompts(
-    pipe: FluxPipeline, given: PromptInputs, negative: PromptInputs, batch_size: int, mask_padding: bool
+    pipe: FluxPipeline,
+    given: PromptInputs,
+    negative: PromptInputs,
+    batch_size: int,
+    mask_padding: bool,
+    guided: bool,
 ) -> None:
     """Check numbers, embeddings and masks of the two branches.
 
@@ -102,12 +107,14 @@ def check_prompts(
         negative (`PromptInputs`): The negative prompt.
         batch_size (`int`): The number of prompts.
         mask_padding (`bool`): Whether padding is to be hidden.
+        guided (`bool`): Whether the negative prompt is used; its embeddings then have the prompt's shape.
 
     Raises:
         TypeError: if a mask is not a boolean or integer tensor.
         ValueError: if embeddings or a mask have a wrong shape, are given without their counterpart, or are missing.
     """
-    check_same_shape(given.prompt_embeds, negative.prompt_embeds)
+    if guided:
+        check_same_shape(given.prompt_embeds, negative.prompt_embeds)
     for prefix, inputs in (("", given), ("negative_", negative)):
         inputs.check_embeds(pipe, batch_size, prefix)
     for name, inputs in (("prompt_embeds", given), ("negative_prompt_embeds", negative)):

@@ -262,7 +262,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         )
         batch_size = count_prompts(prompt, prompt_embeds)
         given, negative = given.matching(batch_size), negative.matching(batch_size, "negative_")
-        check_prompts(self, given, negative, batch_size, mask_padding)
+        guided = is_guided(true_cfg_scale, negative)
+        check_prompts(self, given, negative, batch_size, mask_padding, guided)
         warn_of_long_texts(self, given, max_sequence_length)
         if generator is not None:
             check_generators("`generator`", generator, batch_size * num_images_per_prompt)
@@ -272,7 +273,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         self._begin(guidance_scale, joint_attention_kwargs)
 
         # Asking for the device walks through every module of the pipeline.
-        device, guided = self._execution_device, is_guided(true_cfg_scale, negative)
+        device = self._execution_device
         check_caches(self.transformer, guided)
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
