@@ -40,7 +40,7 @@ def _whole(file: LoRAFile) -> bytes:
 
 @cache
 def every_format() -> tuple[bytes, ...]:
-    """A file of every format, with alphas, patterns and text encoders where it can have them."""
+    """Return a file of every format, with alphas, patterns and text encoders where it can have them."""
     return tuple(
         _whole(make(name, next((case for case in RICH if case in cases(name)), "default"))) for name in FORMATS
     )
@@ -73,7 +73,7 @@ def _with_config(changed: str) -> Callable[[Path], Path]:
 
 
 def tool(name: str, *options: str, source: Callable[[Path], Path] = Path) -> Call:
-    """Calls a command that writes a file."""
+    """Call a command that writes a file."""
 
     def call(path: Path, target: Path) -> int:
         out = target.with_suffix(".safetensors")
