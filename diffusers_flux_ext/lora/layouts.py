@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import LoRAError
+from .updates.base import LoRA, Update
+from .updates.unscaled import Bias
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class LoRALayout:
         alpha (`str`):
             Whether alpha is written `"always"`, for all layers or none (`"together"`), where it is not the rank
             (`"needed"`) or `"never"`; then the scale goes into the factors.
-        kinds (`frozenset[str]`):
+        kinds (`tuple[type[Update], ...]`):
             The kinds of updates that its readers apply; others become a LoRA.
         bias, magnitude, norm (`str`, *optional*):
             Suffixes of the bias of a LoRA, of DoRA's magnitudes, and of a replaced norm.
@@ -37,7 +39,7 @@ class LoRALayout:
     down: str
     up: str
     alpha: str
-    kinds: frozenset[str] = frozenset({"lora", "none"})
+    kinds: tuple[type[Update], ...] = (LoRA, Bias)
     bias: str | None = None
     magnitude: str | None = None
     norm: str | None = None
@@ -48,7 +50,7 @@ class LoRALayout:
         return self.prefixes["transformer"].endswith("_")
 
 
-_EVERY_KIND = frozenset({"lora", "loha", "lokr", "diff", "none"})
+_EVERY_KIND = (Update,)
 _PEFT, _KOHYA = (".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight")
 _COMPONENTS = ("transformer", "text_encoder", "text_encoder_2")
 

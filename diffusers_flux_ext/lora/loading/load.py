@@ -23,10 +23,10 @@ from ..reading.read import LoRAAdapter
 from ..reading.scale import PEFT_HEADER
 from ..reading.scope import find_token_scope
 from ..tools.convert import load_adapter
+from .clock import drop_unused_clock
 from .inject import inject, narrow_x_embedder
 from .patches import add_patches, apply_patches, patch_weights, remove_patches
 from .plan import adapter_names, check_plans, free_name, plan_loading
-from .timestep_layers import drop_unused_clock
 
 
 logger = logging.getLogger(__name__)

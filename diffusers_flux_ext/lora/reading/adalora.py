@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoRAError
-from ..updates import lossless
+from ..updates.exact import lossless
 
 
 DIAGONAL = "diagonal"

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
 from ..keys import LoRAKey, is_extra, parse_lora_key
-from ..products import dense_delta, to_lora
-from ..updates import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
+from ..updates.base import LoRA, Update
+from ..updates.kinds import PRODUCTS, StoredLayer, update_of
+from ..updates.lycoris import LoHa, LoKr
+from ..updates.unscaled import Bias
 from .adalora import DIAGONAL, is_pruned, multiply_diagonal
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
@@ -28,7 +30,7 @@ _DTYPES = frozenset({
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64,
     torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 })  # fmt: skip
-_MATRICES = LORA | LOHA | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
+_MATRICES = LoRA.own | LoHa.own | LoKr.own
 # The largest matrix that a LoRA of FLUX.1 updates, T5's embedding, has half as many values.
 MAX_VALUES = 2**28
 # Outputs and inputs of diffusers' layers in units of the model's width; `None` where they are something else.
@@ -71,41 +73,13 @@ class LoRAAdapter:
     format: str = ""
     peft: PeftScales | None = None
 
-    def updates(self) -> Iterator[tuple[str, LayerUpdate]]:
+    def updates(self) -> Iterator[tuple[str, Update]]:
         """Every diffusers layer with its update, one layer of the file at a time."""
         for name, layer in self.layers.items():
-            for index, update in enumerate(diffusers_updates(layer)):
+            for index, update in enumerate(layer.diffusers_updates()):
                 target = layer.key.targets[index]
                 if update is not None and self.modules.get(target) == (name, index):
                     yield target, update
-
-
-def diffusers_updates(layer: StoredLayer) -> list[LayerUpdate | None]:
-    """
-    The updates of the diffusers layers that a layer of a file stacks, in diffusers' order of rows.
-
-    Raises:
-        LoRAError: If its rows cannot be divided.
-        UnsupportedLoRAError: If it has DoRA magnitudes that mix its parts.
-    """
-    name, update = layer.key.layer, layer.update
-    if len(name.targets) == 1 and not name.swap_halves:
-        return [update]
-    if name.swap_halves:
-        return [swapped(update)]
-    return split_rows(to_lora(update) if update.kind == "lokr" else update, name.shares, layer.name)
-
-
-def swapped(update: LayerUpdate) -> LayerUpdate:
-    """The update with the two halves of its rows exchanged."""
-    if update.kind != "lokr":
-        return map_rows(update, swap_halves)
-    first = "lokr_w1" if "lokr_w1" in update.parts else "lokr_w1_a"
-    if update.parts[first].shape[0] % 2:
-        return map_rows(to_lora(update), swap_halves)
-    # The rows of a Kronecker product follow those of its first factor.
-    halves = map_rows(update, swap_halves)
-    return replace(halves, parts={**halves.parts, first: swap_halves(update.parts[first])})
 
 
 def read_lora(
@@ -249,19 +223,17 @@ def _read_layer(
             "that has both, or pass `adapter_config=` or `default_alpha=`."
         )
     parts = multiply_diagonal(name, parts)
-    update = LayerUpdate(parts, 1.0, alpha)
     key = keys[0][1]
     replaced = {"set", "set_weight"} & parts.keys()
     if replaced and not key.layer.is_norm:
         raise LoRAError(f"`{name}` replaces a whole matrix. Only norms can be replaced; use the `diff` to it instead.")
-    _check_parts(name, update)
+    update = replace(_read_update(name, parts), alpha=alpha)
     if "diff" in parts and parts["diff"].ndim != (1 if key.layer.is_norm else 2):
         raise LoRAError(f"`{name}.diff` has shape {tuple(parts['diff'].shape)}, which is not that of a weight here.")
-    return StoredLayer(key, LayerUpdate(parts, layer_scale(key, update, peft, default_alpha), alpha))
+    return StoredLayer(key, replace(update, scale=layer_scale(key, update, peft, default_alpha)))
 
 
-def _check_parts(name: str, update: LayerUpdate) -> None:
-    parts = update.parts
+def _read_update(name: str, parts: Mapping[str, Tensor]) -> Update:
     shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
     if not parts:
         raise LoRAError(f"`{name}` has an alpha and nothing that it scales.")
@@ -272,57 +244,23 @@ def _check_parts(name: str, update: LayerUpdate) -> None:
     twice = [part for part in ("lokr_w1", "lokr_w2") if part in parts and {f"{part}_a", f"{part}_b"} & parts.keys()]
     if cores or twice:
         raise LoRAError(f"`{name}` has {cores or twice} beside {sorted(parts)}: such a product is none of a Linear.")
-    kinds = [kind for kind, present in _complete_kinds(parts).items() if present is not None]
-    broken = [kind for kind in kinds if not _complete_kinds(parts)[kind]]
+    kinds = [kind for kind in PRODUCTS if kind.owns(parts)]
+    broken = [kind.title for kind in kinds if not kind.is_complete(parts)]
     if broken:
         raise LoRAError(f"`{name}` has an incomplete {broken[0]}: only {shapes} is there.")
     if len(kinds) > 1:
-        raise LoRAError(f"`{name}` has several updates of its matrix at once: {kinds} with {shapes}.")
-    if kinds and not _chains(update):
+        raise LoRAError(
+            f"`{name}` has several updates of its matrix at once: {[kind.title for kind in kinds]} with {shapes}."
+        )
+    update = update_of(parts)
+    if kinds and not update.fits():
         raise LoRAError(f"The factors of `{name}` do not chain: their shapes are {shapes}.")
     if kinds and update.out_features * (update.in_features or 1) > MAX_VALUES:
         raise LoRAError(
             f"`{name}` updates a matrix of shape {(update.out_features, update.in_features)}; expected no more than "
             f"{MAX_VALUES} values. Its factors have the shapes {shapes}."
         )
-
-
-def _complete_kinds(parts: Mapping[str, Tensor]) -> dict[str, bool | None]:
-    """For each kind of update whether it is complete, `None` if nothing of it is there."""
-
-    def lokr(factor: str) -> bool:
-        return factor in parts or {f"{factor}_a", f"{factor}_b"} <= parts.keys()
-
-    matrix = "diff" in parts and parts["diff"].ndim == 2
-    return {
-        "LoRA": LORA <= parts.keys() if LORA & parts.keys() else None,
-        "LoHa": LOHA <= parts.keys() if LOHA & parts.keys() else None,
-        "LoKr": lokr("lokr_w1") and lokr("lokr_w2") if any(part.startswith("lokr_") for part in parts) else None,
-        "matrix": True if matrix else None,
-    }
-
-
-def _chains(update: LayerUpdate) -> bool:
-    parts = update.parts
-    pairs = {
-        "lora": (("up", "down"),),
-        "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
-        "lokr": (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
-    }.get(update.kind, ())
-    if any(a in parts and b in parts and parts[a].shape[1] != parts[b].shape[0] for a, b in pairs):
-        return False
-    if update.kind == "loha" and any(
-        parts[f"hada_w1_{side}"].shape[axis] != parts[f"hada_w2_{side}"].shape[axis]
-        for side, axis in (("a", 0), ("b", 1))
-    ):
-        return False
-    magnitude = parts.get("magnitude")
-    if magnitude is not None and update.kind != "none":
-        size = update.in_features if magnitude_axis(magnitude) == "in" else update.out_features
-        if magnitude.ndim not in (1, 2) or magnitude.numel() != size:
-            return False
-    vectors = [parts[part] for part in ("bias", "diff_b") if part in parts]
-    return all(vector.ndim == 1 and vector.shape[0] == update.out_features for vector in vectors)
+    return update
 
 
 def _sizes(layer: StoredLayer) -> tuple[int | None, int | None]:
@@ -344,7 +282,7 @@ def _check_sizes(layers: Mapping[str, StoredLayer]) -> None:
     """Holds the layers of the transformer against the width that most of them have."""
     widths: dict[str, set[float]] = {}
     for name, layer in layers.items():
-        if layer.key.component != "transformer" or layer.key.layer.is_norm or layer.update.kind == "none":
+        if layer.key.component != "transformer" or layer.key.layer.is_norm or isinstance(layer.update.inner, Bias):
             continue
         features = (layer.update.out_features, layer.update.in_features)
         widths[name] = {have / size for have, size in zip(features, _sizes(layer)) if size and have is not None}
@@ -375,10 +313,10 @@ def _assign(layers: Mapping[str, StoredLayer]) -> dict[str, tuple[str, int]]:
 
 
 def _same_update(layers: Mapping[str, StoredLayer], first: tuple[str, int], second: tuple[str, int]) -> bool:
-    updates = [diffusers_updates(layers[name])[index] for name, index in (first, second)]
+    updates = [layers[name].diffusers_updates()[index] for name, index in (first, second)]
     if updates[0] is None or updates[1] is None:
         return updates[0] is updates[1]
-    dense = [dense_delta(update, torch.float64) for update in updates if update is not None]
+    dense = [update.dense(torch.float64) for update in updates if update is not None]
     if dense[0] is None or dense[1] is None or dense[0].shape != dense[1].shape:
         return dense[0] is dense[1] and updates[0].parts.keys() == updates[1].parts.keys()
     return bool((dense[0] - dense[1]).norm() <= 1e-6 * dense[0].norm())

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import LoRAError, shortened
 from ..keys import LoRAKey
-from ..updates import LayerUpdate
+from ..updates.base import Update
 from .patterns import NamePatterns
 from .peft_config import divisor, normalized_config, tuner_of
 
@@ -191,16 +191,14 @@ def is_usable(value: Any) -> bool:
     return isinstance(value, int | float) and (value == 0 or SMALLEST < abs(value) < LARGEST)
 
 
-def layer_scale(
-    key: LoRAKey, update: LayerUpdate, peft: PeftScales | None, default_alpha: float | None = None
-) -> float:
+def layer_scale(key: LoRAKey, update: Update, peft: PeftScales | None, default_alpha: float | None = None) -> float:
     """
     The scale of a layer: its own alpha, else PEFT's config, else `default_alpha`, else 1.
 
     Args:
         key (`LoRAKey`):
             A key of the layer.
-        update (`LayerUpdate`):
+        update (`Update`):
             Its parts, with `alpha` as stored.
         peft (`PeftScales`, *optional*):
             PEFT's config.
@@ -217,7 +215,7 @@ def layer_scale(
     alpha = None if update.alpha is None else _number(update.alpha, key)
     # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
     if rank is None:
-        if update.kind != "lokr" or alpha is not None or peft is None or key.is_flat:
+        if not update.inner.scaled_without_rank or alpha is not None or peft is None or key.is_flat:
             return 1.0
         scale = peft.scale(key.component, key.body, None)
         return 1.0 if scale is None else scale

@@ -18,10 +18,9 @@ from ..._compat import get_peft_kwargs
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError
 from ..keys import parse_lora_key
-from ..products import bias_delta
 from ..reading.read import LoRAAdapter
 from ..reading.scale import PEFT_HEADER, PeftScales, read_peft_scales
-from ..updates import LayerUpdate
+from ..updates.base import LoRA, Update
 
 
 # Products that differ by less agree; bfloat16 factors that were multiplied once differ by this much.
@@ -204,27 +203,27 @@ def _inferred(component: str, ranks: Mapping[str, int], alphas: Mapping[str, Any
     return PeftScales({component: {**config, "rank_pattern": {}, "r": None}}, "diffusers")
 
 
-def _layer_state(name: str, update: LayerUpdate, loaded: Mapping[str, Any], scale: float) -> str:
+def _layer_state(name: str, update: Update, loaded: Mapping[str, Any], scale: float) -> str:
     if {"set", "set_weight"} & update.parts.keys():
         return "right" if f"{name}.weight" in loaded else "dropped"
     down, up = (loaded.get(f"{name}.lora_{side}.weight") for side in "AB")
     if down is None or up is None:
         return "right" if _is_mute(update) else "dropped"
-    if update.kind != "lora":
+    if not isinstance(update.inner, LoRA):
         return "wrong"
     if not _agree(update, down, up, scale):
         return "wrong"
-    bias, given = bias_delta(update), loaded.get(f"{name}.lora_B.bias")
+    bias, given = update.bias_delta(), loaded.get(f"{name}.lora_B.bias")
     if "magnitude" in update.parts and not any(key.startswith(f"{name}.lora_magnitude_vector") for key in loaded):
         return "partial"
     return "partial" if bias is not None and given is None and bool(bias.any()) else "right"
 
 
-def _is_mute(update: LayerUpdate) -> bool:
+def _is_mute(update: Update) -> bool:
     return update.scale == 0 and not {"diff", "diff_b"} & update.parts.keys()
 
 
-def _agree(update: LayerUpdate, down: Tensor, up: Tensor, scale: float) -> bool:
+def _agree(update: Update, down: Tensor, up: Tensor, scale: float) -> bool:
     """Compares the two products on one vector, which is enough to tell them apart."""
     if down.shape[1] != update.parts["down"].shape[1] or up.shape[0] != update.parts["up"].shape[0]:
         return False

@@ -12,7 +12,7 @@ from ..layouts import LoRALayout
 from ..reading.peft_config import tuner_of
 from ..reading.read import LoRAAdapter
 from ..reading.scale import PEFT_HEADER, read_peft_scales
-from ..updates import LayerUpdate
+from ..updates.base import LoRA, Update
 from .patterns import in_any_order
 
 
@@ -26,7 +26,7 @@ class TargetLayer:
             The model that it belongs to.
         body (`str`):
             The layer as the layout spells it, dotted.
-        update (`LayerUpdate`):
+        update (`Update`):
             Its update.
         is_norm (`bool`):
             Whether it is a normalisation.
@@ -34,7 +34,7 @@ class TargetLayer:
 
     component: str
     body: str
-    update: LayerUpdate
+    update: Update
     is_norm: bool = False
 
 
@@ -84,7 +84,7 @@ def _described(metadata: Mapping[str, str], targets: Sequence[TargetLayer]) -> s
     scales = read_peft_scales(metadata, None)
     if scales is None or any(tuner_of(config) != "LORA" for config in scales.configs.values()):
         return None
-    if any(target.update.kind != "lora" or target.is_norm for target in targets):
+    if any(not isinstance(target.update.inner, LoRA) or target.is_norm for target in targets):
         return None
     for target in targets:
         try:
