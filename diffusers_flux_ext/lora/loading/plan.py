@@ -14,7 +14,7 @@ from torch import nn
 
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile
 from ..updates.base import LoRA, Update
 from ..updates.kinds import Timed
 from ..updates.unscaled import Bias
@@ -40,12 +40,12 @@ class ModelPlan:
         return {name: update for name, update in self.updates.items() if not update.is_plain}
 
 
-def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module], timed: bool = False) -> dict[str, ModelPlan]:
+def plan_loading(adapter: LoRAFile, models: Mapping[str, nn.Module], timed: bool = False) -> dict[str, ModelPlan]:
     """
     Finds the layers of an adapter in models. Layers that none has are reported in a warning.
 
     Args:
-        adapter (`LoRAAdapter`):
+        adapter (`LoRAFile`):
             The adapter.
         models (`Mapping[str, torch.nn.Module]`):
             The models by component.

@@ -12,11 +12,12 @@ from torch import Tensor
 from ..._compat import offloading_suspended
 from ..errors import LoRAError, naming_files
 from ..files import LoRASource
-from ..reading.read import LoRAAdapter
+from ..reading.hub import check_hub_arguments
+from ..reading.read import LoRAFile, read
 from ..updates.base import LoRA, Update
 from ..updates.kinds import TIMED_PARTS, Timed
 from .clock import connect_clock
-from .load import add_adapter, check_hub_arguments, read_source
+from .load import add_adapter
 
 
 PUBLISHED_STRENGTH = 2.0
@@ -106,10 +107,10 @@ def bake_timestep_lora(
     }
 
 
-def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAAdapter:
+def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAFile:
     check_hub_arguments(hub)
     with naming_files(source):
-        adapter = read_source(source, {}, {}, strict, **hub)
+        adapter = read(source, {}, {}, strict=strict, hub=hub)
         _check_timed(adapter.updates())
         others = sorted({name.partition(".")[0] for name, _ in adapter.updates()} - {"transformer"})
         if others:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
+from ...checkpoints.layouts import list_keys
+from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError, naming_files
+from ..files import LoRASource, nonfinite, open_lora
 from ..keys import LoRAKey, is_extra, parse_lora_key
 from ..updates.base import LoRA, Update
 from ..updates.kinds import PRODUCTS, StoredLayer, update_of
@@ -20,6 +22,7 @@ from ..updates.unscaled import Bias
 from .adalora import DIAGONAL, is_pruned, multiply_diagonal
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
+from .hub import find_source
 from .scale import USABLE, PeftScales, is_usable, layer_scale, read_peft_scales
 
 
@@ -43,7 +46,7 @@ _SIZES: dict[str, tuple[int | None, int | None]] = {
 
 
 @dataclass(frozen=True)
-class LoRAAdapter:
+class LoRAFile:
     """
     A LoRA file, read.
 
@@ -63,6 +66,8 @@ class LoRAAdapter:
             The name of the format, a diagnosis only.
         peft (`PeftScales`, *optional*):
             PEFT's config from the header or from `adapter_config`.
+        tensors (`Mapping[str, Any]`):
+            The tensors as they were found.
     """
 
     layers: dict[str, StoredLayer]
@@ -72,6 +77,7 @@ class LoRAAdapter:
     unknown: tuple[str, ...] = ()
     format: str = ""
     peft: PeftScales | None = None
+    tensors: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def updates(self) -> Iterator[tuple[str, Update]]:
         """Every diffusers layer with its update, one layer of the file at a time."""
@@ -82,13 +88,61 @@ class LoRAAdapter:
                     yield target, update
 
 
+def read(
+    source: LoRASource,
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    default_alpha: float | None = None,
+    strict: bool = True,
+    hub: Mapping[str, Any] | None = None,
+) -> LoRAFile:
+    """
+    Opens and reads a LoRA in any layout.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A file, a folder with one, the tensors, or, given `hub`, a repository of the Hub.
+        metadata (`Mapping[str, str]`, *optional*):
+            A header that replaces the file's; `{}` reads it without.
+        adapter_config (`Mapping[str, Any]`, *optional*):
+            PEFT's config, in place of the `adapter_config.json` beside the file.
+        default_alpha (`float`, *optional*):
+            Alpha of layers that say nothing.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether keys that are not understood, and numbers that are not finite, are errors.
+        hub (`Mapping[str, Any]`, *optional*):
+            `weight_name`, `subfolder` and the other arguments for the Hub. The source may be a repository then.
+
+    Returns:
+        `LoRAFile`: What it holds.
+
+    Raises:
+        LoRAError: If it cannot be read; see [`read_lora`].
+    """
+    if hub is not None:
+        source, metadata, adapter_config = find_source(source, metadata, adapter_config, hub)
+    with naming_files(source):
+        opened = open_lora(source)
+    # Of a folder, the file in it.
+    with naming_files(opened.path or source):
+        header = opened.metadata if metadata is None else dict(metadata)
+        wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
+        if wrong:
+            raise LoRAError(f"A header holds text only, but `metadata` has {wrong}.")
+        config = opened.adapter_config if adapter_config is None else adapter_config
+        file = read_lora(opened.tensors, header, config, default_alpha, strict)
+        if strict and (broken := list(nonfinite(opened.tensors))):
+            raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
+    return replace(file, tensors=opened.tensors)
+
+
 def read_lora(
     state_dict: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
     adapter_config: Mapping[str, Any] | None = None,
     default_alpha: float | None = None,
     strict: bool = True,
-) -> LoRAAdapter:
+) -> LoRAFile:
     """
     Reads a LoRA in any layout.
 
@@ -105,7 +159,7 @@ def read_lora(
             Whether keys that are not understood are an error; else they are left out with a warning.
 
     Returns:
-        `LoRAAdapter`: Its layers.
+        `LoRAFile`: Its layers.
 
     Raises:
         ForeignLoRAError: If it belongs to another model or is no static update of weights.
@@ -132,7 +186,7 @@ def read_lora(
     _check_sizes(layers)
     if default_alpha is None and peft is None and (lost := lost_alpha(layers, metadata)):
         logger.warning("%s", lost)
-    return LoRAAdapter(
+    return LoRAFile(
         layers=layers,
         modules=_assign(layers),
         extras={key: tensor for key, tensor in tensors.items() if is_extra(key)},

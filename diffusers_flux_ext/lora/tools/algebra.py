@@ -15,14 +15,13 @@ from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, is_finite, materialize
 from ..keys import parse_lora_key
 from ..layouts import LoRALayout, lora_layout
-from ..reading.read import LoRAAdapter, read_lora
+from ..reading.read import LoRAFile, read, read_lora
 from ..reading.scale import PEFT_HEADER
 from ..updates.base import LoRA, Update
 from ..updates.exact import add_exactly, equal_values, lossless, multiplied, promote
 from ..updates.kinds import StoredLayer, update_of
 from ..updates.unscaled import Bias
 from ..writing.write import Entries, write_lora
-from .convert import load_adapter
 
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class ErrorSum:
         return LoRAResult(materialize(entries, dtype), metadata, error, self.layers)
 
 
-def adapter_of(updates: Mapping[str, Update], metadata: Mapping[str, str] | None = None) -> LoRAAdapter:
+def adapter_of(updates: Mapping[str, Update], metadata: Mapping[str, str] | None = None) -> LoRAFile:
     """An adapter of diffusers' layers, such as `"transformer.proj_out"`."""
     layers, modules = {}, {}
     for name, update in updates.items():
@@ -81,7 +80,7 @@ def adapter_of(updates: Mapping[str, Update], metadata: Mapping[str, str] | None
             raise LoRAError(f"`{name}` is no layer of FLUX.1.")
         layers[name] = StoredLayer(key, update)
         modules[name] = (name, 0)
-    return LoRAAdapter(layers, modules, metadata=dict(metadata or {}))
+    return LoRAFile(layers, modules, metadata=dict(metadata or {}))
 
 
 def merge_loras(
@@ -128,7 +127,7 @@ def merge_loras(
     extras: dict[str, Tensor] = {}
     for source, weight in zip(loras, chosen):
         with naming_files(source):
-            adapter = load_adapter(source, strict=strict)[0]
+            adapter = read(source, strict=strict)
             extras = {**adapter.extras, **extras}
             for name, update in adapter.updates():
                 module = name.replace("text_encoder.text_model.", "text_encoder.")
@@ -140,7 +139,7 @@ def merge_loras(
 
 
 def _resized(
-    adapter: LoRAAdapter,
+    adapter: LoRAFile,
     layout: LoRALayout,
     rank: int | None,
     energy: float | None,
@@ -268,7 +267,7 @@ def resize_lora(
     check_energy(energy)
     layout = lora_layout(to)
     with naming_files(source):
-        adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
+        adapter = read(source, metadata, adapter_config, strict=strict)
         # PEFT's config gives the old ranks.
         header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
         return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)

@@ -14,11 +14,10 @@ from torch import Tensor
 from ...checkpoints.layouts import TransformerLayout, list_keys, spell_in_layout
 from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, check_writable, is_finite, save_lora
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile, read
 from ..reading.scope import find_token_scope
 from ..updates.base import Update
 from ..updates.exact import swap_halves
-from .convert import load_adapter
 from .transformer import OpenedTransformer, TransformerSource, open_transformer
 
 
@@ -152,13 +151,13 @@ def _collect(
     updates: dict[str, list[tuple[Update, float]]] = {}
     for source, strength in zip(sources, strengths):
         with naming_files(source):
-            adapter = load_adapter(source, strict=strict)[0]
+            adapter = read(source, strict=strict)
             _add_updates(updates, adapter, strength, strict)
     return updates
 
 
 def _add_updates(
-    updates: dict[str, list[tuple[Update, float]]], adapter: LoRAAdapter, strength: float, strict: bool
+    updates: dict[str, list[tuple[Update, float]]], adapter: LoRAFile, strength: float, strict: bool
 ) -> None:
     text = sorted(name for name in adapter.modules if not name.startswith("transformer."))
     if text and strict:

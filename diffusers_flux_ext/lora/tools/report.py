@@ -11,14 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import naming_files
-from ..files import LoRASource, OpenedLoRA, nonfinite, open_lora
+from ..files import LoRASource, nonfinite, open_lora
 from ..keys import is_extra, parse_lora_key
 from ..reading.detection import describe_format
-from ..reading.read import LoRAAdapter, lost_alpha
+from ..reading.read import LoRAFile, lost_alpha, read
 from ..reading.scale import PEFT_HEADER
 from ..reading.scope import find_token_scope
 from ..updates.kinds import StoredLayer, Timed
-from .convert import load_adapter
 from .verdict import diffusers_verdict
 
 
@@ -142,12 +141,11 @@ def inspect_lora(
         LoRAError: If the file cannot be read, is for another model, or contradicts itself.
     """
     with naming_files(source):
-        adapter, opened = load_adapter(source, metadata, adapter_config, strict=False)
-        return _report(adapter, opened)
+        return _report(read(source, metadata, adapter_config, strict=False))
 
 
-def _report(adapter: LoRAAdapter, opened: OpenedLoRA) -> LoRAReport:
-    tensors: dict[str, Tensor] = {key: value for key, value in opened.tensors.items() if isinstance(value, Tensor)}
+def _report(adapter: LoRAFile) -> LoRAReport:
+    tensors: dict[str, Tensor] = {key: value for key, value in adapter.tensors.items() if isinstance(value, Tensor)}
     updates = [layer.update for layer in adapter.layers.values()]
     verdict = diffusers_verdict(adapter, tensors)
     return LoRAReport(
@@ -178,7 +176,7 @@ def _count(values: Any) -> dict[Any, int]:
     return dict(sorted(Counter(value for value in values if value is not None).items()))
 
 
-def _coverage(adapter: LoRAAdapter) -> dict[str, tuple[int, int]]:
+def _coverage(adapter: LoRAFile) -> dict[str, tuple[int, int]]:
     norms = {target for layer in adapter.layers.values() if layer.key.layer.is_norm for target in layer.key.targets}
     names = [
         m.removeprefix("transformer.") for m in adapter.modules if m.startswith("transformer.") and m not in norms
@@ -199,7 +197,7 @@ def _block(layer: StoredLayer) -> str:
     return ".".join(name.split(".")[:2]) if "blocks." in name else "others"
 
 
-def _norms(adapter: LoRAAdapter) -> dict[str, float]:
+def _norms(adapter: LoRAFile) -> dict[str, float]:
     owners = {name for name, _ in adapter.modules.values()}
     squares: dict[str, float] = {}
     for name in adapter.layers:
@@ -216,7 +214,7 @@ def _block_order(block: str) -> tuple[int, int]:
     return kinds.index(kind), int(index or 0)
 
 
-def _warnings(adapter: LoRAAdapter) -> list[str]:
+def _warnings(adapter: LoRAFile) -> list[str]:
     found = []
     header = adapter.metadata
     silent = all(layer.update.alpha is None for layer in adapter.layers.values())

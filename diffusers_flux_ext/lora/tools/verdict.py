@@ -18,7 +18,7 @@ from ..._compat import get_peft_kwargs
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError
 from ..keys import parse_lora_key
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile
 from ..reading.scale import PEFT_HEADER, PeftScales, read_peft_scales
 from ..updates.base import LoRA, Update
 
@@ -53,12 +53,12 @@ class DiffusersVerdict:
     reasons: tuple[str, ...] = ()
 
 
-def diffusers_verdict(adapter: LoRAAdapter, tensors: Mapping[str, Any]) -> DiffusersVerdict:
+def diffusers_verdict(adapter: LoRAFile, tensors: Mapping[str, Any]) -> DiffusersVerdict:
     """
     Runs the installed diffusers' conversion on a file and compares every layer with what the file means.
 
     Args:
-        adapter (`LoRAAdapter`):
+        adapter (`LoRAFile`):
             The file, read.
         tensors (`Mapping[str, torch.Tensor]`):
             Its tensors.
@@ -103,7 +103,7 @@ def _silence() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
 
 
-def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAAdapter) -> str | None:
+def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAFile) -> str | None:
     norms = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
     if not any("lora" in key or any(norm in key for norm in norms) for key in loaded):
         return "it finds no LoRA in the file"
@@ -122,7 +122,7 @@ def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAAdapter) -> st
     return None
 
 
-def _compare(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> DiffusersVerdict:
+def _compare(adapter: LoRAFile, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> DiffusersVerdict:
     loaded = _in_peft_names(loaded)
     scales = _scales(adapter, loaded, alphas)
     found: dict[str, list[str]] = {state: [] for state in _STATES}
@@ -166,7 +166,7 @@ def _clip_spelling(name: str, loaded: Mapping[str, Any]) -> str:
     return name
 
 
-def _scales(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, float]:
+def _scales(adapter: LoRAFile, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, float]:
     """The scale that PEFT would give each layer."""
     found: dict[str, float] = {}
     stored = read_peft_scales(adapter.metadata, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import LoRAError
 from ..layouts import LoRALayout
 from ..reading.peft_config import tuner_of
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile
 from ..reading.scale import PEFT_HEADER, read_peft_scales
 from ..updates.base import LoRA, Update
 from .patterns import in_any_order
@@ -38,16 +38,14 @@ class TargetLayer:
     is_norm: bool = False
 
 
-def write_header(
-    adapter: LoRAAdapter, layout: LoRALayout, targets: Sequence[TargetLayer]
-) -> tuple[dict[str, str], str]:
+def write_header(adapter: LoRAFile, layout: LoRALayout, targets: Sequence[TargetLayer]) -> tuple[dict[str, str], str]:
     """
     The header of a written file.
 
     PEFT's config stays where diffusers will read it and it is still right; alphas take its place elsewhere.
 
     Args:
-        adapter (`LoRAAdapter`):
+        adapter (`LoRAFile`):
             What was read.
         layout (`LoRALayout`):
             What is written.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UnsupportedLoRAError
 from ..keys import flatten, layer_in_namespace
 from ..layouts import LoRALayout
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile
 from ..updates.base import LoRA, Update
 from ..updates.exact import BlockMatrix, add_exactly, alpha_tensor, multiplied
 from ..updates.joining import join_rows
@@ -30,12 +30,12 @@ MAX_GROWN = 8 * 2**30
 Entries = dict[str, "Tensor | BlockMatrix"]
 
 
-def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) -> tuple[Entries, dict[str, str]]:
+def write_lora(adapter: LoRAFile, layout: LoRALayout, strict: bool = True) -> tuple[Entries, dict[str, str]]:
     """
     Spells an adapter in a layout.
 
     Args:
-        adapter (`LoRAAdapter`):
+        adapter (`LoRAFile`):
             The adapter.
         layout (`LoRALayout`):
             The layout.
@@ -98,7 +98,7 @@ def _report(refusals: list[str], layout: LoRALayout, strict: bool) -> None:
 class _Cuts:
     """The parts of the layers of a file, the last few kept: a layer's parts are asked for one after another."""
 
-    def __init__(self, adapter: LoRAAdapter) -> None:
+    def __init__(self, adapter: LoRAFile) -> None:
         self.adapter = adapter
         self.recent: dict[str, list[Update | None]] = {}
 
@@ -111,7 +111,7 @@ class _Cuts:
         return self.recent[name][index]
 
 
-def _target_layers(adapter: LoRAAdapter, layout: LoRALayout, refusals: list[str]) -> Iterator[TargetLayer]:
+def _target_layers(adapter: LoRAFile, layout: LoRALayout, refusals: list[str]) -> Iterator[TargetLayer]:
     cuts = _Cuts(adapter)
     seen: set[tuple[str, str]] = set()
     for module, (name, position) in adapter.modules.items():
