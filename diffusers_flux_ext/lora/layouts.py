@@ -16,19 +16,14 @@ class LoRALayout:
     A layout that LoRAs are written in.
 
     Attributes:
-        name (`str`):
-            Its name.
-        namespace (`str`):
-            How it spells the transformer's layers.
+        name (`str`): Its name.
+        namespace (`str`): How it spells the transformer's layers.
         prefixes (`Mapping[str, str]`):
             What it puts before the layers of each component; a component that is missing cannot be held.
-        down, up (`str`):
-            Suffixes of the factors.
-        alpha (`str`):
-            Whether alpha is written `"always"`, for all layers or none (`"together"`), where it is not the rank
-            (`"needed"`) or `"never"`; then the scale goes into the factors.
-        kinds (`tuple[type[Update], ...]`):
-            The kinds of updates that its readers apply; others become a LoRA.
+        down, up (`str`): Suffixes of the factors.
+        alpha (`str`): Whether alpha is written `"always"`, for all layers or none (`"together"`), where it is not the
+            rank (`"needed"`) or `"never"`; then the scale goes into the factors.
+        kinds (`tuple[type[Update], ...]`): The kinds of updates that its readers apply; others become a LoRA.
         bias, magnitude, norm (`str`, *optional*):
             Suffixes of the bias of a LoRA, of DoRA's magnitudes, and of a replaced norm.
     """

@@ -57,8 +57,7 @@ def check_plain(layers: Mapping[str, Any]) -> None:
     Refuses what a state dict of PEFT layers cannot say about updates that are no plain LoRAs.
 
     Args:
-        layers (`Mapping[str, torch.Tensor]`):
-            The state dict.
+        layers (`Mapping[str, torch.Tensor]`): The state dict.
 
     Raises:
         LoRAError: If there is such an update.

@@ -16,8 +16,7 @@ def check_fusible(models: Mapping[str, nn.Module]) -> None:
     Checks that LoRAs can be added to the weights of models.
 
     Args:
-        models (`Mapping[str, torch.nn.Module]`):
-            The models by component.
+        models (`Mapping[str, torch.nn.Module]`): The models by component.
 
     Raises:
         LoRAError: If weights under a LoRA are quantised, stored in 8 bits or not in memory.

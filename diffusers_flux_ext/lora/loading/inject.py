@@ -26,16 +26,11 @@ def inject(
     Adds a model's updates as PEFT layers.
 
     Args:
-        model (`torch.nn.Module`):
-            The model.
-        component (`str`):
-            Which it is in its pipeline.
-        plan (`ModelPlan`):
-            The updates of its layers.
-        name (`str`):
-            The adapter's name.
-        hotswap, low_cpu_mem_usage (`bool`):
-            As for diffusers' `load_lora_adapter`.
+        model (`torch.nn.Module`): The model.
+        component (`str`): Which it is in its pipeline.
+        plan (`ModelPlan`): The updates of its layers.
+        name (`str`): The adapter's name.
+        hotswap, low_cpu_mem_usage (`bool`): As for diffusers' `load_lora_adapter`.
 
     Raises:
         LoRAError: If `x_embedder` has to be widened and cannot be.
@@ -150,8 +145,7 @@ def narrow_x_embedder(model: nn.Module) -> None:
     Gives `x_embedder` its old width and weights back once no LoRA reads the control channels any more.
 
     Args:
-        model (`torch.nn.Module`):
-            The model; nothing happens unless [`inject`] has widened it.
+        model (`torch.nn.Module`): The model; nothing happens unless [`inject`] has widened it.
     """
     replaced = getattr(model, "_overwritten_params", None) or {}
     layer: Any = getattr(model, "x_embedder", None)

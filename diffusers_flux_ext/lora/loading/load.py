@@ -82,14 +82,10 @@ def add_adapter(pipe: Any, adapter: LoRAFile, adapter_name: str | None, weight: 
     Adds a LoRA that has been read to those that are active.
 
     Args:
-        pipe (`DiffusionPipeline`):
-            A FLUX.1 pipeline.
-        adapter (`LoRAFile`):
-            The LoRA.
-        adapter_name (`str`, *optional*):
-            The adapter's name; `default_0`, `default_1`, ... without.
-        weight (`float`):
-            The adapter's weight.
+        pipe (`DiffusionPipeline`): A FLUX.1 pipeline.
+        adapter (`LoRAFile`): The LoRA.
+        adapter_name (`str`, *optional*): The adapter's name; `default_0`, `default_1`, ... without.
+        weight (`float`): The adapter's weight.
         timed (`bool`, *optional*, defaults to `False`):
             Whether its updates may depend on the timestep; the caller then connects them.
 
@@ -173,8 +169,7 @@ def active_weights(model: nn.Module) -> dict[str, float]:
     The weights of a model's active adapters.
 
     Args:
-        model (`torch.nn.Module`):
-            The model.
+        model (`torch.nn.Module`): The model.
 
     Returns:
         `dict[str, float]`: Weights by name; where the blocks of a model have different ones, that of its first layer.

@@ -45,12 +45,9 @@ def plan_loading(adapter: LoRAFile, models: Mapping[str, nn.Module], timed: bool
     Finds the layers of an adapter in models. Layers that none has are reported in a warning.
 
     Args:
-        adapter (`LoRAFile`):
-            The adapter.
-        models (`Mapping[str, torch.nn.Module]`):
-            The models by component.
-        timed (`bool`, *optional*, defaults to `False`):
-            Whether updates may depend on the timestep.
+        adapter (`LoRAFile`): The adapter.
+        models (`Mapping[str, torch.nn.Module]`): The models by component.
+        timed (`bool`, *optional*, defaults to `False`): Whether updates may depend on the timestep.
 
     Returns:
         `dict[str, ModelPlan]`: What is done to each model that the adapter touches.

@@ -24,10 +24,8 @@ def multiply_diagonal(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tenso
     Multiplies AdaLoRA's singular values into the first factor.
 
     Args:
-        name (`str`):
-            The layer, for errors.
-        parts (`Mapping[str, torch.Tensor]`):
-            Its parts by canonical name.
+        name (`str`): The layer, for errors.
+        parts (`Mapping[str, torch.Tensor]`): Its parts by canonical name.
 
     Returns:
         `dict[str, torch.Tensor]`: The parts of a LoRA, in a dtype that holds the products exactly where there is one.

@@ -136,10 +136,8 @@ def describe_format(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str
     Names the format of a file.
 
     Args:
-        keys (`Sequence[LoRAKey]`):
-            Its keys, taken apart.
-        metadata (`Mapping[str, str]`):
-            Its header.
+        keys (`Sequence[LoRAKey]`): Its keys, taken apart.
+        metadata (`Mapping[str, str]`): Its header.
 
     Returns:
         `str`: A name such as `"kohya"`; several joined by `" + "` if the file mixes layouts; `"unknown"` without keys.

@@ -51,23 +51,16 @@ class LoRAFile:
     A LoRA file, read.
 
     Attributes:
-        layers (`dict[str, StoredLayer]`):
-            The layers by the names that the file gives them, in its order.
+        layers (`dict[str, StoredLayer]`): The layers by the names that the file gives them, in its order.
         modules (`dict[str, tuple[str, int]]`):
             For every diffusers layer (`"transformer.transformer_blocks.0.attn.to_q"`) the layer of the file that
             holds it, and which of its parts it is.
-        extras (`dict[str, torch.Tensor]`):
-            Textual inversions that travel with the file.
-        metadata (`dict[str, str]`):
-            The header.
-        unknown (`tuple[str, ...]`):
-            Keys that were left out because `strict=False`.
-        format (`str`):
-            The name of the format, a diagnosis only.
-        peft (`PeftScales`, *optional*):
-            PEFT's config from the header or from `adapter_config`.
-        tensors (`Mapping[str, Any]`):
-            The tensors as they were found.
+        extras (`dict[str, torch.Tensor]`): Textual inversions that travel with the file.
+        metadata (`dict[str, str]`): The header.
+        unknown (`tuple[str, ...]`): Keys that were left out because `strict=False`.
+        format (`str`): The name of the format, a diagnosis only.
+        peft (`PeftScales`, *optional*): PEFT's config from the header or from `adapter_config`.
+        tensors (`Mapping[str, Any]`): The tensors as they were found.
     """
 
     layers: dict[str, StoredLayer]
@@ -102,12 +95,10 @@ def read(
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
             A file, a folder with one, the tensors, or, given `hub`, a repository of the Hub.
-        metadata (`Mapping[str, str]`, *optional*):
-            A header that replaces the file's; `{}` reads it without.
+        metadata (`Mapping[str, str]`, *optional*): A header that replaces the file's; `{}` reads it without.
         adapter_config (`Mapping[str, Any]`, *optional*):
             PEFT's config, in place of the `adapter_config.json` beside the file.
-        default_alpha (`float`, *optional*):
-            Alpha of layers that say nothing.
+        default_alpha (`float`, *optional*): Alpha of layers that say nothing.
         strict (`bool`, *optional*, defaults to `True`):
             Whether keys that are not understood, and numbers that are not finite, are errors.
         hub (`Mapping[str, Any]`, *optional*):
@@ -149,10 +140,8 @@ def read_lora(
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
             The file's tensors; alphas may be numbers. Nothing is changed or copied.
-        metadata (`Mapping[str, str]`, *optional*):
-            The file's header.
-        adapter_config (`Mapping[str, Any]`, *optional*):
-            The content of PEFT's `adapter_config.json`.
+        metadata (`Mapping[str, str]`, *optional*): The file's header.
+        adapter_config (`Mapping[str, Any]`, *optional*): The content of PEFT's `adapter_config.json`.
         default_alpha (`float`, *optional*):
             Alpha of layers for which neither the tensors nor a config give one. Without it their scale is 1.
         strict (`bool`, *optional*, defaults to `True`):

@@ -42,11 +42,9 @@ class DiffusersVerdict:
     What diffusers' `load_lora_weights` makes of a file.
 
     Attributes:
-        result (`str`):
-            `"fully"`, `"partly"` (some layers are left out), `"wrongly"` (some are scaled or mapped wrong), `"not"`
-            (nothing is applied) or `"fails"` (an error).
-        reasons (`tuple[str, ...]`):
-            Sentences that say what happens.
+        result (`str`): `"fully"`, `"partly"` (some layers are left out), `"wrongly"` (some are scaled or mapped
+            wrong), `"not"` (nothing is applied) or `"fails"` (an error).
+        reasons (`tuple[str, ...]`): Sentences that say what happens.
     """
 
     result: str
@@ -58,10 +56,8 @@ def diffusers_verdict(adapter: LoRAFile, tensors: Mapping[str, Any]) -> Diffuser
     Runs the installed diffusers' conversion on a file and compares every layer with what the file means.
 
     Args:
-        adapter (`LoRAFile`):
-            The file, read.
-        tensors (`Mapping[str, torch.Tensor]`):
-            Its tensors.
+        adapter (`LoRAFile`): The file, read.
+        tensors (`Mapping[str, torch.Tensor]`): Its tensors.
 
     Returns:
         `DiffusersVerdict`: The result and the reasons.

@@ -26,14 +26,11 @@ class Update:
     The update of one layer, `delta W = scale * up @ down` or another product of its parts.
 
     Attributes:
-        parts (`Mapping[str, torch.Tensor]`):
-            The factors as stored, by canonical name: `down` `(rank, in_features)`, `up` `(out_features, rank)`,
-            `bias` `(out_features,)`, `magnitude`, LyCORIS' `hada_*` and `lokr_*`, or `diff` and `diff_b`. A joined
-            `up` is a [`BlockMatrix`].
-        scale (`float`):
-            What the product and `bias` are multiplied with; never `diff` and `diff_b`.
-        alpha (`torch.Tensor`, *optional*):
-            Alpha as stored, in its shape and dtype.
+        parts (`Mapping[str, torch.Tensor]`): The factors as stored, by canonical name: `down` `(rank, in_features)`,
+            `up` `(out_features, rank)`, `bias` `(out_features,)`, `magnitude`, LyCORIS' `hada_*` and `lokr_*`, or
+            `diff` and `diff_b`. A joined `up` is a [`BlockMatrix`].
+        scale (`float`): What the product and `bias` are multiplied with; never `diff` and `diff_b`.
+        alpha (`torch.Tensor`, *optional*): Alpha as stored, in its shape and dtype.
     """
 
     parts: Parts
@@ -46,6 +43,10 @@ class Update:
     # Parts of its product, and those that are zeros in one that is muted: the first of these that is there.
     own: ClassVar[frozenset[str]] = frozenset()
     first: ClassVar[tuple[str, ...]] = ()
+    # Parts whose first axis is the rank, or the rows of the layer, and those whose second one is its columns.
+    ranked: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[tuple[str, ...]] = ()
     # Pairs of parts that are multiplied.
     chains: ClassVar[tuple[tuple[str, str], ...]] = ()
     # Whether PEFT scales it even if it has no rank, and whether its parts have rows that can be cut.
@@ -75,23 +76,23 @@ class Update:
     @property
     def rank(self) -> int | None:
         """The number by which alpha is divided, `None` where there is no such number."""
-        return None
+        return next((self.parts[name].shape[0] for name in self.ranked if name in self.parts), None)
 
     @property
     def out_features(self) -> int:
         """Rows of the layer."""
-        return self._size(0, "diff_b", "bias")
+        size = self._size(0, (*self.rows, "diff_b", "bias"))
+        if size is None:
+            raise LoRAError(f"No part of a layer shows how many outputs it has; it has {sorted(self.parts)}.")
+        return size
 
     @property
     def in_features(self) -> int | None:
         """Columns of the layer, `None` if no part shows them."""
-        return None
+        return self._size(1, self.columns)
 
-    def _size(self, axis: int, *names: str) -> int:
-        found = next((self.parts[name] for name in names if name in self.parts), None)
-        if found is None:
-            raise LoRAError(f"No part of a layer shows how many outputs it has; it has {sorted(self.parts)}.")
-        return found.shape[axis]
+    def _size(self, axis: int, names: Sequence[str]) -> int | None:
+        return next((self.parts[name].shape[axis] for name in names if name in self.parts), None)
 
     def check_static(self, name: str) -> None:
         """Raises an [`UnsupportedLoRAError`] if the update depends on more than its own tensors."""
@@ -248,19 +249,8 @@ class LoRA(Update):
 
     label, title = "lora", "LoRA"
     own, first, chains = frozenset({"down", "up"}), ("up",), (("up", "down"),)
+    ranked, rows, columns = ("down",), ("up",), ("down",)
     is_plain = True
-
-    @property
-    def rank(self) -> int | None:
-        return self.parts["down"].shape[0]
-
-    @property
-    def out_features(self) -> int:
-        return self.parts["up"].shape[0]
-
-    @property
-    def in_features(self) -> int | None:
-        return self.parts["down"].shape[1]
 
     def _product(self, parts: Mapping[str, Tensor]) -> Tensor:
         return parts["up"] @ parts["down"]

@@ -26,10 +26,8 @@ def join_rows(members: Sequence[Update | None], shares: Sequence[int], name: str
     Args:
         members (`Sequence[Update | None]`):
             LoRAs, or dense updates; `None` for parts that have none. At least one is there.
-        shares (`Sequence[int]`):
-            The rows of each part, as shares of the whole.
-        name (`str`):
-            The layer's name for errors.
+        shares (`Sequence[int]`): The rows of each part, as shares of the whole.
+        name (`str`): The layer's name for errors.
 
     Returns:
         `Update`: The update of the whole.

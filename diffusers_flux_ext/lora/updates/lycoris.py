@@ -18,24 +18,13 @@ class LoHa(Update):
 
     label, title = "loha", "LoHa"
     own, first = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), ("hada_w1_a",)
+    ranked, rows, columns = ("hada_w1_b",), ("hada_w1_a",), ("hada_w1_b",)
     chains = (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
 
     @property
     def is_plain(self) -> bool:
         # As a LoRA it has the square of its rank; beyond this one the dense product is smaller.
         return 2 * (self.rank or 0) ** 2 <= min(self.out_features, self.in_features or 0)
-
-    @property
-    def rank(self) -> int | None:
-        return self.parts["hada_w1_b"].shape[0]
-
-    @property
-    def out_features(self) -> int:
-        return self.parts["hada_w1_a"].shape[0]
-
-    @property
-    def in_features(self) -> int | None:
-        return self.parts["hada_w1_b"].shape[1]
 
     def fits(self) -> bool:
         shapes = [self.parts[f"hada_{name}"].shape for name in ("w1_a", "w2_a", "w1_b", "w2_b")]
@@ -56,7 +45,7 @@ class LoKr(Update):
 
     label, title = "lokr", "LoKr"
     own = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"})
-    first = ("lokr_w1", "lokr_w1_a")
+    first, ranked = ("lokr_w1", "lokr_w1_a"), ("lokr_w2_b", "lokr_w1_b")
     chains = (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"))
     scaled_without_rank, has_rows = True, False
 
@@ -67,16 +56,16 @@ class LoKr(Update):
         )
 
     @property
-    def rank(self) -> int | None:
-        return next((self.parts[name].shape[0] for name in ("lokr_w2_b", "lokr_w1_b") if name in self.parts), None)
-
-    @property
     def out_features(self) -> int:
-        return self._size(0, "lokr_w1", "lokr_w1_a") * self._size(0, "lokr_w2", "lokr_w2_a")
+        return self._kron_size(0, "a")
 
     @property
-    def in_features(self) -> int | None:
-        return self._size(1, "lokr_w1", "lokr_w1_b") * self._size(1, "lokr_w2", "lokr_w2_b")
+    def in_features(self) -> int:
+        return self._kron_size(1, "b")
+
+    def _kron_size(self, axis: int, side: str) -> int:
+        sizes = [self._size(axis, (factor, f"{factor}_{side}")) or 0 for factor in ("lokr_w1", "lokr_w2")]
+        return sizes[0] * sizes[1]
 
     def _product(self, parts: Mapping[str, Tensor]) -> Tensor:
         return torch.kron(*self._whole(parts))

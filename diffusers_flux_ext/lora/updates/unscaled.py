@@ -26,19 +26,11 @@ class Dense(Unscaled):
     """A dense matrix `diff`."""
 
     label, title = "diff", "matrix"
-    own = frozenset({"diff"})
+    own, rows, columns = frozenset({"diff"}), ("diff",), ("diff",)
 
     @classmethod
     def owns(cls, parts: Parts) -> bool:
         return "diff" in parts and parts["diff"].ndim == 2
-
-    @property
-    def out_features(self) -> int:
-        return self.parts["diff"].shape[0]
-
-    @property
-    def in_features(self) -> int | None:
-        return self.parts["diff"].shape[1]
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return self.parts["diff"].to(dtype)
@@ -81,14 +73,11 @@ class Norm(Bias):
 
     label, title = "norm", "norm"
     own = frozenset({"set", "set_weight", "w_norm", "b_norm", "diff"})
+    rows = ("diff",)
 
     @classmethod
     def owns(cls, parts: Parts) -> bool:
         return not cls.own.isdisjoint(parts)
-
-    @property
-    def out_features(self) -> int:
-        return self._size(0, "diff", "diff_b", "bias")
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return self.parts["diff"].to(dtype) if "diff" in self.parts else None

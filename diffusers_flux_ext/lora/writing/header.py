@@ -22,14 +22,10 @@ class TargetLayer:
     A layer of the target layout with its update.
 
     Attributes:
-        component (`str`):
-            The model that it belongs to.
-        body (`str`):
-            The layer as the layout spells it, dotted.
-        update (`Update`):
-            Its update.
-        is_norm (`bool`):
-            Whether it is a normalisation.
+        component (`str`): The model that it belongs to.
+        body (`str`): The layer as the layout spells it, dotted.
+        update (`Update`): Its update.
+        is_norm (`bool`): Whether it is a normalisation.
     """
 
     component: str
@@ -45,12 +41,9 @@ def write_header(adapter: LoRAFile, layout: LoRALayout, targets: Sequence[Target
     PEFT's config stays where diffusers will read it and it is still right; alphas take its place elsewhere.
 
     Args:
-        adapter (`LoRAFile`):
-            What was read.
-        layout (`LoRALayout`):
-            What is written.
-        targets (`Sequence[TargetLayer]`):
-            The layers that are written.
+        adapter (`LoRAFile`): What was read.
+        layout (`LoRALayout`): What is written.
+        targets (`Sequence[TargetLayer]`): The layers that are written.
 
     Returns:
         `tuple`: The header, and whether alphas are written for `"all"` layers, where they are `"needed"`, or for

@@ -16,12 +16,9 @@ def in_any_order(scales: PeftScales, component: str, modules: Iterable[str]) -> 
     A config that gives every layer the same rank and alpha in whatever order its patterns stand.
 
     Args:
-        scales (`PeftScales`):
-            The configs.
-        component (`str`):
-            The model whose config it is.
-        modules (`Iterable[str]`):
-            Its layers, as PEFT sees them.
+        scales (`PeftScales`): The configs.
+        component (`str`): The model whose config it is.
+        modules (`Iterable[str]`): Its layers, as PEFT sees them.
 
     Returns:
         `dict[str, Any]`: The config, with a pattern for each layer alone where several fit one and the order decides.

@@ -16,12 +16,9 @@ def stable_metadata(component: str, metadata: Mapping[str, Any] | None, keys: It
     PEFT's config as it is written beside the tensors of a model, where sorting would not change what it says.
 
     Args:
-        component (`str`):
-            The model.
-        metadata (`Mapping[str, Any]`, *optional*):
-            Its `LoraConfig` as a dict.
-        keys (`Iterable[str]`):
-            The keys of its tensors, without the model's name.
+        component (`str`): The model.
+        metadata (`Mapping[str, Any]`, *optional*): Its `LoraConfig` as a dict.
+        keys (`Iterable[str]`): The keys of its tensors, without the model's name.
 
     Returns:
         `dict[str, Any]`, or `None` without metadata.

@@ -35,10 +35,8 @@ def write_lora(adapter: LoRAFile, layout: LoRALayout, strict: bool = True) -> tu
     Spells an adapter in a layout.
 
     Args:
-        adapter (`LoRAFile`):
-            The adapter.
-        layout (`LoRALayout`):
-            The layout.
+        adapter (`LoRAFile`): The adapter.
+        layout (`LoRALayout`): The layout.
         strict (`bool`, *optional*, defaults to `True`):
             Whether parts that the layout cannot hold are an error; else they are left out with a warning.
 
