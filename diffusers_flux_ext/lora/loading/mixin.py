@@ -21,10 +21,9 @@ from ..layouts import lora_layout
 from ..reading.hub import check_hub_arguments
 from ..reading.read import read
 from ..reading.scale import PEFT_HEADER
-from ..writing.save import stable_metadata
+from ..writing.patterns import stable_metadata
 from ..writing.write import write_lora
-from .deltas import check_plain
-from .fusing import check_fusible, has_fused
+from .deltas import check_fusible, check_plain, has_fused
 from .load import COMPONENTS, load_alone, lora_models, unload_lora
 from .patches import apply_patches, patch_weights, patched_adapters
 from .weights import read_weights

@@ -16,10 +16,10 @@ from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError, naming_f
 from ..files import LoRASource, nonfinite, open_lora
 from ..keys import LoRAKey, is_extra, parse_lora_key
 from ..updates.base import LoRA, Update
+from ..updates.exact import lossless
 from ..updates.kinds import PRODUCTS, StoredLayer, update_of
 from ..updates.lycoris import LoHa, LoKr
 from ..updates.unscaled import Bias
-from .adalora import DIAGONAL, is_pruned, multiply_diagonal
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
 from .hub import find_source
@@ -258,14 +258,15 @@ def _read_layer(
     if len(parts) != len(keys):
         raise LoRAError(f"`{name}` has a part twice: {[spelled for spelled, _ in keys]}.")
     alpha = parts.pop("alpha", None)
-    if is_pruned(parts):
+    if "diagonal" in parts and parts["diagonal"].numel() == 0:
+        # Training has taken all ranks from this layer of an AdaLoRA.
         return None
-    if DIAGONAL in parts and alpha is None and default_alpha is None and peft is None:
+    if "diagonal" in parts and alpha is None and default_alpha is None and peft is None:
         raise LoRAError(
             f"`{name}` is a layer of an AdaLoRA, whose scale is in PEFT's `adapter_config.json` only. Give the folder "
             "that has both, or pass `adapter_config=` or `default_alpha=`."
         )
-    parts = multiply_diagonal(name, parts)
+    parts = _without_diagonal(name, parts)
     key = keys[0][1]
     replaced = {"set", "set_weight"} & parts.keys()
     if replaced and not key.layer.is_norm:
@@ -274,6 +275,19 @@ def _read_layer(
     if "diff" in parts and parts["diff"].ndim != (1 if key.layer.is_norm else 2):
         raise LoRAError(f"`{name}.diff` has shape {tuple(parts['diff'].shape)}, which is not that of a weight here.")
     return StoredLayer(key, replace(update, scale=layer_scale(key, update, peft, default_alpha)))
+
+
+def _without_diagonal(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AdaLoRA's `up @ diag(e) @ down` (https://arxiv.org/abs/2303.10512) as a LoRA's `up @ down`."""
+    rest = {part: tensor for part, tensor in parts.items() if part != "diagonal"}
+    if "diagonal" not in parts:
+        return rest
+    values, down = parts["diagonal"], parts.get("down")
+    if down is None or down.ndim != 2 or tuple(values.shape) != (down.shape[0], 1):
+        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        raise LoRAError(f"`{name}` is a broken layer of an AdaLoRA: expected one `lora_E` a rank, got {shapes}.")
+    wide = torch.float64 if torch.float64 in (down.dtype, values.dtype) else torch.float32
+    return {**rest, "down": lossless(down.to(wide) * values.to(wide), down.dtype)}
 
 
 def _read_update(name: str, parts: Mapping[str, Tensor]) -> Update:
