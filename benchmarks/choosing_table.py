@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.methods import write_between_markers
 from benchmarks.vram_table import smallest
-from diffusers_flux_ext.methods.catalog import on_meta, plan_methods, released_modules, releases
+from diffusers_flux_ext.methods.catalog import on_meta, plan_methods
+from diffusers_flux_ext.methods.releases import released_modules, releases
 
 
 MEASURED = Path(__file__).parent / "README.md"

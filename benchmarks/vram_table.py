@@ -10,7 +10,8 @@ import sys
 import torch
 
 from diffusers_flux_ext import VRAMBudgetError, VRAMPlan
-from diffusers_flux_ext.methods.catalog import plan_methods, releases
+from diffusers_flux_ext.methods.catalog import plan_methods
+from diffusers_flux_ext.methods.releases import releases
 
 
 BUDGETS = (1, 2, 4, 6, 8, 12, 16, 24, 38)

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 
 from ._compat import retrieve_latents
 
@@ -59,21 +56,26 @@ class Canvas:
         """Pictures drawn at once."""
         return self.batch_size * self.num_images_per_prompt
 
-    def per_sample(self, tensor: torch.Tensor) -> torch.Tensor:
+    def per_sample(self, tensor: torch.Tensor, what: str = "A condition") -> torch.Tensor:
         """Repeat a tensor of one entry per prompt for every picture; a tensor for all (batch 1) stays as it is.
 
         Args:
             tensor (`torch.Tensor` of shape `(1 or batch_size, ...)`): One entry for all, or one per prompt.
+            what (`str`): What it was made of, for errors, such as "`image` of FillMask".
 
         Returns:
             `torch.Tensor` of shape `(1 or num_samples, ...)`.
+
+        Raises:
+            ValueError: if there is another number of entries.
         """
         if tensor.shape[0] == 1:
             return tensor
         if tensor.shape[0] != self.batch_size:
             raise ValueError(
-                f"A condition gives inputs for {tensor.shape[0]} samples, but there are {self.batch_size} prompts. "
-                f"Give one set of inputs for all prompts or one per prompt."
+                f"{what} gives inputs for {tensor.shape[0]} samples, but there are {self.batch_size} prompts. Give "
+                f"one "
+                f"set of inputs for all prompts or one per prompt."
             )
         return tensor.repeat_interleave(self.num_images_per_prompt, dim=0)
 
@@ -83,35 +85,6 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
-
-
-def plain_picture(picture: Any) -> Any:
-    """A picture, or a list of them, as diffusers' image processors take it: PIL in RGB, arrays and tensors in [0, 1].
-
-    Args:
-        picture (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            Of any mode and number type; an alpha channel is dropped, integers count up to 255.
-
-    Returns:
-        the same kind of thing, itself where nothing has to change.
-
-    Raises:
-        TypeError: if it is something else.
-    """
-    if isinstance(picture, (list, tuple)):
-        return [plain_picture(each) for each in picture]
-    if isinstance(picture, Image.Image):
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    if isinstance(picture, np.ndarray) and not np.issubdtype(picture.dtype, np.floating):
-        return picture.astype(np.float32) / 255
-    if isinstance(picture, torch.Tensor) and not picture.is_floating_point():
-        return picture.float() / 255
-    if not isinstance(picture, (np.ndarray, torch.Tensor)):
-        raise TypeError(
-            f"A picture is a PIL image, an array or a tensor, but a {type(picture).__name__} came. Open files first, "
-            f"for example with `diffusers.utils.load_image`."
-        )
-    return picture
 
 
 def encode_image(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
@@ -209,7 +182,9 @@ def noised_image(
     num_samples, pictures = batch_size * num_images_per_prompt, image_latents.shape[0]
     if pictures not in (1, batch_size, num_samples):
         raise ValueError(
-            f"{pictures} pictures cannot be spread over {batch_size} prompts. Give one `image`, or one per prompt."
+            f"`image` of the call: {pictures} pictures cannot be spread over {batch_size} prompts. Give one, or one "
+            f"per "
+            f"prompt."
         )
     image_latents = image_latents.repeat_interleave(num_samples // pictures, dim=0)
     noise = randn_tensor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -167,7 +167,7 @@ def check_conditions(conditions: Any) -> list[FluxCondition]:
     """The conditions as a list; raises an error that names what is not a condition, or may not come twice."""
     if conditions is None:
         return []
-    given = list(conditions) if isinstance(conditions, Sequence) else [conditions]
+    given = list(conditions) if isinstance(conditions, (list, tuple)) else [conditions]
     wrong = [type(condition).__name__ for condition in given if not isinstance(condition, FluxCondition)]
     if wrong:
         raise TypeError(

@@ -100,9 +100,17 @@ class CheckedConfigMixin:
     """Checks the numbers of a config before a model is built from it in `from_pretrained`."""
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        return_unused_kwargs: bool = False,
+        return_commit_hash: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """See [`~diffusers.ConfigMixin.load_config`]; raises a `ValueError` if a number is absurd."""
         with naming(Path(pretrained_model_name_or_path) / "config.json"):
-            loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            loaded = super().load_config(  # type: ignore[misc]
+                pretrained_model_name_or_path, return_unused_kwargs, return_commit_hash, **kwargs
+            )
             check_numbers(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded

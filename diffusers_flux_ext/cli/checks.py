@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..inputs.boxes import box_in_pixels
+from ..methods.releases import check_counts
 from .errors import CommandLineError
 from .tiny import TINY, TINY_CALL
 
@@ -50,6 +51,10 @@ def check_generate(args: argparse.Namespace) -> None:
 
 def check_plan(args: argparse.Namespace) -> None:
     """Check `flux-ext plan`; raises [`CommandLineError`]."""
+    try:
+        check_counts(args.method)
+    except ValueError as error:
+        raise CommandLineError(f"--method: {error}") from None
     if args.model not in BUILT_IN:
         _check_model(args.model)
     if args.size is not None and any(side % 16 for side in args.size):

@@ -87,7 +87,8 @@ def run_plan(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from ..methods.catalog import plan_methods, releases
+    from ..methods.catalog import plan_methods
+    from ..methods.releases import releases
     from ..offload.budget.plan import VRAMBudgetError
 
     if args.list_methods:

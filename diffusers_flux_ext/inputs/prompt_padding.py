@@ -11,6 +11,7 @@ import torch
 
 from .._compat import is_compiled
 from .._sharing import one_thread
+from .checks import shown
 
 
 TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -100,9 +101,11 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
         raise ValueError(f"`{name}_mask` came without `{name}`. Texts need no mask: `mask_padding=True` makes it.")
     if not mask_padding:
         raise ValueError(f"`{name}_mask` came without `mask_padding=True`. Give both or neither.")
-    if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.is_complex():
-        found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise TypeError(f"`{name}_mask` is a boolean or integer tensor, 1 for tokens to be seen, but {found} came.")
+    dense = isinstance(mask, torch.Tensor) and mask.layout is torch.strided and not mask.is_meta
+    if not dense or mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"`{name}_mask` must be a boolean or integer tensor, 1 for tokens to be seen, got {shown(mask)}."
+        )
     if mask.ndim != 2 or mask.shape[0] not in (1, embeds.shape[0]) or mask.shape[1] != embeds.shape[1]:
         raise ValueError(
             f"`{name}_mask` has the shape {tuple(mask.shape)}, but `{name}` is of {embeds.shape[0]} prompts of "

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from .._compat import execution_device
+from .checks import shown
 from .vision import to_pil
 
 
@@ -91,14 +92,10 @@ def chat_text(content: str, system: str = SYSTEM, answer: str | None = None) -> 
     return text if answer is not None else text + "<|im_start|>assistant\n"
 
 
-def list_texts(name: str, texts: Any) -> list[str]:
-    """Texts of what may be one or several; raises an error for none, and for what is no text."""
-    found = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else None
-    if found is None or not all(isinstance(text, str) for text in found):
-        raise TypeError(f"`{name}` is a text or a list of texts, but {texts!r} came.")
-    if not found:
-        raise ValueError(f"`{name}` is an empty list. Give one text for all pictures, or one each.")
-    return found
+def check_processor(what: str, processor: Any) -> None:
+    """Raise a `TypeError` unless a processor, where one is given, has an image processor and a tokenizer."""
+    if processor is not None and not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
+        raise TypeError(f"{what} must be a processor of Qwen2.5-VL, `QwenVLProcessor`, got {shown(processor)}.")
 
 
 def tokenize(processor: Any, text: str) -> list[int]:
@@ -107,7 +104,11 @@ def tokenize(processor: Any, text: str) -> list[int]:
 
 
 def fit_picture(
-    picture: Any, processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
+    picture: Any,
+    processor: Any,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    what: str = "A picture",
 ) -> Image.Image:
     """A picture in the size in which the vision model sees it: the aspect kept as well as whole tokens allow.
 
@@ -116,6 +117,7 @@ def fit_picture(
         processor (`QwenVLProcessor`): Gives the size of a token, the resampling and the bounds that are not given.
         min_pixels (`int`, *optional*): Least number of pixels.
         max_pixels (`int`, *optional*): Greatest number of pixels.
+        what (`str`): What the picture is, for errors.
 
     Returns:
         `PIL.Image.Image` in RGB.
@@ -123,12 +125,12 @@ def fit_picture(
     Raises:
         ValueError: if one side is more than 200 times as long as the other, which transformers refuses.
     """
-    image, settings = to_pil(picture), processor.image_processor
+    image, settings = to_pil(picture, what), processor.image_processor
     size = _pixel_bounds(settings)
     longer, shorter = max(image.size), min(image.size)
     if longer > 200 * shorter:
         raise ValueError(
-            f"A picture of {image.width} x {image.height} pixels (width x height) came, but Qwen2.5-VL takes at most "
+            f"{what} has {image.width} x {image.height} pixels (width x height), but Qwen2.5-VL takes at most "
             f"200 times the shorter side as the longer one. Crop it, or pad it."
         )
     height, width = smart_resize(

@@ -10,7 +10,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from .._compat import execution_device
-from ..canvas import plain_picture
+from .checks import shown
+from .images import read_image
 
 
 # The processor class of each kind of vision model.
@@ -44,7 +45,11 @@ def image_processor_for(image_encoder: torch.nn.Module) -> Any:
 
 
 def embed_images(
-    images: Any, image_encoder: torch.nn.Module | None, image_processor: Any = None, patches: bool = False
+    images: Any,
+    image_encoder: torch.nn.Module | None,
+    image_processor: Any = None,
+    patches: bool = False,
+    what: str = "`images`",
 ) -> torch.Tensor:
     """Embeddings of pictures.
 
@@ -56,6 +61,7 @@ def embed_images(
         image_encoder (`torch.nn.Module`): A vision model of transformers.
         image_processor (*optional*): Its processor; [`image_processor_for`] by default.
         patches (`bool`, defaults to `False`): One embedding for each patch, the model's last hidden state.
+        what (`str`): What the images are, for errors, such as "`images` of ReduxImages".
 
     Returns:
         `torch.Tensor` of shape `(1 or prompts, images, image_embed_dim)`: the projected embedding where the model has
@@ -69,13 +75,14 @@ def embed_images(
     """
     if image_encoder is None:
         raise ValueError(
-            "There are pictures but no `image_encoder`, neither with the condition nor in the pipeline. Give the one "
+            f"There are {what} but no `image_encoder`, neither with the condition nor in the pipeline. Give the one "
             "that the adapter was trained with, for example `SiglipVisionModel.from_pretrained(...)`, or give "
             "`image_embeds`."
         )
-    samples = list_samples(images)
+    check_vision_model(image_encoder, image_processor)
+    samples = list_samples(images, what)
     processor = image_processor_for(image_encoder) if image_processor is None else image_processor
-    pictures = [to_pil(picture) for sample in samples for picture in sample]
+    pictures = [to_pil(picture, what) for sample in samples for picture in sample]
     pixels = processor(images=pictures, return_tensors="pt").pixel_values
     weight = next(image_encoder.parameters())
     output = image_encoder(pixels.to(execution_device(image_encoder), weight.dtype))
@@ -84,45 +91,71 @@ def embed_images(
     return embeds.unflatten(0, (len(samples), len(samples[0])))
 
 
-def list_samples(images: Any) -> list[list[Any]]:
-    """The pictures of [`embed_images`] as one list for all prompts, or one for each; raises its `ValueError`s."""
+def check_vision_model(image_encoder: Any, image_processor: Any) -> None:
+    """Raise a `TypeError` unless a vision model and its image processor, where they are given, can be such."""
+    if image_encoder is not None and not hasattr(getattr(image_encoder, "config", None), "model_type"):
+        raise TypeError(
+            f"`image_encoder` must be a vision model of transformers, such as `SiglipVisionModel.from_pretrained(...)`"
+            f", got {shown(image_encoder)}."
+        )
+    if image_processor is not None and not (callable(image_processor) and hasattr(image_processor, "preprocess")):
+        raise TypeError(
+            f"`image_processor` must be an image processor of transformers, got {shown(image_processor)}. Leave it "
+            f"out "
+            f"to take the encoder's own."
+        )
+
+
+def list_samples(images: Any, what: str = "`images`") -> list[list[Any]]:
+    """The images of [`embed_images`] as one list for all prompts, or one for each; raises its `ValueError`s."""
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     nested = {isinstance(part, (list, tuple)) for part in given}
     samples = [list(part) for part in given] if nested == {True} else [given]
     counts = [len(sample) for sample in samples]
     if len(nested) != 1 or len(set(counts)) != 1 or 0 in counts:
         raise ValueError(
-            f"`images` holds {counts} pictures for the prompts{' and mixes lists with pictures' * (len(nested) > 1)}. "
+            f"{what} holds {counts} pictures for the prompts{' and mixes lists with pictures' * (len(nested) > 1)}. "
             f"Give one list of pictures for all prompts, or one for each with equally many, and at least one picture."
         )
     return samples
 
 
-def to_pil(picture: Any) -> Image.Image:
-    """A PIL picture in RGB from what [`embed_images`] takes.
+def to_pil(image: Any, what: str = "An image") -> Image.Image:
+    """A PIL image in RGB from what [`read_image`] takes, but not a batch.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image; floats from 0 to 1.
+        what (`str`): What it is, for errors, such as "`images` of ReduxImages".
+
+    Returns:
+        `PIL.Image.Image`
 
     Raises:
         TypeError: if it is none of the kinds.
-        ValueError: if an array or tensor has another shape.
+        ValueError: if an array or tensor has another shape, or values out of range.
     """
-    plain = plain_picture(picture)
-    if isinstance(plain, Image.Image):
-        return plain
-    array = plain.detach().float().cpu().movedim(0, -1).numpy() if isinstance(plain, torch.Tensor) else plain
-    if not hasattr(array, "ndim"):
-        raise TypeError(f"A picture is a PIL image, an array or a tensor, but a {type(picture).__name__} came.")
-    if array.ndim != 3 or array.shape[-1] not in (3, 4):
-        raise ValueError(
-            f"A picture has the shape {tuple(picture.shape)}; expected (height, width, channels) for an array or "
-            f"(channels, height, width) for a tensor, with 3 or 4 channels."
-        )
-    return VaeImageProcessor.numpy_to_pil(array[None, ..., :3].clip(0, 1))[0]
+    given = image.detach().cpu() if isinstance(image, torch.Tensor) and not image.is_meta else image
+    read = check_single_image(what, given)
+    if isinstance(read, Image.Image):
+        return read
+    array = read.float().movedim(-3, -1).numpy() if isinstance(read, torch.Tensor) else read
+    return VaeImageProcessor.numpy_to_pil(array[None].clip(0, 1))[0]
 
 
-def list_pictures(image: Any) -> list[Any]:
-    """Single pictures of what may be one, a list of them, or a batch."""
+def check_single_image(what: str, image: Any) -> Any:
+    """Read an image that is not a batch, see [`read_image`]; raises its errors, and for floats below 0."""
+    read = read_image(what, image, signed=False)
+    if getattr(read, "ndim", 3) != 3:
+        raise ValueError(f"{what} must be a single image, got a batch of the shape {tuple(image.shape)}.")
+    return read
+
+
+def list_pictures(image: Any, what: str = "`image`") -> list[Any]:
+    """Single images of what may be one, a list of them, or a batch; raises an error for a list without any."""
     if isinstance(image, (list, tuple)):
-        return [part for each in image for part in list_pictures(each)]
-    if getattr(image, "ndim", 3) == 4:
-        return list(image)
-    return [] if image is None else [image]
+        listed = [part for each in image for part in list_pictures(each, what)]
+    else:
+        listed = list(image) if getattr(image, "ndim", 3) == 4 else [image]
+    if not listed or any(each is None for each in listed):
+        raise ValueError(f"{what} holds no image, or None. Give at least one image, and no gaps.")
+    return listed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,38 +16,14 @@ from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 from ..checkpoints.messages import naming
 from ..checkpoints.model_configs import building, read_model_config
 from ..checkpoints.pipeline_folders import check_types
-from ..demand import Demand
 from ..models.released import VAE, clip_text, t5_text
 from ..offload.budget.api import plan_vram
 from ..offload.budget.plan import VRAMPlan
-from . import METHODS
 from .method import Release
+from .releases import check_counts, released_modules, releases
 
 
 FLUX_DEV = "FLUX.1-dev"
-MASK_PADDING = Release("mask-padding", "the padding of prompts is hidden", demand=lambda number: Demand(masked=True))
-
-
-def releases() -> dict[str, Release]:
-    """What can be planned, by the names of the command line."""
-    own = {release.name: release for method in METHODS.values() for release in method.releases}
-    return {**own, MASK_PADDING.name: MASK_PADDING}
-
-
-def released_modules(name: str) -> Mapping[str, Any]:
-    """What makes the modules of a release, by the modules' names.
-
-    Args:
-        name (`str`): The release.
-
-    Returns:
-        `Mapping[str, Callable]`
-    """
-    for method in METHODS.values():
-        for release in method.releases:
-            if release.name == name:
-                return method.modules(release)
-    return {}
 
 
 @contextmanager
@@ -123,7 +99,7 @@ def plan_methods(
 
     Args:
         methods (`Sequence[tuple[str, int or None]]`, *optional*):
-            Names of [`releases`], each with how many entities, references, images and so on.
+            Names of [`~releases.releases`], each with how many entities, references, images and so on.
         model (`str`, *optional*, defaults to `"FLUX.1-dev"`): See [`flux_models`].
         budget_gib (`float`, *optional*, defaults to 8): The budget.
         kwargs: The other arguments of [`plan_vram`].
@@ -135,12 +111,9 @@ def plan_methods(
         VRAMBudgetError: if the budget is too small.
         ValueError: if there is no method of a name, if one takes no number, or if two need different transformers.
     """
+    check_counts(methods)
     known = releases()
-    unknown = sorted({name for name, _ in methods} - known.keys())
-    if unknown:
-        raise ValueError(f"There are no methods {unknown}. Known are {sorted(known)}.")
     chosen = [(known[name], count) for name, count in methods]
-    _check_numbers(chosen)
     models = flux_models(model, **_changes([release for release, _ in chosen]))
     with on_meta():
         for release, _ in chosen:
@@ -149,13 +122,6 @@ def plan_methods(
     # Arguments were checked by then, so that what a library runs into is owed to the configs.
     with building(model, passing=(ValueError,), what="a FLUX.1 pipeline that can run"):
         return plan_vram(models, budget_gib, added=added, **kwargs)
-
-
-def _check_numbers(chosen: Sequence[tuple[Release, int | None]]) -> None:
-    wrong = [f"{each.name}={count}" for each, count in chosen if count is not None and each.counts is None]
-    if wrong:
-        counted = [release.name for release in releases().values() if release.counts]
-        raise ValueError(f"{wrong} take no number. Those that do are {counted}.")
 
 
 def _changes(chosen: Sequence[Release]) -> dict[str, Any]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FluxPipeline
 from diffusers.utils import logging
+from PIL import Image
 
 from .._compat import calculate_shift, retrieve_timesteps
-from ..canvas import Canvas, image_generators, noised_image, plain_picture, sample_image_latents
+from ..canvas import Canvas, image_generators, noised_image, sample_image_latents
+from ..inputs.images import read_pixels
+from ..inputs.numbers import check_finite
 from ..inputs.prompt_padding import check_padding_mask
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
-
-
-if TYPE_CHECKING:
-    from .conditioned import FluxConditionedPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -52,37 +52,73 @@ class PromptInputs:
         given = (self.prompt_embeds, self.pooled_prompt_embeds)
         return [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in given]
 
-    def matching(self, given: PromptInputs, batch_size: int) -> PromptInputs:
-        """This negative prompt with one text per prompt of the batch; embeddings must have the prompt's shape."""
-        check_same_shape(given.prompt_embeds, self.prompt_embeds)
+    def matching(self, batch_size: int, prefix: str = "") -> PromptInputs:
+        """These with one text per prompt of the batch; raises a `ValueError` for other numbers."""
         return replace(
             self,
-            prompt=matching_negative(self.prompt, batch_size),
-            prompt_2=matching_negative(self.prompt_2, batch_size),
+            prompt=one_per_prompt(f"`{prefix}prompt`", self.prompt, batch_size),
+            prompt_2=one_per_prompt(f"`{prefix}prompt_2`", self.prompt_2, batch_size),
         )
 
+    def check_embeds(self, pipe: FluxPipeline, batch_size: int, prefix: str = "") -> None:
+        """Raise a `ValueError` unless embeddings fit the transformer and the number of prompts."""
+        config, dtype = pipe.transformer.config, transformer_dtype(pipe.transformer)
+        widths = {
+            "prompt_embeds": ("length", config.joint_attention_dim),
+            "pooled_prompt_embeds": (config.pooled_projection_dim,),
+        }
+        for name, sizes in widths.items():
+            embeds, shape = getattr(self, name), (batch_size, *sizes)
+            if embeds is None:
+                continue
+            if embeds.ndim != len(shape) or any(
+                wanted not in ("length", found) for wanted, found in zip(shape, embeds.shape)
+            ):
+                raise ValueError(f"`{prefix}{name}` has the shape {tuple(embeds.shape)}; expected {shape}.")
+            if dtype not in (None, embeds.dtype):
+                raise ValueError(
+                    f"`{prefix}{name}` is {embeds.dtype}, but the transformer computes in {dtype}. Convert it with "
+                    f"`.to({dtype})`."
+                )
 
-def check_prompts(given: PromptInputs, negative: PromptInputs, mask_padding: bool) -> None:
-    """Check embeddings and masks of the two branches.
+
+def transformer_dtype(transformer: Any) -> torch.dtype | None:
+    """The data type that embeddings must have, where it is known: not for quantised, cast or autocast layers."""
+    layer = getattr(transformer, "context_embedder", None)
+    weight: Any = getattr(layer, "weight", None)
+    plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and not torch.is_autocast_enabled()
+    known = plain and weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return weight.dtype if known else None
+
+
+def check_prompts(
+    pipe: FluxPipeline, given: PromptInputs, negative: PromptInputs, batch_size: int, mask_padding: bool
+) -> None:
+    """Check numbers, embeddings and masks of the two branches.
 
     Args:
+        pipe (`FluxPipeline`): The pipeline, whose transformer the embeddings must fit.
         given (`PromptInputs`): The prompt.
         negative (`PromptInputs`): The negative prompt.
+        batch_size (`int`): The number of prompts.
         mask_padding (`bool`): Whether padding is to be hidden.
 
     Raises:
-        TypeError: if a mask is no boolean or integer tensor.
-        ValueError: if a mask has a wrong shape, came without what it belongs to, or is missing.
+        TypeError: if a mask is not a boolean or integer tensor.
+        ValueError: if embeddings or a mask have a wrong shape, came without what they belong to, or are missing.
     """
+    check_same_shape(given.prompt_embeds, negative.prompt_embeds)
+    for prefix, inputs in (("", given), ("negative_", negative)):
+        inputs.check_embeds(pipe, batch_size, prefix)
     for name, inputs in (("prompt_embeds", given), ("negative_prompt_embeds", negative)):
         check_padding_mask(name, inputs.mask, inputs.prompt_embeds, mask_padding)
 
 
-def warn_of_long_texts(pipe: FluxConditionedPipeline, given: PromptInputs, max_sequence_length: int) -> None:
+def warn_of_long_texts(pipe: FluxPipeline, given: PromptInputs, max_sequence_length: int) -> None:
     """Warn if FLUX.1 schnell, which was trained with 256 text tokens, is to see more; diffusers says nothing.
 
     Args:
-        pipe (`FluxConditionedPipeline`): The pipeline.
+        pipe (`FluxPipeline`): The pipeline.
         given (`PromptInputs`): The prompt.
         max_sequence_length (`int`): Text tokens of a prompt given as text.
     """
@@ -94,14 +130,14 @@ def warn_of_long_texts(pipe: FluxConditionedPipeline, given: PromptInputs, max_s
         )
 
 
-def is_schnell(pipe: FluxConditionedPipeline) -> bool:
+def is_schnell(pipe: FluxPipeline) -> bool:
     """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without any shift."""
     schedule = pipe.scheduler.config
     unshifted = not schedule.get("use_dynamic_shifting", False) and schedule.get("shift", 1.0) == 1.0
     return unshifted and not pipe.transformer.config.guidance_embeds
 
 
-def canvas_size(pipe: FluxConditionedPipeline, height: int | None, width: int | None) -> tuple[int, int]:
+def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tuple[int, int]:
     """Height and width in pixels, rounded down to whole tokens with a warning that names the size used."""
     default = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = int(height or default), int(width or default)
@@ -109,7 +145,7 @@ def canvas_size(pipe: FluxConditionedPipeline, height: int | None, width: int | 
     used_height, used_width = height // token * token, width // token * token
     if min(used_height, used_width) < token:
         raise ValueError(
-            f"`height` and `width` must be at least {token} pixels, but {height} x {width} (height x width) came."
+            f"`height` and `width` must be at least {token} pixels, got {height} x {width} (height x width)."
         )
     if (used_height, used_width) != (height, width):
         logger.warning(
@@ -140,6 +176,13 @@ def check_same_shape(prompt_embeds: torch.Tensor | None, negative_prompt_embeds:
 def is_guided(true_cfg_scale: float, negative: PromptInputs) -> bool:
     """Whether a call has an unconditional branch; warns when a scale is given without a negative prompt."""
     given = negative.prompt is not None or negative.prompt_embeds is not None
+    texts = [text for each in (negative.prompt, negative.prompt_2) for text in _listed(each)]
+    if true_cfg_scale <= 1 and (any(texts) or negative.prompt_embeds is not None):
+        logger.warning(
+            f"The negative prompt has no effect at `true_cfg_scale={true_cfg_scale}`. Set `true_cfg_scale` above 1, "
+            f"for "
+            f"example to 4; every step then runs the transformer twice."
+        )
     if true_cfg_scale > 1 and not given:
         logger.warning(
             f"`true_cfg_scale={true_cfg_scale}` has no effect without `negative_prompt`; give an empty one at least."
@@ -147,21 +190,25 @@ def is_guided(true_cfg_scale: float, negative: PromptInputs) -> bool:
     return true_cfg_scale > 1 and given
 
 
-def matching_negative(negative: str | list[str] | None, batch_size: int) -> str | list[str] | None:
-    """One negative prompt serves every prompt of the batch."""
-    if isinstance(negative, str) and batch_size > 1:
-        return [negative] * batch_size
-    if isinstance(negative, list) and len(negative) == 1:
-        return negative * batch_size
-    if isinstance(negative, list) and len(negative) != batch_size:
+def _listed(texts: str | list[str] | None) -> list[str]:
+    return [] if texts is None else [texts] if isinstance(texts, str) else texts
+
+
+def one_per_prompt(what: str, texts: str | list[str] | None, batch_size: int) -> str | list[str] | None:
+    """One text serves every prompt of the batch; raises a `ValueError` for other numbers, naming `what`."""
+    if isinstance(texts, str) and batch_size > 1:
+        return [texts] * batch_size
+    if isinstance(texts, list) and len(texts) == 1:
+        return texts * batch_size
+    if isinstance(texts, list) and len(texts) != batch_size:
         raise ValueError(
-            f"There are {batch_size} prompts but {len(negative)} negative prompts. Give one for all or one per prompt."
+            f"There are {batch_size} prompts but {what} has {len(texts)} texts. Give one for all or one per prompt."
         )
-    return negative
+    return texts
 
 
 def ip_adapter_kwargs(
-    pipe: FluxConditionedPipeline,
+    pipe: FluxPipeline,
     images: tuple[Any, Any],
     embeds: tuple[Any, Any],
     canvas: Canvas,
@@ -170,7 +217,7 @@ def ip_adapter_kwargs(
     """The IP-Adapter's attention arguments of the conditional and the unconditional branch.
 
     Args:
-        pipe (`FluxConditionedPipeline`): The pipeline.
+        pipe (`FluxPipeline`): The pipeline.
         images (`tuple`): Pictures of the two branches.
         embeds (`tuple`): Embeddings of the two branches.
         canvas (`Canvas`): Gives the size of the zero picture that stands in for a branch without inputs.
@@ -179,10 +226,22 @@ def ip_adapter_kwargs(
     Returns:
         `list[dict[str, Any]]`: empty dicts without an IP-Adapter input.
     """
-    if all(value is None for value in (*images, *embeds)):
+    names = (
+        "ip_adapter_image",
+        "negative_ip_adapter_image",
+        "ip_adapter_image_embeds",
+        "negative_ip_adapter_image_embeds",
+    )
+    given = {f"`{name}`": value for name, value in zip(names, (*images, *embeds)) if value is not None}
+    if not given:
         return [{}, {}]
     if getattr(pipe.transformer, "encoder_hid_proj", None) is None:
-        raise ValueError("IP-Adapter pictures were given, but no IP-Adapter is loaded. Call `load_ip_adapter` first.")
+        raise ValueError(
+            f"{', '.join(given)} came, but no IP-Adapter is loaded. Call `load_ip_adapter` first, or use "
+            f"`IPAdapterImages`."
+        )
+    for name, value in given.items():
+        _check_adapter_input(name, value)
     kwargs: list[dict[str, Any]] = []
     for image, embed in list(zip(images, embeds))[: 1 + guided]:
         if image is None and embed is None:
@@ -193,8 +252,19 @@ def ip_adapter_kwargs(
     return kwargs if guided else [*kwargs, {}]
 
 
+def _check_adapter_input(name: str, value: Any) -> None:
+    """Images in any range, for the processor of the vision model knows it, or embeddings; finite."""
+    for part in value if isinstance(value, (list, tuple)) and value else [value]:
+        if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
+            part = torch.from_numpy(part.astype(np.float32))
+        if isinstance(part, (list, tuple)) and not name.endswith("embeds`"):
+            _check_adapter_input(name, part)
+        elif name.endswith("embeds`") or not isinstance(part, Image.Image):
+            check_finite(name, part)
+
+
 def set_timesteps(
-    pipe: FluxConditionedPipeline,
+    pipe: FluxPipeline,
     num_inference_steps: int,
     sigmas: Sequence[float] | None,
     strength: float | None,
@@ -203,7 +273,7 @@ def set_timesteps(
     """Set the scheduler's timesteps as diffusers' pipelines do, or on the grid of [`FluxFlowMatchScheduler`].
 
     Args:
-        pipe (`FluxConditionedPipeline`): The pipeline, whose scheduler is set.
+        pipe (`FluxPipeline`): The pipeline, whose scheduler is set.
         num_inference_steps (`int`): Number of steps.
         sigmas (`Sequence[float]`, *optional*): Noise levels before the shift, in place of the default grid.
         strength (`float`, *optional*): Strength of image-to-image, in [0, 1].
@@ -212,8 +282,6 @@ def set_timesteps(
     Returns:
         `torch.Tensor` of shape `(steps,)`: the timesteps of the loop.
     """
-    if num_inference_steps < 1:
-        raise ValueError(f"`num_inference_steps` must be at least 1, but {num_inference_steps} came.")
     scheduler = pipe.scheduler
     own_grid = isinstance(scheduler, FluxFlowMatchScheduler) and scheduler.config.base_grid == "diffsynth"
     config = scheduler.config
@@ -239,13 +307,15 @@ def set_timesteps(
     remaining = timesteps[start * scheduler.order :]
     if len(remaining) < 1:
         raise ValueError(
-            f"With strength={strength} and {num_inference_steps} steps no step is left. Raise one of them."
+            f"With `strength` at {strength} and {num_inference_steps} for `num_inference_steps` no step is left. "
+            f"Raise "
+            f"one of them."
         )
     return remaining
 
 
 def starting_latents(
-    pipe: FluxConditionedPipeline,
+    pipe: FluxPipeline,
     image: Any,
     latents: torch.Tensor | None,
     timestep: torch.Tensor,
@@ -255,7 +325,7 @@ def starting_latents(
     """Packed latents to start from, their ids, and the noise in them where it is known.
 
     Args:
-        pipe (`FluxConditionedPipeline`): The pipeline.
+        pipe (`FluxPipeline`): The pipeline.
         image (*optional*): The picture of image-to-image, or its scaled latents `(n, 16, height/8, width/8)`.
         latents (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*): Given packed latents.
         timestep (`torch.Tensor` of shape `()`): The first timestep.
@@ -280,7 +350,7 @@ def starting_latents(
         prepared, ids = pipe.prepare_latents(canvas.num_samples, channels, *size, dtype, device, generator, latents)
         return prepared, ids, prepared if image is None else None
     ids = pipe._prepare_latent_image_ids(canvas.num_samples, *canvas.grid, device, dtype)
-    pixels = pipe.image_processor.preprocess(plain_picture(image), height=size[0], width=size[1])
+    pixels = read_pixels("`image` of the call", image, pipe.image_processor, *size, allow_latents=True)
     pixels = pixels.to(torch.float32).to(device=device, dtype=dtype)
     own = image_generators(generator, pixels.shape[0], canvas.num_samples)
     if pixels.shape[1] != channels:

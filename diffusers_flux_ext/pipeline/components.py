@@ -1,12 +1,15 @@
 """What named pipelines share: components taken over from other pipelines, and the signature of the call."""
 
+import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
 
 from .._compat import component_names
+from .call_checks import check_arguments
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
@@ -39,8 +42,43 @@ def extends_call(base: type, **defaults: Any) -> Callable[[CallT], CallT]:
     return decorate
 
 
+def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], CallT]:
+    """Let errors about fields of a condition name the arguments of a `__call__` that makes the condition.
+
+    Args:
+        owner (`type` or `str`):
+            The condition's class, whose errors say "`field` of ClassName", or the end of such texts itself.
+        arguments (`str`): By field, the argument of the call where it is another name.
+
+    Returns:
+        `Callable`: a decorator.
+    """
+    # Modules are components of the pipeline and no arguments: they keep the condition's name.
+    pattern = re.compile(rf"`(\w+)([^`]*)` of {owner if isinstance(owner, str) else owner.__name__}\b")
+
+    def decorate(call: CallT) -> CallT:
+        names = {name: name for name in inspect.signature(call).parameters} | arguments
+
+        def rename(found: re.Match[str]) -> str:
+            return f"`{names[found[1]]}{found[2]}`" if found[1] in names else found[0]
+
+        @functools.wraps(call)
+        def renamed(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return call(*args, **kwargs)
+            except (TypeError, ValueError) as error:
+                message = pattern.sub(rename, str(error))
+                if len(error.args) == 1:
+                    error.args = (message,)
+                raise
+
+        return renamed  # type: ignore[return-value]
+
+    return decorate
+
+
 def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `base` by name, as far as they were given.
+    """The arguments of a call of `base` by name, as far as they were given, checked one by one.
 
     Args:
         base (`type`): The pipeline class.
@@ -51,10 +89,13 @@ def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         `dict[str, Any]`
 
     Raises:
-        TypeError: if there is no such argument.
+        TypeError: if there is no such argument, or one has a wrong kind.
+        ValueError: if one is out of range.
     """
     bound = inspect.signature(base.__call__).bind_partial(None, *args, **kwargs)
-    return {name: value for name, value in bound.arguments.items() if name != "self"}
+    given = {name: value for name, value in bound.arguments.items() if name != "self"}
+    check_arguments(given)
+    return given
 
 
 def share_components(pipeline_class: type[PipelineT], pipeline: DiffusionPipeline, **overrides: Any) -> PipelineT:

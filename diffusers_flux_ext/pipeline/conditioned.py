@@ -33,13 +33,16 @@ from ..condition import FluxCondition, check_conditions
 from ..demand import Demand
 from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
 from ..encoded import EncodedConditions
+from ..inputs.checks import check_generators
 from ..inputs.entity_texts import encode_text
+from ..inputs.images import read_images
 from ..inputs.prompt_padding import encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.api import VRAMBudgetMixin
 from ..sequence import Contribution
+from .call_checks import check_arguments, read_callback
 from .call_inputs import (
     PromptInputs,
     canvas_size,
@@ -215,7 +218,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         r"""
         Draw pictures.
 
-        All arguments of [`~diffusers.FluxPipeline.__call__`] mean what they mean there. In addition:
+        All arguments of [`~diffusers.FluxPipeline.__call__`] mean what they mean there, but `callback_on_step_end` may
+        return `None` where it changes nothing. In addition:
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
@@ -240,11 +244,13 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
 
         Raises:
             ValueError: if arguments contradict each other or do not fit the model; before the first step.
-            TypeError: if `conditions` holds something else than conditions, or a mask holds floats.
+            TypeError: if an argument is of a wrong kind, or `conditions` holds something else than conditions.
             RuntimeError: if another call runs with modules that serve one call at a time; see `docs/reliability.md`.
         """
+        check_arguments(locals())
         conditions = check_conditions(conditions)
         height, width = canvas_size(self, height, width)
+        tensor_inputs = callback_on_step_end_tensor_inputs or ()
         given = PromptInputs(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, prompt_embeds_mask)
         negative = PromptInputs(
             negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds,
@@ -255,15 +261,19 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             width=width,
             **given.named(),
             **negative.named("negative_"),
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_on_step_end_tensor_inputs=tensor_inputs,
             max_sequence_length=max_sequence_length,
         )
-        check_prompts(given, negative, mask_padding)
-        warn_of_long_texts(self, given, max_sequence_length)
-        if image is not None and not 0 <= strength <= 1:
-            raise ValueError(f"`strength` must be from 0 to 1, but {strength} came.")
-        self._begin(guidance_scale, joint_attention_kwargs)
         batch_size = count_prompts(prompt, prompt_embeds)
+        given, negative = given.matching(batch_size), negative.matching(batch_size, "negative_")
+        check_prompts(self, given, negative, batch_size, mask_padding)
+        warn_of_long_texts(self, given, max_sequence_length)
+        if generator is not None:
+            check_generators("`generator`", generator, batch_size * num_images_per_prompt)
+            generator = list(generator) if isinstance(generator, tuple) else generator
+        if image is not None:
+            read_images("`image` of the call", image, self.image_processor.config.vae_latent_channels)
+        self._begin(guidance_scale, joint_attention_kwargs)
 
         # Asking for the device walks through every module of the pipeline.
         device, guided = self._execution_device, is_guided(true_cfg_scale, negative)
@@ -271,7 +281,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
         if guided:
-            uncond = self._encode(negative.matching(given, batch_size), *settings)
+            uncond = self._encode(negative, *settings)
 
         canvas = Canvas(
             height=height,
@@ -300,7 +310,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         offload_all_but(self, self._loop_components)
         latents = self.denoise(
             latents, latent_ids, timesteps, cond, uncond, encoded, adapter_kwargs, true_cfg_scale,
-            callback_on_step_end, callback_on_step_end_tensor_inputs,
+            callback_on_step_end, tensor_inputs,
         )  # fmt: skip
 
         images = latents
@@ -334,7 +344,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
             encoded (`EncodedConditions`): The conditions.
             adapter_kwargs (`Sequence[dict[str, Any]]`): IP-Adapter arguments of the two branches.
             true_cfg_scale (`float`): Scale of classifier-free guidance.
-            callback_on_step_end (`Callable`, *optional*): Called after each step, as in diffusers.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each step, as in diffusers; it may return `None` where it changes nothing.
             callback_on_step_end_tensor_inputs (`Sequence[str]`): What it gets: `"latents"`, `"prompt_embeds"`.
 
         Returns:
@@ -375,9 +386,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
                 if callback_on_step_end is not None:
                     known = locals()
                     callback_kwargs = {name: known[name] for name in callback_on_step_end_tensor_inputs}
-                    outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                    latents = outputs.pop("latents", latents)
-                    prompt_embeds = outputs.pop("prompt_embeds", prompt_embeds)
+                    changed = read_callback(callback_on_step_end(self, i, t, callback_kwargs), latents, prompt_embeds)
+                    latents, prompt_embeds = changed
                 if i == len(timesteps) - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
         self._current_timestep = None

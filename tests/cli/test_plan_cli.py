@@ -6,7 +6,8 @@ import pytest
 
 from diffusers_flux_ext import tiny_flux_path
 from diffusers_flux_ext.cli.main import main
-from diffusers_flux_ext.methods.catalog import flux_models, plan_methods, released_modules, releases
+from diffusers_flux_ext.methods.catalog import flux_models, plan_methods
+from diffusers_flux_ext.methods.releases import released_modules, releases
 
 
 def test_flux_dev_with_methods(capsys):

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.choosing_table import CHOICES, measured_ratios, row
-from diffusers_flux_ext.methods.catalog import releases
+from diffusers_flux_ext.methods.releases import releases
 from tests.fixtures.documentation import ROOT
 
 

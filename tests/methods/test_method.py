@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import diffusers_flux_ext
+from benchmarks.tables.method_list import MARKERS, PAGES
 from benchmarks.tables.public_names import STUB, stub
 from diffusers_flux_ext.methods import METHODS, Release, add, register_method
-from diffusers_flux_ext.methods.catalog import released_modules, releases
+from diffusers_flux_ext.methods.releases import released_modules, releases
 
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,11 @@ def test_what_exists_already_is_refused():
 
 def test_the_stub_is_current():
     assert STUB.read_text() == stub(), "run python -m benchmarks.tables.public_names"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_lists_of_methods_are_current(page):
+    assert "".join([MARKERS[0], PAGES[page](), MARKERS[1]]) in page.read_text(), "run benchmarks.tables.method_list"
 
 
 def test_a_method_of_another_package(tmp_path):

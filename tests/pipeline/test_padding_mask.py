@@ -228,7 +228,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("mask", [torch.ones(1, 8), [[1] * 8]])
     def test_masks_of_another_type(self, pipe, mask):
-        with pytest.raises(TypeError, match="`prompt_embeds_mask` is a boolean or integer tensor"):
+        with pytest.raises(TypeError, match="`prompt_embeds_mask` must be a boolean or integer tensor"):
             draw(pipe, **{**masked_embeds(pipe, "a cat", 8), "prompt_embeds_mask": mask})
 
     def test_negative_embeddings_need_theirs_too(self, pipe):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
+from ...inputs.checks import shown
+from ...inputs.numbers import read_number
 from ...inputs.text_tokens import check_text_width, text_group
 from ...sequence import Contribution
 from .encoder import AttributeValueEncoder
@@ -47,12 +49,16 @@ class AttributeValues(FluxCondition):
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, AttributeValueEncoder):
             raise TypeError(
-                f"`encoder` is a {type(self.encoder).__name__}; expected an `AttributeValueEncoder`, for example from "
+                f"`encoder` of AttributeValues is a {type(self.encoder).__name__}; expected an "
+                f"`AttributeValueEncoder`, for example from "
                 f"`AttributeValueEncoder.from_single_file('brightness.safetensors')`."
             )
         self._check("values", self.values)
         if isinstance(self.negative, str) and self.negative != "same":
-            raise ValueError(f"`negative` is {self.negative!r}; expected 'same', a mapping like `values`, or None.")
+            raise ValueError(
+                f"`negative` of AttributeValues is {self.negative!r}; expected 'same', a mapping like `values`, or "
+                f"None."
+            )
         if self.negative is not None and not isinstance(self.negative, str):
             self._check("negative", self.negative)
 
@@ -76,12 +82,13 @@ class AttributeValues(FluxCondition):
         """
         check_text_width(type(self).__name__, self.encoder.config.output_dim, pipe.transformer)
         negative: Any = self.values if self.negative == "same" else self.negative or {}
-        branches: dict[str, Any] = {"cond": self.values, "uncond": negative}
+        branches: dict[str, Any] = {"cond": ("values", self.values), "uncond": ("negative", negative)}
         return {
             f"{branch}.{name}": canvas.per_sample(
-                torch.tensor([value] if isinstance(value, Real) else list(value), dtype=torch.float32)
+                torch.tensor(_read_values(f"`{argument}[{name!r}]` of AttributeValues", value), dtype=torch.float32),
+                f"`{argument}` of AttributeValues",
             ).to(canvas.device)
-            for branch, values in branches.items()
+            for branch, (argument, values) in branches.items()
             for name, value in values.items()
             if value is not None
         }
@@ -98,18 +105,25 @@ class AttributeValues(FluxCondition):
     def _check(self, argument: str, values: Any) -> None:
         known = list(self.encoder.config.attributes)
         if not isinstance(values, Mapping):
-            raise TypeError(f"`{argument}` is {values!r}; expected values by attribute, {dict.fromkeys(known, 0.5)}.")
+            raise TypeError(
+                f"`{argument}` of AttributeValues is {shown(values)}; expected values by attribute, "
+                f"{dict.fromkeys(known, 0.5)}."
+            )
         unknown = [name for name in values if name not in known]
         if unknown:
-            raise ValueError(f"`{argument}` has the attributes {unknown}, but the encoder knows {known}.")
+            raise ValueError(
+                f"`{argument}` of AttributeValues has the attributes {unknown}, but the encoder knows {known}."
+            )
         for name, value in values.items():
-            several = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) == 1
-            for number in () if value is None else value if several else (value,):
-                _check_number(f"{argument}[{name!r}]", number)
+            if value is not None:
+                _read_values(f"`{argument}[{name!r}]` of AttributeValues", value)
 
 
-def _check_number(where: str, number: Any) -> None:
-    if isinstance(number, bool) or not isinstance(number, Real):
-        raise TypeError(f"`{where}` has {number!r}; expected a number in [0, 1], one per prompt, or None to skip it.")
-    if not 0 <= float(number) <= 1:
-        raise ValueError(f"`{where}` is {number}; attributes take values from 0 to 1.")
+def _read_values(what: str, value: Any) -> list[float]:
+    """One number for all prompts, or one each, from 0 to 1."""
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    one_axis = isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 1
+    numbers = list(value) if several or one_axis else [value]
+    if not numbers:
+        raise ValueError(f"{what} is empty. Give a number from 0 to 1, one per prompt, or None to skip it.")
+    return [read_number(what, number, 0, 1) for number in numbers]

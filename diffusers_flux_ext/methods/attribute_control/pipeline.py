@@ -20,7 +20,7 @@ from transformers import (
 from ...condition import FluxCondition, check_conditions
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import extends_call
+from ...pipeline.components import extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import AttributeInput, AttributeValues
 from .encoder import AttributeValueEncoder
@@ -71,6 +71,7 @@ class FluxAttributeControlPipeline(FluxConditionedPipeline):
         self.register_modules(value_encoder=value_encoder)
 
     @extends_call(FluxConditionedPipeline)
+    @renames_errors(AttributeValues, values="attribute_values", negative="negative_attribute_values")
     @torch.no_grad()
     def __call__(
         self,
@@ -107,7 +108,7 @@ class FluxAttributeControlPipeline(FluxConditionedPipeline):
                     "`AttributeValueEncoder.from_single_file('brightness.safetensors')`."
                 )
             conditions.insert(0, AttributeValues(self.value_encoder, attribute_values, negative_attribute_values))
-        elif negative_attribute_values not in ("same", None):
+        elif not (negative_attribute_values is None or isinstance(negative_attribute_values, str)):
             raise ValueError("`negative_attribute_values` came without `attribute_values`; give both.")
         kwargs["conditions"] = conditions
         return super().__call__(*args, **kwargs)

@@ -12,7 +12,9 @@ from diffusers import FluxControlNetModel
 from ...canvas import Canvas
 from ...condition import Encoders
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask
+from ...inputs.checks import check_generators, shown
+from ...inputs.images import read_images
+from ...inputs.masks import RegionMask, check_regions
 from ...sequence import Contribution
 from .call import residual_contribution
 from .image import encode_control_picture
@@ -81,13 +83,22 @@ class ControlNetImage(ControlNetCondition):
             raise ValueError("`image` of ControlNetImage is None. Give a picture, or leave the condition out.")
         if (self.inpaint_mask is not None) != (self._extra_channels > 0):
             raise ValueError(
-                f"The ControlNet takes {self._extra_channels} channels for a mask, but `inpaint_mask` "
-                f"{'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting ControlNets need it, and "
+                f"The ControlNet takes {self._extra_channels} channels for a mask, but `inpaint_mask` of "
+                f"ControlNetImage {'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting "
+                f"ControlNets need it, and "
                 f"only they take it; to restrict any other one, use `mask_region`."
             )
-
+        # How many channels latents have is known to the VAE, which the condition does not have.
+        read_images("`image` of ControlNetImage", self.image, self.controlnet.config.in_channels // 4)
+        for name in ("inpaint_mask", "mask_region"):
+            if getattr(self, name) is not None:
+                check_regions(f"`{name}` of ControlNetImage", getattr(self, name))
+        if self.generator is not None:
+            check_generators("`generator` of ControlNetImage", self.generator)
         if self.generator is not None and self.controlnet.input_hint_block is not None:
-            raise ValueError("`generator` samples latents, but XLabs' ControlNets take pixels. Leave it out.")
+            raise ValueError(
+                "`generator` of ControlNetImage samples latents, but XLabs' ControlNets take pixels. Leave it out."
+            )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the picture.
@@ -108,13 +119,19 @@ class ControlNetImage(ControlNetCondition):
         self.check_fits_pipeline(pipe)
         encoded = {
             "control": encode_control_picture(
-                pipe, canvas, self.controlnet, self.image, self.inpaint_mask, self.generator
+                pipe,
+                canvas,
+                self.controlnet,
+                self.image,
+                self.inpaint_mask,
+                self.generator,
+                ("`image` of ControlNetImage", "`inpaint_mask` of ControlNetImage"),
             ),
             # Outside of a call, as in training, the step brings its own.
             "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
         if self.mask_region is not None:
-            encoded["weights"] = region_weights(type(self).__name__, self.mask_region, canvas)
+            encoded["weights"] = region_weights("`mask_region` of ControlNetImage", self.mask_region, canvas)
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
@@ -141,12 +158,15 @@ class ControlNetImage(ControlNetCondition):
         if not count and self.mode is None:
             return None
         if not count:
-            raise ValueError(f"`mode={self.mode!r}` was given, but this ControlNet is no union of several modes.")
+            raise ValueError(
+                f"`mode` of ControlNetImage is {shown(self.mode)}, but this ControlNet is no union of several modes."
+            )
         names = ", ".join(f"{name!r} ({number})" for name, number in UNION_MODES.items() if number < count)
         number = UNION_MODES.get(self.mode, -1) if isinstance(self.mode, str) else self.mode
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
-                f"A union ControlNet needs the `mode` of its picture: {names}, or a number below {count}; "
-                f"{self.mode!r} came."
+                f"`mode` of ControlNetImage says what the picture of a union ControlNet shows: {names}, or a number "
+                f"below "
+                f"{count}; got {shown(self.mode)}."
             )
         return number

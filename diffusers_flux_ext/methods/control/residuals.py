@@ -14,9 +14,9 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
+from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
-from ...inputs.scales import read_scale
-from ...inputs.windows import check_window, is_active, warn_without_step
+from ...inputs.numbers import check_window, is_active, read_numbers, warn_without_step
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +47,7 @@ class ControlNetCondition(FluxCondition):
         warn_without_step(type(self).__name__, step, self.start, self.end)
         return (
             not is_active(step, self.start, self.end)
-            or self.scale == 0
+            or (not isinstance(self.scale, Sequence) and self.scale == 0)
             or (step.branch == "uncond" and self.negative is None)
         )
 
@@ -63,11 +63,10 @@ class ControlNetCondition(FluxCondition):
                 f"`FluxControlNetModel` was expected. Several ControlNets are several conditions."
             )
         check_window(name, self.start, self.end)
-        if self.negative not in ("shared", "own", None):
-            raise ValueError(f"`negative` of {name} is 'shared', 'own' or None, but {self.negative!r} came.")
+        check_choice(f"`negative` of {name}", self.negative, ("shared", "own", None))
         double, single = len(self.controlnet.controlnet_blocks), len(self.controlnet.controlnet_single_blocks)
-        blocks = f"{double} double and {single} single blocks"
-        read_scale(name, "scale", self.scale, double + single, blocks)
+        per = f"for each of {double} double and {single} single blocks, the double blocks first"
+        read_numbers(f"`scale` of {name}", self.scale, double + single, per)
 
     def check_fits_pipeline(self, pipe: Encoders, context: int | None = None) -> None:
         """Raise a `ValueError` if the ControlNet was made for another size, or if the transformer takes no residuals.
@@ -99,11 +98,11 @@ def mask_channels(controlnet: Any) -> int:
     return controlnet.controlnet_x_embedder.in_features - controlnet.config.in_channels
 
 
-def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
+def region_weights(what: str, region: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
     """The region of a condition as factors of its residuals.
 
     Args:
-        owner (`str`): The condition's class name, for the warning about a region without a token.
+        what (`str`): What it is, for errors and for the warning about a region without a token.
         region (`RegionMask` or a list of them): One for all prompts, or one per prompt.
         canvas (`Canvas`): The canvas.
 
@@ -111,9 +110,9 @@ def region_weights(owner: str, region: RegionMask | Sequence[RegionMask], canvas
         `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside, and the covered fraction of a
         token on the border, so that regions that share a picture between them sum to 1 everywhere.
     """
-    pixels = [mask_to_pixels(mask, canvas).float()[None] for mask in list_regions(region)]
+    pixels = [mask_to_pixels(mask, canvas, what).float()[None] for mask in list_regions(region, what)]
     masks = [torch.nn.functional.avg_pool2d(mask, canvas.token_size).flatten() for mask in pixels]
     for index, inside in enumerate(masks):
         if not inside.any():
-            logger.warning(f"Region {index} of {owner} covers no token, so it changes nothing there.")
-    return canvas.per_sample(torch.stack(masks))[..., None].to(canvas.device, canvas.dtype)
+            logger.warning(f"Region {index} of {what} covers no token, so it changes nothing there.")
+    return canvas.per_sample(torch.stack(masks), what)[..., None].to(canvas.device, canvas.dtype)

@@ -12,7 +12,9 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask, is_box, mask_to_tokens
+from ...inputs.checks import check_flag, shown
+from ...inputs.masks import RegionMask, check_regions, is_box, mask_to_tokens
+from ...inputs.numbers import read_count
 from ...inputs.text_tokens import text_group
 from ...sequence import AttentionRule, Contribution, padding_rules
 
@@ -56,18 +58,24 @@ class EntityRegions(FluxCondition):
         samples = self._samples()
         if not samples or not any(prompts for prompts, _ in samples):
             raise ValueError(
-                "`EntityRegions` needs at least one entity, but `prompts` is empty. Leave it out instead."
+                "`prompts` of EntityRegions is empty, but at least one entity is needed. Leave it out instead."
             )
         for index, (prompts, masks) in enumerate(samples):
             if len(prompts) != len(masks):
                 where = f" for sample {index}" if len(samples) > 1 else ""
                 raise ValueError(
-                    f"`EntityRegions` has {len(prompts)} prompts but {len(masks)} masks{where}. Give one mask per "
-                    f"prompt."
+                    f"`EntityRegions` has {len(prompts)} prompts but {len(masks)} masks{where}. Give as many `masks` "
+                    f"of "
+                    f"EntityRegions as there are `prompts` of EntityRegions."
                 )
-        for length in self._lengths(None):
-            if not 1 <= length <= 512:
-                raise ValueError(f"`max_sequence_length` must be from 1 to 512, but {length} came.")
+            if not all(isinstance(prompt, str) for prompt in prompts):
+                raise TypeError(f"`prompts` of EntityRegions must be texts, got {shown(list(prompts))}.")
+        for mask in (mask for _, masks in samples for mask in masks):
+            check_regions("`masks` of EntityRegions", [mask])
+        check_flag("`on_negative` of EntityRegions", self.on_negative)
+        if self.mask_padding is not None:
+            check_flag("`mask_padding` of EntityRegions", self.mask_padding)
+        self._lengths(None)
 
     def demand(self, prompt_tokens: int) -> Demand:
         """A text for every entity, and attention restricted by regions."""
@@ -88,7 +96,7 @@ class EntityRegions(FluxCondition):
         """
         samples = self._samples()
         masks = torch.stack([self._token_masks(masks, canvas) for _, masks in samples])
-        encoded = {"masks": canvas.per_sample(masks)}
+        encoded = {"masks": canvas.per_sample(masks, "`masks` of EntityRegions")}
         by_length: dict[int, list[int]] = {}
         for index, length in enumerate(self._lengths(canvas.max_sequence_length)):
             by_length.setdefault(length, []).append(index)
@@ -129,18 +137,25 @@ class EntityRegions(FluxCondition):
         single = isinstance(self.prompts, str) or is_box(self.masks)
         if single or not all(isinstance(given, (list, tuple)) for given in (self.prompts, self.masks)):
             raise ValueError(
-                f"`EntityRegions` takes lists, `prompts=[...]` and `masks=[...]`, but prompts of type "
+                f"`prompts` of EntityRegions and `masks` of EntityRegions are lists, but prompts of type "
                 f"{type(self.prompts).__name__} and masks of type {type(self.masks).__name__} came. A single box or "
                 f"picture goes into a list, too."
             )
         kinds = {isinstance(prompt, str) for prompt in self.prompts}
         if len(kinds) > 1:
-            raise ValueError("`EntityRegions` mixes texts and lists of texts in `prompts`; nest all of them or none.")
+            raise ValueError("`prompts` of EntityRegions mixes texts and lists of texts; nest all of them or none.")
         if kinds != {False}:
             return [(self.prompts, self.masks)]  # type: ignore[list-item]
         if len(self.prompts) != len(self.masks):
             raise ValueError(
-                f"`EntityRegions` has prompts for {len(self.prompts)} samples but masks for {len(self.masks)}."
+                f"`prompts` of EntityRegions are for {len(self.prompts)} samples, but `masks` of EntityRegions for "
+                f"{len(self.masks)}."
+            )
+        if not all(isinstance(part, (list, tuple)) and not is_box(part) for part in (*self.prompts, *self.masks)):
+            raise TypeError(
+                "`prompts` of EntityRegions and `masks` of EntityRegions must be nested alike: one list for each "
+                "prompt "
+                "of the batch."
             )
         return list(zip(self.prompts, self.masks))  # type: ignore[arg-type]
 
@@ -152,17 +167,17 @@ class EntityRegions(FluxCondition):
     def _lengths(self, default: int | None) -> list[int]:
         if self.max_sequence_length is None:
             return [] if default is None else [default] * self.num_entities
-        if isinstance(self.max_sequence_length, int):
-            return [self.max_sequence_length] * self.num_entities
-        lengths = list(self.max_sequence_length)
-        if len(lengths) != self.num_entities:
-            raise ValueError(f"`max_sequence_length` has {len(lengths)} numbers for {self.num_entities} entities.")
-        return lengths
+        what, given = "`max_sequence_length` of EntityRegions", self.max_sequence_length
+        if not isinstance(given, (list, tuple)):
+            return [read_count(what, given, 1, 512)] * self.num_entities
+        if len(given) != self.num_entities:
+            raise ValueError(f"{what} has {len(given)} numbers for {self.num_entities} entities.")
+        return [read_count(what, length, 1, 512) for length in given]
 
     def _token_masks(self, masks: Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
         tokens = torch.zeros(self.num_entities, canvas.num_tokens, dtype=torch.bool)
         for index, mask in enumerate(masks):
-            tokens[index] = mask_to_tokens(mask, canvas)
+            tokens[index] = mask_to_tokens(mask, canvas, "`masks` of EntityRegions")
             if not tokens[index].any():
                 logger.warning(
                     f"The mask of entity {index} covers no token of the {canvas.width} x {canvas.height} canvas, so "

@@ -10,7 +10,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from ...condition import FluxCondition, check_conditions
 from ...inputs.masks import RegionMask
-from ...pipeline.components import extends_call
+from ...pipeline.components import extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import EntityRegions
 
@@ -40,6 +40,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
     """
 
     @extends_call(FluxConditionedPipeline)
+    @renames_errors(EntityRegions, prompts="entity_prompts", masks="entity_masks", on_negative="entities_on_negative")
     @torch.no_grad()
     def __call__(
         self,

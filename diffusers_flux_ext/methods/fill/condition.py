@@ -12,12 +12,17 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from ..._compat import execution_device
-from ...canvas import Canvas, encode_image, image_generators, pack_latents, plain_picture, sample_image_latents
+from ...canvas import Canvas, encode_image, image_generators, pack_latents, sample_image_latents
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
+from ...inputs.checks import check_flag, check_generators
+from ...inputs.images import read_images, read_pixels
+from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...sequence import Contribution
+
+
+_IMAGE, _MASK = "`image` of FillMask", "`mask` of FillMask"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +60,15 @@ class FillMask(FluxCondition):
         missing = [name for name in ("image", "mask") if getattr(self, name) is None]
         if missing:
             raise ValueError(
-                f"{missing} of FillMask is None. The model needs both; to draw the whole canvas, give any picture and "
+                f"`{'`, `'.join(missing)}` of FillMask is None. The model needs both; to draw the whole canvas, give "
+                f"any picture and "
                 f"the mask (0, 0, 1, 1)."
             )
-
-        self._check_generator()
-
-    def _check_generator(self) -> None:
-        several = isinstance(self.generator, Sequence)
-        given: Any = self.generator if several else [self.generator]
-        for each in given:
-            if not isinstance(each, torch.Generator) and (several or each is not None):
-                raise TypeError(
-                    f"`generator` of FillMask {'holds' if several else 'is'} a {type(each).__name__}; expected a "
-                    f"torch.Generator, or a list of one per sample."
-                )
+        read_images(_IMAGE, self.image)
+        check_regions(_MASK, self.mask)
+        check_flag("`paste_back` of FillMask", self.paste_back)
+        if self.generator is not None:
+            check_generators("`generator` of FillMask", self.generator)
 
     @property
     def exclusive(self) -> str | None:
@@ -94,12 +93,12 @@ class FillMask(FluxCondition):
         Raises:
             ValueError: if the numbers of pictures, masks, generators and prompts differ.
         """
-        pixels = pipe.image_processor.preprocess(plain_picture(self.image), height=canvas.height, width=canvas.width)
+        pixels = read_pixels(_IMAGE, self.image, pipe.image_processor, canvas.height, canvas.width)
         pixels = pixels.to(torch.float32)
-        hole = torch.stack([_hole(mask, canvas) for mask in list_regions(self.mask)])[:, None]
+        hole = torch.stack([_hole(mask, canvas) for mask in list_regions(self.mask, _MASK)])[:, None]
         encoded = {
-            "source": canvas.per_sample(pixels).to(canvas.device),
-            "hole": canvas.per_sample(hole).to(canvas.device),
+            "source": canvas.per_sample(pixels, _IMAGE).to(canvas.device),
+            "hole": canvas.per_sample(hole, _MASK).to(canvas.device),
         }
         vae = pipe.vae
         masked = (pixels * (1 - hole.float())).to(execution_device(vae), vae.dtype)
@@ -124,7 +123,7 @@ class FillMask(FluxCondition):
 
 def _hole(mask: RegionMask, canvas: Canvas) -> torch.Tensor:
     if not isinstance(mask, Image.Image) or mask.mode not in ("L", "RGB"):
-        return mask_to_pixels(mask, canvas)
+        return mask_to_pixels(mask, canvas, _MASK)
     processor = VaeImageProcessor(
         vae_scale_factor=canvas.token_size, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )

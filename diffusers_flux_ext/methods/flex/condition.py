@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,17 @@ import torch
 from PIL import Image
 
 from ..._compat import execution_device
-from ...canvas import Canvas, encode_image, pack_latents, plain_picture
+from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
+from ...inputs.images import read_images, read_pixels
+from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
+from ...inputs.numbers import read_number
 from ...sequence import Contribution
+
+
+_IMAGES, _MASK = ("inpaint_image", "control_image"), "`inpaint_mask` of FlexControl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +56,16 @@ class FlexControl(FluxCondition):
 
     def __post_init__(self) -> None:
         if (self.inpaint_image is None) != (self.inpaint_mask is None):
-            raise ValueError("FlexControl takes `inpaint_image` and `inpaint_mask` together; one of them is missing.")
-        for name in ("control_strength", "control_stop"):
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, Real):
-                raise TypeError(f"`{name}` is a number, but {value!r} came.")
-        if not 0 <= self.control_stop <= 1:
-            raise ValueError(f"`control_stop` is in [0, 1], but {self.control_stop} came.")
-        if not np.isfinite(self.control_strength):
-            raise ValueError(f"`control_strength` is a finite number, but {self.control_strength} came.")
+            raise ValueError(
+                "`inpaint_image` of FlexControl and `inpaint_mask` of FlexControl belong together; one is missing."
+            )
+        read_number("`control_strength` of FlexControl", self.control_strength)
+        read_number("`control_stop` of FlexControl", self.control_stop, 0, 1)
+        if self.inpaint_mask is not None:
+            check_regions(_MASK, self.inpaint_mask)
+        for name in _IMAGES:
+            if getattr(self, name) is not None:
+                read_images(f"`{name}` of FlexControl", getattr(self, name))
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
         """Encode the pictures.
@@ -75,11 +81,11 @@ class FlexControl(FluxCondition):
         Raises:
             ValueError: if the numbers of pictures, masks and prompts differ.
         """
-        latents, control = (_latents(pipe, canvas, image) for image in (self.inpaint_image, self.control_image))
+        latents, control = (_latents(pipe, canvas, name, getattr(self, name)) for name in _IMAGES)
         mask = torch.ones_like(latents[:1, :1])
         if self.inpaint_mask is not None:
-            masks = [_latent_mask(each, canvas) for each in list_regions(self.inpaint_mask)]
-            mask = canvas.per_sample(torch.stack(masks)[:, None]).to(latents)
+            masks = [_latent_mask(each, canvas) for each in list_regions(self.inpaint_mask, _MASK)]
+            mask = canvas.per_sample(torch.stack(masks)[:, None], _MASK).to(latents)
         latents = latents * (1 - mask)
         inpaint = torch.cat([latents, mask.expand(latents.shape[0], -1, -1, -1)], dim=1)
         return {"inpaint": pack_latents(inpaint), "control": pack_latents(control) * self.control_strength}
@@ -108,17 +114,18 @@ class FlexControl(FluxCondition):
         return Contribution(channels=[torch.cat(parts, dim=2)])
 
 
-def _latents(pipe: Encoders, canvas: Canvas, image: Any) -> torch.Tensor:
+def _latents(pipe: Encoders, canvas: Canvas, name: str, image: Any) -> torch.Tensor:
     if image is None:
         size = (2 * canvas.grid[0], 2 * canvas.grid[1])
         return torch.zeros(1, pipe.vae.config.latent_channels, *size, device=canvas.device, dtype=canvas.dtype)
-    pixels = pipe.image_processor.preprocess(plain_picture(image), height=canvas.height, width=canvas.width)
+    what = f"`{name}` of FlexControl"
+    pixels = read_pixels(what, image, pipe.image_processor, canvas.height, canvas.width)
     latents = encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
-    return canvas.per_sample(latents.to(canvas.device, canvas.dtype))
+    return canvas.per_sample(latents.to(canvas.device, canvas.dtype), what)
 
 
 def _latent_mask(mask: RegionMask, canvas: Canvas) -> torch.Tensor:
     if not isinstance(mask, Image.Image) or mask.mode not in ("L", "RGB"):
-        mask = Image.fromarray(mask_to_pixels(mask, canvas).numpy().astype(np.uint8) * 255)
+        mask = Image.fromarray(mask_to_pixels(mask, canvas, _MASK).numpy().astype(np.uint8) * 255)
     small = mask.convert("L").resize((2 * canvas.grid[1], 2 * canvas.grid[0]), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)

@@ -10,7 +10,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from ...condition import FluxCondition, check_conditions
 from ...inputs.masks import RegionMask
-from ...pipeline.components import extends_call
+from ...pipeline.components import extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import FlexControl
 
@@ -24,6 +24,7 @@ class FluxFlexPipeline(FluxConditionedPipeline):
     """
 
     @extends_call(FluxConditionedPipeline)
+    @renames_errors(FlexControl)
     @torch.no_grad()
     def __call__(
         self,

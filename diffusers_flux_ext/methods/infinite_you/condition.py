@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FluxControlNetModel
 from diffusers.utils import logging
@@ -14,7 +16,10 @@ from PIL import Image
 from ...canvas import Canvas
 from ...condition import Encoders
 from ...denoise import DenoisingStep, PromptEmbeds
-from ...inputs.masks import RegionMask
+from ...inputs.checks import check_instance, shown
+from ...inputs.images import read_image
+from ...inputs.masks import RegionMask, check_regions
+from ...inputs.numbers import check_embeds, read_count, read_number
 from ...sequence import Contribution
 from ..control.call import residual_contribution
 from ..control.image import encode_control_picture
@@ -82,27 +87,39 @@ class InfiniteYouIdentity(ControlNetCondition):
         self._check_modules()
         for one, other in (("id_image", "id_embeds"), ("control_image", "keypoints")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"{name} has both `{one}` and `{other}`. Give one of them.")
+                raise ValueError(f"`{one}` of {name} came with `{other}` of {name}. Give one of them.")
         if self.id_image is None and self.id_embeds is None:
-            raise ValueError(f"{name} needs `id_image`, a picture of the person, or `id_embeds`.")
+            raise ValueError(f"`id_image` of {name}, a picture of the person, or `id_embeds` of {name} is needed.")
         if self.face_encoder is None and (self.id_image is not None or self.control_image is not None):
             raise ValueError(
-                f"{name} needs a `face_encoder` to find the face in a picture: `InsightFaceEncoder(...)` (pip install "
+                f"`face_encoder` of {name} is needed to find the face in a picture: `InsightFaceEncoder(...)` (pip "
+                f"install "
                 f"'diffusers-flux-ext[infinite-you]'), or give `id_embeds` and `keypoints` instead of pictures."
             )
 
+        if self.face_index is not None:
+            read_count(f"`face_index` of {name}", self.face_index, 0, 10**6)
         if self.face_index is not None and self.id_image is None:
             raise ValueError(f"`face_index` of {name} chooses a face of `id_image`, but `id_embeds` came.")
+        if self.region is not None:
+            check_regions(f"`region` of {name}", self.region)
+        read_number(f"`guidance_scale` of {name}", self.guidance_scale)
+        for argument in ("id_image", "control_image"):
+            if getattr(self, argument) is not None:
+                self._listed(argument)
+        if self.id_embeds is not None:
+            self._given_embeddings()
         if self.keypoints is not None:
-            read_keypoints(self.keypoints, 1, 1)
+            read_keypoints(self.keypoints, 1, 1, f"`keypoints` of {name}")
 
     def _check_modules(self) -> None:
         name, net = type(self).__name__, self.controlnet
-        if not hasattr(getattr(self.image_projector, "config", None), "embedding_dim"):
-            raise TypeError(
-                f"`image_projector` of {name} is a {type(self.image_projector).__name__}; expected an "
-                f"`InfiniteYouImageProjector`."
-            )
+        check_instance(
+            f"`image_projector` of {name}",
+            self.image_projector,
+            InfiniteYouImageProjector,
+            "`InfiniteYouImageProjector.from_single_file('image_proj_model.bin')` makes one.",
+        )
         if self.face_encoder is not None and not isinstance(self.face_encoder, FaceEncoder):
             raise TypeError(
                 f"`face_encoder` of {name} is a {type(self.face_encoder).__name__}; expected a "
@@ -136,13 +153,17 @@ class InfiniteYouIdentity(ControlNetCondition):
         """
         self.check_fits_pipeline(pipe, self.image_projector.config.output_dim)
         embeds = self._embeddings().to(canvas.device, canvas.dtype)
+        name, people = type(self).__name__, "id_embeds" if self.id_image is None else "id_image"
+        places = "keypoints" if self.control_image is None else "control_image"
         encoded = {
-            "face": canvas.per_sample(embeds),
-            "control": encode_control_picture(pipe, canvas, self.controlnet, self._control_pictures(canvas)),
+            "face": canvas.per_sample(embeds, f"`{people}` of {name}"),
+            "control": encode_control_picture(
+                pipe, canvas, self.controlnet, self._control_pictures(canvas), names=(f"`{places}` of {name}", "")
+            ),
             "guidance": torch.tensor([self.guidance_scale], device=canvas.device),
         }
         if self.region is not None:
-            encoded["weights"] = region_weights(type(self).__name__, self.region, canvas)
+            encoded["weights"] = region_weights(f"`region` of {name}", self.region, canvas)
         return encoded
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> dict[str, torch.Tensor]:
@@ -173,17 +194,8 @@ class InfiniteYouIdentity(ControlNetCondition):
     def _embeddings(self) -> torch.Tensor:
         """`(1 or prompts, 512)`."""
         if self.id_image is not None:
-            return torch.stack([self._face(picture, self.face_index).embedding for picture in _listed(self.id_image)])
-        given = self.id_embeds
-        if isinstance(given, (list, tuple, FaceEmbedding)):
-            given = torch.stack([torch.as_tensor(getattr(face, "embedding", face)) for face in _listed(given)])
-        given = torch.as_tensor(given)
-        width = self.image_projector.config.embedding_dim
-        if given.ndim not in (1, 2) or given.shape[-1] != width:
-            raise ValueError(
-                f"`id_embeds` has the shape {tuple(given.shape)}; expected ({width},), or (prompts, {width})."
-            )
-        embeds = (given if given.ndim == 2 else given[None]).float()
+            return torch.stack([self._face(image, self.face_index).embedding for image in self._listed("id_image")])
+        embeds = self._given_embeddings()
         lengths = embeds.norm(dim=-1)
         if not torch.allclose(lengths, torch.ones_like(lengths), atol=0.05):
             logger.warning(
@@ -192,26 +204,53 @@ class InfiniteYouIdentity(ControlNetCondition):
             )
         return embeds
 
+    def _given_embeddings(self) -> torch.Tensor:
+        what, width = f"`id_embeds` of {type(self).__name__}", self.image_projector.config.embedding_dim
+        given: Any = self.id_embeds
+        one = not isinstance(given, (list, tuple)) or all(isinstance(number, Real) for number in given)
+        faces = [_as_tensor(getattr(face, "embedding", face)) for face in ([given] if one else given)]
+        if one and getattr(faces[0], "ndim", 1) == 2:
+            faces = list(faces[0])
+        if not faces:
+            raise ValueError(f"{what} is empty. Give one embedding for all prompts, or one per prompt.")
+        for face in faces:
+            check_embeds(what, face, f"({width},), or (prompts, {width})", width)
+        return torch.stack(faces).float()
+
     def _control_pictures(self, canvas: Canvas) -> list[Image.Image]:
         size = (canvas.width, canvas.height)
         if self.control_image is not None:
-            pictures = [fit_picture(picture, *size) for picture in _listed(self.control_image)]
+            pictures = [fit_picture(picture, *size) for picture in self._listed("control_image")]
             points: list[Any] = [self._face(picture, None).keypoints for picture in pictures]
         elif self.keypoints is not None:
-            points = read_keypoints(self.keypoints, *size)
+            points = read_keypoints(self.keypoints, *size, f"`keypoints` of {type(self).__name__}")
         else:
             return [Image.new("RGB", size)]
         return [draw_face_keypoints(five, *size) for five in points]
 
-    def _face(self, picture: Any, index: int | None) -> FaceEmbedding:
-        if not isinstance(picture, Image.Image):
+    def _face(self, picture: Image.Image, index: int | None) -> FaceEmbedding:
+        picture, encoder = picture.convert("RGB"), self.face_encoder
+        if encoder is None:
+            raise ValueError(f"`face_encoder` of {type(self).__name__} is needed to find a face.")
+        return encoder.encode(picture) if index is None else encoder.encode(picture, int(index))
+
+    def _listed(self, argument: str) -> list[Image.Image]:
+        """PIL images of a field, as a list."""
+        given: Any = getattr(self, argument)
+        pictures = list(given) if isinstance(given, (list, tuple)) else [given]
+        if not pictures or not all(isinstance(each, Image.Image) and 0 not in each.size for each in pictures):
             raise TypeError(
-                f"`id_image` and `control_image` are PIL pictures, but one of type {type(picture).__name__} came."
+                f"`{argument}` of {type(self).__name__} must be a PIL image, or a list of one per prompt, got "
+                f"{shown(given)}."
             )
-        picture = picture.convert("RGB")
-        encoder: Any = self.face_encoder
-        return encoder.encode(picture) if index is None else encoder.encode(picture, index)
+        for picture in pictures:
+            read_image(f"`{argument}` of {type(self).__name__}", picture)
+        return pictures
 
 
-def _listed(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, (list, tuple)) else [given]
+def _as_tensor(face: Any) -> Any:
+    """Arrays and lists of floats as tensors; other things as they are."""
+    if isinstance(face, (list, tuple)) and face and all(isinstance(number, Real) for number in face):
+        return torch.tensor(face, dtype=torch.float32)
+    is_array = isinstance(face, np.ndarray) and face.dtype.kind == "f"
+    return torch.from_numpy(face) if is_array else face

@@ -72,7 +72,7 @@ def choose_face(boxes: Sequence[Sequence[float]], index: int | None = None) -> i
         )
     if index is not None:
         if not 0 <= index < len(boxes):
-            raise ValueError(f"Face {index} was asked for, but {len(boxes)} faces were found; they count from 0.")
+            raise ValueError(f"`face_index` is {index}, but {len(boxes)} faces were found; they count from 0.")
         chosen = sorted(range(len(boxes)), key=lambda face: boxes[face][0])[index]
     else:
         chosen = max(range(len(boxes)), key=lambda face: _area(boxes[face]))

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ...inputs.checks import shown
+
 
 # Left eye, right eye, nose and the corners of the mouth; a stick has the colour of the point that it starts from.
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 NOSE, STICK_WIDTH, STICK_BRIGHTNESS, RADIUS = 2, 4, 0.6, 10
+FAR = 100_000
 
 
 def draw_face_keypoints(keypoints: Any, width: int, height: int) -> Image.Image:
@@ -82,7 +85,7 @@ def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
     return padded
 
 
-def read_keypoints(keypoints: Any, width: int, height: int) -> list[np.ndarray]:
+def read_keypoints(keypoints: Any, width: int, height: int, what: str = "`keypoints`") -> list[np.ndarray]:
     """Key points in pixels of the canvas.
 
     Args:
@@ -90,19 +93,32 @@ def read_keypoints(keypoints: Any, width: int, height: int) -> list[np.ndarray]:
             `(x, y)` in pixels of the canvas, or in fractions of it when all are from 0 to 1.
         width (`int`): Pixels.
         height (`int`): Pixels.
+        what (`str`): What they are, for errors.
 
     Returns:
         `list[np.ndarray]`: one array of shape `(5, 2)`, or one per prompt.
 
     Raises:
-        ValueError: if the shape is another one.
+        TypeError: if they are not numbers.
+        ValueError: if the shape is another one, or a number is NaN, infinite or far off the canvas.
     """
-    points = np.asarray(keypoints.cpu() if isinstance(keypoints, torch.Tensor) else keypoints, dtype=np.float64)
+    dense = not isinstance(keypoints, torch.Tensor) or (keypoints.layout is torch.strided and not keypoints.is_meta)
+    try:
+        if not isinstance(keypoints, (torch.Tensor, np.ndarray, list, tuple)) or not dense:
+            raise TypeError
+        points = np.asarray(keypoints.cpu() if isinstance(keypoints, torch.Tensor) else keypoints)
+        if points.dtype.kind not in "iuf":
+            raise TypeError
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be an array, tensor or lists of numbers, got {shown(keypoints)}.") from None
+    points = points.astype(np.float64)
     if points.ndim not in (2, 3) or points.shape[-2:] != (len(COLORS), 2):
         raise ValueError(
-            f"`keypoints` has the shape {points.shape}; expected (5, 2), or (prompts, 5, 2): x and y of both eyes, "
+            f"{what} has the shape {points.shape}; expected (5, 2), or (prompts, 5, 2): x and y of both eyes, "
             f"the nose and both corners of the mouth."
         )
+    if not points.size or not np.abs(points).max() <= FAR:
+        raise ValueError(f"{what} must be finite numbers within {FAR} pixels of the canvas, got {points.tolist()}.")
     if points.min() >= 0 and points.max() <= 1:
         points = points * (width, height)
     return list(points if points.ndim == 3 else points[None])

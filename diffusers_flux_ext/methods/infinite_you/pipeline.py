@@ -31,7 +31,7 @@ from ...condition import FluxCondition, check_conditions
 from ...inputs.masks import RegionMask
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import PipelineT, extends_call
+from ...pipeline.components import PipelineT, extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..control.model import FluxExtControlNetModel
 from ..control.residuals import Negative
@@ -177,6 +177,7 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         return super().to_pipeline(pipeline_class, **kwargs)
 
     @extends_call(FluxConditionedPipeline)
+    @renames_errors(InfiniteYouIdentity, **{field: name for name, field in _FIELDS.items()})
     @torch.no_grad()
     def __call__(
         self,

@@ -11,15 +11,18 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ..._compat import execution_device
-from ...canvas import Canvas, encode_image, pack_latents, plain_picture
+from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
+from ...inputs.images import read_images, read_pixels
+from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...sequence import Contribution
 
 
 logger = logging.get_logger(__name__)
+
+_IMAGE, _MASK = "`image` of InpaintRegion", "`mask` of InpaintRegion"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +38,18 @@ class InpaintRegion(FluxCondition):
             The picture, resized to the canvas; a list gives one per prompt. Floats in [0, 1] or integers up to 255.
         mask (`RegionMask` or a list of them):
             White is redrawn, black is kept; a list gives one per prompt. Resized by nearest neighbour.
+
+    Raises:
+        TypeError: if `image` is something else.
+        ValueError: if `image` has a wrong shape, or values that are NaN, infinite or out of range.
     """
 
     image: Image.Image | np.ndarray | torch.Tensor | list[Image.Image]
     mask: RegionMask | Sequence[RegionMask]
+
+    def __post_init__(self) -> None:
+        read_images(_IMAGE, self.image)
+        check_regions(_MASK, self.mask)
 
     @property
     def exclusive(self) -> str:
@@ -69,11 +80,11 @@ class InpaintRegion(FluxCondition):
                 "`InpaintRegion` must know the noise that the loop starts from, but `latents` were given together "
                 "with `image`. Leave out one of the two."
             )
-        pixels = pipe.image_processor.preprocess(plain_picture(self.image), height=canvas.height, width=canvas.width)
+        pixels = read_pixels(_IMAGE, self.image, pipe.image_processor, canvas.height, canvas.width)
         latents = encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
-        latents = canvas.per_sample(latents.to(canvas.device, canvas.dtype))
+        latents = canvas.per_sample(latents.to(canvas.device, canvas.dtype), _IMAGE)
         source = canvas.per_sample(pixels.to(canvas.device, torch.float32))
-        pixel_mask = canvas.per_sample(self._pixel_masks(canvas)).to(canvas.device)
+        pixel_mask = canvas.per_sample(self._pixel_masks(canvas), _MASK).to(canvas.device)
         factor = canvas.token_size // 2
         latent_mask = torch.nn.functional.max_pool2d(pixel_mask.float(), factor).expand(-1, latents.shape[1], -1, -1)
         return {
@@ -101,7 +112,7 @@ class InpaintRegion(FluxCondition):
         return torch.where(encoded["pixel_mask"], images.float(), encoded["source"].to(images.device))
 
     def _pixel_masks(self, canvas: Canvas) -> torch.Tensor:
-        masks = [mask_to_pixels(mask, canvas) for mask in list_regions(self.mask)]
+        masks = [mask_to_pixels(mask, canvas, _MASK) for mask in list_regions(self.mask, _MASK)]
         for index, inside in enumerate(masks):
             if not inside.any():
                 logger.warning(

@@ -71,10 +71,10 @@ def make_diptych(
     Raises:
         ValueError: if a mask is empty, the reference has no object, or the source is too small.
     """
-    source, region = _picture_and_mask(source_image, source_mask)
+    source, region = _picture_and_mask("source", source_image, source_mask)
     if not region.any():
         raise ValueError(
-            "The mask of the source is empty, so there is nowhere to draw. White is drawn; a picture counts from a "
+            "`source_mask` is empty, so there is nowhere to draw. White is drawn; a picture counts from a "
             "grey level of 129 on."
         )
     if region.all():
@@ -83,10 +83,11 @@ def make_diptych(
     box = top, bottom, left, right = crop_box(region)
     if min(bottom - top, right - left) < SMALLEST_CROP:
         raise ValueError(
-            f"The part of the source around the mask is {bottom - top} x {right - left} pixels (height x width); it "
+            f"The part of `source_image` around `source_mask` is {bottom - top} x {right - left} pixels (height x "
+            f"width); it "
             f"has to be {SMALLEST_CROP} at least. Enlarge the source, which is {source.shape[0]} x {source.shape[1]}."
         )
-    reference = _cut_out(*_picture_and_mask(reference_image, reference_mask), size)
+    reference = _cut_out(*_picture_and_mask("reference", reference_image, reference_mask), size)
     crop = resize_linear(pad_to_square(source[top:bottom, left:right], WHITE), size, size)
     hole = resize_linear(pad_to_square(region[top:bottom, left:right].astype(np.uint8), 0), size, size)
     return Diptych(
@@ -123,29 +124,31 @@ def paste_panel(diptych: Diptych, panel: Image.Image, within: Literal["crop", "m
     return Image.fromarray(pasted)
 
 
-def _picture_and_mask(picture: Any, mask: RegionMask | None) -> tuple[np.ndarray, np.ndarray]:
-    pixels = np.asarray(to_pil(picture))
+def _picture_and_mask(owner: str, picture: Any, mask: RegionMask | None) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.asarray(to_pil(picture, f"`{owner}_image`"))
     height, width = pixels.shape[:2]
     if mask is None:
         return pixels, np.ones((height, width), dtype=bool)
-    if isinstance(mask, Image.Image) and mask.mode in ("1", "L", "RGB"):
+    if isinstance(mask, Image.Image) and 0 not in mask.size and mask.mode in ("1", "L", "RGB"):
         inside = np.asarray(mask.convert("L")) > 128
     else:
-        inside = read_mask(mask, Canvas(height, width, 1, 1, torch.device("cpu"), torch.float32))
+        inside = read_mask(mask, Canvas(height, width, 1, 1, torch.device("cpu"), torch.float32), f"`{owner}_mask`")
     return pixels, resize_linear(inside.astype(np.uint8), height, width) > 0
 
 
 def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     if mask.sum() < FEWEST_PIXELS:
         raise ValueError(
-            f"The mask of the reference has {mask.sum()} pixels, so it shows no object; {FEWEST_PIXELS} are the "
+            f"`reference_mask` has {mask.sum()} pixels of `reference_image`, so it shows no object; {FEWEST_PIXELS} "
+            f"are the "
             f"fewest. White is the object; without a mask the whole picture is."
         )
     top, bottom, left, right = mask_box(mask)
     rows, columns = bottom - top, right - left
     if not rows or not columns:
         raise ValueError(
-            f"The object of the reference is {rows + 1} x {columns + 1} pixels (height x width). Its last row and "
+            f"The object of `reference_image` in `reference_mask` is {rows + 1} x {columns + 1} pixels (height x "
+            f"width). Its last row and "
             f"column are cut off, so it has to be two pixels each way at least."
         )
     alone = np.where(mask[..., None], picture, np.uint8(WHITE))[top:bottom, left:right]

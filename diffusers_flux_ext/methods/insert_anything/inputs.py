@@ -26,14 +26,19 @@ def read_diptychs(
     """
     given: dict[str, list[Any]] = {
         "source_image": _listed(source_image),
-        "source_mask": list_regions(source_mask),
+        "source_mask": list_regions(source_mask, "`source_mask`"),
         "reference_image": _listed(reference_image),
-        "reference_mask": list_regions(reference_mask),
+        "reference_mask": list_regions(reference_mask, "`reference_mask`"),
     }
     lengths = {name: len(values) for name, values in given.items()}
     count = max(lengths.values())
-    if any(length not in (1, count) for length in lengths.values()):
-        raise ValueError(f"The pictures and masks do not go together: {lengths}. Give one for all or one for each.")
+    wrong = [f"`{name}`" for name, length in lengths.items() if length not in (1, count)]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} does not go together with the other pictures and masks: {lengths}. Give one for all "
+            f"or "
+            f"one for each."
+        )
     return [
         make_diptych(**{name: values[index % len(values)] for name, values in given.items()}, size=size)
         for index in range(count)

@@ -27,7 +27,9 @@ from transformers import (
 )
 
 from ...condition import FluxCondition, check_conditions
+from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask
+from ...inputs.numbers import read_number
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
 from ...pipeline.call_inputs import canvas_size, count_prompts
@@ -158,6 +160,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         if reference_mask is None and all(value is None for value in given.values()):
             return super().__call__(**call)
         self._check(given, paste_back)
+        read_number("`redux_strength`", redux_strength, 0, 1)
         call["height"], call["width"] = self._canvas(call.get("height"), call.get("width"))
         diptychs = read_diptychs(source_image, source_mask, reference_image, reference_mask, call["height"])
         self._add_prompt(call, len(diptychs))
@@ -174,15 +177,17 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
     def _check(self, given: dict[str, Any], paste_back: str | None) -> None:
         missing = [name for name, value in given.items() if value is None]
         if missing:
-            raise ValueError(f"{missing} are missing: a source, its mask and a reference belong together.")
+            raise ValueError(
+                f"`{'`, `'.join(missing)}` of the call are missing: a source, its mask and a reference belong "
+                f"together."
+            )
         absent = [name for name in ("image_encoder", "image_embedder") if getattr(self, name) is None]
         if absent:
             raise ValueError(
                 f"The pipeline has no {absent}, which see the reference. Pass those of FLUX.1-Redux-dev to "
                 f"`from_pretrained` or `from_pipe`."
             )
-        if paste_back not in ("crop", "mask", None):
-            raise ValueError(f"`paste_back` is {paste_back!r}; expected 'crop', 'mask' or None.")
+        check_choice("`paste_back`", paste_back, ("crop", "mask", None))
 
     def _canvas(self, height: int | None, width: int | None) -> tuple[int, int]:
         if height and width and width != 2 * height:
@@ -208,7 +213,9 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         prompts = count_prompts(call.get("prompt"), call.get("prompt_embeds"))
         if num_diptychs not in (1, prompts):
             raise ValueError(
-                f"There are {num_diptychs} pictures for {prompts} prompts. Give one for all or one for each."
+                f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} "
+                f"pictures, "
+                f"but there are {prompts} prompts. Give one for all or one for each."
             )
 
     def _parts(self, diptychs: Sequence[Diptych], redux_strength: float) -> list[FluxCondition]:

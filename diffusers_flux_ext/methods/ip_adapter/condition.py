@@ -16,13 +16,16 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.masks import RegionMask, is_box, mask_to_tokens
-from ...inputs.scales import read_scale
-from ...inputs.vision import embed_images
-from ...inputs.windows import check_window, is_active, warn_without_step
+from ...inputs.checks import check_choice
+from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_tokens
+from ...inputs.numbers import check_embeds, check_window, is_active, read_numbers, warn_without_step
+from ...inputs.vision import check_single_image, check_vision_model, embed_images, list_samples
 from ...offload.blocks import compute_dtype
 from ...sequence import Contribution
 from .model import FluxIPAdapter
+
+
+_IMAGES, _EMBEDS, _MASK = (f"`{name}` of IPAdapterImages" for name in ("images", "image_embeds", "mask"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +75,27 @@ class IPAdapterImages(FluxCondition):
     def __post_init__(self) -> None:
         check_window(type(self).__name__, self.start, self.end)
         if (self.images is None) == (self.image_embeds is None):
-            raise ValueError("`IPAdapterImages` takes either `images` or `image_embeds`; give one of the two.")
-        if self.negative not in ("zeros", None):
-            raise ValueError(f"`negative` is {self.negative!r}; expected 'zeros' or None.")
+            raise ValueError(f"{_IMAGES} or {_EMBEDS} is needed, and not both; give one of the two.")
+        check_choice("`negative` of IPAdapterImages", self.negative, ("zeros", None))
+        check_vision_model(self.image_encoder, self.image_processor)
         if not isinstance(self.adapter, FluxIPAdapter):
             raise TypeError(
-                f"`adapter` is a {type(self.adapter).__name__}; expected a `FluxIPAdapter`, for example from "
+                f"`adapter` of IPAdapterImages is a {type(self.adapter).__name__}; expected a `FluxIPAdapter`, for "
+                f"example from "
                 f"`FluxIPAdapter.from_single_file(path)`."
             )
+        self._check_images()
+        if self.mask is not None:
+            check_regions(_MASK, self.mask)
         self._scales(self.scale)
         factors = self._scales(self.negative_scale, "negative_scale")
         if self.negative is None and any(factor != 1 for factor in factors):
             raise ValueError(
-                f"`negative_scale={self.negative_scale!r}` has no effect with `negative=None`, which leaves the "
-                f"unconditional branch alone. Take 'zeros', or leave the scale out."
+                f"`negative_scale` of IPAdapterImages is {self.negative_scale!r}, which has no effect with `negative` "
+                f"of "
+                f"IPAdapterImages at None: that leaves the unconditional branch alone. Take 'zeros', or leave the "
+                f"scale "
+                f"out."
             )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -111,12 +121,10 @@ class IPAdapterImages(FluxCondition):
             check_image_prompts_run(pipe.transformer)
         embeds = self._embed(pipe)
         self.adapter.check_image_embeds(embeds)
-        encoded = {"image_embeds": canvas.per_sample(embeds).to(canvas.device, canvas.dtype)}
+        encoded = {"image_embeds": canvas.per_sample(embeds, self._given).to(canvas.device, canvas.dtype)}
         if self.mask is not None:
-            several = isinstance(self.mask, Sequence) and not is_box(self.mask)
-            given: Any = self.mask if several else [self.mask]
-            masks = torch.stack([mask_to_tokens(mask, canvas) for mask in given])
-            encoded["mask"] = canvas.per_sample(masks).to(canvas.device)
+            masks = torch.stack([mask_to_tokens(mask, canvas, _MASK) for mask in list_regions(self.mask, _MASK)])
+            encoded["mask"] = canvas.per_sample(masks, _MASK).to(canvas.device)
         return encoded
 
     def demand(self, prompt_tokens: int) -> Demand:
@@ -154,12 +162,28 @@ class IPAdapterImages(FluxCondition):
 
     def _scales(self, scale: float | Sequence[float], name: str = "scale") -> list[float]:
         depth = self.adapter.config.num_blocks
-        return read_scale(type(self).__name__, name, scale, depth, f"{depth} blocks")
+        return read_numbers(f"`{name}` of IPAdapterImages", scale, depth, f"for each of its {depth} blocks")
+
+    @property
+    def _given(self) -> str:
+        return _IMAGES if self.image_embeds is None else _EMBEDS
+
+    def _check_images(self) -> None:
+        if self.image_embeds is None:
+            for image in (image for sample in list_samples(self.images, _IMAGES) for image in sample):
+                check_single_image(_IMAGES, image)
+            return
+        embeds: Any = self.image_embeds
+        embeds = torch.from_numpy(embeds) if isinstance(embeds, np.ndarray) and embeds.dtype.kind == "f" else embeds
+        width, prompts = self.adapter.config.image_embed_dim, [None] * (getattr(embeds, "ndim", 2) == 3)
+        check_embeds(_EMBEDS, embeds, f"(images, {width}) or (prompts, images, {width})", *prompts, None, width)
 
     def _embed(self, pipe: Encoders) -> torch.Tensor:
         if self.image_embeds is not None:
             embeds = torch.as_tensor(self.image_embeds)
             return embeds[None] if embeds.ndim == 2 else embeds
         if self.image_encoder is not None:
-            return embed_images(self.images, self.image_encoder, self.image_processor)
-        return embed_images(self.images, pipe.image_encoder, self.image_processor or pipe.feature_extractor)
+            return embed_images(self.images, self.image_encoder, self.image_processor, what=_IMAGES)
+        return embed_images(
+            self.images, pipe.image_encoder, self.image_processor or pipe.feature_extractor, what=_IMAGES
+        )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -15,7 +13,10 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
+from ...inputs.checks import check_flag, shown
+from ...inputs.numbers import read_numbers
 from ...inputs.text_tokens import check_text_width, text_group
+from ...lora.errors import LoRAError
 from ...lora.files import LoRASource
 from ...sequence import Contribution
 from .inputs import lora_pairs, read_lora_layers
@@ -55,15 +56,18 @@ class LoRAEmbedding(FluxCondition):
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, FluxLoRAEncoder):
             raise TypeError(
-                f"`encoder` is a {type(self.encoder).__name__}; expected a `FluxLoRAEncoder`, for example from "
+                f"`encoder` of LoRAEmbedding is a {type(self.encoder).__name__}; expected a `FluxLoRAEncoder`, for "
+                f"example from "
                 f"`FluxLoRAEncoder.from_single_file('model.safetensors')`."
             )
         lengths = {len(loras) for loras in self._per_prompt()}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
-                f"`loras` has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as many for each "
+                f"`loras` of LoRAEmbedding has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as "
+                f"many for each "
                 f"prompt."
             )
+        check_flag("`strict` of LoRAEmbedding", self.strict)
         self._scales()
 
     def demand(self, prompt_tokens: int) -> Demand:
@@ -87,11 +91,11 @@ class LoRAEmbedding(FluxCondition):
         """
         check_text_width(type(self).__name__, self.encoder.config.embed_dim, pipe.transformer)
         prompts = self._per_prompt()
-        encoded = {"samples": canvas.per_sample(torch.arange(len(prompts)))}
+        encoded = {"samples": canvas.per_sample(torch.arange(len(prompts)), "`loras` of LoRAEmbedding")}
         for prompt, loras in enumerate(prompts):
             for index, (lora, scale) in enumerate(zip(loras, self._scales())):
                 if scale:
-                    weights = read_lora_layers(self.encoder, lora, self.strict)
+                    weights = self._read(lora)
                     encoded |= {f"{prompt}/{index}/{key}": weight for key, weight in weights.items()}
         return encoded
 
@@ -107,6 +111,13 @@ class LoRAEmbedding(FluxCondition):
                 groups.append(text_group(f"lora_{index}", scale * tokens[samples], step, in_prompt=True))
         return Contribution(text=groups)
 
+    def _read(self, lora: LoRASource) -> dict[str, torch.Tensor]:
+        try:
+            return read_lora_layers(self.encoder, lora, self.strict)
+        except LoRAError as error:
+            error.args = (f"`loras` of LoRAEmbedding: {error}",)
+            raise
+
     def _per_prompt(self) -> list[list[Any]]:
         given: Any = list(self.loras) if isinstance(self.loras, (list, tuple)) else [self.loras]
         nested = bool(given) and all(isinstance(lora, (list, tuple)) for lora in given)
@@ -114,22 +125,11 @@ class LoRAEmbedding(FluxCondition):
         for lora in (lora for loras in prompts for lora in loras):
             if not isinstance(lora, (str, os.PathLike, Mapping)):
                 raise TypeError(
-                    f"`loras` has a {type(lora).__name__}; expected paths or state dicts, a list of them, or one list "
+                    f"`loras` of LoRAEmbedding holds {shown(lora)}; expected paths or state dicts, a list of them, or "
+                    f"one list "
                     f"per prompt."
                 )
         return prompts
 
     def _scales(self) -> list[float]:
-        number = len(self._per_prompt()[0])
-        several = isinstance(self.scale, Sequence) and not isinstance(self.scale, str)
-        scales: list[Any] = list(self.scale) if several else [self.scale] * number  # type: ignore[arg-type]
-        if len(scales) != number:
-            raise ValueError(
-                f"`scale` has {len(scales)} numbers for {number} LoRAs. Give one number, or one for each."
-            )
-        for each in scales:
-            if isinstance(each, bool) or not isinstance(each, Real):
-                raise TypeError(f"`scale` of LoRAEmbedding takes numbers, but {each!r} came.")
-            if not math.isfinite(each):
-                raise ValueError(f"`scale` of LoRAEmbedding has to be finite, but {each!r} came.")
-        return [float(scale) for scale in scales]
+        return read_numbers("`scale` of LoRAEmbedding", self.scale, len(self._per_prompt()[0]), "for each LoRA")

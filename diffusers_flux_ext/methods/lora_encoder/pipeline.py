@@ -21,7 +21,7 @@ from ...condition import FluxCondition, check_conditions
 from ...lora.files import LoRASource
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import extends_call
+from ...pipeline.components import extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import LoRAEmbedding
 from .model import FluxLoRAEncoder
@@ -74,6 +74,7 @@ class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
         self.register_modules(lora_encoder=lora_encoder)
 
     @extends_call(FluxConditionedPipeline)
+    @renames_errors(LoRAEmbedding, loras="lora_inputs", scale="lora_embedding_scale")
     @torch.no_grad()
     def __call__(
         self,

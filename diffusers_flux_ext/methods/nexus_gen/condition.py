@@ -14,16 +14,26 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
-from ...inputs.qwen_vl import list_texts
+from ...inputs.checks import read_texts
+from ...inputs.qwen_vl import check_processor
 from ...inputs.text_tokens import check_text_width
-from ...inputs.vision import list_pictures
+from ...inputs.vision import check_single_image, list_pictures
 from ...sequence import Contribution
 from .adapter import NexusGenAdapter
 from .language_model import NUM_IMAGE_TOKENS, NexusGenModel
 from .merger import NexusGenEditingMerger
-from .prompts import MAX_PIXELS, Language, check_embeds, check_options, editing_ids, embed_prompts
+from .prompts import (
+    MAX_PIXELS,
+    Language,
+    check_embeds,
+    check_language_model,
+    check_options,
+    editing_ids,
+    embed_prompts,
+)
 
 
+_IMAGE = "`image` of NexusGenEmbedding"
 NexusGenEmbeds = torch.Tensor | Mapping[str, torch.Tensor]
 
 
@@ -74,16 +84,32 @@ class NexusGenEmbedding(FluxCondition):
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, (NexusGenAdapter, NexusGenEditingMerger)):
             raise TypeError(
-                f"`adapter` is a {type(self.adapter).__name__}; expected a `NexusGenAdapter` or a "
+                f"`adapter` of NexusGenEmbedding is a {type(self.adapter).__name__}; expected a `NexusGenAdapter` or "
+                f"a "
                 f"`NexusGenEditingMerger`, for example from `load_nexus_gen_decoder('generation_decoder.bin')`."
             )
         if (self.prompt is None) == (self.image_embeds is None):
-            raise ValueError("`NexusGenEmbedding` takes either a `prompt` or `image_embeds`; give one of the two.")
+            raise ValueError(
+                "`prompt` of NexusGenEmbedding or `image_embeds` of NexusGenEmbedding is needed, and not both; give "
+                "one "
+                "of the two."
+            )
         if self.image_embeds is not None and self.image is not None:
             raise ValueError(
-                "`image` came with `image_embeds`, which hold the picture already. Leave one of them out."
+                "`image` of NexusGenEmbedding came with `image_embeds` of NexusGenEmbedding, which hold the picture "
+                "already. Leave one of them out."
             )
         check_options(self.language, self.max_pixels)
+        if self.prompt is not None:
+            read_texts("`prompt` of NexusGenEmbedding", self.prompt)
+        if self.image is not None:
+            for image in list_pictures(self.image, _IMAGE):
+                check_single_image(_IMAGE, image)
+        if self.image_embeds is not None:
+            check_embeds(self.image_embeds, self._width())
+        if self.mllm is not None:
+            check_language_model(self.mllm)
+        check_processor("`mllm_processor` of NexusGenEmbedding", self.mllm_processor)
 
     def embed(self, pipe: Any = None) -> dict[str, torch.Tensor]:
         """What the language model gives; it can be saved and given as `image_embeds` later.
@@ -107,8 +133,8 @@ class NexusGenEmbedding(FluxCondition):
                 "nor in the pipeline. Give `NexusGenModel.from_pretrained(...)` and `QwenVLProcessor.from_pretrained("
                 "...)`, or give `image_embeds`."
             )
-        prompts = list_texts("prompt", self.prompt)
-        images = None if self.image is None else list_pictures(self.image)
+        prompts = read_texts("`prompt` of NexusGenEmbedding", self.prompt)
+        images = None if self.image is None else list_pictures(self.image, _IMAGE)
         # Whatever encoded before gives the card to the language model.
         offload_all_but(pipe, ("mllm",))
         with torch.no_grad():
@@ -133,11 +159,17 @@ class NexusGenEmbedding(FluxCondition):
         """
         config = self.adapter.config
         check_text_width(type(self).__name__, config.output_dim, pipe.transformer)
-        embeds = check_embeds(self.embed(pipe), self._width())
+        embeds = self.embed(pipe)
+        if self.image_embeds is None:
+            check_embeds(embeds, self._width())
         if isinstance(self.adapter, NexusGenAdapter):
             embeds = {"image_embeds": embeds["image_embeds"]}
+        fields = ["prompt"] + ["image"] * (self.image is not None) if self.image_embeds is None else ["image_embeds"]
+        source = " with ".join(f"`{name}` of {type(self).__name__}" for name in fields)
         encoded = {
-            name: value if name == "reference_grid" else canvas.per_sample(value).to(canvas.device, canvas.dtype)
+            name: value
+            if name == "reference_grid"
+            else canvas.per_sample(value, source).to(canvas.device, canvas.dtype)
             for name, value in embeds.items()
         }
         if isinstance(self.adapter, NexusGenEditingMerger):

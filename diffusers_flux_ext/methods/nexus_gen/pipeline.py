@@ -22,11 +22,12 @@ from transformers import (
 
 from ...condition import FluxCondition, check_conditions
 from ...demand import Demand
-from ...inputs.qwen_vl import QwenVLProcessor, list_texts
+from ...inputs.checks import check_choice, read_texts
+from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_pictures
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import extends_call, named_arguments
+from ...pipeline.components import extends_call, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .adapter import NexusGenAdapter
 from .checkpoint import NexusGenDecoder
@@ -118,11 +119,13 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             editing_adapter=editing_adapter,
         )
 
-    @extends_call(FluxConditionedPipeline)
     def demand(self, prompt_tokens: int) -> Demand:
         """The most embeddings that take the prompt's place."""
         return Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2)
 
+    @extends_call(FluxConditionedPipeline)
+    @renames_errors("the call", image="init_image")
+    @renames_errors(NexusGenEmbedding, image="image", prompt="prompt")
     @torch.no_grad()
     def __call__(
         self,
@@ -169,7 +172,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         image, prompt = given.pop("image", None), given.get("prompt")
         texts = None if image_embeds is not None else self._texts(prompt)
         edits = image is not None or (isinstance(image_embeds, Mapping) and "reference_embeds" in image_embeds)
-        adapter = self._adapter(decoder or ("editing" if edits else "generation"))
+        adapter = self._adapter(("editing" if edits else "generation") if decoder is None else decoder)
         condition = NexusGenEmbedding(adapter, texts, image, image_embeds, language=language, max_pixels=max_pixels)
         if self.text_encoder_2 is None and prompt is not None:
             given |= self._pooled_prompt(given)
@@ -243,11 +246,10 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     def _texts(self, prompt: str | list[str] | None) -> list[str]:
         if prompt is None:
             raise ValueError("There is neither a `prompt` nor `image_embeds`. Say what to draw or what to change.")
-        return list_texts("prompt", prompt)
+        return read_texts("`prompt`", prompt)
 
     def _adapter(self, decoder: str) -> NexusGenAdapter | NexusGenEditingMerger:
-        if decoder not in ("generation", "editing"):
-            raise ValueError(f"`decoder` is {decoder!r}; expected 'generation' or 'editing'.")
+        check_choice("`decoder`", decoder, ("generation", "editing"))
         adapter = getattr(self, f"{decoder}_adapter")
         if adapter is None:
             raise ValueError(

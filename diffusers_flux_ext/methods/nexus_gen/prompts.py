@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ..._compat import execution_device
+from ...inputs.checks import check_choice, shown
+from ...inputs.numbers import check_embeds as check_values
+from ...inputs.numbers import read_count
 from ...inputs.qwen_vl import PICTURE, chat_text, fit_picture, known_inputs, qwen_vl_inputs
 
 
@@ -32,10 +35,9 @@ MAX_PIXELS = 262640
 
 def check_options(language: str = "en", max_pixels: int = MAX_PIXELS) -> None:
     """Raise a `ValueError` for a language without a sentence, or less pixels than a picture has."""
-    if language not in GENERATION:
-        raise ValueError(f"`language` is {language!r}; expected one of {tuple(GENERATION)}.")
-    if max_pixels < MIN_PIXELS:
-        raise ValueError(f"`max_pixels` is {max_pixels}; a picture has at least {MIN_PIXELS} (56 x 56).")
+    check_choice("`language` of NexusGenEmbedding", language, tuple(GENERATION))
+    # At least 56 x 56 pixels, and no more than a side of the largest picture that Pillow opens without a warning.
+    read_count("`max_pixels` of NexusGenEmbedding", max_pixels, MIN_PIXELS, 89_478_485)
 
 
 def check_language_model(mllm: Any) -> None:
@@ -97,8 +99,8 @@ def embed_prompts(
     number = max(len(prompts), len(images or ()), 1)
     if len(prompts) not in (1, number) or (images is not None and len(images) not in (1, number)):
         raise ValueError(
-            f"{len(prompts)} prompts and {len(images or ())} pictures came. Give one picture for all, or one for each "
-            f"prompt."
+            f"`prompt` of NexusGenEmbedding has {len(prompts)} texts and `image` of NexusGenEmbedding "
+            f"{len(images or ())} pictures. Give one picture for all, or one for each prompt."
         )
     pictures = [None] * number if images is None else list(images) * (number // len(images))
     pairs = zip(list(prompts) * (number // len(prompts)), pictures)
@@ -106,7 +108,8 @@ def embed_prompts(
     grids = sorted({tuple(inputs["image_grid_thw"][0, 1:].tolist()) for inputs in asked})
     if images is not None and len(grids) > 1:
         raise ValueError(
-            f"The pictures of one call must have one shape, but theirs have {grids} patches (rows, columns) after "
+            f"`image` of NexusGenEmbedding: the pictures of one call must have one shape, but theirs have {grids} "
+            f"patches (rows, columns) after "
             f"they are reduced to {max_pixels} pixels. Crop them alike, or draw them in calls of their own."
         )
     outputs = [mllm(**inputs, predict_image=True) for inputs in asked]
@@ -120,7 +123,11 @@ def embed_prompts(
 def _inputs(
     mllm: Any, processor: Any, prompt: str, picture: Any, language: Language, max_pixels: int
 ) -> dict[str, torch.Tensor]:
-    seen = [] if picture is None else [fit_picture(picture, processor, MIN_PIXELS, max_pixels)]
+    seen = (
+        []
+        if picture is None
+        else [fit_picture(picture, processor, MIN_PIXELS, int(max_pixels), "`image` of NexusGenEmbedding")]
+    )
     shown = [*seen, mllm.blank_picture()]
     # In these bounds no picture is resized again.
     bounds = sorted(math.prod(each.size) for each in shown)
@@ -134,17 +141,32 @@ def _inputs(
     return {name: value.to(device) for name, value in known_inputs(inputs).items()}
 
 
-def check_embeds(embeds: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
-    """Embeddings as [`embed_prompts`] gives them, unchanged; a `ValueError` for others than those of this width."""
-    names = ("image_embeds", "reference_embeds", "reference_grid")
-    tensors = [embeds[name] for name in names[:2] if name in embeds]
-    shapes = {name: tuple(value.shape) for name, value in embeds.items()}
-    fits = all(tensor.ndim == 3 and tensor.shape[2] == width and len(tensor) == len(tensors[0]) for tensor in tensors)
-    if not fits or set(embeds) not in ({names[0]}, set(names)):
+def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
+    """Embeddings as [`embed_prompts`] gives them, unchanged; an error for others than those of this width.
+
+    Raises:
+        TypeError: if they are not tensors.
+        ValueError: if one is missing or unknown, or has a wrong shape or values that are NaN or infinite.
+    """
+    what, names = "`image_embeds` of NexusGenEmbedding", ("image_embeds", "reference_embeds", "reference_grid")
+    embeds = dict(given) if isinstance(given, Mapping) else {"image_embeds": given}
+    if set(embeds) not in ({names[0]}, set(names)):
         raise ValueError(
-            f"`image_embeds` has the shapes {shapes}; expected (1 or prompts, length, {width}) for `image_embeds`, "
-            f"and for an edited picture `reference_embeds` alike and `reference_grid` (2,). `NexusGenEmbedding.embed` "
-            f"gives them, with the language model that belongs to the adapter."
+            f"{what} has the entries {list(embeds)}; expected {names[0]!r}, and for an edited picture {names[1]!r} "
+            f"and "
+            f"{names[2]!r}, too. `NexusGenEmbedding.embed` gives them."
+        )
+    for name in names[:2]:
+        if name in embeds:
+            shape = f"(1 or prompts, length, {width}), as the language model that belongs to the adapter gives"
+            check_values(f"{what} ({name!r})", embeds[name], shape, None, None, width)
+    grid = embeds.get("reference_grid")
+    fits = isinstance(grid, torch.Tensor) and not grid.is_meta and grid.dtype in (torch.int32, torch.int64)
+    if grid is not None and not (fits and grid.shape == (2,) and embeds[names[1]].shape[0] == len(embeds[names[0]])):
+        raise ValueError(
+            f"{what} ({names[2]!r}) must be two integers, the rows and columns of patches of `reference_embeds`, "
+            f"which "
+            f"has as many entries as `image_embeds`; got {shown(grid)}."
         )
     return embeds
 

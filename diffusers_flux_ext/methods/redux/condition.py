@@ -15,13 +15,25 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
-from ...inputs.masks import RegionMask
+from ...inputs.checks import check_choice
+from ...inputs.masks import RegionMask, check_regions
+from ...inputs.numbers import read_number, read_numbers
 from ...inputs.text_tokens import check_text_width, text_group
 from ...inputs.token_grids import merge_tokens
-from ...inputs.vision import embed_images
+from ...inputs.vision import check_vision_model, embed_images
 from ...sequence import Contribution
 from . import IMAGE_TOKENS
-from .inputs import check_redux_embeds, count_pictures, read_masks, read_numbers, region_rules, token_masks
+from .inputs import (
+    EMBEDS,
+    IMAGES,
+    MASK,
+    check_pictures,
+    check_redux_embeds,
+    count_pictures,
+    read_masks,
+    region_rules,
+    token_masks,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,22 +89,28 @@ class ReduxImages(FluxCondition):
     def __post_init__(self) -> None:
         if not isinstance(self.image_embedder, ReduxImageEncoder):
             raise TypeError(
-                f"`image_embedder` is a {type(self.image_embedder).__name__}; expected a `ReduxImageEncoder`, for "
+                f"`image_embedder` of ReduxImages is a {type(self.image_embedder).__name__}; expected a "
+                f"`ReduxImageEncoder`, for "
                 f"example from `load_redux_embedder('flux1-redux-dev.safetensors')`."
             )
         for name, known in {"negative": ("same", None), "combine": ("groups", "sum")}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` of ReduxImages is {getattr(self, name)!r}; expected one of {list(known)}.")
+            check_choice(f"`{name}` of ReduxImages", getattr(self, name), known)
+        check_vision_model(self.image_encoder, self.image_processor)
         count = count_pictures(self.images, self.image_embeds)
-        strengths = read_numbers("strengths", self.strengths, count)
+        check_pictures(self.images, self.image_embeds)
+        strengths = self._strengths(count)
         if self.combine == "groups" and not all(0 <= strength <= 1 for strength in strengths):
             raise ValueError(
-                f"`strengths` are in [0, 1], but {strengths} came. Other factors need `combine='sum'`, which scales "
+                f"`strengths` of ReduxImages are in [0, 1], but {strengths} came. Other factors need `combine='sum'`, "
+                f"which scales "
                 f"the tokens instead of merging them."
             )
-        read_numbers("prompt_scale", self.prompt_scale)
-        read_numbers("pooled_scale", self.pooled_scale)
-        read_masks(self.mask, 1 if self.combine == "sum" else count)
+        read_number("`prompt_scale` of ReduxImages", self.prompt_scale)
+        read_number("`pooled_scale` of ReduxImages", self.pooled_scale)
+        for masks in read_masks(self.mask, 1 if self.combine == "sum" else count):
+            for mask in masks:
+                if mask is not None:
+                    check_regions(MASK, mask)
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Tokens of every image, by its strength."""
@@ -101,7 +119,7 @@ class ReduxImages(FluxCondition):
         patches = IMAGE_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
         if self.image_embeds is not None:
             patches = self.image_embeds.shape[-2]
-        strengths = read_numbers("strengths", self.strengths, count)
+        strengths = self._strengths(count)
         shares = [float(any(strengths))] if self.combine == "sum" else strengths
         return Demand(
             appended_tokens=sum(math.ceil(share * patches) for share in shares), masked=self.mask is not None
@@ -126,10 +144,14 @@ class ReduxImages(FluxCondition):
         check_text_width(type(self).__name__, self.image_embedder.config.txt_in_features, pipe.transformer)
         embeds = self._embed(pipe)
         check_redux_embeds(embeds, self.image_embedder.config.redux_dim)
-        encoded = {"image_embeds": canvas.per_sample(embeds).to(canvas.device, canvas.dtype)}
+        encoded = {
+            "image_embeds": canvas.per_sample(embeds, IMAGES if self.image_embeds is None else EMBEDS).to(
+                canvas.device, canvas.dtype
+            )
+        }
         for index, masks in enumerate(zip(*read_masks(self.mask, 1 if self.combine == "sum" else embeds.shape[1]))):
             encoded |= {
-                f"{name}_{index}": canvas.per_sample(each) for name, each in token_masks(masks, canvas).items()
+                f"{name}_{index}": canvas.per_sample(each, MASK) for name, each in token_masks(masks, canvas).items()
             }
         return encoded
 
@@ -155,7 +177,7 @@ class ReduxImages(FluxCondition):
         return step.branch == "cond" or self.negative is not None
 
     def _tokens(self, embeds: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        strengths = read_numbers("strengths", self.strengths, embeds.shape[1])
+        strengths = self._strengths(embeds.shape[1])
         parts = [
             (index, strength, self.image_embedder(embeds[:, index]).image_embeds)
             for index, strength in enumerate(strengths)
@@ -165,6 +187,9 @@ class ReduxImages(FluxCondition):
             return [(0, sum(strength * tokens for _, strength, tokens in parts))] if parts else []
         return [(index, merge_tokens(tokens, strength)) for index, strength, tokens in parts]
 
+    def _strengths(self, count: int) -> list[float]:
+        return read_numbers("`strengths` of ReduxImages", self.strengths, count, "per picture")
+
     def _embed(self, pipe: Encoders) -> torch.Tensor:
         if self.image_embeds is not None:
             embeds = torch.as_tensor(self.image_embeds)
@@ -172,4 +197,4 @@ class ReduxImages(FluxCondition):
         encoder, processor = self.image_encoder, self.image_processor
         if encoder is None:
             encoder, processor = pipe.image_encoder, processor or pipe.feature_extractor
-        return embed_images(self.images, encoder, processor, patches=True)
+        return embed_images(self.images, encoder, processor, patches=True, what=IMAGES)

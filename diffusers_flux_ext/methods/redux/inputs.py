@@ -2,67 +2,57 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import logging
 
 from ...canvas import Canvas
 from ...inputs.masks import is_box, mask_to_tokens
-from ...inputs.vision import list_samples
+from ...inputs.numbers import check_embeds
+from ...inputs.vision import check_single_image, list_samples
 from ...sequence import AttentionRule
 from ..eligen.condition import entity_rules
 
 
 logger = logging.get_logger(__name__)
 
+IMAGES, EMBEDS, MASK = (f"`{name}` of ReduxImages" for name in ("images", "image_embeds", "mask"))
+"""What they are, for errors."""
+
 
 def count_pictures(images: Any, image_embeds: Any) -> int:
     """Pictures of each prompt; raises a `ValueError` unless exactly one of the two is given, in a known shape."""
     if (images is None) == (image_embeds is None):
-        raise ValueError("`ReduxImages` takes either `images` or `image_embeds`; give one of the two.")
+        raise ValueError(f"{IMAGES} or {EMBEDS} is needed, and not both; give one of the two.")
     if image_embeds is None:
-        return len(list_samples(images)[0])
-    shape = tuple(image_embeds.shape)
-    if len(shape) not in (3, 4) or 0 in shape:
-        raise ValueError(
-            f"`image_embeds` has the shape {shape}; expected (images, patches, dim) or (prompts, images, patches, "
-            f"dim), the last hidden states of the vision model."
-        )
-    return shape[-3]
+        return len(list_samples(images, IMAGES)[0])
+    return image_embeds.shape[-3] if getattr(image_embeds, "ndim", 0) >= 3 else 0
+
+
+def check_pictures(images: Any, image_embeds: Any) -> None:
+    """Raise an error of [`read_image`] or [`check_embeds`] for pictures or embeddings that cannot be such."""
+    if image_embeds is None:
+        for image in (image for sample in list_samples(images, IMAGES) for image in sample):
+            check_single_image(IMAGES, image)
+        return
+    is_array = isinstance(image_embeds, np.ndarray) and image_embeds.dtype.kind == "f"
+    embeds = torch.from_numpy(image_embeds) if is_array else image_embeds
+    axes = 4 if getattr(embeds, "ndim", 3) == 4 else 3
+    shape = "(images, patches, dim) or (prompts, images, patches, dim), the last hidden states of the vision model"
+    check_embeds(EMBEDS, embeds, shape, *[None] * axes)
 
 
 def check_redux_embeds(embeds: torch.Tensor, width: int) -> None:
     """Raise a `ValueError` unless the embeddings `(n, images, patches, dim)` are as wide as the embedder takes."""
     if embeds.shape[-1] != width:
         raise ValueError(
-            f"The embeddings of patches are {embeds.shape[-1]} wide, but the `image_embedder` takes {width}. Use the "
+            f"{EMBEDS}, or what the vision model gives, is {embeds.shape[-1]} wide, but the `image_embedder` takes "
+            f"{width}. Use the "
             f"vision model that it was trained with: for FLUX.1-Redux-dev that in its folder `image_encoder`."
         )
-
-
-def read_numbers(name: str, given: Any, count: int = 1) -> list[float]:
-    """One finite number for all, or one per picture, as a list.
-
-    Raises:
-        TypeError: if something is no number.
-        ValueError: if one is not finite, or there are too many or too few.
-    """
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    numbers = list(given) if several else [given] * count
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, Real):
-            raise TypeError(f"`{name}` of ReduxImages takes numbers, but {number!r} came.")
-        if not math.isfinite(number):
-            raise ValueError(f"`{name}` of ReduxImages has to be finite, but {number!r} came.")
-    if len(numbers) != count:
-        raise ValueError(
-            f"`{name}` of ReduxImages has {len(numbers)} numbers for {count} pictures. Give one for all or one each."
-        )
-    return [float(number) for number in numbers]
 
 
 def read_masks(given: Any, count: int) -> list[list[Any]]:
@@ -78,7 +68,7 @@ def read_masks(given: Any, count: int) -> list[list[Any]]:
     lengths = sorted({len(masks) for masks in samples})
     if lengths != [count]:
         raise ValueError(
-            f"`mask` of ReduxImages has lists of the lengths {lengths}, but {count} groups of tokens can have one "
+            f"{MASK} has lists of the lengths {lengths}, but {count} groups of tokens can have one "
             f"(pictures that are summed share theirs). Give one mask for all, or a list with one or `None` for each."
         )
     return samples
@@ -98,7 +88,7 @@ def token_masks(masks: Sequence[Any], canvas: Canvas) -> dict[str, torch.Tensor]
     if unmasked.all():
         return {}
     full = torch.ones(canvas.num_tokens, dtype=torch.bool)
-    tokens = torch.stack([full if mask is None else mask_to_tokens(mask, canvas) for mask in masks])
+    tokens = torch.stack([full if mask is None else mask_to_tokens(mask, canvas, MASK) for mask in masks])
     if not tokens.any(dim=1).all():
         logger.warning(
             f"A mask of `ReduxImages` covers no token of the {canvas.width} x {canvas.height} canvas, so its picture "

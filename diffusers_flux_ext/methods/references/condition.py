@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 
 from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
-from ...canvas import Canvas, encode_image, pack_latents, plain_picture
+from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
+from ...inputs.checks import check_choice, check_flag
+from ...inputs.images import read_images
+from ...inputs.numbers import read_count, read_numbers
 from ...inputs.token_grids import evenly_spread
 from ...sequence import AttentionRule, Contribution, TokenGroup
 from . import MEGAPIXEL_TOKENS
@@ -24,6 +27,7 @@ PIXELS_PER_TOKEN, LATENT_CHANNELS = 16, 16
 
 
 Layout = Literal["index", "offset", "same"]
+_IMAGES = "`images` of ReferenceImages"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +67,15 @@ class ReferenceImages(FluxCondition):
     preferred_size: bool = True
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise ValueError(f"`layout` is one of {list(get_args(Layout))}, but {self.layout!r} came.")
+        check_choice("`layout` of ReferenceImages", self.layout, get_args(Layout))
+        check_flag("`preferred_size` of ReferenceImages", self.preferred_size)
         if not self._references or any(reference is None for reference in self._references):
             raise ValueError("`images` of ReferenceImages holds no picture, or None. Leave the condition out instead.")
-        strengths = self._strengths
-        for value in (*strengths, *([] if self.max_area is None else [self.max_area])):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"`strengths` and `max_area` are numbers, but {value!r} came.")
-        if len(strengths) != len(self._references):
-            raise ValueError(
-                f"There are {len(self._references)} references but {len(strengths)} strengths. Give one for all or "
-                f"one each."
-            )
-        if not all(0 <= strength <= 1 for strength in strengths):
-            raise ValueError(f"`strengths` are in [0, 1], but {list(strengths)} came.")
-        if self.max_area is not None and not self.max_area > 0:
-            raise ValueError(f"`max_area` is a positive number of pixels, but {self.max_area} came.")
+        if self.max_area is not None:
+            read_count("`max_area` of ReferenceImages", self.max_area, 1, 10**9)
+        for reference in self._references:
+            _read(reference)
+        self._strengths()
 
     @property
     def exclusive(self) -> str:
@@ -88,12 +84,12 @@ class ReferenceImages(FluxCondition):
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Tokens of every reference that is seen."""
-        seen = [each for each, strength in zip(self._references, self._strengths) if strength > 0]
+        seen = [each for each, strength in zip(self._references, self._strengths()) if strength > 0]
         most = math.inf if self.max_area is None else self.max_area // PIXELS_PER_TOKEN**2
         tokens = [MEGAPIXEL_TOKENS if self.preferred_size else _count_tokens(each) for each in seen]
         return Demand(
             reference_tokens=int(sum(min(each, most) for each in tokens)),
-            masked=any(0 < each < 1 for each in self._strengths),
+            masked=any(0 < each < 1 for each in self._strengths()),
         )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -111,12 +107,14 @@ class ReferenceImages(FluxCondition):
             ValueError: if a picture is smaller than a token, or there is not one per prompt.
         """
         encoded, column = {}, 0
-        for index, (reference, strength) in enumerate(zip(self._references, self._strengths)):
-            picture = _with_batch(plain_picture(reference))
+        for index, (reference, strength) in enumerate(zip(self._references, self._strengths())):
+            picture = _read(reference, pipe.vae.config.latent_channels, values=False)
             rows, columns = self._grid(pipe, canvas, picture)
             if strength > 0:
                 latents = _latents(pipe, picture, (rows * canvas.token_size, columns * canvas.token_size))
-                encoded[f"tokens_{index}"] = pack_latents(canvas.per_sample(latents.to(canvas.device, canvas.dtype)))
+                encoded[f"tokens_{index}"] = pack_latents(
+                    canvas.per_sample(latents.to(canvas.device, canvas.dtype), _IMAGES)
+                )
                 start = (1 + index * (self.layout == "index"), 0, column * (self.layout == "offset"))
                 # In float32: bfloat16 has no odd numbers above 256, which columns side by side reach.
                 ids = torch.cartesian_prod(*(torch.arange(size) for size in (1, rows, columns)))
@@ -141,11 +139,9 @@ class ReferenceImages(FluxCondition):
     def _references(self) -> list[Any]:
         return list(self.images) if isinstance(self.images, (list, tuple)) else [self.images]
 
-    @property
     def _strengths(self) -> list[float]:
-        if isinstance(self.strengths, Sequence):
-            return list(self.strengths)
-        return [1.0 if self.strengths is None else self.strengths] * len(self._references)
+        given, count = 1.0 if self.strengths is None else self.strengths, len(self._references)
+        return read_numbers("`strengths` of ReferenceImages", given, count, "per reference", 0, 1)
 
     def _grid(self, pipe: Encoders, canvas: Canvas, picture: Any) -> tuple[int, int]:
         token = canvas.token_size
@@ -154,7 +150,9 @@ class ReferenceImages(FluxCondition):
         first = picture[0] if isinstance(picture, list) else picture
         height, width = pipe.image_processor.get_default_height_width(first)
         if min(height, width) < token:
-            raise ValueError(f"A reference is smaller than a token of {token} x {token} pixels. Enlarge it.")
+            raise ValueError(
+                f"{_IMAGES} holds one that is smaller than a token of {token} x {token} pixels. Enlarge it."
+            )
         if self.preferred_size:
             ratio = width / height
             _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
@@ -164,6 +162,13 @@ class ReferenceImages(FluxCondition):
 
 def _is_latents(pipe: Encoders, picture: Any) -> bool:
     return isinstance(picture, torch.Tensor) and picture.shape[1] == pipe.vae.config.latent_channels
+
+
+def _read(reference: Any, latent_channels: int | None = None, values: bool = True) -> Any:
+    # A tensor of four axes and other channels than pixels have may be latents; the VAE knows.
+    axes, channels = getattr(reference, "ndim", 0), getattr(reference, "shape", (0, 0))
+    allowed = latent_channels if latent_channels is not None else channels[1] if axes == 4 else None
+    return _with_batch(read_images(_IMAGES, reference, allowed if axes == 4 else None, values))
 
 
 def _with_batch(picture: Any) -> Any:

@@ -15,15 +15,18 @@ from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...guidance import combine_velocities
-from ...inputs.qwen_vl import list_texts
-from ...inputs.vision import list_pictures, to_pil
+from ...inputs.checks import check_flag, read_texts, shown
+from ...inputs.numbers import check_embeds as check_values
+from ...inputs.numbers import read_number
+from ...inputs.qwen_vl import check_processor
+from ...inputs.vision import check_single_image, list_pictures, to_pil
 from ...sequence import Contribution, TokenGroup
 from . import INSTRUCTION_TOKENS
 from .connector import Step1XConnector, Step1XContext
 from .instructions import encode_instructions
 
 
-_PREPARED = "prepared."
+_PREPARED, _IMAGE = "prepared.", "`image` of Step1XInstruction"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +82,36 @@ class Step1XInstruction(FluxCondition):
     def __post_init__(self) -> None:
         if not isinstance(self.connector, Step1XConnector):
             raise TypeError(
-                f"`connector` is a {type(self.connector).__name__}; expected a `Step1XConnector`, for example from "
+                f"`connector` of Step1XInstruction is a {type(self.connector).__name__}; expected a "
+                f"`Step1XConnector`, for example from "
                 f"`Step1XConnector.from_single_file('step1x-edit-i1258.safetensors')`."
             )
-        if not list_pictures(self.image):
-            raise ValueError("Step1X-Edit needs a picture to edit, but `image` holds none.")
+        for image in list_pictures(self.image, _IMAGE):
+            check_single_image(_IMAGE, image)
         if (self.instruction is None) == (self.instruction_embeds is None):
-            raise ValueError("Give either `instruction` or `instruction_embeds` to Step1X-Edit, and not both.")
+            raise ValueError(
+                "`instruction` of Step1XInstruction or `instruction_embeds` of Step1XInstruction is needed, and not "
+                "both; give one of the two."
+            )
+        given = self.negative_instruction
+        if self.negative_instruction_embeds is not None and not (
+            given is None or (isinstance(given, str) and not given)
+        ):
+            raise ValueError(
+                "`negative_instruction` of Step1XInstruction came with `negative_instruction_embeds` of "
+                "Step1XInstruction; give one of the two."
+            )
+        check_flag("`cut_at_apostrophes` of Step1XInstruction", self.cut_at_apostrophes)
+        if self.rescale_above is not None:
+            read_number("`rescale_above` of Step1XInstruction", self.rescale_above, 0, 1)
+        read_number("`rescale_power` of Step1XInstruction", self.rescale_power, 0, 10)
+        if self.mllm is not None and not hasattr(self.mllm, "generate"):
+            raise TypeError(f"`mllm` of Step1XInstruction must be a language model, got {shown(self.mllm)}.")
+        check_processor("`mllm_processor` of Step1XInstruction", self.mllm_processor)
         for name in ("instruction", "negative_instruction"):
             embeds, mask = getattr(self, f"{name}_embeds"), getattr(self, f"{name}_mask")
+            if getattr(self, name) is not None:
+                read_texts(f"`{name}` of Step1XInstruction", getattr(self, name))
             check_embeds(name, embeds, mask, self.connector.config.in_channels)
 
     def demand(self, prompt_tokens: int) -> Demand:
@@ -113,16 +137,20 @@ class Step1XInstruction(FluxCondition):
                 missing.
         """
         size = (canvas.width, canvas.height)
-        pictures = [to_pil(each).resize(size, Image.Resampling.LANCZOS) for each in list_pictures(self.image)]
+        pictures = [
+            to_pil(each, _IMAGE).resize(size, Image.Resampling.LANCZOS) for each in list_pictures(self.image, _IMAGE)
+        ]
         # Before the language model, so that the VAE works while there is room.
         pixels = pipe.image_processor.preprocess(pictures, canvas.height, canvas.width)
         latents = encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
-        encoded = {"reference": pack_latents(canvas.per_sample(latents.to(canvas.device, canvas.dtype)))}
+        encoded = {"reference": pack_latents(canvas.per_sample(latents.to(canvas.device, canvas.dtype), _IMAGE))}
         for branch, name in {"cond": "instruction", "uncond": "negative_instruction"}.items():
             if branch == "cond" or canvas.guided:
                 embeds, mask = self._embed(name, pipe, pictures)
-                encoded[f"{branch}.embeds"] = canvas.per_sample(embeds.to(canvas.device, canvas.dtype))
-                encoded[f"{branch}.mask"] = canvas.per_sample(mask.to(canvas.device))
+                given = f"{name}_embeds" if getattr(self, f"{name}_embeds") is not None else name
+                what = f"`{given}` of {type(self).__name__}"
+                encoded[f"{branch}.embeds"] = canvas.per_sample(embeds.to(canvas.device, canvas.dtype), what)
+                encoded[f"{branch}.mask"] = canvas.per_sample(mask.to(canvas.device), what)
                 if canvas.mask_padding:
                     encoded[f"{branch}.seen"] = encoded[f"{branch}.mask"].cpu()
         return encoded
@@ -141,7 +169,14 @@ class Step1XInstruction(FluxCondition):
                 f"There is no `mllm` or no `mllm_processor` to encode `{name}`. Give Qwen2.5-VL and its "
                 f"`QwenVLProcessor`, or `{name}_embeds`."
             )
-        return encode_instructions(mllm, processor, list_texts(name, text), pictures, self.cut_at_apostrophes, name)
+        return encode_instructions(
+            mllm,
+            processor,
+            read_texts(f"`{name}` of Step1XInstruction", text),
+            pictures,
+            self.cut_at_apostrophes,
+            f"`{name}` of Step1XInstruction",
+        )
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
         """The half of the connector's work that no timestep enters."""
@@ -173,22 +208,22 @@ class Step1XInstruction(FluxCondition):
         return combine_velocities(cond, uncond, true_cfg_scale, norm_power=self.rescale_power)
 
 
-def check_embeds(name: str, embeds: torch.Tensor | None, mask: torch.Tensor | None, width: int) -> None:
-    """Raise a `ValueError` unless encoded instructions have the connector's width and their mask fits."""
+def check_embeds(name: str, embeds: Any, mask: Any, width: int) -> None:
+    """Raise an error unless encoded instructions have the connector's width and their mask fits."""
+    what, masked = (f"`{name}_{part}` of Step1XInstruction" for part in ("embeds", "mask"))
     if embeds is None and mask is None:
         return
     if embeds is None:
-        raise ValueError(f"`{name}_mask` came without `{name}_embeds`.")
-    if embeds.ndim != 3 or embeds.shape[2] != width:
-        raise ValueError(
-            f"`{name}_embeds` has the shape {tuple(embeds.shape)}; expected (1 or prompts, length, {width}), the "
-            f"width of the language model that the connector was trained with."
-        )
-    if mask is not None and not isinstance(mask, torch.Tensor):
-        raise TypeError(f"`{name}_mask` is a tensor, 1 for tokens and 0 for padding, but {type(mask).__name__} came.")
-    if mask is not None and mask.shape != embeds.shape[:2]:
-        raise ValueError(
-            f"`{name}_mask` has the shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}, as the embeddings."
-        )
-    if mask is not None and not bool(mask.bool().any(dim=1).all()):
-        raise ValueError(f"`{name}_mask` hides all tokens of an instruction. Show one at least.")
+        raise ValueError(f"{masked} came without {what}.")
+    shape = f"(1 or prompts, length, {width}), of the width of the language model that the connector was trained with"
+    check_values(what, embeds, shape, None, None, width)
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor) or mask.is_complex() or mask.layout is not torch.strided or mask.is_meta:
+        raise TypeError(f"{masked} is a dense tensor, 1 for tokens and 0 for padding, got {shown(mask)}.")
+    if mask.shape != embeds.shape[:2]:
+        raise ValueError(f"{masked} has the shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}, as {what}.")
+    if not bool((mask == mask.bool()).all()):
+        raise ValueError(f"{masked} must hold 1 for tokens and 0 for padding, and nothing else.")
+    if not bool(mask.bool().any(dim=1).all()):
+        raise ValueError(f"{masked} hides all tokens of an instruction. Show one at least.")

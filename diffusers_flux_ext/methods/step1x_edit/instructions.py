@@ -92,7 +92,7 @@ def encode_instructions(
     instructions: Sequence[str],
     pictures: Sequence[Image.Image],
     cut: bool = True,
-    name: str = "prompt",
+    name: str = "`prompt`",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The language model's hidden states for instructions about pictures, one by one and without padding.
 
@@ -112,9 +112,7 @@ def encode_instructions(
         ValueError: if the numbers of instructions and pictures do not fit.
     """
     if 1 not in (len(instructions), len(pictures)) and len(instructions) != len(pictures):
-        raise ValueError(
-            f"`{name}` has {len(instructions)} texts for {len(pictures)} pictures. Give one, or one each."
-        )
+        raise ValueError(f"{name} has {len(instructions)} texts for {len(pictures)} pictures. Give one, or one each.")
     count = max(len(instructions), len(pictures))
     found = []
     for index in range(count):

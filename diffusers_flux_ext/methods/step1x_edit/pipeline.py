@@ -23,12 +23,14 @@ from transformers import (
 
 from ...condition import FluxCondition, check_conditions
 from ...demand import Demand
-from ...inputs.qwen_vl import QwenVLProcessor, list_texts
+from ...inputs.checks import read_texts
+from ...inputs.numbers import read_count
+from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_pictures, to_pil
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
 from ...pipeline.call_inputs import canvas_size
-from ...pipeline.components import extends_call, named_arguments
+from ...pipeline.components import extends_call, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import Step1XInstruction
 from .connector import Step1XConnector
@@ -168,12 +170,14 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")
         height, width = canvas_size(self, *self._size(image, height, width, size_level))
         pictures = [to_pil(each).resize((width, height), Image.Resampling.LANCZOS) for each in list_pictures(image)]
-        texts = list_texts("prompt", prompt)
+        texts = read_texts("`prompt`", prompt)
         encoded = encode_instructions(self.mllm, self.mllm_processor, texts, pictures, cut_at_apostrophes)
         self.maybe_free_model_hooks()
         return encoded
 
     @extends_call(FluxConditionedPipeline, true_cfg_scale=TRUE_CFG_SCALE)
+    @renames_errors("the call", image="init_image")
+    @renames_errors(Step1XInstruction, image="image", instruction="prompt", negative_instruction="negative_prompt")
     @torch.no_grad()
     def __call__(
         self,
@@ -243,10 +247,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
 
     def _size(self, image: Any, height: int | None, width: int | None, size_level: int) -> tuple[int, int]:
         pictures = list_pictures(image)
-        if not pictures:
-            raise ValueError("Step1X-Edit needs a picture to edit, but `image` holds none.")
-        if isinstance(size_level, str) or size_level < 1:
-            raise ValueError(f"`size_level` is a number of pixels, such as 512, 768 or 1024, but {size_level!r} came.")
+        size_level = read_count("`size_level`, a number of pixels such as 512, 768 or 1024,", size_level, 1, 16384)
         fitted = step1x_size(*to_pil(pictures[0]).size, size_level, 2 * self.vae_scale_factor)
         return height or fitted[1], width or fitted[0]
 
@@ -255,7 +256,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         if condition.instruction_embeds is not None:
             count = condition.instruction_embeds.shape[0]
         else:
-            count = len(list_texts("prompt", condition.instruction))
+            count = len(read_texts("`prompt`", condition.instruction))
         count = max(count, len(list_pictures(condition.image)))
         config, like = self.transformer.config, {"device": self._execution_device, "dtype": self.connector.dtype}
         tokens = torch.zeros(count, 1, config.joint_attention_dim, **like)

@@ -18,8 +18,9 @@ from diffusers_flux_ext import (
     InpaintRegion,
     ReferenceImages,
 )
-from diffusers_flux_ext.canvas import Canvas, encode_image, pack_latents, plain_picture
+from diffusers_flux_ext.canvas import Canvas, encode_image, pack_latents
 from diffusers_flux_ext.denoise import DenoisingStep
+from diffusers_flux_ext.inputs.images import read_pixels
 from diffusers_flux_ext.sequence import Contribution
 
 
@@ -108,7 +109,7 @@ class ControlChannels(FluxCondition):
     image: Any
 
     def encode(self, pipe: FluxConditionedPipeline, canvas: Canvas) -> dict[str, torch.Tensor]:
-        pixels = pipe.image_processor.preprocess(plain_picture(self.image), height=canvas.height, width=canvas.width)
+        pixels = read_pixels("`image`", self.image, pipe.image_processor, canvas.height, canvas.width)
         latents = encode_image(pipe.vae, pixels.to(pipe.vae.device, pipe.vae.dtype))
         return {"channels": canvas.per_sample(pack_latents(latents).to(canvas.device, canvas.dtype))}
 
@@ -160,6 +161,10 @@ class FluxControlNetPipelineStandIn(StandIn):
                 "control_guidance_end",
             )
         )  # fmt: skip
+        if torch.is_tensor(image) and arguments["height"] is None:
+            # The stock pipeline draws as large as the control picture.
+            cell = 2 * self.vae_scale_factor
+            arguments["height"], arguments["width"] = (side // cell * cell for side in image.shape[-2:])
         control = ControlNetImage(self.controlnet, image, scale=scale, start=start, end=end, mode=mode)
         return with_conditions(arguments, control)
 

@@ -13,7 +13,7 @@ from diffusers_flux_ext import (
     FluxConditionedPipeline,
 )
 from diffusers_flux_ext.encoded import EncodedConditions
-from diffusers_flux_ext.inputs import windows
+from diffusers_flux_ext.inputs import numbers
 from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
 from tests.fixtures.synthetic import AddedChannels, AddedReference
 from tests.fixtures.tiny import call_kwargs, different, seeded, tiny_pipeline, tiny_transformer
@@ -115,21 +115,22 @@ class TestInputs:
 
 
 BAD = {
-    "no mode": ("union", {"mode": None}, ValueError, r"'canny' \(0\).*'low quality' \(6\).*below 10; None came"),
-    "a wrong mode": ("union", {"mode": "edges"}, ValueError, "'edges' came"),
-    "a high mode": ("union", {"mode": 10}, ValueError, "below 10; 10 came"),
-    "a boolean mode": ("union", {"mode": True}, ValueError, "True came"),
+    "no mode": ("union", {"mode": None}, ValueError, r"'canny' \(0\).*'low quality' \(6\).*below 10; got None"),
+    "a wrong mode": ("union", {"mode": "edges"}, ValueError, "got 'edges'"),
+    "a high mode": ("union", {"mode": 10}, ValueError, "below 10; got 10"),
+    "a boolean mode": ("union", {"mode": True}, ValueError, "got True"),
     "a mode without union": ("plain", {"mode": "canny"}, ValueError, "no union"),
     "no mask": ("inpaint", {"inpaint_mask": None}, ValueError, "4 channels for a mask.*is missing"),
     "a mask without channels": ("plain", {"inpaint_mask": LEFT}, ValueError, "0 channels.*was given.*`mask_region`"),
     "a window turned round": ("plain", {"start": 0.7, "end": 0.3}, ValueError, "start=0.7 and end=0.3"),
-    "a window too long": ("plain", {"end": 28}, ValueError, "fractions of the schedule"),
+    "a window too long": ("plain", {"end": 28}, ValueError, "fraction of the schedule"),
     "too few scales": ("plain", {"scale": [1.0, 0.5]}, ValueError, "2 numbers.*1 double and 2 single"),
-    "a scale of text": ("plain", {"scale": "strong"}, TypeError, "'strong' came"),
-    "a scale that is no number": ("plain", {"scale": [1.0, float("nan"), 0.5]}, ValueError, "has to be finite"),
-    "a generator for pixels": ("xlabs", {"generator": seeded()}, ValueError, "`generator` samples latents"),
+    "a scale of text": ("plain", {"scale": "strong"}, TypeError, "got 'strong'"),
+    "a scale that is no number": ("plain", {"scale": [1.0, float("nan"), 0.5]}, ValueError, "must be a finite number"),
+    "a generator for pixels": ("xlabs", {"generator": seeded()}, ValueError, "`generator` of ControlNetImage samples "
+    "latents"),
     "no picture": ("plain", {"image": None}, ValueError, "`image` of ControlNetImage is None"),
-    "a wrong branch": ("plain", {"negative": "zeros"}, ValueError, "'zeros' came"),
+    "a wrong branch": ("plain", {"negative": "zeros"}, ValueError, "got 'zeros'"),
 }  # fmt: skip
 
 
@@ -182,8 +183,8 @@ class TestShapes:
             torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
 
     SHAPES = {
-        "two channels": ("plain", torch.zeros(2, 32, 48), r"shape \(2, 32, 48\)"),
-        "small latents": ("plain", torch.zeros(1, 16, 2, 2), r"are \(2, 2\) \(height, width\); expected"),
+        "two channels": ("plain", torch.zeros(2, 32, 48), r"`image` .*got \(2, 32, 48\)"),
+        "small latents": ("plain", torch.zeros(1, 16, 2, 2), r"latents of the shape \(1, 16, 2, 2\); expected .*4, 6"),
         "latents for XLabs": ("xlabs", torch.zeros(1, 16, 4, 6), "given as VAE latents"),
         "latents to inpaint": ("inpaint", torch.zeros(1, 16, 4, 6), "given as VAE latents"),
     }
@@ -200,6 +201,6 @@ def test_its_text_holds_no_weights():
 
 def test_a_window_without_a_step_warns_once(pipe, monkeypatch):
     seen = []
-    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    monkeypatch.setattr(numbers.logger, "warning", seen.append)
     pipe(**call_kwargs(conditions=[condition(start=0.4, end=0.6)], **GUIDED))
     assert ["ControlNetImage acts from 0.4 to 0.6" in text for text in seen] == [True]

@@ -168,9 +168,21 @@ BAD = {
     "empty": ({"entity_prompts": [], "entity_masks": []}, ValueError, "at least one entity"),
     "no masks": ({"entity_prompts": ["a"]}, ValueError, "`entity_prompts` came without `entity_masks`"),
     "no prompts": ({"entity_masks": [LEFT]}, ValueError, "`entity_masks` came without `entity_prompts`"),
-    "string": ({"entity_prompts": "a dog", "entity_masks": [LEFT]}, ValueError, "takes lists"),
-    "one box": ({"entity_prompts": ["a dog"], "entity_masks": LEFT}, ValueError, "takes lists"),
-    "one picture": ({"entity_prompts": ["a"], "entity_masks": Image.new("L", (8, 8))}, ValueError, "takes lists"),
+    "string": (
+        {"entity_prompts": "a dog", "entity_masks": [LEFT]},
+        ValueError,
+        "`entity_prompts` and `entity_masks` are lists",
+    ),
+    "one box": (
+        {"entity_prompts": ["a dog"], "entity_masks": LEFT},
+        ValueError,
+        "`entity_prompts` and `entity_masks` are lists",
+    ),
+    "one picture": (
+        {"entity_prompts": ["a"], "entity_masks": Image.new("L", (8, 8))},
+        ValueError,
+        "`entity_prompts` and `entity_masks` are lists",
+    ),
     "mixed": ({"entity_prompts": ["a", ["b"]], "entity_masks": [LEFT, [LEFT]]}, ValueError, "mixes texts"),
     "neither": (
         {"entity_prompts": ["a"], "entity_masks": [(0.5, 0.2, 1.02, 0.9)]},
@@ -183,7 +195,7 @@ BAD = {
         "does not lie on the canvas",
     ),
     "inverted": ({"entity_prompts": ["a"], "entity_masks": [(30, 0, 10, 20)]}, ValueError, "left < right"),
-    "kind": ({"entity_prompts": ["a"], "entity_masks": ["left"]}, TypeError, "'left'"),
+    "kind": ({"entity_prompts": ["a"], "entity_masks": ["left"]}, TypeError, "got 'left'"),
     "shape": ({"entity_prompts": ["a"], "entity_masks": [np.zeros(4)]}, ValueError, r"shape \(4,\)"),
     "samples": (
         {"entity_prompts": [["a"], ["b"]], "entity_masks": [[LEFT], [RIGHT]]},

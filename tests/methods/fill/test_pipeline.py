@@ -184,9 +184,9 @@ class TestInputs:
             assert torch.equal(draw(pipe, condition(mask=mask)), expected)
         assert torch.equal(draw(pipe, condition(mask=Image.fromarray(array).convert("1"))), expected)
 
-    @pytest.mark.parametrize("given, words", [(3, "is a int"), ([seeded(), None], "holds a NoneType")])
+    @pytest.mark.parametrize("given, words", [(3, "got 3"), ([seeded(), None], "NoneType")])
     def test_a_seed_is_no_generator(self, given, words):
-        with pytest.raises(TypeError, match=f"`generator` of FillMask {words}"):
+        with pytest.raises(TypeError, match=f"`generator` of FillMask must be .*{words}"):
             condition(generator=given)
 
     def test_a_wrong_number_of_generators(self, pipe):
@@ -194,7 +194,7 @@ class TestInputs:
             draw(pipe, condition(generator=[seeded(seed) for seed in range(3)]))
 
     def test_a_path_is_no_picture(self, pipe):
-        with pytest.raises(TypeError, match="a str came. Open files first"):
+        with pytest.raises(TypeError, match="`image` of FillMask.*Open files first"):
             draw(pipe, condition(image="room.png"))
 
     @pytest.mark.parametrize("name", ["image", "mask"])

@@ -38,7 +38,7 @@ def test_no_warning_about_one_good_face(warnings):
 
 @pytest.mark.parametrize("index", [-1, 3])
 def test_a_face_that_is_not_there(index):
-    with pytest.raises(ValueError, match=f"Face {index} was asked for, but 3 faces"):
+    with pytest.raises(ValueError, match=f"`face_index` is {index}, but 3 faces"):
         choose_face(BOXES, index)
 
 

@@ -200,18 +200,24 @@ class TestTogether:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"source_mask": None}, r"\['source_mask'\] are missing"),
-        ({"source_image": None, "reference_image": None}, r"\['source_image', 'reference_image'\] are missing"),
-        ({"source_mask": np.zeros((90, 120))}, "mask of the source is empty"),
-        ({"reference_mask": np.zeros((100, 80))}, "0 pixels, so it shows no object"),
-        ({"reference_mask": region((80, 100), (3, 3, 6, 6))}, "pixels, so it shows no object"),
+        ({"source_mask": None}, "`source_mask` of the call are missing"),
+        ({"source_image": None, "reference_image": None}, "`source_image`, `reference_image` of the call are missing"),
+        ({"source_mask": np.zeros((90, 120))}, "`source_mask` is empty"),
+        ({"reference_mask": np.zeros((100, 80))}, "0 pixels of `reference_image`, so it shows no object"),
+        ({"reference_mask": region((80, 100), (3, 3, 6, 6))}, "pixels of `reference_image`, so it shows no object"),
         ({"reference_mask": (3, 3, 30, 4)}, "1 x 27 pixels"),
         ({"source_image": picture(0, (20, 10)), "source_mask": (3, 3, 5, 5)}, "has to be 16 at least"),
-        ({"source_image": [CASE["source_image"]] * 2, "source_mask": [CASE["source_mask"]] * 3}, "do not go together"),
-        ({"source_image": [CASE["source_image"]] * 2, "prompt": ["a", "b", "c"]}, "2 pictures for 3 prompts"),
+        (
+            {"source_image": [CASE["source_image"]] * 2, "source_mask": [CASE["source_mask"]] * 3},
+            "`source_image` does not go together",
+        ),
+        (
+            {"source_image": [CASE["source_image"]] * 2, "prompt": ["a", "b", "c"]},
+            "2 pictures, but there are 3 prompts",
+        ),
         ({"width": 48}, "`width` is twice `height`, but 32 x 48"),
-        ({"paste_back": "all"}, "`paste_back` is 'all'"),
-        ({"redux_strength": 2}, r"`strengths` are in \[0, 1\]"),
+        ({"paste_back": "all"}, "`paste_back` must be one of .*'all'"),
+        ({"redux_strength": 2}, "`redux_strength` must be .*from 0 to 1, got 2"),
     ],
 )
 def test_bad_inputs(pipe, arguments, message):

@@ -15,7 +15,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.encoded import EncodedConditions
-from diffusers_flux_ext.inputs import windows
+from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from tests.fixtures.ip_adapter import (
     XLABS,
@@ -82,14 +82,18 @@ class TestImages:
 
 
 BAD = {
-    "nothing": ({}, ValueError, "either `images` or `image_embeds`"),
+    "nothing": ({}, ValueError, "`images` .*or `image_embeds` .*is needed"),
     "both": ({"images": picture(), "image_embeds": image_embeds()}, ValueError, "give one of the two"),
     "window": ({"image_embeds": image_embeds(), "start": 0.7, "end": 0.2}, ValueError, "start=0.7 and end=0.2"),
-    "scales": ({"image_embeds": image_embeds(), "scale": [1.0, 2.0]}, ValueError, "2 numbers, but its module has 5"),
-    "negative": ({"image_embeds": image_embeds(), "negative": "black"}, ValueError, "'black'; expected 'zeros'"),
-    "embeds": ({"image_embeds": torch.zeros(12)}, ValueError, r"shape \(12,\); expected \(batch_size"),
-    "width": ({"image_embeds": torch.zeros(1, 7)}, ValueError, r"expected \(batch_size, num_images, 12\)"),
-    "encoder": ({"images": picture()}, ValueError, "pictures but no `image_encoder`"),
+    "scales": ({"image_embeds": image_embeds(), "scale": [1.0, 2.0]}, ValueError, "2 numbers, but 5 are needed"),
+    "negative": (
+        {"image_embeds": image_embeds(), "negative": "black"},
+        ValueError,
+        "one of .*'zeros', None.*got 'black'",
+    ),
+    "embeds": ({"image_embeds": torch.zeros(12)}, ValueError, r"the shape \(images, 12\) or .*got \(12,\)"),
+    "width": ({"image_embeds": torch.zeros(1, 7)}, ValueError, r"\(prompts, images, 12\), got \(1, 7\)"),
+    "encoder": ({"images": picture()}, ValueError, "but no `image_encoder`"),
     "empty": ({"images": [], "image_encoder": tiny_siglip()}, ValueError, r"holds \[0\] pictures"),
     "counts": (
         {"images": [[picture()], [picture()] * 2], "image_encoder": tiny_siglip()},
@@ -97,8 +101,12 @@ BAD = {
         r"holds \[1, 2\] pictures",
     ),
     "mixed": ({"images": [picture(), [picture()]], "image_encoder": tiny_siglip()}, ValueError, "mixes lists"),
-    "kind": ({"images": "cat.png", "image_encoder": tiny_siglip()}, TypeError, "a str came"),
-    "shape": ({"images": np.zeros((4, 4)), "image_encoder": tiny_siglip()}, ValueError, r"shape \(4, 4\)"),
+    "kind": (
+        {"images": "cat.png", "image_encoder": tiny_siglip()},
+        TypeError,
+        "`images` of IPAdapterImages.*got 'cat.png'",
+    ),
+    "shape": ({"images": np.zeros((4, 4, 2)), "image_encoder": tiny_siglip()}, ValueError, r"got \(4, 4, 2\)"),
     "prompts": ({"image_embeds": torch.zeros(3, 1, 12)}, ValueError, "3 samples.*1 prompts"),
     "masks": ({"image_embeds": image_embeds(), "mask": [LEFT, RIGHT]}, ValueError, "2 samples.*1 prompts"),
     "dtype": (
@@ -168,9 +176,9 @@ def test_embeddings_as_an_array(pipe, adapter):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"scale": "0.5"}, TypeError, "'0.5' came"),
-        ({"scale": float("nan")}, ValueError, "has to be finite"),
-        ({"negative_scale": 0.5, "negative": None}, ValueError, "`negative_scale=0.5` has no effect"),
+        ({"scale": "0.5"}, TypeError, "got '0.5'"),
+        ({"scale": float("nan")}, ValueError, "must be a finite number"),
+        ({"negative_scale": 0.5, "negative": None}, ValueError, "`negative_scale` .*0.5, which has no effect"),
     ],
 )
 def test_scales_that_mean_nothing(adapter, arguments, error, message):
@@ -180,6 +188,6 @@ def test_scales_that_mean_nothing(adapter, arguments, error, message):
 
 def test_a_window_without_a_step_warns_once(pipe, adapter, monkeypatch):
     seen = []
-    monkeypatch.setattr(windows.logger, "warning", seen.append)
+    monkeypatch.setattr(numbers.logger, "warning", seen.append)
     run(pipe, IPAdapterImages(adapter, image_embeds=image_embeds(), start=0.4, end=0.6), **GUIDED)
     assert ["IPAdapterImages acts from 0.4 to 0.6" in text for text in seen] == [True]

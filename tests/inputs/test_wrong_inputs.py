@@ -1,0 +1,35 @@
+"""Wrong arguments are refused by name before the first step, those of every pipeline and condition.
+
+The table `accepted_inputs.json` holds the values that are taken, by class and argument. It is reviewed by hand;
+`python -m benchmarks.wrong_inputs --update` writes it anew.
+"""
+
+import pytest
+
+from tests.fixtures.wrong_inputs.table import is_own, read_accepted
+from tests.fixtures.wrong_inputs.trials import all_trials, attempt, sample
+
+
+SEED, COUNT, GROUPS = 0, 400, 8
+
+
+@pytest.fixture(scope="module")
+def accepted():
+    return read_accepted()
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_each_is_taken_as_listed_or_refused_by_name(accepted, group):
+    wrong = []
+    for trial in sample(COUNT, SEED)[group::GROUPS]:
+        result = attempt(trial)
+        allowed = ("accepted",) if trial in accepted else ("refused",)
+        allowed = allowed if is_own(trial) else ("accepted", "refused")
+        if result.outcome not in allowed:
+            wrong.append(f"{trial} is to be {allowed}, but it is {result.outcome}: {result.message}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_holds_only_what_is_tried(accepted):
+    assert accepted <= set(all_trials())
+    assert len(accepted) > 1000
