@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import LoRAError
-from .updates.base import LoRA, Update
-from .updates.unscaled import Bias
+from .updates import Bias, LoRA, Update
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..._compat import expand_linears
 from ..errors import LoRAError
-from ..updates.base import Update
+from ..updates import Update
 from .deltas import DeltaVariant
 from .plan import ModelPlan
 

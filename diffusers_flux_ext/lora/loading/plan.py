@@ -15,9 +15,7 @@ from torch import nn
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError
 from ..reading.read import LoRAFile
-from ..updates.base import LoRA, Update
-from ..updates.kinds import Timed
-from ..updates.unscaled import Bias
+from ..updates import Bias, LoRA, Timed, Update
 from .patches import Patch, patched_adapters
 
 

@@ -14,8 +14,7 @@ from ..errors import LoRAError, naming_files
 from ..files import LoRASource
 from ..reading.hub import check_hub_arguments
 from ..reading.read import LoRAFile, read
-from ..updates.base import LoRA, Update
-from ..updates.kinds import TIMED_PARTS, Timed
+from ..updates import TIMED_PARTS, LoRA, Timed, Update
 from .clock import connect_clock
 from .load import add_adapter
 

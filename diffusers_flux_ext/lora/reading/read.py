@@ -15,11 +15,8 @@ from ...checkpoints.layouts import list_keys
 from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError, naming_files
 from ..files import LoRASource, nonfinite, open_lora
 from ..keys import LoRAKey, is_extra, parse_lora_key
-from ..updates.base import LoRA, Update
+from ..updates import PRODUCTS, Bias, LoHa, LoKr, LoRA, StoredLayer, Update, update_of
 from ..updates.exact import lossless
-from ..updates.kinds import PRODUCTS, StoredLayer, update_of
-from ..updates.lycoris import LoHa, LoKr
-from ..updates.unscaled import Bias
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
 from .hub import find_source

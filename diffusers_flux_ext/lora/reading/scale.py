@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import LoRAError, shortened
 from ..keys import LoRAKey
-from ..updates.base import Update
+from ..updates import Update
 from .patterns import NamePatterns
 from .peft_config import divisor, normalized_config, tuner_of
 

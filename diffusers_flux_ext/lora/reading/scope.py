@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..updates.kinds import StoredLayer
+from ..updates import StoredLayer
 
 
 # The layers that OminiControl trains by default: all that affect image tokens, without the first of a feed-forward.

@@ -17,10 +17,8 @@ from ..keys import parse_lora_key
 from ..layouts import LoRALayout, lora_layout
 from ..reading.read import LoRAFile, read, read_lora
 from ..reading.scale import PEFT_HEADER
-from ..updates.base import LoRA, Update
+from ..updates import Bias, LoRA, StoredLayer, Update, update_of
 from ..updates.exact import add_exactly, equal_values, lossless, multiplied, promote
-from ..updates.kinds import StoredLayer, update_of
-from ..updates.unscaled import Bias
 from ..writing.write import Entries, write_lora
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError, naming_files
 from ..layouts import lora_layout
-from ..updates.base import Update
-from ..updates.kinds import update_of
+from ..updates import Update, update_of
 from ..writing.write import write_lora
 from .algebra import ErrorSum, LoRAResult, adapter_of, check_energy, check_rank
 from .transformer import OpenedTransformer, open_transformer

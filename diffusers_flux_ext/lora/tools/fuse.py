@@ -16,7 +16,7 @@ from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, check_writable, is_finite, save_lora
 from ..reading.read import LoRAFile, read
 from ..reading.scope import find_token_scope
-from ..updates.base import Update
+from ..updates import Update
 from ..updates.exact import swap_halves
 from .transformer import OpenedTransformer, TransformerSource, open_transformer
 

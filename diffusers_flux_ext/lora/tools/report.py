@@ -17,7 +17,7 @@ from ..reading.detection import describe_format
 from ..reading.read import LoRAFile, lost_alpha, read
 from ..reading.scale import PEFT_HEADER
 from ..reading.scope import find_token_scope
-from ..updates.kinds import StoredLayer, Timed
+from ..updates import StoredLayer, Timed
 from .verdict import diffusers_verdict
 
 

@@ -20,7 +20,7 @@ from ..errors import LoRAError
 from ..keys import parse_lora_key
 from ..reading.read import LoRAFile
 from ..reading.scale import PEFT_HEADER, PeftScales, read_peft_scales
-from ..updates.base import LoRA, Update
+from ..updates import LoRA, Update
 
 
 # Products that differ by less agree; bfloat16 factors that were multiplied once differ by this much.

@@ -12,7 +12,7 @@ from ..layouts import LoRALayout
 from ..reading.peft_config import tuner_of
 from ..reading.read import LoRAFile
 from ..reading.scale import PEFT_HEADER, read_peft_scales
-from ..updates.base import LoRA, Update
+from ..updates import LoRA, Update
 from .patterns import in_any_order
 
 

@@ -14,11 +14,9 @@ from ..errors import UnsupportedLoRAError
 from ..keys import flatten, layer_in_namespace
 from ..layouts import LoRALayout
 from ..reading.read import LoRAFile
-from ..updates.base import LoRA, Update
+from ..updates import Bias, Dense, LoRA, Update, join_rows
 from ..updates.exact import BlockMatrix, add_exactly, alpha_tensor, multiplied
-from ..updates.joining import join_rows
 from ..updates.modules import magnitude_axis
-from ..updates.unscaled import Bias, Dense
 from .header import TargetLayer, write_header
 
 

@@ -5,12 +5,21 @@ import torch
 
 from diffusers_flux_ext import convert_lora
 from diffusers_flux_ext.lora.errors import LoRAError, UnsupportedLoRAError
-from diffusers_flux_ext.lora.updates import kinds
-from diffusers_flux_ext.lora.updates.base import LoRA, Update
-from diffusers_flux_ext.lora.updates.joining import join_rows
-from diffusers_flux_ext.lora.updates.kinds import DoRA, Dynamic, Timed, update_of
-from diffusers_flux_ext.lora.updates.lycoris import LoHa, LoKr
-from diffusers_flux_ext.lora.updates.unscaled import Bias, Dense, Norm
+from diffusers_flux_ext.lora.updates import (
+    Bias,
+    Dense,
+    DoRA,
+    Dynamic,
+    LoHa,
+    LoKr,
+    LoRA,
+    Norm,
+    Timed,
+    Update,
+    join_rows,
+    kinds,
+    update_of,
+)
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
