@@ -77,15 +77,27 @@ def load_lora(
         return add_adapter(pipe, file, adapter_name, weight)
 
 
-def add_adapter(pipe: Any, adapter: LoRAFile, adapter_name: str | None, weight: float, timed: bool = False) -> str:
+def add_adapter(
+    pipe: Any,
+    file: LoRAFile,
+    adapter_name: str | None,
+    weight: float = 1.0,
+    *,
+    beside: bool = True,
+    hotswap: bool = False,
+    low_cpu_mem_usage: bool = True,
+    timed: bool = False,
+) -> str:
     """
-    Adds a LoRA that has been read to those that are active.
+    Adds a LoRA that has been read: plans it, injects it as PEFT layers and activates it.
 
     Args:
         pipe (`DiffusionPipeline`): A FLUX.1 pipeline.
-        adapter (`LoRAFile`): The LoRA.
+        file (`LoRAFile`): The LoRA.
         adapter_name (`str`, *optional*): The adapter's name; `default_0`, `default_1`, ... without.
-        weight (`float`): The adapter's weight.
+        weight (`float`, *optional*, defaults to 1.0): The adapter's weight.
+        beside (`bool`, *optional*, defaults to `True`): Whether the adapters that are active stay so.
+        hotswap, low_cpu_mem_usage (`bool`): As for diffusers' `load_lora_adapter`.
         timed (`bool`, *optional*, defaults to `False`):
             Whether its updates may depend on the timestep; the caller then connects them.
 
@@ -93,36 +105,18 @@ def add_adapter(pipe: Any, adapter: LoRAFile, adapter_name: str | None, weight: 
         `str`: The adapter's name.
 
     Raises:
-        LoRAError: If it fits no layer of the pipeline, the name is taken, or the weight is no finite number.
+        LoRAError: If it fits no layer of the pipeline, the name is taken, or the weight is not a finite number.
     """
     if not isinstance(weight, Real) or not math.isfinite(weight):
         raise LoRAError(f"`{'strength' if timed else 'weight'}` is {weight!r}; expected a finite number.")
     models = lora_models(pipe)
-    layers = {component: _active_names(model) for component, model in models.items()}
-    patches = {component: patch_weights(model) for component, model in models.items()}
-    name = load_alone(pipe, adapter, adapter_name, timed=timed)
-    with offloading_suspended(pipe):
-        for component, model in models.items():
-            _activate(model, [*layers[component], name], {name: weight})
-            apply_patches(model, {**patches[component], name: weight})
-    return name
-
-
-def load_alone(
-    pipe: Any,
-    adapter: LoRAFile,
-    adapter_name: str | None,
-    hotswap: bool = False,
-    low_cpu_mem_usage: bool = True,
-    timed: bool = False,
-) -> str:
-    """Loads a LoRA that has been read as the only active adapter; the arguments are those of [`add_adapter`]."""
-    models = lora_models(pipe)
     name = adapter_name or free_name(models.values())
-    plans = plan_loading(adapter, models, timed)
+    plans = plan_loading(file, models, timed)
     check_plans(plans, models, name, hotswap)
-    if scope := find_token_scope(adapter.layers.values()):
+    if scope := find_token_scope(file.layers.values()):
         logger.warning("%s", scope)
+    active = {component: _active_names(model) if beside else [] for component, model in models.items()}
+    patched = {component: patch_weights(model) if beside else {} for component, model in models.items()}
     with offloading_suspended(pipe):
         try:
             for component, plan in plans.items():
@@ -132,9 +126,9 @@ def load_alone(
             if not hotswap:
                 _remove(pipe, models, [name])
             raise
-        for model in () if hotswap else models.values():
-            _activate(model, [name], {name: 1.0})
-            apply_patches(model, {name: 1.0})
+        for component, model in () if hotswap else models.items():
+            _activate(model, [*active[component], name], {name: weight})
+            apply_patches(model, {**patched[component], name: weight})
     return name
 
 

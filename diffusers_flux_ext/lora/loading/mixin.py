@@ -24,7 +24,7 @@ from ..reading.scale import PEFT_HEADER
 from ..writing.patterns import stable_metadata
 from ..writing.write import write_lora
 from .deltas import check_fusible, check_plain, has_fused
-from .load import COMPONENTS, load_alone, lora_models, unload_lora
+from .load import COMPONENTS, add_adapter, lora_models, unload_lora
 from .patches import apply_patches, patch_weights, patched_adapters
 from .weights import read_weights
 
@@ -107,7 +107,10 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         given = {name: kwargs.pop(name) for name in _READ_ARGUMENTS if name in kwargs}
         check_hub_arguments(kwargs)
         with naming_files(source):
-            load_alone(self, read(source, hub=kwargs, **given), adapter_name, hotswap, low_cpu_mem_usage)
+            file = read(source, hub=kwargs, **given)
+            add_adapter(
+                self, file, adapter_name, beside=False, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage
+            )  # fmt: skip
 
     @classmethod
     def save_lora_weights(
