@@ -112,7 +112,7 @@ def forward_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward of ours, and its statistics."""
+    """Return a forward of ours, and its statistics."""
     model = load_streamed(
         FluxTransformer2DModel,
         folder,
@@ -125,7 +125,7 @@ def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], t
 
 
 def prepare_accelerate(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward under accelerate's `disk_offload`, which reads the same safetensors files in place."""
+    """Return a forward under accelerate's `disk_offload`, which reads the same safetensors files in place."""
     from accelerate import disk_offload
 
     with torch.device("meta"):
