@@ -11,9 +11,9 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 import diffusers_flux_ext
 from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
 from tests.fixtures.conditions import CASES, LORA, METHODS, REFUSED, REFUSED_TWICE, draw, pipeline_for, promised
 from tests.fixtures.synthetic import never
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline
 
 
 CLOSE = {"atol": 1e-5, "rtol": 0}

@@ -13,7 +13,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.offload.budget import api as vram
 from diffusers_flux_ext.offload.budget import placement as vram_placement
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
 
 
 pytestmark = [

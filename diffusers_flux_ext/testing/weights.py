@@ -1,13 +1,17 @@
 """Seeded, non-degenerate weights: no parameter keeps a zero or one that would hide a mistake."""
 
 import zlib
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator that depends on `(seed, name)` only, not on the order in which parameters are visited."""
+    """Make a CPU generator that depends on `(seed, name)` alone, not on the order in which parameters are visited."""
     return torch.Generator("cpu").manual_seed((zlib.crc32(name.encode()) ^ (seed * 2654435761)) & 0x7FFFFFFF)
 
 
@@ -20,8 +24,21 @@ def _value(name: str, parameter: torch.Tensor, is_table: bool, seed: int) -> tor
     return 0.5 * noise if is_table else noise / parameter[0].numel() ** 0.5
 
 
-def randomise(module: nn.Module, seed: int) -> nn.Module:
-    """Gives every parameter of `module` a seeded value, in place; returns the module frozen and in eval mode."""
+def randomise(module: M, seed: int) -> M:
+    """
+    Give every parameter of a module a seeded value, in place.
+
+    Matrices keep the scale of their inputs, biases and norms get small deviations from zero and one. Buffers stay.
+
+    Args:
+        module (`nn.Module`):
+            A module on the CPU, of any data type.
+        seed (`int`):
+            Another seed gives other weights.
+
+    Returns:
+        `nn.Module`: The module, frozen and in eval mode.
+    """
     tables = {f"{name}.weight" for name, child in module.named_modules() if isinstance(child, nn.Embedding)}
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -20,7 +20,7 @@ from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
 )
 from diffusers_flux_ext.methods import METHODS
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
 
 
 OURS = [FluxConditionedPipeline, FluxEliGenPipeline, FluxInfiniteYouPipeline]

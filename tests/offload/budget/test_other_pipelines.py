@@ -30,12 +30,12 @@ from diffusers_flux_ext.offload.blocks import streamable_blocks
 from diffusers_flux_ext.offload.budget import api as vram
 from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.nexus_gen import image_embeds, tiny_adapter
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
 from tests.fixtures.timestep_lora import tiny_timestep_lora
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 
 
 GIB = 2**30

@@ -23,7 +23,7 @@ from diffusers_flux_ext import (
     stream_from_disk,
     unload_lora,
 )
-from tests.fixtures.tiny import call_kwargs, tiny_components, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_components, tiny_pipeline
 
 
 LEFT = (0.0, 0.0, 0.5, 1.0)
