@@ -50,11 +50,13 @@ class TestRegistry:
         assert not case.changes.keys() & case.fixed.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0] < pair[1]], ids=title)
 def test_a_pair_is_the_same_in_both_orders(pair):
     torch.testing.assert_close(draw(*pair), draw(*pair[::-1]), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= set(METHODS)], ids=title)
 def test_every_input_of_the_first_counts_beside_the_second(pair):
     base = draw(*pair)
@@ -65,6 +67,7 @@ def test_every_input_of_the_first_counts_beside_the_second(pair):
     assert ignored == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("triple", TRIPLES, ids=title)
 def test_a_triple_is_the_same_in_other_orders_and_each_part_counts(triple):
     base = draw(*triple)
@@ -102,21 +105,22 @@ def test_the_same_condition_twice_counts_twice_or_is_refused(name):
         assert (draw(name, name) - draw(name)).abs().max() > VISIBLE
 
 
-def test_batches_of_every_pair_of_methods_are_their_samples():
-    """Two prompts and two pictures each equal single calls, for the methods two by two."""
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pair", [pair for pair in combinations(METHODS, 2) if frozenset(pair) not in REFUSED], ids=title
+)
+def test_batches_of_every_pair_of_methods_are_their_samples(pair):
+    """Two prompts and two images each equal single calls, for the methods two by two."""
     latents = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(5))
     prompts = ["a cat", "a tree"]
-    for pair in combinations(METHODS, 2):
-        if frozenset(pair) in REFUSED:
-            continue
-        pipe, conditions = pipeline_for(*pair), [CASES[name].build() for name in pair]
-        together = pipe(
-            **call_kwargs(prompt=prompts, num_images_per_prompt=2, latents=latents, conditions=conditions)
-        ).images
-        for index in (0, 3):
-            inputs = {"prompt": prompts[index // 2], "latents": latents[index : index + 1]}
-            alone = pipe(**call_kwargs(**inputs, conditions=conditions)).images
-            torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=0, msg=title(pair))
+    pipe, conditions = pipeline_for(*pair), [CASES[name].build() for name in pair]
+    together = pipe(
+        **call_kwargs(prompt=prompts, num_images_per_prompt=2, latents=latents, conditions=conditions)
+    ).images
+    for index in (0, 3):
+        inputs = {"prompt": prompts[index // 2], "latents": latents[index : index + 1]}
+        alone = pipe(**call_kwargs(**inputs, conditions=conditions)).images
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=0)
 
 
 def test_contribute_runs_once_per_branch_unless_per_step(pipe):
