@@ -1,6 +1,7 @@
 """Seeded, non-degenerate weights: no parameter keeps a zero or one that would hide a mistake."""
 
 import zlib
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -15,13 +16,23 @@ def seeded_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed((zlib.crc32(name.encode()) ^ (seed * 2654435761)) & 0x7FFFFFFF)
 
 
-def _value(name: str, parameter: torch.Tensor, is_table: bool, seed: int) -> torch.Tensor:
-    noise = torch.randn(parameter.shape, generator=seeded_generator(seed, name), dtype=torch.float32)
+def _make_value(name: str, shape: torch.Size, is_table: bool, seed: int) -> torch.Tensor:
+    noise = torch.randn(shape, generator=seeded_generator(seed, name), dtype=torch.float32)
     if name.endswith("bias"):
         return 0.1 * noise
-    if parameter.ndim == 1:
+    if len(shape) == 1:
         return 1.0 + 0.2 * noise
-    return 0.5 * noise if is_table else noise / parameter[0].numel() ** 0.5
+    return 0.5 * noise if is_table else noise / shape[1:].numel() ** 0.5
+
+
+# A run of tests makes the same tiny models thousands of times.
+_kept_value = lru_cache(maxsize=4096)(_make_value)
+_LARGEST_KEPT = 4096
+
+
+def _value(name: str, shape: torch.Size, is_table: bool, seed: int) -> torch.Tensor:
+    make = _kept_value if shape.numel() <= _LARGEST_KEPT else _make_value
+    return make(name, shape, is_table, seed)
 
 
 def randomise(module: M, seed: int) -> M:
@@ -42,5 +53,5 @@ def randomise(module: M, seed: int) -> M:
     tables = {f"{name}.weight" for name, child in module.named_modules() if isinstance(child, nn.Embedding)}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(_value(name, parameter, name in tables, seed).to(parameter.dtype))
+            parameter.copy_(_value(name, parameter.shape, name in tables, seed))
     return module.eval().requires_grad_(False)

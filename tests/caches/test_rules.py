@@ -11,6 +11,9 @@ from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transfor
 from tests.fixtures.conditions import CASES
 
 
+pytestmark = pytest.mark.versions
+
+
 @pytest.fixture
 def pipe():
     return tiny_pipeline(FluxConditionedPipeline, transformer=tiny_transformer(0))

@@ -18,6 +18,9 @@ from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, ti
 from tests.fixtures.contract import CLASSES, EXACT, count_calls, modules_of
 
 
+pytestmark = pytest.mark.versions
+
+
 class TestInterface:
     def test_the_call_starts_with_the_arguments_of_flux_pipeline(self, pipeline_class):
         ours = inspect.signature(pipeline_class.__call__).parameters

@@ -23,6 +23,7 @@ from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
+pytestmark = pytest.mark.versions
 MODELS = ("transformer", "text_encoder", "text_encoder_2")
 
 
@@ -36,6 +37,7 @@ def picture(pipe, **overrides):
     return pipe(**call_kwargs(**overrides)).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_applied_whole(tmp_path, format):
     file = make(format)

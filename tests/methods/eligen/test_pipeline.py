@@ -13,6 +13,7 @@ from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
 from tests.fixtures.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
 
 
+pytestmark = pytest.mark.versions
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 ENTITIES = {"entity_prompts": ["a red dog", "a blue bird"], "entity_masks": [LEFT, RIGHT]}
 

@@ -38,6 +38,7 @@ from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm
 
 
+pytestmark = pytest.mark.versions
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
 SMALL = {"num_inference_steps": 2}
 PICTURE, WIDE, LARGE = pictures({"a": (60, 40), "b": (110, 40), "c": (150, 120)}).values()

@@ -25,6 +25,7 @@ from tests.fixtures.redux import patch_embeds, redux_modules, tiny_redux_embedde
 from tests.fixtures.synthetic import ReplacedPrompt
 
 
+pytestmark = pytest.mark.versions
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
 LEFT = (0.0, 0.0, 0.34, 1.0)
 MODULES = redux_modules()

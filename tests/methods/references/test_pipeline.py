@@ -12,6 +12,7 @@ from tests.fixtures.conditions import CASES
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
 
 
+pytestmark = pytest.mark.versions
 GUIDED = {"negative_prompt": ["ugly", "blurry"], "true_cfg_scale": 2.0}
 # diffusers rounds the size of the canvas to this area; 48 x 32 stays as it is.
 AREA = {"max_area": 32 * 48}

@@ -23,6 +23,9 @@ from tests.fixtures.step1x import SIZES, edited, instruction_embeds, tiny_connec
 from tests.fixtures.step1x_pipelines import EMBEDS, TEXT_PARTS, draw, make, make_whole, published, tiny_question
 
 
+pytestmark = pytest.mark.versions
+
+
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     """Without a language model."""

@@ -81,6 +81,7 @@ def test_pictures_are_those_of_ordinary_modules(saved, streamed, pipeline_class)
     assert disk_streaming_stats(text_encoder).blocks_read > 0
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_20_steps(tmp_path):
     command = [sys.executable, "-m", "tests.offload.disk.streamed_steps", str(tmp_path)]
     root = Path(__file__).parents[3]
