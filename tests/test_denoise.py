@@ -198,6 +198,7 @@ def test_a_backend_that_refuses_masks_runs_rules(per_sample):
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_do_not_recompile_per_step(classes_always):
     torch._dynamo.reset()
     transformer = tiny_transformer(0)
@@ -218,6 +219,7 @@ def test_compiled_blocks_do_not_recompile_per_step(classes_always):
     assert len(compiles) == first
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_not_compiled_again_for_every_set_of_regions(classes_always):
     torch._dynamo.reset()
     transformer, reference = tiny_transformer(0), tiny_transformer(0)

@@ -8,6 +8,7 @@ from benchmarks.compile_table import attended, compiled, fused
 MIXED = ("entities", "references", "controlnet", "ip-adapter xlabs")
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_once_for_all_steps_branches_and_again_for_other_sizes():
     error, counts = compiled(("entities", "controlnet"))
     assert error < 1e-4

@@ -263,6 +263,7 @@ class TestCompany:
         assert torch.equal(actual, draw(other))
         assert not torch.equal(actual, plain)
 
+    @pytest.mark.slow
     def test_compiled_blocks_are_not_compiled_again(self, pipe):
         apply_tea_cache(pipe.transformer, ALL)
         expected = draw(pipe)

@@ -1,7 +1,9 @@
 """The training example runs through every stage, resumes and skips."""
 
 import json
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +19,13 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(out: Path, *options: str) -> str:
-    command = [sys.executable, str(ROOT / "examples" / "train_tiny_flux.py"), "--out", str(out), "--quick"]
+SCRIPT = ROOT / "examples" / "train_tiny_flux.py"
+
+
+def run(out: Path) -> str:
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--quick", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, "--device", "cpu", *options], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -54,13 +57,18 @@ def test_the_result_is_an_ordinary_pipeline_with_an_ordinary_lora(trained: tuple
     assert json.loads(metadata["lora_adapter_metadata"])["transformer.r"] == 32
 
 
-def test_finished_stages_are_skipped_and_a_lost_result_comes_from_the_checkpoint(trained: tuple[Path, str]) -> None:
+def test_finished_stages_are_skipped_and_a_lost_result_comes_from_the_checkpoint(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     out, _ = trained
     lora = out / "tiny_flux_eligen_lora.safetensors"
     before = load_file(lora)
     lora.unlink()
-    output = run(out, "--stages", "tokenizers", "vae", "text", "latents", "flow", "eligen")
-    assert output.count("done before, skipped") == 5
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    stages = ["--stages", "tokenizers", "vae", "text", "latents", "flow", "eligen"]
+    with caplog.at_level(logging.INFO):
+        runpy.run_path(str(SCRIPT))["main"](["--out", str(out), "--quick", "--device", "cpu", *stages])
+    assert caplog.text.count("done before, skipped") == 5
     after = load_file(lora)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -78,6 +78,7 @@ def test_inpainting(pair, box):
     check(pair, [controlnet], [{"image": PICTURE, "inpaint_mask": hole}], [{"inpaint_mask": hole}])
 
 
+@pytest.mark.slow
 def test_released_depth():
     pair = make_pair(**DEEP)
     config = {**DEEP, "num_layers": 5, "num_single_layers": 10}

@@ -107,6 +107,7 @@ def test_a_loop(pair, size, name):
     assert np.abs(pasted - np.asarray(CASES[name]["source_image"])).max() > 10
 
 
+@pytest.mark.slow
 def test_a_loop_of_the_released_size(pair, monkeypatch):
     """Latents of a canvas of 1536 x 768; the VAEs, which have tests of their own, are replaced by a mean."""
     reference, ours = pair

@@ -132,6 +132,7 @@ class TestExecution:
         assert torch.equal(run(other, condition, **GUIDED), expected)
         assert len(set(map(id, moved))) >= 5 + adapter.config.num_blocks
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("own_class", [False, True])
     def test_compiled_blocks_are_compiled_once(self, own_class):
         """With more blocks than torch compiles one code for, so that the number of a block must not matter."""

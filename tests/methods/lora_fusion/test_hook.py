@@ -270,6 +270,7 @@ def test_bfloat16_is_finite():
     assert FUSION.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_compiled_blocks_share_their_code():
     pipe, compiled = with_loras(FluxPipeline, "a"), []
     load_timestep_lora(pipe, tiny_timestep_lora(), "timed")

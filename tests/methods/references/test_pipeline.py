@@ -50,6 +50,7 @@ class TestDiffusers:
         assert torch.equal(images, expected)
         assert different(images, draw(pipe, **arguments))
 
+    @pytest.mark.slow
     def test_the_preferred_size(self, pipe):
         stock = quiet(pipe.to_pipeline(FluxKontextPipeline))
         short = {"num_inference_steps": 1}
