@@ -9,8 +9,8 @@ import argparse
 import sys
 from collections import Counter
 
-from .fuzzing.judge import FINDINGS, FINE, Verdict, seeds_of
-from .fuzzing.work import all_readers, try_files
+from benchmarks.fuzzing.judge import FINDINGS, FINE, Verdict, seeds_of
+from benchmarks.fuzzing.work import all_readers, try_files
 
 
 def _row(name: str, results: list[tuple[int, Verdict]]) -> str:

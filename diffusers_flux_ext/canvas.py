@@ -74,8 +74,7 @@ class Canvas:
         if tensor.shape[0] != self.batch_size:
             raise ValueError(
                 f"{what} gives inputs for {tensor.shape[0]} samples, but there are {self.batch_size} prompts. Give "
-                f"one "
-                f"set of inputs for all prompts or one per prompt."
+                f"one set of inputs for all prompts or one per prompt."
             )
         return tensor.repeat_interleave(self.num_images_per_prompt, dim=0)
 
@@ -183,8 +182,7 @@ def noised_image(
     if pictures not in (1, batch_size, num_samples):
         raise ValueError(
             f"`image` of the call: {pictures} pictures cannot be spread over {batch_size} prompts. Give one, or one "
-            f"per "
-            f"prompt."
+            f"per prompt."
         )
     image_latents = image_latents.repeat_interleave(num_samples // pictures, dim=0)
     noise = randn_tensor(

@@ -1,4 +1,4 @@
-"""What the conversion scripts share: the command line, and how a failure is told."""
+"""What conversions of published files share: the command line, and how a failure is told."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ from .writing import check_target, save_tensors, written_at_once
 
 
 Convert = Callable[..., dict[str, torch.Tensor]]
+
+
+def command_parser(kind: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `flux-ext convert KIND`, with the text of `--help`."""
+    return argparse.ArgumentParser(
+        prog=f"flux-ext convert {kind}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def reported(work: Callable[[], None]) -> int:
@@ -56,10 +65,13 @@ def _convert_to_file(source: Path, target: Path, convert: Convert, layout: str, 
     save_tensors(converted, target, {"format": "pt"}, overwrite)
 
 
-def convert_checkpoint(description: str, convert: Convert, model_class: Any, arguments: list[str] | None) -> int:
+def convert_checkpoint(
+    kind: str, description: str | None, convert: Convert, model_class: Any, arguments: list[str] | None
+) -> int:
     """Run the command line of a conversion between key layouts.
 
     Args:
+        kind (`str`): Its name after `flux-ext convert`.
         description (`str`): Text of `--help`.
         convert (`Callable`): Takes a state dict and `to`, and returns the converted one.
         model_class (`type`): Has `from_single_file` and `save_pretrained`, for a target folder.
@@ -68,7 +80,7 @@ def convert_checkpoint(description: str, convert: Convert, model_class: Any, arg
     Returns:
         `int`: the exit code.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(kind, description)
     parser.add_argument("source", type=Path, help="safetensors file in any layout")
     parser.add_argument("target", type=Path, help="a .safetensors file, or a new folder")
     parser.add_argument("--to", choices=LAYOUTS, help="layout of a target file (default: diffusers)")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import check_demo, check_generate, check_lora, check_plan
+from .convert import add_convert_command, check_convert, run_convert
 from .devices import check_device
 from .env import add_env_command, package_version, run_env
 from .errors import CommandLineError, in_flags, one_line
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     _add_generate_arguments(generate)
+    add_convert_command(commands)
     add_lora_commands(commands)
     add_plan_command(commands)
     add_env_command(commands)
@@ -152,9 +154,10 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 _CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "demo": check_demo, "generate": check_generate, "lora": check_lora, "plan": check_plan,
+    "convert": check_convert, "demo": check_demo, "generate": check_generate, "lora": check_lora, "plan": check_plan,
 }  # fmt: skip
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "convert": _run_quietly(run_convert),
     "demo": _draw,
     "generate": _draw,
     "env": run_env,

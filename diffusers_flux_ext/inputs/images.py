@@ -47,7 +47,7 @@ def read_image(
     if isinstance(image, np.ndarray) and image.dtype.kind in "biuf":
         rgb = _in_rgb(what, image, -1, None)
         if values:
-            _check_values(what, torch.from_numpy(np.ascontiguousarray(_known(rgb))), signed)
+            _check_values(what, torch.from_numpy(np.require(_known(rgb), requirements=["C", "W"])), signed)
         return rgb if image.dtype.kind == "f" else rgb.astype(np.float32) / (1 if image.dtype.kind == "b" else 255)
     if isinstance(image, torch.Tensor) and not image.is_complex() and image.layout is torch.strided:
         rgb = _in_rgb(what, image, -3, latent_channels)

@@ -101,8 +101,7 @@ def check_vision_model(image_encoder: Any, image_processor: Any) -> None:
     if image_processor is not None and not (callable(image_processor) and hasattr(image_processor, "preprocess")):
         raise TypeError(
             f"`image_processor` must be an image processor of transformers, got {shown(image_processor)}. Leave it "
-            f"out "
-            f"to take the encoder's own."
+            f"out to take the encoder's own."
         )
 
 

@@ -53,6 +53,9 @@ class Method:
         page (`str`): Its page in `docs/`, without the ending.
         exports (`Mapping[str, Sequence[str]]`): Public names by file of the folder.
         loadable (`Sequence[str]`): Public classes with `save_pretrained` that derive from none of diffusers' classes.
+        converters (`Mapping[str, str]`):
+            Commands that convert its published files, by the name after `flux-ext convert`: `".file:name"` of a
+            function that takes the arguments and returns the exit code.
         releases (`Sequence[Release]`): Its released weights.
     """
 
@@ -63,6 +66,7 @@ class Method:
     page: str
     exports: Mapping[str, Sequence[str]]
     loadable: Sequence[str] = ()
+    converters: Mapping[str, str] = field(default_factory=dict)
     releases: Sequence[Release] = ()
 
     @property

@@ -16,7 +16,7 @@ from .._compat import calculate_shift, retrieve_timesteps
 from ..canvas import Canvas, image_generators, noised_image, sample_image_latents
 from ..inputs.images import read_pixels
 from ..inputs.numbers import check_finite
-from ..inputs.prompt_padding import check_padding_mask
+from ..inputs.text import check_padding_mask
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 
 
@@ -92,7 +92,12 @@ def transformer_dtype(transformer: Any) -> torch.dtype | None:
 
 
 def check_prompts(
-    pipe: FluxPipeline, given: PromptInputs, negative: PromptInputs, batch_size: int, mask_padding: bool
+    pipe: FluxPipeline,
+    given: PromptInputs,
+    negative: PromptInputs,
+    batch_size: int,
+    mask_padding: bool,
+    guided: bool,
 ) -> None:
     """Check numbers, embeddings and masks of the two branches.
 
@@ -102,12 +107,14 @@ def check_prompts(
         negative (`PromptInputs`): The negative prompt.
         batch_size (`int`): The number of prompts.
         mask_padding (`bool`): Whether padding is to be hidden.
+        guided (`bool`): Whether the negative prompt is used; its embeddings then have the prompt's shape.
 
     Raises:
         TypeError: if a mask is not a boolean or integer tensor.
         ValueError: if embeddings or a mask have a wrong shape, came without what they belong to, or are missing.
     """
-    check_same_shape(given.prompt_embeds, negative.prompt_embeds)
+    if guided:
+        check_same_shape(given.prompt_embeds, negative.prompt_embeds)
     for prefix, inputs in (("", given), ("negative_", negative)):
         inputs.check_embeds(pipe, batch_size, prefix)
     for name, inputs in (("prompt_embeds", given), ("negative_prompt_embeds", negative)):
@@ -180,8 +187,7 @@ def is_guided(true_cfg_scale: float, negative: PromptInputs) -> bool:
     if true_cfg_scale <= 1 and (any(texts) or negative.prompt_embeds is not None):
         logger.warning(
             f"The negative prompt has no effect at `true_cfg_scale={true_cfg_scale}`. Set `true_cfg_scale` above 1, "
-            f"for "
-            f"example to 4; every step then runs the transformer twice."
+            f"for example to 4; every step then runs the transformer twice."
         )
     if true_cfg_scale > 1 and not given:
         logger.warning(
@@ -308,8 +314,7 @@ def set_timesteps(
     if len(remaining) < 1:
         raise ValueError(
             f"With `strength` at {strength} and {num_inference_steps} for `num_inference_steps` no step is left. "
-            f"Raise "
-            f"one of them."
+            f"Raise one of them."
         )
     return remaining
 

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -38,6 +39,31 @@ def extends_call(base: type, **defaults: Any) -> Callable[[CallT], CallT]:
         signature = inspect.Signature([*shown.values(), *added.values()], return_annotation=returns)
         call.__signature__ = signature  # type: ignore[attr-defined]
         return call
+
+    return decorate
+
+
+def extends_init(base: type) -> Callable[[CallT], CallT]:
+    """Show the components of `base` in the signature of an `__init__` that passes them on as `*args` and `**kwargs`.
+
+    diffusers reads a pipeline's components, and the classes that fit them, from this signature and its annotations.
+
+    Args:
+        base (`type`): The pipeline class that is extended; components of the method are keyword arguments.
+
+    Returns:
+        `Callable`: a decorator.
+    """
+
+    def decorate(init: CallT) -> CallT:
+        shown = list(inspect.signature(base.__init__).parameters.values())  # type: ignore[misc]
+        own = [part for part in inspect.signature(init).parameters.values() if part.kind is part.KEYWORD_ONLY]
+        added = [part.replace(kind=part.POSITIONAL_OR_KEYWORD) for part in own]
+        init.__signature__ = inspect.Signature([*shown, *added], return_annotation=None)  # type: ignore[attr-defined]
+        names = {part.name for part in own}
+        inherited = typing.get_type_hints(base.__init__)  # type: ignore[misc]
+        init.__annotations__ = inherited | {name: init.__annotations__[name] for name in names}
+        return init
 
     return decorate
 

@@ -1,4 +1,4 @@
-"""The composable pipeline: the denoising loop, written once."""
+"""The composable pipeline: from a prompt and conditions to images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,23 +26,20 @@ from transformers import (
 )
 
 from .._compat import execution_device, offload_all_but
-from ..attention.processor import regional_attention
-from ..caches.rules import CacheWatch, check_caches
+from ..caches.rules import check_caches
 from ..canvas import Canvas
 from ..condition import FluxCondition, check_conditions
 from ..demand import Demand
-from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+from ..denoise import PromptEmbeds
 from ..encoded import EncodedConditions
 from ..inputs.checks import check_generators
-from ..inputs.entity_texts import encode_text
 from ..inputs.images import read_images
-from ..inputs.prompt_padding import encoding_texts
+from ..inputs.text import encode_text, encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.apply import VRAMBudgetMixin
-from ..sequence import Contribution
-from .call_checks import check_arguments, read_callback
+from .call_checks import check_arguments
 from .call_inputs import (
     PromptInputs,
     canvas_size,
@@ -55,13 +52,14 @@ from .call_inputs import (
     warn_of_long_texts,
 )
 from .components import share_components
-from .concurrent import check_schedule, may_run_at_once
+from .concurrent import may_run_at_once
+from .loop import DenoisingLoopMixin
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
-class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipeline):
+class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline):
     r"""
     FLUX.1 with any set of conditions in one denoising loop.
 
@@ -160,7 +158,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
     def encode_text(
         self, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode texts of conditions with T5; see [`~inputs.entity_texts.encode_text`].
+        """Encode texts of conditions with T5; see [`~inputs.text.encode_text`].
 
         Args:
             texts (`list[str]`): The texts.
@@ -266,7 +264,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         )
         batch_size = count_prompts(prompt, prompt_embeds)
         given, negative = given.matching(batch_size), negative.matching(batch_size, "negative_")
-        check_prompts(self, given, negative, batch_size, mask_padding)
+        guided = is_guided(true_cfg_scale, negative)
+        check_prompts(self, given, negative, batch_size, mask_padding, guided)
         warn_of_long_texts(self, given, max_sequence_length)
         if generator is not None:
             check_generators("`generator`", generator, batch_size * num_images_per_prompt)
@@ -276,7 +275,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         self._begin(guidance_scale, joint_attention_kwargs)
 
         # Asking for the device walks through every module of the pipeline.
-        device, guided = self._execution_device, is_guided(true_cfg_scale, negative)
+        device = self._execution_device
         check_caches(self.transformer, guided)
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
@@ -320,79 +319,6 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(images=images) if return_dict else (images,)
 
-    def denoise(
-        self,
-        latents: torch.Tensor,
-        latent_ids: torch.Tensor,
-        timesteps: torch.Tensor,
-        cond: PromptEmbeds,
-        uncond: PromptEmbeds | None,
-        encoded: EncodedConditions,
-        adapter_kwargs: Sequence[dict[str, Any]],
-        true_cfg_scale: float,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> torch.Tensor:
-        """The loop.
-
-        Args:
-            latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): Where it starts.
-            latent_ids (`torch.Tensor` of shape `(num_tokens, 3)`): Rotary positions of the latents.
-            timesteps (`torch.Tensor` of shape `(steps,)`): The scheduler's timesteps.
-            cond (`PromptEmbeds`): The prompt.
-            uncond (`PromptEmbeds`, *optional*): The negative prompt; turns classifier-free guidance on.
-            encoded (`EncodedConditions`): The conditions.
-            adapter_kwargs (`Sequence[dict[str, Any]]`): IP-Adapter arguments of the two branches.
-            true_cfg_scale (`float`): Scale of classifier-free guidance.
-            callback_on_step_end (`Callable`, *optional*):
-                Called after each step, as in diffusers; it may return `None` where it changes nothing.
-            callback_on_step_end_tensor_inputs (`Sequence[str]`): What it gets: `"latents"`, `"prompt_embeds"`.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_tokens, 64)`
-        """
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
-            guidance = guidance.expand(latents.shape[0])
-        prompt_embeds, loop = cond.hidden_states, (PlanCache(), CacheWatch(self.transformer))
-        schedule = self.scheduler.timesteps
-        with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                self._current_timestep = t
-                following = timesteps[i + 1] if i + 1 < len(timesteps) else torch.zeros_like(t)
-                step = DenoisingStep(
-                    index=i,
-                    num_steps=len(timesteps),
-                    branch="cond",
-                    timestep=t.expand(latents.shape[0]).to(latents.dtype) / 1000,
-                    latents=latents,
-                    latent_ids=latent_ids,
-                    prompt=replace(cond, hidden_states=prompt_embeds),
-                    guidance=guidance,
-                    next_timestep=following.expand(latents.shape[0]) / 1000,
-                )
-                velocity = self._velocity(step, encoded, adapter_kwargs[0], *loop)
-                if uncond is not None:
-                    negative_step = replace(step, branch="uncond", prompt=uncond)
-                    uncond_velocity = self._velocity(negative_step, encoded, adapter_kwargs[1], *loop)
-                    velocity = encoded.combine_velocities(step, velocity, uncond_velocity, true_cfg_scale)
-                check_schedule(self.scheduler, schedule)
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
-                latents = encoded.after_step(step, latents)
-
-                if callback_on_step_end is not None:
-                    known = locals()
-                    callback_kwargs = {name: known[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = read_callback(callback_on_step_end(self, i, t, callback_kwargs), latents, prompt_embeds)
-                    latents, prompt_embeds = changed
-                if i == len(timesteps) - 1 or (i + 1) % self.scheduler.order == 0:
-                    progress_bar.update()
-        self._current_timestep = None
-        return latents
-
     def _begin(self, guidance_scale: float, joint_attention_kwargs: dict[str, Any] | None) -> None:
         self._guidance_scale = guidance_scale
         self._joint_attention_kwargs = dict(joint_attention_kwargs or {})
@@ -433,13 +359,3 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, FluxPipel
         latents = self._unpack_latents(latents, height, width, self.vae_scale_factor)
         latents = (latents / self.vae.config.scaling_factor) + self.vae.config.shift_factor
         return self.vae.decode(latents.to(execution_device(self.vae)), return_dict=False)[0]
-
-    def _velocity(
-        self, step: DenoisingStep, encoded: EncodedConditions, adapter_kwargs: dict[str, Any], *loop: Any
-    ) -> torch.Tensor:
-        plan_cache, cache_watch = loop
-        step = encoded.with_prompt(step)
-        given = Contribution(attention_kwargs={**self._joint_attention_kwargs, **adapter_kwargs})
-        contributions = [given, *encoded.contributions(step)]
-        with cache_watch.running(step, contributions):
-            return predict_velocity(self.transformer, step, contributions, plan_cache)

@@ -17,6 +17,7 @@ from diffusers_flux_ext.cli.quiet import quiet_libraries
 
 A = ["generate", "--prompt", "a"]
 WRONG: list[tuple[list[str], str]] = [
+    (["convert", "nothing", "a", "b"], "no kind 'nothing'"),
     ([*A, "--out", "image.nothing"], "does not end in an image suffix"),
     ([*A, "--out", "folder.png"], "--out folder.png is a folder"),
     ([*A, "--out", "file/image.png"], "is a file, not a folder"),

@@ -12,6 +12,7 @@ import diffusers_flux_ext
 from benchmarks.tables.method_list import MARKERS, PAGES
 from benchmarks.tables.public_names import STUB, stub
 from diffusers_flux_ext.methods import METHODS, Release, add, register_method
+from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.methods.releases import released_modules, releases
 
 
@@ -85,6 +86,7 @@ def test_a_record_names_what_exists(method):
         assert all(getattr(diffusers_flux_ext, name) is getattr(module, name) for name in names)
     assert (ROOT / "docs" / f"{method.page}.md").is_file()
     assert bool(method.pipelines) == (method.shim() is not None)
+    assert all(callable(resolve(method.package, each)) for each in method.converters.values())
     assert all(callable(make) for each in method.releases for make in released_modules(each.name).values())
 
 

@@ -15,6 +15,7 @@ METHOD = Method(
         "encoder": ["AttributeValueEncoder"],
         "pipeline": ["FluxAttributeControlPipeline"],
     },
+    converters={"attribute-control": ".convert:main"},
     releases=[
         Release(
             "attribute-control",

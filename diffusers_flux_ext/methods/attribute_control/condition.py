@@ -15,7 +15,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import shown
 from ...inputs.numbers import read_number
-from ...inputs.text_tokens import check_text_width, text_group
+from ...inputs.text import check_text_width, text_group
 from ...sequence import Contribution
 from .encoder import AttributeValueEncoder
 

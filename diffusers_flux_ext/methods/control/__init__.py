@@ -10,6 +10,7 @@ METHOD = Method(
     state="bit-equal to diffusers' ControlNet pipelines, with `generator=` on the condition",
     page="controlnet",
     exports={"condition": ["ControlNetImage"], "model": ["FluxExtControlNetModel"]},
+    converters={"controlnet": ".convert:main"},
     releases=[
         Release("controlnet", "ControlNet Union-Pro", {"controlnet": ".released:union_pro"}),
         Release("controlnet-inpaint", "ControlNet Inpainting-Beta", {"controlnet_inpaint": ".released:inpaint"}),

@@ -16,9 +16,8 @@ from ...inputs.checks import check_generators, shown
 from ...inputs.images import read_images
 from ...inputs.masks import RegionMask, check_regions
 from ...sequence import Contribution
-from .call import residual_contribution
 from .image import encode_control_picture
-from .residuals import ControlNetCondition, Negative, mask_channels, region_weights
+from .residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
 
 
 UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6, "low quality": 6}
@@ -166,7 +165,6 @@ class ControlNetImage(ControlNetCondition):
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
                 f"`mode` of ControlNetImage says what the picture of a union ControlNet shows: {names}, or a number "
-                f"below "
-                f"{count}; got {shown(self.mode)}."
+                f"below {count}; got {shown(self.mode)}."
             )
         return number

@@ -15,7 +15,7 @@ from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
 from ...inputs.masks import RegionMask, check_regions, is_box, mask_to_tokens
 from ...inputs.numbers import read_count
-from ...inputs.text_tokens import text_group
+from ...inputs.text import text_group
 from ...sequence import AttentionRule, Contribution, padding_rules
 
 
@@ -65,8 +65,7 @@ class EntityRegions(FluxCondition):
                 where = f" for sample {index}" if len(samples) > 1 else ""
                 raise ValueError(
                     f"`EntityRegions` has {len(prompts)} prompts but {len(masks)} masks{where}. Give as many `masks` "
-                    f"of "
-                    f"EntityRegions as there are `prompts` of EntityRegions."
+                    f"of EntityRegions as there are `prompts` of EntityRegions."
                 )
             if not all(isinstance(prompt, str) for prompt in prompts):
                 raise TypeError(f"`prompts` of EntityRegions must be texts, got {shown(list(prompts))}.")
@@ -154,8 +153,7 @@ class EntityRegions(FluxCondition):
         if not all(isinstance(part, (list, tuple)) and not is_box(part) for part in (*self.prompts, *self.masks)):
             raise TypeError(
                 "`prompts` of EntityRegions and `masks` of EntityRegions must be nested alike: one list for each "
-                "prompt "
-                "of the batch."
+                "prompt of the batch."
             )
         return list(zip(self.prompts, self.masks))  # type: ignore[arg-type]
 

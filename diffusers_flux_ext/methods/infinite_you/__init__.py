@@ -17,6 +17,7 @@ METHOD = Method(
         "pipeline": ["FluxInfiniteYouPipeline", "infinite_you_preset"],
         "projector": ["InfiniteYouImageProjector"],
     },
+    converters={"infinite-you": ".convert:main"},
     releases=[
         Release(
             "infinite-you",

@@ -21,9 +21,8 @@ from ...inputs.images import read_image
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import check_embeds, read_count, read_number
 from ...sequence import Contribution
-from ..control.call import residual_contribution
 from ..control.image import encode_control_picture
-from ..control.residuals import ControlNetCondition, Negative, mask_channels, region_weights
+from ..control.residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
 from .faces import FaceEmbedding, FaceEncoder
 from .keypoints import draw_face_keypoints, fit_picture, read_keypoints
 from .projector import InfiniteYouImageProjector

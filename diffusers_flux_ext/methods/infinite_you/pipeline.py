@@ -8,30 +8,15 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
-    FluxTransformer2DModel,
 )
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from PIL import Image
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    SiglipImageProcessor,
-    SiglipVisionModel,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
 
 from ...condition import FluxCondition, check_conditions
 from ...inputs.masks import RegionMask
-from ...models.autoencoder_kl_flux import AutoencoderKLFlux
-from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import PipelineT, extends_call, renames_errors
+from ...pipeline.components import PipelineT, extends_call, extends_init, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..control.model import FluxExtControlNetModel
 from ..control.residuals import Negative
@@ -134,32 +119,16 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
     _loop_components = ("transformer", "controlnet")
     _optional_components = [*FluxConditionedPipeline._optional_components, "controlnet", "image_projector"]
 
+    @extends_init(FluxConditionedPipeline)
     def __init__(
         self,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderKLFlux,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        text_encoder_2: T5EncoderModel,
-        tokenizer_2: T5TokenizerFast,
-        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
-        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
+        *args: Any,
         controlnet: FluxControlNetModel | FluxExtControlNetModel = None,
         image_projector: InfiniteYouImageProjector = None,  # type: ignore[assignment]
         face_encoder: FaceEncoder | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            scheduler=scheduler,
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            text_encoder_2=text_encoder_2,
-            tokenizer_2=tokenizer_2,
-            transformer=transformer,
-            image_encoder=image_encoder,
-            feature_extractor=feature_extractor,
-        )
+        super().__init__(*args, **kwargs)
         self.register_modules(controlnet=controlnet, image_projector=image_projector)
         self.face_encoder = face_encoder
 

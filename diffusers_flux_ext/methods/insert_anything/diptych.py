@@ -1,4 +1,4 @@
-"""Insert-Anything's pictures: from source and reference to a diptych, and from the drawn half back into the source."""
+"""The diptych of Insert-Anything: two images side by side, made and taken apart again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from ...canvas import Canvas
-from ...inputs.masks import RegionMask, read_mask
+from ...inputs.masks import RegionMask, list_regions, read_mask
 from ...inputs.vision import to_pil
 from .boxes import Box, crop_box, mask_box
 from .opencv import dilate, pad_around, pad_to_square, resize_linear
@@ -140,8 +140,7 @@ def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     if mask.sum() < FEWEST_PIXELS:
         raise ValueError(
             f"`reference_mask` has {mask.sum()} pixels of `reference_image`, so it shows no object; {FEWEST_PIXELS} "
-            f"are the "
-            f"fewest. White is the object; without a mask the whole picture is."
+            f"are the fewest. White is the object; without a mask the whole picture is."
         )
     top, bottom, left, right = mask_box(mask)
     rows, columns = bottom - top, right - left
@@ -155,3 +154,43 @@ def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     height, width = int(rows * OBJECT_MARGIN), int(columns * OBJECT_MARGIN)
     alone = pad_around(alone, (height - rows) // 2, (width - columns) // 2, height, width, WHITE)
     return resize_linear(pad_to_square(alone, WHITE), size, size)
+
+
+def read_diptychs(
+    source_image: Any, source_mask: Any, reference_image: Any, reference_mask: Any, size: int
+) -> list[Diptych]:
+    """One diptych for all prompts, or one for each.
+
+    Args:
+        source_image, source_mask, reference_image, reference_mask:
+            As for [`make_diptych`]; a list gives one for each prompt, and what is no list serves them all.
+        size (`int`): Height of the diptychs.
+
+    Returns:
+        `list[Diptych]`
+
+    Raises:
+        ValueError: if lists differ in length, or as [`make_diptych`] does.
+    """
+    given: dict[str, list[Any]] = {
+        "source_image": _listed(source_image),
+        "source_mask": list_regions(source_mask, "`source_mask`"),
+        "reference_image": _listed(reference_image),
+        "reference_mask": list_regions(reference_mask, "`reference_mask`"),
+    }
+    lengths = {name: len(values) for name, values in given.items()}
+    count = max(lengths.values())
+    wrong = [f"`{name}`" for name, length in lengths.items() if length not in (1, count)]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} does not go together with the other pictures and masks: {lengths}. Give one for all "
+            f"or one for each."
+        )
+    return [
+        make_diptych(**{name: values[index % len(values)] for name, values in given.items()}, size=size)
+        for index in range(count)
+    ]
+
+
+def _listed(pictures: Any) -> list[Any]:
+    return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]

@@ -8,37 +8,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
     ReduxImageEncoder,
 )
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from PIL import Image
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    SiglipImageProcessor,
-    SiglipVisionModel,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
 
 from ...condition import FluxCondition, check_conditions
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask
 from ...inputs.numbers import read_number
-from ...models.autoencoder_kl_flux import AutoencoderKLFlux
-from ...models.transformer_flux_ext import FluxExtTransformer2DModel
 from ...pipeline.call_inputs import canvas_size, count_prompts
-from ...pipeline.components import extends_call, named_arguments
+from ...pipeline.components import extends_call, extends_init, named_arguments
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..fill.condition import FillMask
 from ..redux.condition import ReduxImages
-from .diptych import Diptych, paste_panel
-from .inputs import read_diptychs
+from .diptych import Diptych, paste_panel, read_diptychs
 
 
 # Those of the published weights and of diffusers' `FluxFillPipeline`.
@@ -90,23 +74,14 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->image_embedder->transformer->vae"
     _optional_components = [*FluxConditionedPipeline._optional_components, "image_embedder"]
 
+    @extends_init(FluxConditionedPipeline)
     def __init__(
         self,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderKLFlux,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        text_encoder_2: T5EncoderModel,
-        tokenizer_2: T5TokenizerFast,
-        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
-        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
+        *args: Any,
         image_embedder: ReduxImageEncoder = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer, image_encoder,
-            feature_extractor,
-        )  # fmt: skip
+        super().__init__(*args, **kwargs)
         self.register_modules(image_embedder=image_embedder)
 
     @extends_call(FluxConditionedPipeline, **_DEFAULTS)
@@ -214,8 +189,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         if num_diptychs not in (1, prompts):
             raise ValueError(
                 f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} "
-                f"pictures, "
-                f"but there are {prompts} prompts. Give one for all or one for each."
+                f"pictures, but there are {prompts} prompts. Give one for all or one for each."
             )
 
     def _parts(self, diptychs: Sequence[Diptych], redux_strength: float) -> list[FluxCondition]:

@@ -16,6 +16,7 @@ METHOD = Method(
     state="equals the reference to 1e-3 over a loop, diffusers' processor to 1e-5",
     page="ip_adapter",
     exports={"condition": ["IPAdapterImages"], "model": ["FluxIPAdapter"]},
+    converters={"ip-adapter": ".convert:main"},
     releases=[
         Release(
             "ip-adapter",

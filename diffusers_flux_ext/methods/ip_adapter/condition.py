@@ -81,8 +81,7 @@ class IPAdapterImages(FluxCondition):
         if not isinstance(self.adapter, FluxIPAdapter):
             raise TypeError(
                 f"`adapter` of IPAdapterImages is a {type(self.adapter).__name__}; expected a `FluxIPAdapter`, for "
-                f"example from "
-                f"`FluxIPAdapter.from_single_file(path)`."
+                f"example from `FluxIPAdapter.from_single_file(path)`."
             )
         self._check_images()
         if self.mask is not None:
@@ -92,10 +91,8 @@ class IPAdapterImages(FluxCondition):
         if self.negative is None and any(factor != 1 for factor in factors):
             raise ValueError(
                 f"`negative_scale` of IPAdapterImages is {self.negative_scale!r}, which has no effect with `negative` "
-                f"of "
-                f"IPAdapterImages at None: that leaves the unconditional branch alone. Take 'zeros', or leave the "
-                f"scale "
-                f"out."
+                f"of IPAdapterImages at None: that leaves the unconditional branch alone. Take 'zeros', or leave the "
+                f"scale out."
             )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ METHOD = Method(
         "model": ["FluxLoRAEncoder"],
         "pipeline": ["FluxLoRAEncoderPipeline"],
     },
+    converters={"lora-encoder": ".convert:main"},
     releases=[
         Release(
             "lora-encoder",

@@ -15,7 +15,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, shown
 from ...inputs.numbers import read_numbers
-from ...inputs.text_tokens import check_text_width, text_group
+from ...inputs.text import check_text_width, text_group
 from ...lora.errors import LoRAError
 from ...lora.files import LoRASource
 from ...sequence import Contribution
@@ -57,8 +57,7 @@ class LoRAEmbedding(FluxCondition):
         if not isinstance(self.encoder, FluxLoRAEncoder):
             raise TypeError(
                 f"`encoder` of LoRAEmbedding is a {type(self.encoder).__name__}; expected a `FluxLoRAEncoder`, for "
-                f"example from "
-                f"`FluxLoRAEncoder.from_single_file('model.safetensors')`."
+                f"example from `FluxLoRAEncoder.from_single_file('model.safetensors')`."
             )
         lengths = {len(loras) for loras in self._per_prompt()}
         if len(lengths) != 1 or 0 in lengths:
@@ -126,8 +125,7 @@ class LoRAEmbedding(FluxCondition):
             if not isinstance(lora, (str, os.PathLike, Mapping)):
                 raise TypeError(
                     f"`loras` of LoRAEmbedding holds {shown(lora)}; expected paths or state dicts, a list of them, or "
-                    f"one list "
-                    f"per prompt."
+                    f"one list per prompt."
                 )
         return prompts
 

@@ -6,22 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
 
 from ...condition import FluxCondition, check_conditions
 from ...lora.files import LoRASource
-from ...models.autoencoder_kl_flux import AutoencoderKLFlux
-from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import extends_call, renames_errors
+from ...pipeline.components import extends_call, extends_init, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import LoRAEmbedding
 from .model import FluxLoRAEncoder
@@ -54,23 +43,14 @@ class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->lora_encoder->transformer->vae"
     _optional_components = [*FluxConditionedPipeline._optional_components, "lora_encoder"]
 
+    @extends_init(FluxConditionedPipeline)
     def __init__(
         self,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderKLFlux,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        text_encoder_2: T5EncoderModel,
-        tokenizer_2: T5TokenizerFast,
-        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection = None,
-        feature_extractor: CLIPImageProcessor = None,
+        *args: Any,
         lora_encoder: FluxLoRAEncoder = None,  # type: ignore[assignment]
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer, image_encoder,
-            feature_extractor,
-        )  # fmt: skip
+        super().__init__(*args, **kwargs)
         self.register_modules(lora_encoder=lora_encoder)
 
     @extends_call(FluxConditionedPipeline)

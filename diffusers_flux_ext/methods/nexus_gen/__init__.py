@@ -17,6 +17,7 @@ METHOD = Method(
         "merger": ["NexusGenEditingMerger"],
         "pipeline": ["FluxNexusGenPipeline"],
     },
+    converters={"nexus-gen": ".convert:main"},
     loadable=["NexusGenModel"],
     releases=[
         Release(

@@ -16,7 +16,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import read_texts
 from ...inputs.qwen_vl import check_processor
-from ...inputs.text_tokens import check_text_width
+from ...inputs.text import check_text_width
 from ...inputs.vision import check_single_image, list_pictures
 from ...sequence import Contribution
 from .adapter import NexusGenAdapter
@@ -85,14 +85,12 @@ class NexusGenEmbedding(FluxCondition):
         if not isinstance(self.adapter, (NexusGenAdapter, NexusGenEditingMerger)):
             raise TypeError(
                 f"`adapter` of NexusGenEmbedding is a {type(self.adapter).__name__}; expected a `NexusGenAdapter` or "
-                f"a "
-                f"`NexusGenEditingMerger`, for example from `load_nexus_gen_decoder('generation_decoder.bin')`."
+                f"a `NexusGenEditingMerger`, for example from `load_nexus_gen_decoder('generation_decoder.bin')`."
             )
         if (self.prompt is None) == (self.image_embeds is None):
             raise ValueError(
                 "`prompt` of NexusGenEmbedding or `image_embeds` of NexusGenEmbedding is needed, and not both; give "
-                "one "
-                "of the two."
+                "one of the two."
             )
         if self.image_embeds is not None and self.image is not None:
             raise ValueError(

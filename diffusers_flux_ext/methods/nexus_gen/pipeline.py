@@ -6,28 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    SiglipImageProcessor,
-    SiglipVisionModel,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
 
 from ...condition import FluxCondition, check_conditions
 from ...demand import Demand
 from ...inputs.checks import check_choice, read_texts
 from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_pictures
-from ...models.autoencoder_kl_flux import AutoencoderKLFlux
-from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.components import extends_call, named_arguments, renames_errors
+from ...pipeline.components import extends_call, extends_init, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .adapter import NexusGenAdapter
 from .checkpoint import NexusGenDecoder
@@ -92,26 +79,17 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         "editing_adapter",
     ]
 
+    @extends_init(FluxConditionedPipeline)
     def __init__(
         self,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderKLFlux,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        text_encoder_2: T5EncoderModel,
-        tokenizer_2: T5TokenizerFast,
-        transformer: FluxTransformer2DModel | FluxExtTransformer2DModel,
-        image_encoder: CLIPVisionModelWithProjection | SiglipVisionModel = None,
-        feature_extractor: CLIPImageProcessor | SiglipImageProcessor = None,
+        *args: Any,
         mllm: NexusGenModel = None,  # type: ignore[assignment]
         mllm_processor: QwenVLProcessor = None,  # type: ignore[assignment]
         generation_adapter: NexusGenAdapter = None,  # type: ignore[assignment]
         editing_adapter: NexusGenEditingMerger = None,  # type: ignore[assignment]
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer, image_encoder,
-            feature_extractor,
-        )  # fmt: skip
+        super().__init__(*args, **kwargs)
         self.register_modules(
             mllm=mllm,
             mllm_processor=mllm_processor,

@@ -153,8 +153,7 @@ def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
     if set(embeds) not in ({names[0]}, set(names)):
         raise ValueError(
             f"{what} has the entries {list(embeds)}; expected {names[0]!r}, and for an edited picture {names[1]!r} "
-            f"and "
-            f"{names[2]!r}, too. `NexusGenEmbedding.embed` gives them."
+            f"and {names[2]!r}, too. `NexusGenEmbedding.embed` gives them."
         )
     for name in names[:2]:
         if name in embeds:
@@ -165,8 +164,7 @@ def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
     if grid is not None and not (fits and grid.shape == (2,) and embeds[names[1]].shape[0] == len(embeds[names[0]])):
         raise ValueError(
             f"{what} ({names[2]!r}) must be two integers, the rows and columns of patches of `reference_embeds`, "
-            f"which "
-            f"has as many entries as `image_embeds`; got {shown(grid)}."
+            f"which has as many entries as `image_embeds`; got {shown(grid)}."
         )
     return embeds
 

@@ -14,6 +14,7 @@ METHOD = Method(
     state="equals the reference to 1e-3 over a loop, `FluxPriorReduxPipeline` to 1e-4",
     page="redux",
     exports={"checkpoint": ["load_redux_embedder"], "condition": ["ReduxImages"]},
+    converters={"redux": ".convert:main"},
     releases=[
         Release(
             "redux",

@@ -18,7 +18,7 @@ from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import read_number, read_numbers
-from ...inputs.text_tokens import check_text_width, text_group
+from ...inputs.text import check_text_width, text_group
 from ...inputs.token_grids import merge_tokens
 from ...inputs.vision import check_vision_model, embed_images
 from ...sequence import Contribution
@@ -90,8 +90,7 @@ class ReduxImages(FluxCondition):
         if not isinstance(self.image_embedder, ReduxImageEncoder):
             raise TypeError(
                 f"`image_embedder` of ReduxImages is a {type(self.image_embedder).__name__}; expected a "
-                f"`ReduxImageEncoder`, for "
-                f"example from `load_redux_embedder('flux1-redux-dev.safetensors')`."
+                f"`ReduxImageEncoder`, for example from `load_redux_embedder('flux1-redux-dev.safetensors')`."
             )
         for name, known in {"negative": ("same", None), "combine": ("groups", "sum")}.items():
             check_choice(f"`{name}` of ReduxImages", getattr(self, name), known)
@@ -102,8 +101,7 @@ class ReduxImages(FluxCondition):
         if self.combine == "groups" and not all(0 <= strength <= 1 for strength in strengths):
             raise ValueError(
                 f"`strengths` of ReduxImages are in [0, 1], but {strengths} came. Other factors need `combine='sum'`, "
-                f"which scales "
-                f"the tokens instead of merging them."
+                f"which scales the tokens instead of merging them."
             )
         read_number("`prompt_scale` of ReduxImages", self.prompt_scale)
         read_number("`pooled_scale` of ReduxImages", self.pooled_scale)

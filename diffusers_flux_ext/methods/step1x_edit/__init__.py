@@ -18,6 +18,7 @@ METHOD = Method(
         "connector": ["Step1XConnector"],
         "pipeline": ["FluxStep1XEditPipeline"],
     },
+    converters={"step1x-edit": ".convert:main"},
     releases=[
         Release(
             "step1x-edit",

@@ -29,7 +29,7 @@ from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_pictures, to_pil
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
-from ...pipeline.call_inputs import canvas_size
+from ...pipeline.call_inputs import PromptInputs, canvas_size, is_guided
 from ...pipeline.components import extends_call, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .condition import Step1XInstruction
@@ -241,6 +241,9 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         )
         height, width = self._size(image, given.get("height"), given.get("width"), size_level)
         scale = given.setdefault("true_cfg_scale", TRUE_CFG_SCALE)
+        if scale <= 1:
+            # The base call never sees this negative prompt, and would not warn.
+            is_guided(scale, PromptInputs(negative, None, negative_instruction_embeds, None, None))
         given |= self._empty_prompts(condition, scale > 1, bool(given.get("mask_padding")))
         given |= {"height": height, "width": width, "image": init_image}
         return super().__call__(conditions=[condition, *check_conditions(conditions)], **given)

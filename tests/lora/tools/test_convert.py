@@ -229,7 +229,7 @@ def test_a_qwen_image_lora_with_names_of_flux_is_named():
     "change, message",
     [
         ({"alpha": torch.ones(2)}, "single number"),
-        ({"alpha": torch.tensor(float("nan"))}, "finite"),
+        ({"alpha": torch.tensor(float("nan"))}, "between 1e-30"),
         ({"lora_A.weight": torch.full((4, D), float("inf"))}, "NaN or infinite"),
         ({"lora_A.weight": "text"}, "expected a tensor"),
         ({"lora_A.weight": torch.zeros(0, D), "lora_B.weight": torch.zeros(D, 0)}, "rank 0"),

@@ -204,7 +204,7 @@ class TestLaws:
         images = pipe(**call_kwargs(conditions=[condition(mask_region=Image.new("L", (48, 32)))])).images
         logger.removeHandler(caplog.handler)
         torch.testing.assert_close(images, pipe(**call_kwargs()).images, atol=1e-6, rtol=0)
-        assert "Region 0 of ControlNetImage covers no token" in caplog.text
+        assert "Region 0 of `mask_region` of ControlNetImage covers no token" in caplog.text
 
 
 class TestAlignment:

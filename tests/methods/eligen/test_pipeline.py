@@ -24,7 +24,7 @@ def pipe():
 
 @pytest.fixture
 def warnings(caplog):
-    names = ("methods.eligen.condition", "inputs.entity_texts", "methods.inpaint.condition")
+    names = ("methods.eligen.condition", "inputs.text", "methods.inpaint.condition")
     loggers = [logging.getLogger(f"diffusers_flux_ext.{name}") for name in names]
     for logger in loggers:
         logger.addHandler(caplog.handler)

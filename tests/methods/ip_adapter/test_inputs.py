@@ -158,9 +158,7 @@ def test_an_encoder_without_a_known_processor_asks_for_one():
 def test_what_a_phase_contributed_is_kept(pipe):
     """The cache of contributions is by branch and phase, so that a window neither leaks nor costs a second call."""
     condition = IPAdapterImages(tiny_ip_adapter(1), image_embeds=image_embeds(), start=0.5)
-    encoded = EncodedConditions.__new__(EncodedConditions)
-    encoded.conditions, encoded.encoded, encoded._once = [condition], [{"image_embeds": image_embeds()[None]}], {}
-    encoded._prepared = {}
+    encoded = EncodedConditions.from_tensors([condition], [{"image_embeds": image_embeds()[None]}])
     parts = [encoded.contributions(some_step(pipe, "cond", index, 4))[0] for index in range(4)]
     assert parts[0] is parts[1]
     assert parts[2] is parts[3]

@@ -1,4 +1,4 @@
-"""The padding of texts: hiding it from T5, and the masks that hide it from the transformer."""
+"""Texts: encoding them, hiding their padding, and the token groups that conditions make of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from .._compat import is_compiled
 from .._sharing import one_thread
+from ..canvas import Canvas
+from ..denoise import DenoisingStep
+from ..sequence import TokenGroup
 from .checks import shown
 
 
@@ -113,3 +117,68 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
         )
     if not bool(mask.bool().any(dim=1).all()):
         raise ValueError(f"`{name}_mask` hides all tokens of a prompt. Show one at least.")
+
+
+logger = logging.get_logger(__name__)
+
+
+def encode_text(
+    pipe: Any, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """T5 hidden states of some texts, padded to one length; warns with what does not fit.
+
+    Args:
+        pipe (`Encoders`): Gives T5 and its tokenizer.
+        texts (`list[str]`): The texts.
+        length (`int`): Tokens of each text.
+        canvas (`Canvas`): Gives device and data type.
+        mask_padding (`bool`, defaults to `False`): Whether to hide padding from T5, and to say where it is.
+
+    Returns:
+        `tuple`: a `torch.Tensor` of shape `(len(texts), length, 4096)`; and if padding is hidden another of shape
+        `(len(texts), length)`, boolean, false for padding, else `None`.
+
+    Raises:
+        ValueError: if the pipeline has no T5.
+    """
+    if pipe.text_encoder_2 is None or pipe.tokenizer_2 is None:
+        raise ValueError(
+            "Entities are encoded with T5, but this pipeline was made without `text_encoder_2` or `tokenizer_2`. Load "
+            "them, also where `prompt_embeds` are given for the global prompt."
+        )
+    with encoding_texts(pipe, mask_padding) as masks:
+        for text, ids in zip(texts, pipe.tokenizer_2(texts).input_ids):
+            if len(ids) > length:
+                cut = pipe.tokenizer_2.decode(ids[length - 1 : -1])
+                logger.warning(
+                    f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; this was cut off: {cut!r}."
+                )
+        embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
+    return embeds.to(canvas.dtype), masks[0] if masks else None
+
+
+def check_text_width(owner: str, width: int, transformer: Any) -> None:
+    """Raise a `ValueError` unless tokens of this width are as wide as the transformer's text."""
+    expected = transformer.config.joint_attention_dim
+    if width != expected:
+        raise ValueError(
+            f"The encoder of {owner} makes tokens of width {width}, but the transformer's text is {expected} wide. "
+            f"Use an encoder that was trained for this transformer."
+        )
+
+
+def text_group(
+    name: str, tokens: torch.Tensor, step: DenoisingStep, in_prompt: bool | torch.Tensor = False
+) -> TokenGroup:
+    """Make a text group of tokens, at position zero like all text.
+
+    Args:
+        name (`str`): The group's name.
+        tokens (`torch.Tensor` of shape `(1 or batch_size, length, width)`): Its tokens.
+        step (`DenoisingStep`): Gives the device and the data type of positions.
+        in_prompt (`bool` or `torch.Tensor`, defaults to `False`): See [`TokenGroup`].
+
+    Returns:
+        `TokenGroup`
+    """
+    return TokenGroup(name, tokens, step.prompt.ids.new_zeros(tokens.shape[1], 3), in_prompt)

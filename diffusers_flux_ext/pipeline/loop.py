@@ -1,0 +1,114 @@
+"""The denoising loop, written once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..attention.processor import regional_attention
+from ..caches.rules import CacheWatch
+from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+from ..encoded import EncodedConditions
+from ..sequence import Contribution
+from .call_checks import read_callback
+from .concurrent import check_schedule
+
+
+class _Calls:
+    """The calls of the transformer in one loop, which share attention plans and what caches have seen."""
+
+    def __init__(self, pipe: Any, encoded: EncodedConditions) -> None:
+        self._pipe, self._encoded = pipe, encoded
+        self._plans, self._watch = PlanCache(), CacheWatch(pipe.transformer)
+
+    def velocity(self, step: DenoisingStep, adapter_kwargs: dict[str, Any]) -> torch.Tensor:
+        step = self._encoded.with_prompt(step)
+        given = Contribution(attention_kwargs={**self._pipe._joint_attention_kwargs, **adapter_kwargs})
+        contributions = [given, *self._encoded.contributions(step)]
+        with self._watch.running(step, contributions):
+            return predict_velocity(self._pipe.transformer, step, contributions, self._plans)
+
+
+class DenoisingLoopMixin:
+    """The loop as a method of a pipeline."""
+
+    transformer: Any
+    scheduler: Any
+    guidance_scale: float
+    interrupt: bool
+    progress_bar: Callable[..., Any]
+    _current_timestep: torch.Tensor | None
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        latent_ids: torch.Tensor,
+        timesteps: torch.Tensor,
+        cond: PromptEmbeds,
+        uncond: PromptEmbeds | None,
+        encoded: EncodedConditions,
+        adapter_kwargs: Sequence[dict[str, Any]],
+        true_cfg_scale: float,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> torch.Tensor:
+        """The loop.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): Where it starts.
+            latent_ids (`torch.Tensor` of shape `(num_tokens, 3)`): Rotary positions of the latents.
+            timesteps (`torch.Tensor` of shape `(steps,)`): The scheduler's timesteps.
+            cond (`PromptEmbeds`): The prompt.
+            uncond (`PromptEmbeds`, *optional*): The negative prompt; turns classifier-free guidance on.
+            encoded (`EncodedConditions`): The conditions.
+            adapter_kwargs (`Sequence[dict[str, Any]]`): IP-Adapter arguments of the two branches.
+            true_cfg_scale (`float`): Scale of classifier-free guidance.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each step, as in diffusers; it may return `None` where it changes nothing.
+            callback_on_step_end_tensor_inputs (`Sequence[str]`): What it gets: `"latents"`, `"prompt_embeds"`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_tokens, 64)`
+        """
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
+            guidance = guidance.expand(latents.shape[0])
+        prompt_embeds, calls = cond.hidden_states, _Calls(self, encoded)
+        schedule = self.scheduler.timesteps
+        with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                following = timesteps[i + 1] if i + 1 < len(timesteps) else torch.zeros_like(t)
+                step = DenoisingStep(
+                    index=i,
+                    num_steps=len(timesteps),
+                    branch="cond",
+                    timestep=t.expand(latents.shape[0]).to(latents.dtype) / 1000,
+                    latents=latents,
+                    latent_ids=latent_ids,
+                    prompt=replace(cond, hidden_states=prompt_embeds),
+                    guidance=guidance,
+                    next_timestep=following.expand(latents.shape[0]) / 1000,
+                )
+                velocity = calls.velocity(step, adapter_kwargs[0])
+                if uncond is not None:
+                    negative_step = replace(step, branch="uncond", prompt=uncond)
+                    uncond_velocity = calls.velocity(negative_step, adapter_kwargs[1])
+                    velocity = encoded.combine_velocities(step, velocity, uncond_velocity, true_cfg_scale)
+                check_schedule(self.scheduler, schedule)
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
+                latents = encoded.after_step(step, latents)
+
+                if callback_on_step_end is not None:
+                    known = locals()
+                    callback_kwargs = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = read_callback(callback_on_step_end(self, i, t, callback_kwargs), latents, prompt_embeds)
+                    latents, prompt_embeds = changed
+                if i == len(timesteps) - 1 or (i + 1) % self.scheduler.order == 0:
+                    progress_bar.update()
+        self._current_timestep = None
+        return latents
