@@ -1,0 +1,1 @@
+"""Scripts that measure, and that make the tables of the documentation."""

@@ -25,8 +25,8 @@ from diffusers import (
 from diffusers.utils import logging
 
 from diffusers_flux_ext import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+from diffusers_flux_ext.testing import call_kwargs
 from tests.fixtures.conditions import CASES, METHODS, pipeline_for
-from tests.fixtures.tiny import call_kwargs
 
 
 STEPS = 6
@@ -54,7 +54,7 @@ def _faster(pipe: Any, skips: bool) -> FasterCacheConfig:
     )
 
 
-# Settings of each cache, by the pipeline and whether it is to skip anything.
+# Settings of each cache, by pipeline, and whether it should skip anything.
 CACHES: dict[str, Callable[[Any, bool], Any]] = {
     "TeaCache": lambda pipe, skips: TeaCacheConfig(3.0 if skips else 0.0),
     "first block": lambda pipe, skips: FirstBlockCacheConfig(1.5 if skips else -1.0),
@@ -71,7 +71,7 @@ CACHES: dict[str, Callable[[Any, bool], Any]] = {
 
 @contextmanager
 def enabled(pipe: Any, config: Any) -> Iterator[None]:
-    """The pipeline's transformer runs with a cache inside."""
+    """Run the pipeline's transformer with a cache inside the context."""
     own = isinstance(config, TeaCacheConfig)
     apply_tea_cache(pipe.transformer, config) if own else pipe.transformer.enable_cache(config)
     try:
@@ -81,7 +81,7 @@ def enabled(pipe: Any, config: Any) -> Iterator[None]:
 
 
 def draw(pipe: Any, names: tuple[str, ...], **arguments: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The pictures of a call with the named conditions, and the velocity of every step."""
+    """Return the images of a call with the named conditions, and the velocity of every step."""
     velocities: list[torch.Tensor] = []
     scheduler_step = pipe.scheduler.step
 
@@ -99,10 +99,10 @@ def draw(pipe: Any, names: tuple[str, ...], **arguments: Any) -> tuple[torch.Ten
 
 
 def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, float] | str:
-    """Errors of a cache beside conditions, or why it is refused.
+    """Measure the errors of a cache beside conditions, or say why it is refused.
 
     Returns:
-        `dict[str, float]`: the largest difference of a picture when nothing is skipped (`"idle"`), the largest
+        `dict[str, float]`: the largest difference of an image when nothing is skipped (`"idle"`), the largest
         difference of a velocity when steps are skipped but their inputs do not change (`"still"`), and the PSNR in
         decibels when steps are skipped (`"psnr"`); a `str` for what is refused.
     """
@@ -118,7 +118,7 @@ def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, f
             skipping, _ = draw(pipe, names, **arguments)
     except ValueError as error:
         return str(error)
-    # A condition may change its inputs in the course of a call: only steps before that stand still.
+    # A condition may change its inputs during a call; only steps before that have constant inputs.
     steady = [(ours, theirs) for ours, theirs in zip(actual, expected) if torch.equal(theirs, expected[0])]
     return {
         "idle": (idle - exact).abs().max().item(),
@@ -128,7 +128,7 @@ def compare(names: tuple[str, ...], cache: str, **arguments: Any) -> dict[str, f
 
 
 def psnr(images: torch.Tensor, exact: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in decibels."""
+    """Return peak signal-to-noise ratio of images in [0, 1], in decibels."""
     error = (images - exact).double().square().mean().item()
     return math.inf if error == 0 else -10 * math.log10(error)
 
@@ -143,7 +143,7 @@ def _cell(result: dict[str, float] | str, reasons: list[str]) -> str:
 
 
 def table() -> str:
-    """The table in Markdown, with the reasons of what is refused."""
+    """Return the table in Markdown, with the reasons of what is refused."""
     reasons: list[str] = []
     lines = ["| condition | " + " | ".join(CACHES) + " |", "|---" * (1 + len(CACHES)) + "|"]
     for row in (*PLAIN, *METHODS):
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def print_or_write(make: Callable[[], str], marks: tuple[str, str], description: str) -> None:
-    """The command line of a script that makes a part of a page."""
+    """Run the command line of a script that makes a part of a page."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="page to write it into, between its marks")
     args = parser.parse_args()

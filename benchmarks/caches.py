@@ -31,7 +31,7 @@ PROMPTS = (
 
 
 def make_caches(pipe: Any, steps: int) -> dict[str, Any]:
-    """The configs by the names of the table."""
+    """Return the configs by the names of the table."""
     every_other = {
         "spatial_attention_block_skip_range": 2,
         "spatial_attention_timestep_skip_range": (100, 950),
@@ -47,7 +47,7 @@ def make_caches(pipe: Any, steps: int) -> dict[str, Any]:
 
 
 def draw(pipe: Any, prompt: str, steps: int) -> tuple[torch.Tensor, int, float]:
-    """The picture, how often the last block's attention ran, and the processor seconds."""
+    """Return the image, how often the last block's attention ran, and the processor seconds."""
     runs: list[int] = []
     layer = pipe.transformer.single_transformer_blocks[-1].attn.to_q
     handle = layer.register_forward_pre_hook(lambda module, inputs: runs.append(1))
@@ -60,7 +60,7 @@ def draw(pipe: Any, prompt: str, steps: int) -> tuple[torch.Tensor, int, float]:
 
 
 def measure(pipe: Any, config: Any, prompts: tuple[str, ...], steps: int) -> tuple[float, float, float]:
-    """Mean skipped steps, mean PSNR, and the median of the ratios of times of runs next to each other."""
+    """Return mean skipped steps, mean PSNR, and the median of the ratios of times of runs next to each other."""
     skipped, errors, ratios = [], [], []
     for prompt in prompts:
         exact, _, plain = draw(pipe, prompt, steps)

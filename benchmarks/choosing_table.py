@@ -26,14 +26,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Choice:
-    """
-    A row of the table.
+    """A row of the table.
 
     Attributes:
         purpose (`str`): What a user wants.
-        page (`str`): The page of the method, without its ending.
-        name (`str`): How the method is called there.
-        needs (`str`): What is to be downloaded beside FLUX.1-dev or in place of its transformer.
+        page (`str`): The page of the method, without its suffix.
+        name (`str`): Name of the method there.
+        needs (`str`): What has to be downloaded beside FLUX.1-dev or in place of its transformer.
         planned (`str`, *optional*): Its name among the releases, for tokens, weights and the smallest budget.
         measured (`str`, *optional*): The first cell of its row in the benchmarks, for the time of a step.
     """
@@ -98,7 +97,7 @@ CHOICES = (
 
 
 def measured_ratios() -> dict[str, str]:
-    """The time of a step, with over without, by the first cell of the rows of the benchmarks."""
+    """Return the time of a step, with over without, by the first cell of the rows of the benchmarks."""
     ratios = {}
     for line in MEASURED.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -112,20 +111,20 @@ def measured_ratios() -> dict[str, str]:
 
 
 def added_tokens(name: str) -> int:
-    """The tokens that a method adds to the joint sequence at 1024 x 1024, text and references."""
+    """Return the tokens that a method adds to the joint sequence at 1024 x 1024, text and references."""
     sequences = (plan_methods(methods, budget_gib=100).to_dict() for methods in ([(name, None)], []))
     with_it, without = (facts["text_tokens"] + facts["image_tokens"] for facts in sequences)
     return with_it - without
 
 
 def weights_gib(name: str) -> float:
-    """The released modules beside FLUX.1's own in bfloat16."""
+    """Return the released modules beside FLUX.1's own in bfloat16."""
     modules = [on_meta(make) for make in released_modules(name).values()]
     return sum(weight.nbytes for module in modules for weight in module.parameters()) / GIB
 
 
 def row(choice: Choice, ratios: dict[str, str]) -> str:
-    """The line of a choice."""
+    """Return the line of a choice."""
     cells = [choice.purpose, f"[{choice.name}]({choice.page}.md)", choice.needs]
     if choice.planned is None:
         cells += ["-", "0"]
@@ -140,7 +139,7 @@ def row(choice: Choice, ratios: dict[str, str]) -> str:
 
 
 def table() -> Iterator[str]:
-    """The lines of the table."""
+    """Return the lines of the table."""
     head = ["purpose", "method", "needs", "weights, GiB", "tokens added", "time of a step", "smallest budget, GiB"]
     yield "| " + " | ".join(head) + " |\n|" + "---|" * len(head) + "\n"
     ratios = measured_ratios()

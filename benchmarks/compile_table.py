@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.cache_table import print_or_write
 from diffusers_flux_ext import FluxConditionedPipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
 from tests.fixtures.conditions import CASES, METHODS
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
 
 MARKS = "<!-- compiled: start -->", "<!-- compiled: end -->"
@@ -23,20 +23,20 @@ BACKENDS = ("_native_math", "_native_flash")
 
 
 def make_pipe(names: tuple[str, ...]) -> Any:
-    """A pipeline of its own whose transformer takes the channels of the named conditions."""
+    """Return a pipeline of its own whose transformer takes the channels of the named conditions."""
     channels = max((CASES[name].channels for name in names), default=0)
     transformer = tiny_transformer(0, in_channels=64 + channels, out_channels=64)
     return tiny_pipeline(FluxConditionedPipeline, transformer=transformer)
 
 
 def draw(pipe: Any, names: tuple[str, ...], size: tuple[int, int] = SIZES["first call"]) -> torch.Tensor:
-    """Float pictures of a guided call of three steps."""
+    """Float images of a guided call of three steps."""
     given = {"height": size[0], "width": size[1], "negative_prompt": "ugly", "true_cfg_scale": 2.0}
     return pipe(**call_kwargs(conditions=[CASES[name].build() for name in names], **given)).images
 
 
 def compiled(names: tuple[str, ...]) -> tuple[float, list[int]]:
-    """The largest difference to calls without compilation, and how many graphs each call of `SIZES` compiled."""
+    """Return the largest difference from uncompiled calls, and the graphs that each call of `SIZES` compiled."""
     torch._dynamo.reset()
     plain, pipe = make_pipe(names), make_pipe(names)
     graphs: list[Any] = []
@@ -55,14 +55,14 @@ def compiled(names: tuple[str, ...]) -> tuple[float, list[int]]:
 
 
 def fused(names: tuple[str, ...]) -> float:
-    """The largest difference that fused projections make."""
+    """Measure the largest difference that fused projections make."""
     plain, pipe = make_pipe(names), make_pipe(names)
     pipe.transformer.fuse_qkv_projections()
     return (draw(pipe, names) - draw(plain, names)).abs().max().item()
 
 
 def attended(names: tuple[str, ...], backend: str) -> float | None:
-    """The largest difference that an attention backend makes; `None` if the call is refused."""
+    """Measure the largest difference that an attention backend makes; `None` if the call is refused."""
     pipe = make_pipe(names)
     expected = draw(pipe, names)
     pipe.transformer.set_attention_backend(backend)
@@ -82,7 +82,7 @@ def _error(value: float | None) -> str:
 
 
 def table() -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     head = ["condition", "compiled", *(f"graphs: {name}" for name in SIZES), "fused", *BACKENDS]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in ("no condition", *METHODS):

@@ -43,7 +43,7 @@ prompt.
 {synthetic_notes}
 ## Promised combinations
 
-Each part counts: without it the picture changes, as the tests check.
+Each part counts: without it the image changes, as the tests check.
 
 | together | difference between all orders |
 |---|---|
@@ -51,7 +51,7 @@ Each part counts: without it the picture changes, as the tests check.
 
 ## A loaded LoRA beside each
 
-`load_lora_weights` with a LoRA of all layers, against the same LoRA after `fuse_lora`; and the change of the picture
+`load_lora_weights` with a LoRA of all layers, against the same LoRA after `fuse_lora`; and the change of the image
 by the LoRA, which says that it arrives.
 
 | condition | loaded or fused | change by the LoRA |
@@ -61,7 +61,7 @@ by the LoRA, which says that it arrives.
 
 
 def number(value: float) -> str:
-    """A difference with one digit; exactly none is 0."""
+    """Return a difference with one digit; exactly none is 0."""
     return "0" if value == 0 else f"{value:.0e}"
 
 
@@ -72,16 +72,16 @@ class Notes:
         self.letters: dict[str, str] = {}
 
     def letter(self, message: str) -> str:
-        """The letter of a message."""
+        """Return the letter of a message."""
         return self.letters.setdefault(message, chr(ord("a") + len(self.letters)))
 
     def text(self) -> str:
-        """All messages."""
+        """Return all messages."""
         return "".join(f"- **{letter}**: {message}\n" for message, letter in self.letters.items())
 
 
 def orders(names: Sequence[str], notes: Notes) -> str:
-    """The largest difference between all orders of the named conditions, or the letter of the refusal."""
+    """Return the largest difference between all orders of the named conditions, or the letter of the refusal."""
     pictures, messages = [], []
     weights = [name for name in names if name == LORA]
     for order in dict.fromkeys(permutations(name for name in names if name != LORA)):
@@ -98,7 +98,7 @@ def orders(names: Sequence[str], notes: Notes) -> str:
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], notes: Notes) -> str:
-    """A table with a row and a column for each name; pairs stand in it once."""
+    """Return a table with a row and a column for each name; each pair appears once."""
     lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for row in rows:
         seen = columns.index(row) if row in columns else 0
@@ -108,7 +108,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], notes: Notes) -> str:
 
 
 def lora_rows(names: Iterable[str]) -> list[str]:
-    """A row for each condition: fused against loaded, and with against without."""
+    """Return a row for each condition: fused against loaded, and with against without."""
     rows = []
     for name in names:
         loaded = draw(LORA, name)
@@ -124,7 +124,7 @@ def lora_rows(names: Iterable[str]) -> list[str]:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     method_notes, other_notes = Notes(), Notes()
     together = [(names, orders(names, method_notes)) for names in promised()]
     return re.sub(

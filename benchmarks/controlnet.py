@@ -1,6 +1,6 @@
 """Whole calls with a ControlNet: the reference's pipeline, diffusers' `FluxControlNetPipeline`, and ours.
 
-All three encode the prompt and the control picture, take their steps and decode; the time is per step.
+All three encode the prompt and the control image, run the steps and decode; the time is per step.
 
 Run from the repository's root with the reference package installed (see the README's second command):
 
@@ -19,8 +19,8 @@ from diffusers import FluxControlNetModel, FluxControlNetPipeline
 from PIL import Image
 
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline
+from diffusers_flux_ext.testing import randomise
 from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
-from tests.parity.reference.weights import randomise
 
 
 SIDES = ("reference", "diffusers", "ours")
@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make_sides(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """The three sides as functions of no arguments that draw with the same weights and sizes."""
+    """Return the three sides as functions of no arguments that draw with the same weights and sizes."""
     wide = {"attention_head_dim": 128, "num_attention_heads": args.width // 128, "axes_dims_rope": (16, 56, 56)}
     both = reference_pair(0, num_layers=args.double, num_single_layers=args.single, **wide)
     pipe = FluxConditionedPipeline(**both.components)
@@ -70,7 +70,7 @@ def make_sides(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, Call
 
 
 def measure(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, float]:
-    """Median processor seconds per step of each side, interleaved in one process."""
+    """Return median processor seconds per step of each side, interleaved in one process."""
     sides = make_sides(args, case)
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     for repeat in range(args.repeats + 1):
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, float]:
 
 
 def parse_args() -> argparse.Namespace:
-    """Sizes and repeats."""
+    """Return sizes and repeats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, default=512, help="side in pixels; 16 pixels a token")
     parser.add_argument("--text-tokens", type=int, default=512)

@@ -1,4 +1,4 @@
-"""Curves over small counts in one picture, drawn with Pillow."""
+"""Curves over small counts in one image, drawn with Pillow."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ def draw_curves(curves: Mapping[str, Sequence[float]], title: str, path: Path) -
     Args:
         curves (`Mapping[str, Sequence[float]]`): Values at 0, 1, 2, ... by name.
         title (`str`): What the values are.
-        path (`Path`): The picture to write.
+        path (`Path`): The image to write.
     """
     picture = Image.new("RGB", SIZE, "white")
     pen, font, small = ImageDraw.Draw(picture), ImageFont.load_default(18), ImageFont.load_default(15)

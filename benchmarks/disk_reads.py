@@ -32,7 +32,7 @@ def fill(path: Path, size: int) -> None:
 
 
 def opened(way: str, path: Path, buffer: memoryview) -> Callable[[int], None]:
-    """A function that brings the bytes from a position on into `buffer`."""
+    """Return a function that reads the bytes from a position on into `buffer`."""
     descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if way == "direct" else 0))
     if way == "map":
         mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
@@ -55,7 +55,7 @@ def opened(way: str, path: Path, buffer: memoryview) -> Callable[[int], None]:
 
 
 def measure(way: str, path: Path, piece: int) -> str:
-    """MB/s, processor seconds per GB, and the peak of resident memory above the buffer in MiB."""
+    """Return MB/s, processor seconds per GB, and the peak of resident memory above the buffer in MiB."""
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     size = path.stat().st_size

@@ -1,6 +1,6 @@
 """A forward of a transformer of the released size that is read from disk: ours, accelerate's and the reference's.
 
-Random bfloat16 weights are written to a folder and removed in the end; each side runs in a process of its own. Before
+Random bfloat16 weights are written to a folder and removed at the end; each side runs in a process of its own. Before
 every measurement the files are dropped from the page cache, so that they come from the disk.
 
 Run from the repository's root, with the reference package installed for `--sides reference`:
@@ -34,7 +34,7 @@ GIB = 2**30
 
 
 def drop_cache(folder: Path) -> None:
-    """Have the next read of every file in `folder` come from the disk."""
+    """Make the next read of every file in `folder` come from the disk."""
     os.sync()
     for path in folder.glob("*.*"):
         descriptor = os.open(path, os.O_RDONLY)
@@ -43,7 +43,7 @@ def drop_cache(folder: Path) -> None:
 
 
 def read_plainly(folder: Path) -> float:
-    """MB/s of reading all files from beginning to end into one buffer, and leaving nothing in the page cache."""
+    """Return MB/s of reading all files in full into one buffer, leaving nothing in the page cache."""
     drop_cache(folder)
     buffer = memoryview(bytearray(16 * 2**20))
     count, start = 0, time.perf_counter()
@@ -67,7 +67,7 @@ def transformer_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Latents and texts, in the data type of computing."""
+    """Return latents and texts, in the data type of computing."""
     generator = torch.Generator().manual_seed(1)
     side = args.image_size // 8
 
@@ -112,7 +112,7 @@ def forward_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward of ours, and its statistics."""
+    """Return a forward of ours, and its statistics."""
     model = load_streamed(
         FluxTransformer2DModel,
         folder,
@@ -125,7 +125,7 @@ def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], t
 
 
 def prepare_accelerate(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward under accelerate's `disk_offload`, which reads the same safetensors files in place."""
+    """Return a forward under accelerate's `disk_offload`, which reads the same safetensors files in place."""
     from accelerate import disk_offload
 
     with torch.device("meta"):
@@ -148,7 +148,7 @@ def prepare_accelerate(args: argparse.Namespace, folder: Path) -> tuple[Callable
 
 
 def prepare_reference(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """A forward of the reference with all of its stages on disk."""
+    """Return a forward of the reference with all of its stages on disk."""
     from tests.parity.reference.dit import disk_reference_dit, reference_velocity
 
     dtype = getattr(torch, args.dtype)
@@ -183,7 +183,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         counts = {key: value - before[key] for key, value in dict(stats()).items()}
         if not output.isfinite().all():
             raise ValueError(f"The output of {args.run} is not finite.")
-        # The machine's speed drifts, so a call is held against the plain reads before and after it.
+        # The machine's speed drifts, so a call is compared with the plain reads before and after it.
         following = read_plainly(folder)
         calls.append({"seconds": seconds, "cpu": cpu, "plain": (plain + following) / 2, **counts})
         plain = following

@@ -28,7 +28,7 @@ CONTEXT, POOLED = 64, 32
 
 
 def tiny_transformer(width: int, double: int, single: int) -> FluxTransformer2DModel:
-    """A transformer with released head size and block ratio, random weights."""
+    """Return a transformer with released head size and block ratio, random weights."""
     torch.manual_seed(0)
     return FluxTransformer2DModel(
         num_layers=double,
@@ -42,7 +42,7 @@ def tiny_transformer(width: int, double: int, single: int) -> FluxTransformer2DM
 
 
 def entity_masks(entities: int, side: int) -> torch.Tensor:
-    """Boxes in two rows of three, each about a seventh of the picture, `(entities, side, side)`."""
+    """Return boxes in two rows of three, each about a seventh of the image, `(entities, side, side)`."""
     masks = torch.zeros(entities, side, side, dtype=torch.bool)
     height, width = round(side * 0.45), round(side * 0.31)
     for index in range(entities):
@@ -52,7 +52,7 @@ def entity_masks(entities: int, side: int) -> torch.Tensor:
 
 
 def make_sides(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """The three sides as functions of no arguments that run the same step with the same weights."""
+    """Return the three sides as functions of no arguments that run the same step with the same weights."""
     transformer = tiny_transformer(args.width, args.double, args.single)
     side = round(image_tokens**0.5)
     generator = torch.Generator().manual_seed(1)
@@ -101,7 +101,7 @@ def make_sides(args: argparse.Namespace, image_tokens: int, entities: int) -> di
 
 
 def measure_times(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, float]:
-    """Median seconds of each side, interleaved in one process."""
+    """Return median seconds of each side, interleaved in one process."""
     sides = make_sides(args, image_tokens, entities)
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
     for repeat in range(args.repeats + 1):
@@ -114,7 +114,7 @@ def measure_times(args: argparse.Namespace, image_tokens: int, entities: int) ->
 
 
 def measure_memory(args: argparse.Namespace, image_tokens: int, entities: int, name: str) -> float:
-    """Peak resident memory in MiB that one step of one side adds, in a process of its own."""
+    """Return peak resident memory in MiB that one step of one side adds, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.eligen", "--memory-of", name, "--width", str(args.width)]
     command += ["--double", str(args.double), "--single", str(args.single), "--text-tokens", str(args.text_tokens)]
     command += ["--image-tokens", str(image_tokens), "--entities", str(entities)]
@@ -123,7 +123,7 @@ def measure_memory(args: argparse.Namespace, image_tokens: int, entities: int, n
 
 
 def parse_args() -> argparse.Namespace:
-    """Sizes and repeats."""
+    """Return sizes and repeats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-tokens", type=int, nargs="+", default=[1024])
     parser.add_argument("--entities", type=int, nargs="+", default=[0, 3, 6])

@@ -1,4 +1,4 @@
-"""Broken and hostile files given to everything that reads files: nothing may hang, crash, fill memory or be unclear.
+"""Give broken and hostile files to everything that reads files: nothing may hang, crash, fill memory or be unclear.
 
 python -m benchmarks.fuzz_files --count 10000
 python -m benchmarks.fuzz_files --reader transformer --seed 3 --show 20
@@ -33,7 +33,7 @@ def _show(name: str, results: list[tuple[int, Verdict]], limit: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the script; returns 1 if there is a finding."""
+    """Run the script; return 1 if there is a finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="files in all (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="series of files (default: 0)")

@@ -30,13 +30,13 @@ Sides = Mapping[str, Callable[[], Any]]
 
 
 def image_ids(tokens: int) -> torch.Tensor:
-    """Rotary positions of a square picture, `(tokens, 3)`."""
+    """Return rotary positions of a square image, `(tokens, 3)`."""
     side = round(tokens**0.5)
     return torch.cartesian_prod(torch.zeros(1), torch.arange(side).float(), torch.arange(side).float())
 
 
 def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
-    """One double block's attention with an adapter in XLabs' structure, with the same weights on both sides."""
+    """Return one double block's attention with an adapter in XLabs' structure, with the same weights on both sides."""
     torch.manual_seed(0)
     heads = args.width // HEAD_DIM
     layer = FluxAttention(
@@ -59,7 +59,7 @@ def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) 
 
 
 def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
-    """One step of a transformer with an adapter in InstantX' structure, keys and values made beforehand on both."""
+    """Time one step of a transformer with an adapter in InstantX' structure; keys and values are made beforehand."""
     heads, side = args.width // HEAD_DIM, round(image_tokens**0.5)
     transformer = tiny_transformer(args.width, args.double, args.single)
     adapter = FluxIPAdapter(
@@ -100,7 +100,7 @@ def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Si
 
 
 def measure(sides: Sides, repeats: int) -> dict[str, float]:
-    """Median processor seconds of each side, interleaved in one process; the first round does not count."""
+    """Return median processor seconds of each side, interleaved in one process; the first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name in list(sides)[:: 1 if repeat % 2 else -1]:
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--image-tokens", type=int, nargs="+", default=[1024])
     parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 4])
-    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of one picture")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of one image")
     parser.add_argument("--text-tokens", type=int, default=512)
     parser.add_argument("--width", type=int, default=3072)
     parser.add_argument("--double", type=int, default=1)
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     other, make_sides = PARTS[args.part]
-    sys.stdout.write(f"| image tokens | pictures | {other}, s | ours, s | {other} / ours |\n|" + "---|" * 5 + "\n")
+    sys.stdout.write(f"| image tokens | images | {other}, s | ours, s | {other} / ours |\n|" + "---|" * 5 + "\n")
     with torch.no_grad():
         for image_tokens in args.image_tokens:
             for pictures in args.pictures:

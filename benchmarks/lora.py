@@ -44,7 +44,7 @@ MIB = 1024 * 1024
 
 
 def write_source(name: str, rank: int, path: Path) -> None:
-    """A file with random factors of every Linear of all blocks, in bfloat16, alpha equal to the rank."""
+    """Write a file with random factors of every Linear of all blocks, in bfloat16, alpha equal to the rank."""
     row, tensors = TABLE[WRITTEN[name]], {}
     for unit in LAYOUTS[row.layout](RELEASED):
         if not all(in_blocks(module) for module, _ in unit.modules):
@@ -57,7 +57,7 @@ def write_source(name: str, rank: int, path: Path) -> None:
 
 
 def save_unshared(tensors: Tensors, path: Path) -> None:
-    """Saves converted tensors; those that share memory are cloned first, as safetensors demands."""
+    """Save converted tensors; those that share memory are cloned first, as safetensors demands."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         if tensor.data_ptr() in seen or not tensor.is_contiguous():
@@ -67,19 +67,19 @@ def save_unshared(tensors: Tensors, path: Path) -> None:
 
 
 def plain_copy() -> Convert:
-    """Reads every tensor and writes it again."""
+    """Read every tensor and writes it again."""
     return lambda source, target: save_file(load_file(source), target)
 
 
 def ours(target_format: str) -> Convert:
-    """This package's converter from file to file."""
+    """Convert a file to another with this package."""
     from diffusers_flux_ext import convert_lora_file
 
     return lambda source, target: convert_lora_file(source, target, to=target_format)
 
 
 def from_diffusers(source_format: str) -> Convert:
-    """diffusers' converter of kohya's names, which also reads dotted ones when their factors are called as kohya's."""
+    """Return diffusers' converter of kohya's names, which also reads dotted ones with kohya's factor names."""
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
     def convert(source: Path, target: Path) -> None:
@@ -94,7 +94,7 @@ def from_diffusers(source_format: str) -> Convert:
 
 
 def from_reference(source_format: str, target_format: str) -> Convert:
-    """The reference's converters to and from its own names."""
+    """Return the reference's converters to and from its own names."""
     from tests.parity.reference.boot import import_reference
 
     flux = import_reference("diffsynth.utils.lora.flux")
@@ -116,7 +116,7 @@ def from_reference(source_format: str, target_format: str) -> Convert:
 
 
 def make_converter(tool: str, source_format: str, target_format: str) -> Convert:
-    """The converter of a tool between two formats."""
+    """Return the converter of a tool between two formats."""
     if tool == "copy":
         return plain_copy()
     if tool == "ours":
@@ -125,7 +125,7 @@ def make_converter(tool: str, source_format: str, target_format: str) -> Convert
 
 
 def measure_one(args: argparse.Namespace) -> None:
-    """Converts once in this process and prints the seconds and the peak memory in MiB above that after imports."""
+    """Convert once in this process and prints the seconds and the peak memory in MiB above that after imports."""
     tool, source_format, target_format, source, target = args.one
     torch.set_num_threads(1)
     convert = make_converter(tool, source_format, target_format)
@@ -137,7 +137,7 @@ def measure_one(args: argparse.Namespace) -> None:
 
 
 def measure_apart(tool: str, pair: tuple[str, str], source: Path, target: Path) -> tuple[float, float]:
-    """Seconds and MiB of one conversion in a process of its own; the result is left in `target`."""
+    """Return seconds and MiB of one conversion in a process of its own; the result is left in `target`."""
     target.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.lora", "--one", tool, *pair, str(source), str(target)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -146,7 +146,7 @@ def measure_apart(tool: str, pair: tuple[str, str], source: Path, target: Path) 
 
 
 def measure_pair(pair: tuple[str, str], folder: Path, repeats: int) -> dict[str, tuple[float, float]]:
-    """Medians of every tool for a pair of formats, interleaved; "copy" is of the larger one of both files."""
+    """Return medians of every tool for a pair of formats, interleaved; "copy" is of the larger one of both files."""
     source, target, copied = folder / f"{pair[0]}.safetensors", folder / "target", folder / "copied"
     larger = folder / "larger"
     measure_apart("ours", pair, source, larger)
@@ -167,7 +167,7 @@ def measure_pair(pair: tuple[str, str], folder: Path, repeats: int) -> dict[str,
 
 
 def table_row(rank: int, pair: tuple[str, str], found: dict[str, tuple[float, float]]) -> str:
-    """One line: seconds and ratios, then memory and its ratio to the larger file."""
+    """Return one line: seconds and ratios, then memory and its ratio to the larger file."""
     seconds = {tool: f"{values[0]:.2f}" for tool, values in found.items()}
     memory = {tool: f"{values[1]:.0f}" for tool, values in found.items()}
     source, larger = found["sizes"]
@@ -180,7 +180,7 @@ def table_row(rank: int, pair: tuple[str, str], found: dict[str, tuple[float, fl
 
 
 def rows(args: argparse.Namespace) -> Iterator[str]:
-    """The lines of the table."""
+    """Return the lines of the table."""
     times = ", s | ".join(("copy", "diffusers", "reference", "ours"))
     yield f"| rank | from, to | file, MiB | larger, MiB | {times}, s | ours / copy "
     yield f"| {times.replace(', s', ', MiB')}, MiB | ours / larger |\n|" + "---:|" * 14 + "\n"
@@ -197,7 +197,7 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
 
 
 def check_space(args: argparse.Namespace) -> None:
-    """Stops before the first file when the disk is too small."""
+    """Stop before the first file when the disk is too small."""
     needed = 120 * MIB * max(args.rank)
     free = shutil.disk_usage(args.folder or tempfile.gettempdir()).free
     if free < needed:
@@ -205,7 +205,7 @@ def check_space(args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Ranks, formats and repeats."""
+    """Return ranks, formats and repeats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rank", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--formats", nargs="+", choices=WRITTEN, default=list(WRITTEN))

@@ -64,7 +64,7 @@ class Results:
     magnitudes: dict[tuple[str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
 
     def add(self, file: LoRAFile, reader: str, verdict: str, kept: bool) -> None:
-        """Counts one verdict."""
+        """Count one verdict."""
         key = (file.format, reader)
         self.verdicts[key][verdict] += 1
         if file.dora:
@@ -73,7 +73,7 @@ class Results:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises `TimeoutError` in a block that takes longer: a loader that never ends counts as an error."""
+    """Raise `TimeoutError` in a block that takes longer: a loader that never ends counts as an error."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no answer within {seconds} seconds of processor time")
@@ -89,7 +89,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def run(file: LoRAFile, reader: str) -> tuple[str, bool, str]:
-    """Verdict, whether the magnitudes are applied, and the error's first line."""
+    """Return verdict, whether the magnitudes are applied, and the error's first line."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         try:
             with time_limit(SECONDS):
@@ -103,7 +103,7 @@ def run(file: LoRAFile, reader: str) -> tuple[str, bool, str]:
 
 
 def measure(formats: list[str], readers: list[str], only: list[str] | None, listed: bool) -> Results:
-    """Runs the cases of the formats through the readers, and prints those that are not exact if `listed`."""
+    """Run the cases of the formats through the readers, and prints those that are not exact if `listed`."""
     results = Results()
     for format in formats:
         for case in (name for name in cases(format) if only is None or name in only):
@@ -125,20 +125,20 @@ def cell(counts: Counter[str]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(line) + " |" for line in ([*head], ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"
 
 
 def conformance_table(results: Results, formats: list[str], readers: list[str]) -> str:
-    """A row a format, and the totals."""
+    """Return a row a format, and the totals."""
     rows = [[f"`{name}`", *(cell(results.verdicts[name, reader]) for reader in readers)] for name in formats]
     totals = [sum((results.verdicts[name, reader] for name in formats), Counter()) for reader in readers]
     return table(["format", *readers], [*rows, ["all", *map(cell, totals)]])
 
 
 def magnitude_table(results: Results, readers: list[str]) -> str:
-    """A row for every format with DoRA: in how many files all magnitudes are applied."""
+    """Return a row for every format with DoRA: in how many files all magnitudes are applied."""
     names = sorted({name for name, _ in results.magnitudes})
     counts = {key: f"{found[True]}/{sum(found.values())}" for key, found in results.magnitudes.items()}
     return table(
@@ -147,7 +147,7 @@ def magnitude_table(results: Results, readers: list[str]) -> str:
 
 
 def page(results: Results, formats: list[str], readers: list[str]) -> str:
-    """The whole page of the documentation."""
+    """Return the whole page of the documentation."""
     from importlib.metadata import version
 
     files = sum(len(cases(name)) for name in formats)
@@ -158,7 +158,7 @@ def page(results: Results, formats: list[str], readers: list[str]) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """What to run and where to write."""
+    """Return what to run and where to write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--reader", nargs="+", choices=READERS, default=list(READERS))

@@ -19,7 +19,7 @@ from tests.parity.reference.lora_encoder import reference_lora_encoder
 
 
 def sides(args: argparse.Namespace, rank: int) -> tuple[dict[str, Callable[[], Any]], int]:
-    """Both encoders on one LoRA, and the number of tokens inside."""
+    """Return both encoders on one LoRA, and the number of tokens inside."""
     torch.manual_seed(0)
     sizes = {"num_layers": args.double, "num_single_layers": args.single, "inner_dim": args.width}
     width = {"embed_dim": args.width, "intermediate_size": 2 * args.width, "num_attention_heads": args.width // 128}

@@ -10,6 +10,6 @@ def reset_peak() -> None:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process since [`reset_peak`] (Linux)."""
+    """Return peak resident memory of this process since [`reset_peak`] (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024

@@ -24,7 +24,7 @@ TEXT = {
     "num_key_value_heads": 4,
 }
 VISION = {"hidden_size": 1280}
-# The chat, the picture to be drawn, and a given picture of 504 x 504 pixels.
+# The chat, the image to be drawn, and a given image of 504 x 504 pixels.
 CHAT_TOKENS, DRAWN_TOKENS, GIVEN_TOKENS = 60, 81, 324
 T5_TOKENS = 512
 # A layer of the language model holds its hidden states and norm, queries, keys, values and their result, and the two
@@ -44,7 +44,7 @@ class Phase:
 
 
 def language_model_sizes() -> dict[str, Sizes]:
-    """Nexus-Gen's own models."""
+    """Return Nexus-Gen's own models."""
     with torch.device("meta"):
         models = {
             "language model": NexusGenModel(Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION)),
@@ -55,12 +55,12 @@ def language_model_sizes() -> dict[str, Sizes]:
 
 
 def loop_activations(side: int, text_tokens: int) -> int:
-    """Bytes that a block of the transformer holds, for a square picture of this side in pixels."""
+    """Return bytes that a block of the transformer holds, for a square image of this side in pixels."""
     return ((side // 16) ** 2 + text_tokens) * WIDTH * WIDTHS_HELD * BYTES
 
 
 def phases(edits: bool, side: int) -> list[Phase]:
-    """The phases of drawing or editing one square picture of this side in pixels."""
+    """Return the phases of drawing or editing one square image of this side in pixels."""
     tokens = DRAWN_TOKENS + (GIVEN_TOKENS if edits else 0)
     asked = CHAT_TOKENS + tokens
     # The pipeline's negative prompt has T5's tokens.
@@ -74,7 +74,7 @@ def phases(edits: bool, side: int) -> list[Phase]:
 
 
 def streamed(size: Sizes) -> int:
-    """Bytes with group offload by blocks: the next block is on its way while one runs."""
+    """Return bytes with group offload by blocks: the next block is on its way while one runs."""
     return min(size.total, size.total - size.blocks + 2 * size.largest_block)
 
 

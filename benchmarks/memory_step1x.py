@@ -17,17 +17,17 @@ from diffusers_flux_ext import FluxExtTransformer2DModel, Step1XConnector
 
 CARDS = (16, 24)
 IMAGE_TOKENS, TEXT_TOKENS = 4096, 640
-# Qwen2.5-VL 7B: a chat of the question, a picture of at most 324 tokens and an instruction; two states of the MLP.
+# Qwen2.5-VL 7B: a chat of the question, an image of at most 324 tokens and an instruction; two states of the MLP.
 CHAT_TOKENS, LAYERS, LM_WIDTH, LM_INNER = 900, 28, 3584, 18944
 # Only the norms of queries and keys, so that the modulation is stored in fp8, too.
 NORMS_ONLY = ("pos_embed", "norm_q", "norm_k", "norm_added", "^proj_out$")
-# The vision model casts pictures to the data type of its patch embedder.
+# The vision model casts images to the data type of its patch embedder.
 LM_SKIP = ("norm", "ln_q", "patch_embed")
-READ, PICTURE, LOOP, DECODE = "read the instruction", "encode the picture", "denoise", "decode"
+READ, PICTURE, LOOP, DECODE = "read the instruction", "encode the image", "denoise", "decode"
 
 
 def language_model() -> nn.Module:
-    """Qwen2.5-VL 7B on the meta device."""
+    """Return Qwen2.5-VL 7B on the meta device."""
     text = {
         "hidden_size": LM_WIDTH,
         "intermediate_size": LM_INNER,
@@ -49,7 +49,7 @@ def language_model() -> nn.Module:
 
 
 def build() -> dict[str, nn.Module]:
-    """The released models on the meta device."""
+    """Return the released models on the meta device."""
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {
             "transformer": FluxExtTransformer2DModel(),
@@ -59,7 +59,7 @@ def build() -> dict[str, nn.Module]:
 
 
 def streamed(size: Sizes) -> int:
-    """Resident bytes with group offloading by block and a stream: what is no block, and two blocks."""
+    """Return resident bytes with group offloading by block and a stream: the parts outside blocks, and two blocks."""
     return size.total - size.blocks + 2 * size.largest_block
 
 

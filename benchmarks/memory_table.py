@@ -63,7 +63,7 @@ CONTROLNETS = {
 
 
 def build_models() -> dict[str, nn.Module]:
-    """The released models on the meta device."""
+    """Return the released models on the meta device."""
     flux = flux_models()
     names = {"transformer": "transformer", "T5": "text_encoder_2", "CLIP": "text_encoder", "VAE": "vae"}
     models = {name: flux[component] for name, component in names.items()}
@@ -72,7 +72,7 @@ def build_models() -> dict[str, nn.Module]:
 
 
 def measure(model: nn.Module) -> Sizes:
-    """Sizes from shapes; the blocks are the items of the model's lists."""
+    """Return sizes from shapes; the blocks are the items of the model's lists."""
 
     def weigh(module: nn.Module) -> int:
         return sum(weight.numel() for weight in module.parameters()) * BYTES
@@ -84,7 +84,7 @@ def measure(model: nn.Module) -> Sizes:
 
 
 def fp8_bytes(model: nn.Module, skip: tuple[str, ...] | None = None) -> int:
-    """Bytes with fp8 storage; diffusers leaves norms, their modulation and the embedders of patches as they are.
+    """Return bytes with fp8 storage; diffusers leaves norms, their modulation and patch embedders as they are.
 
     Args:
         model (`nn.Module`): The model, which is changed; one of another library keeps its data type without `skip`.
@@ -101,17 +101,17 @@ def fp8_bytes(model: nn.Module, skip: tuple[str, ...] | None = None) -> int:
 
 
 def residual_bytes(setup: tuple[str, ...]) -> int:
-    """Residuals of one step: one per block of each ControlNet."""
+    """Return residuals of one step: one per block of each ControlNet."""
     return sum(RESIDUALS.get(name, 0) for name in setup) * IMAGE_TOKENS * WIDTH * BYTES
 
 
 def image_prompt_bytes(setup: tuple[str, ...]) -> int:
-    """Keys and values that an IP-Adapter keeps during the loop, for one picture."""
+    """Return keys and values that an IP-Adapter keeps during the loop, for one image."""
     return 2 * IP_ADAPTER_BLOCKS * IP_ADAPTER_TOKENS * WIDTH * BYTES if IP_ADAPTER in setup else 0
 
 
 def peaks(sizes: Mapping[str, Sizes], setup: tuple[str, ...]) -> dict[str, float]:
-    """Peak GiB of each way to place the weights, fastest first, for 1024 x 1024 pixels."""
+    """Return peak GiB of each way to place the weights, fastest first, for 1024 x 1024 pixels."""
     loop = [sizes["transformer"], *(sizes[name] for name in setup)]
     encoders = [ENCODERS[name] for name in setup if name in ENCODERS]
     activations = (IMAGE_TOKENS + TEXT_TOKENS) * WIDTH * WIDTHS_HELD * BYTES

@@ -52,6 +52,7 @@ from diffusers_flux_ext import (
     regional_attention,
 )
 from diffusers_flux_ext.encoded import EncodedConditions
+from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.infinite_you import face, tiny_projector
@@ -61,24 +62,24 @@ from tests.fixtures.nexus_gen import tiny_adapter, tiny_merger
 from tests.fixtures.qwen_vl import HIDDEN
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
-from tests.fixtures.tiny import seeded, tiny_pipeline, tiny_transformer
 
 
-# A quarter of the released numbers of tokens and heads of the released size: shares of a step stay what they are.
+# A quarter of the released numbers of tokens and heads of the released size: the shares of a step stay the same.
 SIDE, TEXT_TOKENS, VALUE_TOKENS, IMAGE_PROMPT_TOKENS, IDENTITY_TOKENS, PROMPT = 32, 128, 8, 32, 2, 12
 HEADS: dict[str, Any] = {"attention_head_dim": 128, "num_attention_heads": 4}
 WIDE: dict[str, Any] = {**HEADS, "axes_dims_rope": (16, 56, 56)}
 DEPTH: dict[str, Any] = {"num_layers": 1, "num_single_layers": 2}
 BOXES = [(0.0, 0.0, 0.31, 0.45), (0.33, 0.0, 0.64, 0.45), (0.66, 0.5, 0.97, 0.95)]
 LEFT = (0.0, 0.0, 0.5, 1.0)
-# Patches of Redux' picture, tokens of Step1X-Edit's instruction and of Nexus-Gen's picture; an edit's are squares.
+# Patches of Redux' image, tokens of Step1X-Edit's instruction and of Nexus-Gen's image; an edit's are squares.
 PATCHES, INSTRUCTION_TOKENS, DRAWN_TOKENS, DRAWN_SIDE, GIVEN_SIDE = 182, 160, 20, 5, 9
 MARKERS = ("<!-- methods: begin -->\n", "<!-- methods: end -->")
 
 
 @dataclass(frozen=True)
 class Method:
-    """
+    """One row of the table.
+
     Attributes:
         setup (`str`): What runs, in words.
         build (`Callable`): Makes the conditions, for the transformer of this benchmark.
@@ -135,7 +136,7 @@ METHODS: dict[str, Method] = {
     "padding mask": Method(f"`mask_padding`, prompt of {PROMPT} tokens", list, hides_padding=True),
     "entities, padding mask": Method("both of them", lambda: _entities(mask_padding=True), hides_padding=True),
     "references": Method(
-        "one reference of the picture's size",
+        "one reference of the image's size",
         lambda: [ReferenceImages(picture(0, (16 * SIDE, 16 * SIDE)), preferred_size=False)],
     ),
     "references, strength": Method(
@@ -162,13 +163,11 @@ METHODS: dict[str, Method] = {
         ],
     ),
     "ip-adapter": Method(
-        "InstantX' IP-Adapter, one picture",
+        "InstantX' IP-Adapter, one image",
         lambda: _image_prompt(3, num_tokens=IMAGE_PROMPT_TOKENS),
         lambda: [FluxIPAdapter()],
     ),
-    "ip-adapter xlabs": Method(
-        "XLabs' IP-Adapter, one picture", lambda: _image_prompt(1, **XLABS), lambda: [_xlabs()]
-    ),
+    "ip-adapter xlabs": Method("XLabs' IP-Adapter, one image", lambda: _image_prompt(1, **XLABS), lambda: [_xlabs()]),
     "attributes": Method(
         "AttriCtrl, one value",
         lambda: [AttributeValues(tiny_value_encoder(num_tokens=VALUE_TOKENS), {"brightness": 0.7})],
@@ -179,7 +178,7 @@ METHODS: dict[str, Method] = {
         lambda: [LoRAEmbedding(tiny_lora_encoder(num_special_embeds=1), tiny_lora(num_special_embeds=1))],
         lambda: [FluxLoRAEncoder()],
     ),
-    "redux": Method("Redux, one picture", _redux, lambda: [ReduxImageEncoder()]),
+    "redux": Method("Redux, one image", _redux, lambda: [ReduxImageEncoder()]),
     "redux, half": Method("the same, strength 0.5", lambda: _redux(strengths=0.5), lambda: [ReduxImageEncoder()]),
     "redux, masked": Method("the same, masked", lambda: _redux(mask=LEFT), lambda: [ReduxImageEncoder()]),
     "insert-anything": Method(
@@ -200,7 +199,7 @@ METHODS: dict[str, Method] = {
 def make_step(
     conditions: Sequence[FluxCondition], channels: int, hides_padding: bool
 ) -> tuple[Callable[[], Any], int]:
-    """A function that runs one step with the conditions, and the tokens that they add."""
+    """Return a function that runs one step with the conditions, and the tokens that they add."""
     transformer = tiny_transformer(0, in_channels=64 + channels, out_channels=64, **DEPTH, **WIDE)
     pipe = tiny_pipeline(FluxConditionedPipeline, transformer=transformer)
     config, pixels = transformer.config, 16 * SIDE
@@ -231,21 +230,21 @@ def make_step(
 
 
 def processor_seconds(run: Callable[[], Any]) -> float:
-    """Processor time of one call, which other work on the machine disturbs least."""
+    """Return processor time of one call, which other work on the machine disturbs least."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def weights_gib(method: Method) -> float:
-    """Weights in bfloat16 of the modules in their released sizes, from shapes alone."""
+    """Return weights in bfloat16 of the modules in their released sizes, from shapes alone."""
     with torch.device("meta"):
         modules = method.released()
     return sum(weight.numel() for module in modules for weight in module.parameters()) * 2 / 2**30
 
 
 def row(name: str, repeats: int, base: Callable[[], Any]) -> str:
-    """The line of one method: medians of steps that take turns with steps without it."""
+    """Return the line of one method: medians of steps that take turns with steps without it."""
     method = METHODS[name]
     run, added = make_step(method.build(), method.channels, method.hides_padding)
     times: dict[str, list[float]] = {"base": [], "with": []}
@@ -260,7 +259,7 @@ def row(name: str, repeats: int, base: Callable[[], Any]) -> str:
 
 
 def table(names: Sequence[str], repeats: int) -> Iterator[str]:
-    """The lines of the table of the named methods."""
+    """Return the lines of the table of the named methods."""
     head = ["method", "setup", "tokens added", "weights, GiB", "without, s", "with, s", "time ratio"]
     yield "| " + " | ".join(head) + " |\n|" + "---|" * len(head) + "\n"
     base, _ = make_step([], 0, False)

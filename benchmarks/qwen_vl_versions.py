@@ -23,12 +23,12 @@ from PIL import Image
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Noise."""
+    """Return an image of noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def replace_diffusers() -> None:
-    """Stand-ins for the modules that import diffusers."""
+    """Replace the modules that import diffusers by stand-ins."""
     names: dict[str, dict[str, Any]] = {
         "_compat": {"execution_device": lambda module: module.device},
         "inputs": {"__path__": []},
@@ -41,12 +41,12 @@ def replace_diffusers() -> None:
 
 
 def older_config(text_config: dict[str, Any], **arguments: Any) -> Any:
-    """The config of transformers 4, which holds the text model's entries itself."""
+    """Return the config of transformers 4, which holds the text model's entries itself."""
     return transformers.Qwen2_5_VLConfig(**{**arguments, **text_config})
 
 
 def older_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names of the first versions with Qwen2.5-VL."""
+    """Return the names of the first versions with Qwen2.5-VL."""
     parts = (("model.language_model.", "model."), ("model.visual.", "visual."))
     renamed = {}
     for name, weight in weights.items():
@@ -66,16 +66,16 @@ def run(path: Path, write: bool) -> None:
 
     first, second = picture(90, 50, 0), picture(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {
-        "one picture": (f"look {PICTURE} the red sign", [first]),
-        "two pictures": (f"make {PICTURE} like {PICTURE} but red", [first, second]),
+        "one image": (f"look {PICTURE} the red sign", [first]),
+        "two images": (f"make {PICTURE} like {PICTURE} but red", [first, second]),
         "text": ("only text", []),
     }
     processor = tiny.tiny_qwen_processor()
     inputs = {name: qwen_vl_inputs(processor, chat_text(text), seen) for name, (text, seen) in chats.items()}
     with mock.patch.object(tiny, "Qwen2_5_VLConfig", older_config if older else transformers.Qwen2_5_VLConfig):
         mllm = tiny.tiny_mllm()
-    hidden = inputs["two pictures"]["input_ids"] == inputs["two pictures"]["input_ids"][0, -3]
-    inputs["hidden tokens"] = hide_tokens(mllm, inputs["two pictures"], hidden)
+    hidden = inputs["two images"]["input_ids"] == inputs["two images"]["input_ids"][0, -3]
+    inputs["hidden tokens"] = hide_tokens(mllm, inputs["two images"], hidden)
     if write:
         states = {name: last_hidden_states(mllm, given) for name, given in inputs.items()}
         torch.save({"weights": mllm.state_dict(), "inputs": inputs, "states": states}, path)

@@ -1,4 +1,4 @@
-"""Safetensors files of random weights, written without holding them."""
+"""Safetensors files of random weights, written without holding them in memory."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,15 +13,14 @@ _SHARD_BYTES = 8 * 10**9
 
 
 def write_random_weights(shapes: Mapping[str, tuple[int, ...]], folder: Path, name: str) -> int:
-    """
-    Writes bfloat16 weights of these shapes in files of about 8 GB and an index, or in one if they are fewer.
+    """Write bfloat16 weights of these shapes in files of about 8 GB and an index, or in one if they are fewer.
 
     The numbers repeat after 2 ** 24; they are normal with a deviation of 0.02.
 
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`): Shapes by key; keys are written in alphabetical order.
         folder (`Path`): Where to write.
-        name (`str`): File name without its ending.
+        name (`str`): File name without its suffix.
 
     Returns:
         `int`: the number of bytes.

@@ -1,4 +1,4 @@
-"""Redux: what its tokens cost in a step beside the reference, and how its effect follows the strength.
+"""Redux: what its tokens cost in a step beside the reference, and how its effect depends on the strength.
 
 Run from the repository's root with the reference package installed (see the README's second command):
 
@@ -25,7 +25,7 @@ WIDTH, PATCHES = 64, 27
 
 
 def smooth_patches(pictures: int) -> torch.Tensor:
-    """Embeddings of patches that change slowly over the picture, with some noise, `(pictures, 729, 64)`."""
+    """Return embeddings of patches that change slowly over the image, with some noise, `(pictures, 729, 64)`."""
     coarse = torch.randn(pictures, WIDTH, 6, 6)
     smooth = torch.nn.functional.interpolate(coarse, size=PATCHES, mode="bicubic").flatten(2).mT
     return smooth + 0.3 * torch.randn_like(smooth)
@@ -49,7 +49,7 @@ class Step:
         self.left = (torch.arange(side) < side // 2).repeat(side)[None]
 
     def ours(self, embeds: torch.Tensor, masked: bool = False, **arguments: Any) -> Any:
-        """Our step as a function, with what the condition adds made beforehand."""
+        """Return our step as a function, with the condition's contribution made beforehand."""
         condition = ReduxImages(image_embeds=embeds, image_embedder=self.embedder, **arguments)
         encoded = {"image_embeds": embeds[None]}
         if masked:
@@ -63,7 +63,7 @@ class Step:
         return run
 
     def reference(self, embeds: torch.Tensor) -> Any:
-        """The reference's step with the same tokens, all of them, after the prompt."""
+        """Return the reference's step with the same tokens, all of them, after the prompt."""
         dit, prompt = reference_dit(self.transformer), self.step.prompt
         tokens = self.embedder(embeds).image_embeds.flatten(0, 1)[None]
         text = torch.cat([prompt.hidden_states, tokens], dim=1)
@@ -79,27 +79,27 @@ class Step:
 
 
 def print_costs(args: argparse.Namespace) -> None:
-    """Median processor seconds of a step, and their ratio to a step without a picture."""
+    """Median processor seconds of a step, and their ratio to a step without an image."""
     step, one = Step(args), smooth_patches(1)
     sides: Sides = {
-        "no picture": step.ours(one, strengths=0.0),
+        "no image": step.ours(one, strengths=0.0),
         "strength 0.25": step.ours(one, strengths=0.25),
         "strength 0.5": step.ours(one, strengths=0.5),
         "strength 1": step.ours(one),
         "strength 1, masked to the left half": step.ours(one, masked=True),
         "strength 1, the reference": step.reference(one),
-        "two pictures": step.ours(smooth_patches(2)),
+        "two images": step.ours(smooth_patches(2)),
     }
-    tokens = {"no picture": 0, "strength 0.25": 182, "strength 0.5": 364, "two pictures": 1458}
+    tokens = {"no image": 0, "strength 0.25": 182, "strength 0.5": 364, "two images": 1458}
     times = measure(sides, args.repeats)
-    sys.stdout.write("| picture | further text tokens | step, s | to no picture |\n|" + "---|" * 4 + "\n")
+    sys.stdout.write("| image | additional text tokens | step, s | relative to no image |\n|" + "---|" * 4 + "\n")
     for name, seconds in times.items():
-        ratio = seconds / times["no picture"]
+        ratio = seconds / times["no image"]
         sys.stdout.write(f"| {name} | {tokens.get(name, 729)} | {seconds:.3f} | {ratio:.2f} |\n")
 
 
 def print_effects(args: argparse.Namespace) -> None:
-    """How far a velocity is from that without a picture, in units of the whole picture's effect."""
+    """How far a velocity is from that without an image, in units of the whole image's effect."""
     shares = [index / args.strengths for index in range(args.strengths + 1)]
     shown = [round(share * args.strengths) for share in (0.02, 0.1, 0.25, 0.5, 0.75)]
     columns = [f"{index / args.strengths:g}" for index in shown]

@@ -21,8 +21,8 @@ from PIL import Image
 
 from benchmarks.curves import draw_curves
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
+from diffusers_flux_ext.testing import randomise
 from tests.parity.reference import reference_pair
-from tests.parity.reference.weights import randomise
 
 
 Side = Callable[[], Any]
@@ -30,7 +30,7 @@ PICTURE = Image.effect_mandelbrot((256, 256), (-2, -1, 1, 1), 20).convert("RGB")
 
 
 def make_pipes(args: argparse.Namespace, tiny: bool = False) -> tuple[Any, Any, Any]:
-    """The reference's pipeline, diffusers' and ours with the same weights."""
+    """Return the reference's pipeline, diffusers' and ours with the same weights."""
     wide = {"attention_head_dim": 128, "num_attention_heads": args.width // 128, "axes_dims_rope": (16, 56, 56)}
     both = reference_pair(0, **({} if tiny else {"num_layers": args.double, "num_single_layers": args.single, **wide}))
     ours = FluxConditionedPipeline(**both.components)
@@ -41,7 +41,7 @@ def make_pipes(args: argparse.Namespace, tiny: bool = False) -> tuple[Any, Any, 
 
 
 def make_calls(args: argparse.Namespace, size: int, tiny: bool = False) -> dict[str, Side]:
-    """A whole call of each side: prompt, steps, decoding."""
+    """Return a whole call of each side: prompt, steps, decoding."""
     reference, stock, ours = make_pipes(args, tiny)
     shared = {"height": size, "width": size, "num_inference_steps": args.steps}
     given = {"max_sequence_length": args.text_tokens, "output_type": "pt", **shared}
@@ -55,7 +55,7 @@ def make_calls(args: argparse.Namespace, size: int, tiny: bool = False) -> dict[
 
 
 def interleave(sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
-    """Processor seconds of each side; they take turns, each beginning in its turn, and the first does not count."""
+    """Return the processor seconds of each side; they take turns, and the first call does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for repeat in range(repeats + 1):
@@ -69,12 +69,12 @@ def interleave(sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
 
 
 def paired(one: list[float], other: list[float]) -> float:
-    """The median of the ratios of runs that were next to each other."""
+    """Return the median of the ratios of runs that were next to each other."""
     return statistics.median(a / b for a, b in zip(one, other))
 
 
 def table_of_calls(args: argparse.Namespace) -> str:
-    """Seconds per step of a whole call, and the ratios to ours; diffusers beside itself shows the noise."""
+    """Return seconds per step of a whole call, and the ratios to ours; diffusers beside itself shows the noise."""
     seconds = interleave(make_calls(args, args.image_size), args.repeats)
     cells = [f"{statistics.median(seconds[name]) / args.steps:.4f}" for name in ("reference", "diffusers", "ours")]
     pairs = [("reference", "ours"), ("diffusers", "ours"), ("diffusers", "diffusers again")]
@@ -85,7 +85,7 @@ def table_of_calls(args: argparse.Namespace) -> str:
 
 
 def table_of_overhead(args: argparse.Namespace) -> str:
-    """Milliseconds of calls with a tiny model, where Python is nearly everything."""
+    """Return milliseconds of calls with a tiny model, where Python is nearly everything."""
     rows = ["| steps | diffusers, ms | ours, ms | ours - diffusers, ms |", "|---" * 4 + "|"]
     for steps in (1, 9):
         sides = make_calls(argparse.Namespace(**{**vars(args), "steps": steps, "text_tokens": 16}), 32, tiny=True)
@@ -110,7 +110,7 @@ def make_conditions(pipe: Any, args: argparse.Namespace) -> dict[str, list[list[
 
 
 def step_seconds(pipe: Any, args: argparse.Namespace, conditions: list[Any]) -> float:
-    """Median processor seconds of a step, without the first one, which also builds the attention plan."""
+    """Return median processor seconds of a step, without the first one, which also builds the attention plan."""
     seconds: list[float] = []
     velocity = type(pipe)._velocity
 
@@ -141,7 +141,7 @@ def measure_curves(args: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def table_of_curves(curves: dict[str, list[float]]) -> str:
-    """The curves in Markdown."""
+    """Return the curves in Markdown."""
     most = max(len(values) for values in curves.values())
     rows = ["| | " + " | ".join(map(str, range(most))) + " |", "|---" * (most + 1) + "|"]
     for method, values in curves.items():
@@ -151,7 +151,7 @@ def table_of_curves(curves: dict[str, list[float]]) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """Sizes and repeats."""
+    """Return sizes and repeats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["calls", "overhead", "curves"], default="calls")
     parser.add_argument("--image-size", type=int, default=256, help="side in pixels; 16 pixels a token")

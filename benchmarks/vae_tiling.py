@@ -35,7 +35,7 @@ def resident_bytes(field: str) -> int:
 
 
 def measure(mode: str, operation: str, size: int, tile: int) -> dict[str, float]:
-    """Runs one call in this process; returns its peak memory in MiB and its processor time in seconds."""
+    """Run one call in this process; return its peak memory in MiB and its processor time in seconds."""
     import torch
 
     from diffusers_flux_ext import AutoencoderKLFlux
@@ -64,13 +64,13 @@ def measure(mode: str, operation: str, size: int, tile: int) -> dict[str, float]
 
 
 def buffer_mebibytes(operation: str, size: int) -> float:
-    """What `AutoencoderKLFlux` allocates for the whole plane: weighted sums and weights in float32."""
+    """Return what `AutoencoderKLFlux` allocates for the whole plane: weighted sums and weights in float32."""
     cells, channels = (size * size, 3) if operation == "decode" else ((size // 8) ** 2, 32)
     return cells * (channels + 1) * 4 / MEBIBYTE
 
 
 def measure_apart(mode: str, operation: str, size: int, tile: int) -> dict[str, float]:
-    """Runs [`measure`] in a process that returns freed memory to the system at once."""
+    """Run [`measure`] in a process that returns freed memory to the system at once."""
     arguments = [sys.executable, __file__, "--measure", mode, operation, str(size), str(tile)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
@@ -79,7 +79,7 @@ def measure_apart(mode: str, operation: str, size: int, tile: int) -> dict[str, 
 
 
 def table_row(operation: str, size: int, tile: int, repeats: int) -> str:
-    """One line of the table: medians over `repeats` processes."""
+    """Return one line of the table: medians over `repeats` processes."""
     medians = {}
     for mode in MODES:
         runs = [measure_apart(mode, operation, size, tile) for _ in range(repeats)]
@@ -92,6 +92,7 @@ def table_row(operation: str, size: int, tile: int, repeats: int) -> str:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="sides in pixels")
     parser.add_argument("--tile", type=int, default=512, help="tile size in pixels")
@@ -102,7 +103,7 @@ def main() -> None:
         mode, operation, size, tile = options.measure
         sys.stdout.write(json.dumps(measure(mode, operation, int(size), int(tile))) + "\n")
         return
-    heads = ["call", "picture", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
+    heads = ["call", "image", *(f"{mode}, MiB" for mode in MODES), "ours: buffers", "ours: rest"]
     sys.stdout.write("| " + " | ".join([*heads, *(f"{mode}, s" for mode in MODES)]) + " |" + "\n")
     sys.stdout.write("|---|---|" + "---:|" * (len(heads) - 2 + len(MODES)) + "\n")
     for operation in OPERATIONS:

@@ -32,7 +32,7 @@ TINY_BUDGETS = (0.1, 1)
 
 
 def build(tiny: bool) -> FluxConditionedPipeline:
-    """A pipeline with random weights and the tokenizers of the embedded model, whose vocabularies are smaller."""
+    """Return a pipeline with random weights and the embedded model's tokenizers, whose vocabularies are smaller."""
     if tiny:
         pipe = FluxConditionedPipeline.from_pretrained(tiny_flux_path(), dtype=torch.float32)
     else:
@@ -60,7 +60,7 @@ class Meter:
         self.device, self.cuda = device, device.startswith("cuda")
 
     def run(self, call: Callable[[], Any]) -> tuple[float, float | None]:
-        """The second of two calls."""
+        """Call twice and measure the second call."""
         call()
         if self.cuda:
             torch.cuda.synchronize()
@@ -76,7 +76,7 @@ class Meter:
 
 @contextmanager
 def placed(pipe: Any, way: str, device: str, budget: float | None, sizes: dict[str, Any]) -> Iterator[None]:
-    """The pipeline offloaded in one way, and back in host memory afterwards."""
+    """Offload the pipeline in one way, and bring it back to host memory afterwards."""
     if way == "budget":
         apply_vram_plan(pipe, plan_vram(pipe, budget or 8, **sizes), device)
         yield
@@ -94,7 +94,7 @@ def placed(pipe: Any, way: str, device: str, budget: float | None, sizes: dict[s
 
 
 def reference_steps(pipe: Any, limit: float, device: str, steps: int, height: int, width: int) -> Callable[[], Any]:
-    """The reference's own transformer with its own memory management, as many steps."""
+    """Return the reference's own transformer with its own memory management, as many steps."""
     from tests.parity.reference import import_reference, reference_dit
     from tests.parity.reference.dit import reference_velocity
 

@@ -34,14 +34,14 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "
 
 
 def build(kind: str) -> Any:
-    """A model of the released width with one block of each kind, and random weights in float32."""
+    """Return a model of the released width with one block of each kind, and random weights in float32."""
     if kind == "transformer":
         return FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
     return AutoencoderKL.from_config(flux_models()["vae"].config)
 
 
 def call_of(model: Any, kind: str, text: int, pixels: int) -> Callable[[], Any]:
-    """One run of the model."""
+    """Return one run of the model."""
     if kind == "vae":
         return lambda: model.decode(torch.randn(1, 16, pixels // 8, pixels // 8)).sample
     image = (pixels // 16) ** 2

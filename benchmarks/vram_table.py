@@ -19,7 +19,7 @@ FP8 = torch.float8_e4m3fn
 
 
 def cells(plan: VRAMPlan) -> str:
-    """Blocks that stay, GiB per step, the VAE, the peak and host memory."""
+    """Return blocks that stay, GiB per step, the VAE, the peak and host memory."""
     transformer = plan.component("transformer")
     stay = "layers" if transformer.level == "leaves" else str(len(transformer.resident))
     tile = "-" if plan.vae_tile is None else str(plan.vae_tile)
@@ -27,7 +27,7 @@ def cells(plan: VRAMPlan) -> str:
 
 
 def smallest(name: str) -> float:
-    """The smallest budget of a method."""
+    """Return the smallest budget of a method."""
     try:
         plan_methods([(name, None)], budget_gib=0.1)
     except VRAMBudgetError as error:

@@ -29,7 +29,7 @@ Call = Callable[[], torch.Tensor]
 
 
 def make_transformer(args: argparse.Namespace) -> FluxTransformer2DModel:
-    """A transformer of random weights; its heads have the released width."""
+    """Return a transformer of random weights; its heads have the released width."""
     torch.manual_seed(0)
     return FluxTransformer2DModel(
         in_channels=64, num_layers=args.double, num_single_layers=args.single, attention_head_dim=128,
@@ -38,13 +38,13 @@ def make_transformer(args: argparse.Namespace) -> FluxTransformer2DModel:
 
 
 def pipeline(transformer: FluxTransformer2DModel) -> FluxPipeline:
-    """A pipeline of nothing but a transformer."""
+    """Return a pipeline of nothing but a transformer."""
     rest = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     return FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), transformer=transformer, **rest)
 
 
 def ours(pipe: FluxPipeline, values: dict[str, torch.Tensor]) -> Call:
-    """A call of the transformer of a pipeline."""
+    """Return a call of the transformer of a pipeline."""
     height, width = values["latents"].shape[2:]
     inputs = {
         "hidden_states": FluxPipeline._pack_latents(values["latents"], 1, 16, height, width),
@@ -60,7 +60,7 @@ def ours(pipe: FluxPipeline, values: dict[str, torch.Tensor]) -> Call:
 
 
 def theirs(transformer: FluxTransformer2DModel, values: dict[str, torch.Tensor]) -> tuple[Any, Call]:
-    """The reference's pipeline, and a call of its model function."""
+    """Return the reference's pipeline, and a call of its model function."""
     pipe = import_reference("diffsynth.pipelines.flux_image").FluxImagePipeline(
         device="cpu", torch_dtype=torch.float32
     )
@@ -92,7 +92,7 @@ def fusion_sides(args: argparse.Namespace, values: dict[str, torch.Tensor], numb
 
 
 def timestep_sides(args: argparse.Namespace, values: dict[str, torch.Tensor]) -> dict[str, Call]:
-    """A timestep LoRA on both sides, and an ordinary LoRA of the same layers."""
+    """Return a timestep LoRA on both sides, and an ordinary LoRA of the same layers."""
     sizes, shapes = Sizes(width=args.width), {}
     for index in range(args.double):
         shapes.update({n: s for n, s in double_modules(sizes, index).items() if "norm" not in n})
@@ -117,7 +117,7 @@ def timestep_sides(args: argparse.Namespace, values: dict[str, torch.Tensor]) ->
 
 @torch.no_grad()
 def measure(title: str, sides: dict[str, Call], repeats: int) -> str:
-    """A row of medians of interleaved calls, after a check that both sides agree."""
+    """Return a row of medians of interleaved calls, after a check that both sides agree."""
     torch.testing.assert_close(sides["ours"](), sides["reference"](), atol=1e-3, rtol=1e-3)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Try every value of every argument of all pipelines and conditions, and count what becomes of it.
+"""Try every value of every argument of all pipelines and conditions, and count the outcomes.
 
     python -m benchmarks.wrong_inputs                       # everything, on all cores
     python -m benchmarks.wrong_inputs --subject FillMask    # one class
@@ -22,8 +22,7 @@ BYTES = 32 * 2**30
 
 
 def run(trials: Sequence[Trial], processes: int) -> list[Result]:
-    """
-    Tries them in several processes of limited memory.
+    """Run trials in several processes of limited memory.
 
     Args:
         trials (`Sequence[Trial]`): The trials.
@@ -42,7 +41,7 @@ def _limit_memory() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, write a table of the outcomes and say what is wrong; 1 if something is."""
+    """Run the trials, print a table of outcomes and what is wrong; return 1 if something is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subject", action="append", help="only this class; may be given several times")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())

@@ -1,7 +1,7 @@
 """FLUX.1 methods that diffusers lacks, as ordinary diffusers pipelines that compose.
 
 Public names are imported on first use, so `import diffusers_flux_ext` costs neither torch nor diffusers. The names of
-a method stand in its record; type checkers read them all from the stub beside this file.
+a method are in its record; type checkers read them all from the stub beside this file.
 """
 
 import importlib
@@ -66,7 +66,7 @@ _SUBMODULES = ("flux_shapes",)
 
 
 def custom_pipeline(name: str) -> str:
-    """Path of the file to give as `custom_pipeline=` to `DiffusionPipeline.from_pretrained`.
+    """Return path of the file to give as `custom_pipeline=` to `DiffusionPipeline.from_pretrained`.
 
     Args:
         name (`str`):
@@ -87,7 +87,7 @@ def custom_pipeline(name: str) -> str:
 
 
 def tiny_flux_path() -> str:
-    """Path of the embedded tiny FLUX.1 ("shapes"), an ordinary pipeline folder for `from_pretrained`."""
+    """Return path of the embedded tiny FLUX.1 ("shapes"), an ordinary pipeline folder for `from_pretrained`."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tiny_flux")
 
 

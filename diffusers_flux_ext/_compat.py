@@ -103,7 +103,7 @@ def attention_accepts_mask(backend: str | None) -> bool:
 
 
 def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
-    """Names of the components and of the plain arguments of a pipeline class' constructor."""
+    """Return the names of the components and of the plain arguments in a pipeline class' constructor."""
     components, optional = pipeline_class._get_signature_keys(pipeline_class)  # type: ignore[attr-defined]
     return set(components), set(optional)
 
@@ -119,14 +119,14 @@ def has_offload_hook(module: torch.nn.Module) -> bool:
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Whether a module as a whole runs compiled, as `torch.compile(module)` or `module.compile()` make it."""
+    """Whether a whole module is compiled, by `torch.compile(module)` or `module.compile()`."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def offload_all_but(pipe: Any, names: Collection[str]) -> None:
-    """Sends every component under model CPU offload back to the CPU, except for those of the given names.
+    """Send every component under model CPU offload back to the CPU, except the named ones.
 
-    accelerate's chain itself sends only the previous model of its order back. Without model offload nothing happens.
+    accelerate's own chain sends back only the model before the current one. Without model offload nothing happens.
     """
     kept = [getattr(pipe, name, None) for name in names]
     for hook in getattr(pipe, "_all_hooks", ()):
@@ -135,7 +135,7 @@ def offload_all_but(pipe: Any, names: Collection[str]) -> None:
 
 
 def active_caches(transformer: torch.nn.Module) -> dict[str, list[ModelHook]]:
-    """Names of the caches that a transformer runs with, however they were applied, and some of their hooks."""
+    """Return the names of the caches a transformer runs with, however they were applied, and some of their hooks."""
     blocks: Any = getattr(transformer, "transformer_blocks", None)
     modules = [transformer, *(blocks[0].modules() if blocks else ())]
     config = getattr(transformer, "_cache_config", None)
@@ -148,14 +148,14 @@ def active_caches(transformer: torch.nn.Module) -> dict[str, list[ModelHook]]:
 
 
 def hooks_without_branches(transformer: torch.nn.Module) -> list[Any]:
-    """The hooks of caches that keep one state whatever the cache context, and would mix the branches of guidance."""
+    """Return the cache hooks that keep one state for all cache contexts, which would mix the branches of guidance."""
     kinds = (FasterCacheBlockHook, FasterCacheDenoiserHook, PyramidAttentionBroadcastHook)
     registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
     return [hook for each in registries for hook in getattr(each, "hooks", {}).values() if isinstance(hook, kinds)]
 
 
 def state_hooks(module: torch.nn.Module) -> set[str]:
-    """Names of the hooks in a module, which move or cast weights or remember something, for one thread at a time."""
+    """Return the names of hooks that move or cast weights or hold state, which serve one thread at a time."""
     names: set[str] = set()
     for part in module.modules():
         if hasattr(part, "_hf_hook"):
@@ -165,7 +165,7 @@ def state_hooks(module: torch.nn.Module) -> set[str]:
 
 
 def split_degree(transformer: torch.nn.Module) -> int:
-    """Over how many devices each sequence of a transformer is split; 1 without context parallelism."""
+    """Return the number of devices that each sequence is split over; 1 without context parallelism."""
     config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
     if config is not None:
         return (config.ulysses_degree or 1) * (config.ring_degree or 1)
@@ -178,21 +178,21 @@ def split_degree(transformer: torch.nn.Module) -> int:
 
 
 def splits_evenly(transformer: torch.nn.Module) -> bool:
-    """Whether context parallelism needs sequences whose length the number of devices divides."""
+    """Whether context parallelism needs sequence lengths that are divisible by the number of devices."""
     config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
     return not any(getattr(config, name, False) for name in ("ulysses_anything", "ring_anything"))
 
 
 def reset_caches(transformer: torch.nn.Module) -> None:
-    """Empties the caches of a transformer, so that nothing of a call that broke off reaches the next one."""
+    """Empty the caches of a transformer, so that an interrupted call leaves nothing to the next one."""
     if hasattr(transformer, "_reset_stateful_cache"):
         transformer._reset_stateful_cache()  # type: ignore[operator]
 
 
 def borrow_weights(block: torch.nn.Module, layer: torch.nn.Module, **inputs: Any) -> dict[str, torch.Tensor] | None:
-    """Weights of a layer as they are while its block runs, or `None` for a layer that can be called at any time.
+    """Return the weights of a layer as they are while its block runs, or `None` if the layer can always be called.
 
-    Group offloading and its like bring the weights of a whole block when the block is called, and take them away
+    Group offloading and similar hooks bring the weights of a whole block when the block is called, and take them away
     afterwards. Here the block is called without its own work, so that all of its hooks run.
 
     Args:
@@ -209,7 +209,7 @@ def borrow_weights(block: torch.nn.Module, layer: torch.nn.Module, **inputs: Any
         return ()
 
     chain = getattr(getattr(block, "_diffusers_hook", None), "_fn_refs", None)
-    # Without a chain of diffusers' hooks it is accelerate that has put its own function before the block's.
+    # Without a chain of diffusers' hooks, the wrapper around the block's function is accelerate's.
     holder, name = (chain[0], "forward") if chain else (block, "_old_forward")
     if not hasattr(holder, name):
         return None
@@ -225,7 +225,7 @@ def borrow_weights(block: torch.nn.Module, layer: torch.nn.Module, **inputs: Any
 def fetch_lora_state_dict(
     source: str | dict[str, torch.Tensor], **kwargs: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """State dict and metadata of a LoRA repository, folder, file or dict; takes the arguments of `lora_state_dict`."""
+    """Return state dict and metadata of a LoRA repository, folder, file or dict; see `lora_state_dict`."""
     use_safetensors = kwargs.get("use_safetensors")
     return _fetch_state_dict(
         source,
@@ -245,8 +245,7 @@ def fetch_lora_state_dict(
 
 @contextmanager
 def offloading_suspended(pipe: Any, weights: bool = False) -> Iterator[None]:
-    """
-    Take accelerate's hooks off a pipeline's modules, and have all offloading cover what was added meanwhile.
+    """Remove accelerate's hooks from a pipeline's modules, then restore all offloading, new modules included.
 
     Args:
         pipe (`DiffusionPipeline`): The pipeline.
@@ -273,7 +272,7 @@ def offloading_suspended(pipe: Any, weights: bool = False) -> Iterator[None]:
 
 
 def vram_budget_of(pipe: Any) -> Any:
-    """The VRAM budget that the models of a pipeline are under, also if another pipeline with them set it."""
+    """Return the VRAM budget of a pipeline's models, even if another pipeline that shares them set it."""
     for component in (pipe if isinstance(pipe, Mapping) else pipe.components).values():
         hooks = getattr(getattr(component, "_diffusers_hook", None), "hooks", {})
         if "vram_budget" in hooks:
@@ -282,9 +281,9 @@ def vram_budget_of(pipe: Any) -> Any:
 
 
 def remove_hook(module: torch.nn.Module, name: str) -> None:
-    """Takes a hook off a module, and leaves those above it alive.
+    """Remove a hook from a module without breaking the hooks above it.
 
-    diffusers' own `remove_hook` overwrites the `new_forward` of the hook above, so that a cache would be dead.
+    diffusers' own `remove_hook` overwrites the `new_forward` of the hook above, which would disable a cache.
     """
     registry = module.__dict__.get("_diffusers_hook")
     if registry is None or registry.get_hook(name) is None:
@@ -303,7 +302,7 @@ def remove_hook(module: torch.nn.Module, name: str) -> None:
 
 
 def register_innermost(module: torch.nn.Module, hook: Any, name: str) -> None:
-    """Registers a hook below those that are there, so that it does not run where one of them skips the forward."""
+    """Register a hook below the existing ones, so that it does not run when one of them skips the forward pass."""
     registry = HookRegistry.check_if_exists_or_initialize(module)
     if not registry.hooks:
         registry.register_hook(hook, name)
@@ -324,14 +323,14 @@ def register_innermost(module: torch.nn.Module, hook: Any, name: str) -> None:
 
 
 def remove_group_offloading(module: torch.nn.Module) -> None:
-    """Takes all hooks of group offloading off a module and its parts."""
+    """Remove all group offloading hooks from a module and its submodules."""
     for part in list(module.modules()):
         hooks = getattr(part.__dict__.get("_diffusers_hook"), "hooks", {})
         group = getattr(hooks.get(GROUP_OFFLOADING), "group", None)
         for name in (_LAZY_PREFETCH_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, GROUP_OFFLOADING):
             remove_hook(part, name)
         if group is not None:
-            # A forward under way goes on to call the hook, which must not move anything anymore.
+            # A forward pass in progress still calls the hook, which must not move anything any more.
             group.modules, group.parameters, group.buffers = [], [], []
     registry = module.__dict__.get("_diffusers_hook")
     if registry is not None:
@@ -339,12 +338,12 @@ def remove_group_offloading(module: torch.nn.Module) -> None:
 
 
 def expand_linears(transformer: torch.nn.Module, lora_state_dict: dict[str, torch.Tensor]) -> bool:
-    """Widens with zeros the Linears that a control LoRA needs wider; says whether there were any."""
+    """Widen with zeros the Linears that a control LoRA needs wider; return whether there were any."""
     return FluxLoraLoaderMixin._maybe_expand_transformer_param_shape_or_error_(transformer, lora_state_dict)
 
 
 def restore_linears(pipe: Any) -> None:
-    """Gives Linears that [`expand_linears`] widened their old weights, after all LoRAs are gone."""
+    """Restore the weights of Linears that [`expand_linears`] widened, once all LoRAs are gone."""
     if getattr(getattr(pipe, "transformer", None), "_overwritten_params", None):
         FluxLoraLoaderMixin.unload_lora_weights(pipe, reset_to_overwritten_params=True)
         pipe.transformer._overwritten_params = None

@@ -1,4 +1,4 @@
-"""Makes diffusers aware of this package, without importing diffusers.
+"""Make diffusers aware of this package, without importing diffusers.
 
 Two registrations are needed so that a saved pipeline reloads through `DiffusionPipeline.from_pretrained`: the package
 as a component library, and the pipeline classes as attributes of `diffusers`. Both are applied at once when diffusers
@@ -15,7 +15,7 @@ from typing import Any
 
 
 LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
-# What a component of the package may derive from, or be.
+# Base classes of the package's components.
 LOADABLE = ("ModelMixin", "SchedulerMixin", "QwenVLProcessor")
 
 
@@ -29,7 +29,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Find the module by the other finders; a mere question after it (no import) must not use this one up."""
+        """Find the module with the other finders; a mere lookup without an import must not use this finder up."""
         if fullname != self.name or self.searching:
             return None
         self.searching = True
@@ -85,7 +85,7 @@ def register(package: ModuleType, pipeline_names: Sequence[str], loadable: Seque
 
     def add_library(loading_utils: ModuleType) -> None:
         loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, {}).update(load_methods)
-        # diffusers saves by the table above, and loads by this one, which it joined from all libraries beforehand.
+        # diffusers saves by the table above and loads by this one, which it merges from all libraries beforehand.
         for name, methods in load_methods.items():
             loading_utils.ALL_IMPORTABLE_CLASSES.setdefault(name, methods)
 

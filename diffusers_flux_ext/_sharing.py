@@ -1,4 +1,4 @@
-"""Calls that run at once, in several threads or one from another's callback, over the same modules."""
+"""Concurrent calls over the same modules: in several threads, or one from another's callback."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RUNNING: list[Call] = []
 
 @contextmanager
 def starting_calls() -> Iterator[list[Call]]:
-    """The calls that run now; none starts or ends inside this context."""
+    """Hold the list of running calls; none starts or ends inside this context."""
     with _LOCK:
         yield _RUNNING
 
@@ -52,16 +52,16 @@ _LOOPS = _Loops()
 
 
 def loop_key() -> Any:
-    """What tells loops apart: the object given to [`in_loop`], or else the thread."""
+    """Return the key that tells loops apart: the object given to [`in_loop`], or else the thread."""
     return _LOOPS.inner[-1] if _LOOPS.inner else threading.current_thread()
 
 
 @contextmanager
 def in_loop(key: Any) -> Iterator[None]:
-    """Inside this context states on modules are those of one loop, wherever else the modules run.
+    """Give one loop its own states on modules inside this context, wherever else the modules run.
 
     Args:
-        key (`Any`): An object that stands for the loop, and lives as long.
+        key (`Any`): An object that identifies the loop and lives as long.
     """
     _LOOPS.inner.append(key)
     try:
@@ -71,7 +71,7 @@ def in_loop(key: Any) -> Iterator[None]:
 
 
 class LoopStateManager(StateManager):
-    """diffusers' `StateManager` with the context and the states of each denoising loop apart.
+    """diffusers' `StateManager` with a separate context and separate states for each denoising loop.
 
     diffusers keeps one context and one state per branch on a module, whoever calls it.
 
@@ -102,7 +102,7 @@ class LoopStateManager(StateManager):
 
 
 class ForwardLock:
-    """Lets one thread at a time through a forward pass; a thread may take it again, and gives it back once."""
+    """Lets one thread at a time run a forward pass; reentrant, and released once."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -115,16 +115,16 @@ class ForwardLock:
         return type(self), ()
 
     def acquire(self) -> None:
-        """Wait until no other thread has it."""
+        """Wait until no other thread holds the lock."""
         me = threading.current_thread()
         with self._condition:
             while self._owner is not None and self._owner is not me and self._owner.is_alive():
-                # Now and then it is looked whether the owner has died in its forward pass.
+                # Check now and then whether the owner has died in its forward pass.
                 self._condition.wait(timeout=1.0)
             self._owner = me
 
     def release(self) -> None:
-        """Let the next one through; nothing happens in a thread that does not have it."""
+        """Release the lock; nothing happens in a thread that does not hold it."""
         with self._condition:
             if self._owner is threading.current_thread():
                 self._owner = None
@@ -181,7 +181,7 @@ def unguard_forward(module: torch.nn.Module) -> None:
         for handle in guard.handles:
             handle.remove()
         guard.handles = []
-        # It may run inside a forward pass, whose last hook is gone now.
+        # This may run inside a forward pass whose last hook is gone now.
         guard.lock.release()
 
 
@@ -201,11 +201,11 @@ def one_thread(*parts: Any) -> Iterator[None]:
 
 
 def one_forward(module: torch.nn.Module) -> AbstractContextManager[None]:
-    """Around a forward pass: keeps other threads out of a module whose adapters or hooks hold state meanwhile.
+    """Keep other threads out of a module whose adapters or hooks hold state during a forward pass.
 
     Args:
         module (`torch.nn.Module`):
-            The module. One without adapters and without [`guard_forward`] is run by any number of threads.
+            The module. Any number of threads may run one without adapters and without [`guard_forward`].
     """
     module = getattr(module, "_orig_mod", module)
     return one_thread(module if getattr(module, "peft_config", None) or _guard_of(module).users else None)

@@ -1,4 +1,4 @@
-"""The canvas, and moving between pictures, latents and tokens."""
+"""The canvas, and conversions between images, latents and tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Canvas:
         height (`int`): Pixels, a multiple of `token_size`.
         width (`int`): Pixels, a multiple of `token_size`.
         batch_size (`int`): Number of prompts.
-        num_images_per_prompt (`int`): Pictures per prompt; samples of one prompt stand next to each other.
+        num_images_per_prompt (`int`): Images per prompt; samples of one prompt are adjacent.
         device (`torch.device`): Where the loop runs.
         dtype (`torch.dtype`): Data type of the latents.
         token_size (`int`, defaults to 16): Pixels per token side, twice the VAE's factor.
@@ -53,11 +53,11 @@ class Canvas:
 
     @property
     def num_samples(self) -> int:
-        """Pictures drawn at once."""
+        """Images drawn at once."""
         return self.batch_size * self.num_images_per_prompt
 
     def per_sample(self, tensor: torch.Tensor, what: str = "A condition") -> torch.Tensor:
-        """Repeat a tensor of one entry per prompt for every picture; a tensor for all (batch 1) stays as it is.
+        """Repeat a tensor of one entry per prompt for every image; a tensor of batch 1 is returned unchanged.
 
         Args:
             tensor (`torch.Tensor` of shape `(1 or batch_size, ...)`): One entry for all, or one per prompt.
@@ -80,14 +80,14 @@ class Canvas:
 
 
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:
-    """`(batch, channels, height, width)` to tokens `(batch, height/2 * width/2, channels * 4)`."""
+    """Pack `(batch, channels, height, width)` into tokens `(batch, height/2 * width/2, channels * 4)`."""
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
 
 
 def encode_image(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
-    """VAE latents of a picture, scaled: the mean of the posterior, not a sample.
+    """Encode an image to scaled VAE latents: the mean of the posterior, not a sample.
 
     Args:
         vae (`AutoencoderKL`): The VAE.
@@ -103,18 +103,18 @@ def encode_image(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
 def sample_image_latents(
     vae: AutoencoderKL, image: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> torch.Tensor:
-    """Scaled VAE latents of a picture, sampled from the posterior as diffusers' image-to-image does.
+    """Encode an image to scaled VAE latents, sampled from the posterior as in diffusers' image-to-image.
 
     Args:
         vae (`AutoencoderKL`): The VAE.
         image (`torch.Tensor` of shape `(batch, 3, height, width)`): In [-1, 1].
-        generator (`torch.Generator` or a list of one per picture, *optional*): Source of the sample.
+        generator (`torch.Generator` or a list of one per image, *optional*): Source of the sample.
 
     Returns:
         `torch.Tensor` of shape `(batch, 16, height/8, width/8)`.
 
     Raises:
-        ValueError: if there is another number of generators than of pictures.
+        ValueError: if the numbers of generators and images differ.
     """
     if isinstance(generator, Sequence):
         if len(generator) != image.shape[0]:
@@ -134,18 +134,18 @@ def sample_image_latents(
 def image_generators(
     generator: torch.Generator | Sequence[torch.Generator] | None, images: int, num_samples: int
 ) -> torch.Generator | Sequence[torch.Generator] | None:
-    """The generators that sample the latents of images: of one per sample, the first, as in diffusers.
+    """Return the generators that sample the latents of images: of one per sample, the first, as in diffusers.
 
     Args:
         generator (`torch.Generator` or a list of one per sample, *optional*): What the user gave.
-        images (`int`): Number of images to encode; one may stand for several samples.
+        images (`int`): Number of images to encode; one may serve several samples.
         num_samples (`int`): Number of samples of the call.
 
     Returns:
         `torch.Generator`, a list of one per image, or `None`.
 
     Raises:
-        ValueError: if a list has another length than the call has samples.
+        ValueError: if the length of a list is not the number of samples.
     """
     if not isinstance(generator, Sequence):
         return generator
@@ -162,12 +162,12 @@ def noised_image(
     scheduler: FlowMatchEulerDiscreteScheduler,
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Starting latents of image-to-image, and their noise.
+    """Return starting latents of image-to-image, and their noise.
 
     Args:
         image_latents (`torch.Tensor` of shape `(pictures, 16, height/8, width/8)`): Scaled latents.
         batch_size (`int`): Number of prompts.
-        num_images_per_prompt (`int`): Samples per prompt, which stand next to each other.
+        num_images_per_prompt (`int`): Samples per prompt, which are adjacent.
         timestep (`torch.Tensor` of shape `()`): The scheduler's timestep to start from.
         scheduler (`FlowMatchEulerDiscreteScheduler`): Mixes latents and noise.
         generator (`torch.Generator` or a list, *optional*): Source of the noise.
@@ -176,7 +176,7 @@ def noised_image(
         `tuple[torch.Tensor, torch.Tensor]`: packed latents and packed noise, each `(num_samples, length, 64)`.
 
     Raises:
-        ValueError: if there is neither one picture nor one per prompt.
+        ValueError: if there is neither a single image nor one per prompt.
     """
     num_samples, pictures = batch_size * num_images_per_prompt, image_latents.shape[0]
     if pictures not in (1, batch_size, num_samples):

@@ -1,4 +1,4 @@
-"""What a condition is: one method's part in a denoising loop."""
+"""The contract of a condition, one method's part in a denoising loop."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OUTSIDE_OF_MASK = "the pixels outside of the mask"
 
 
 class Encoders(Protocol):
-    """What a condition may ask of a pipeline, or of whatever stands in for one.
+    """The parts of a pipeline, or of a stand-in, that a condition may use.
 
     Attributes:
         vae (`AutoencoderKL`): Encodes images.
         image_processor (`VaeImageProcessor`): Turns images into tensors in [-1, 1].
-        transformer (`FluxTransformer2DModel`): Whose sizes a condition's modules have to fit; nobody calls it here.
+        transformer (`FluxTransformer2DModel`): A condition's modules have to fit its sizes; conditions never call it.
         image_encoder (`CLIPVisionModelWithProjection` or `SiglipVisionModel`, *optional*): A vision model.
         feature_extractor (`CLIPImageProcessor` or `SiglipImageProcessor`, *optional*): Its processor.
         guidance_scale (`float`): The embedded guidance of the call.
@@ -46,14 +46,14 @@ class Encoders(Protocol):
     def encode_text(
         self, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """T5 hidden states of texts, and where their padding is; see [`FluxConditionedPipeline.encode_text`]."""
+        """Encode texts with T5, and say where their padding is; see [`FluxConditionedPipeline.encode_text`]."""
 
 
 @dataclass(frozen=True, eq=False)
 class FluxCondition(ABC):
     """One method's part in a denoising loop. Subclasses are frozen dataclasses of user inputs and the module they use.
 
-    A subclass writes `encode`, `contribute` and `demand`; everything else has a default. `encode` holds what is frozen
+    A subclass writes `encode`, `contribute` and `demand`; everything else has a default. `encode` runs what is frozen
     and can be cached (text encoders, VAE); the condition's own, possibly trainable, module runs in `prepare` or
     `contribute`, so that training reaches it.
     """
@@ -73,7 +73,7 @@ class FluxCondition(ABC):
     def exclusive(self) -> str | None:
         """What only one condition of a call may decide, in words, for example [`OUTSIDE_OF_MASK`], or `None`.
 
-        Two conditions with one value are refused, also two of one class.
+        Two conditions with the same value are refused, even if they are of one class.
         """
         return None
 
@@ -91,7 +91,7 @@ class FluxCondition(ABC):
 
     @abstractmethod
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """What this condition adds to one call of the transformer.
+        """Return what the condition adds to one call of the transformer.
 
         Args:
             encoded (`Mapping[str, torch.Tensor]`): What `encode` and `prepare` returned.
@@ -102,44 +102,44 @@ class FluxCondition(ABC):
         """
 
     def demand(self, prompt_tokens: int) -> Demand | None:
-        """What the condition costs, for VRAM plans; its modules are found in its fields.
+        """Return what the condition costs, for VRAM plans; its modules are found in its fields.
 
         Args:
             prompt_tokens (`int`): Text tokens of the prompt.
 
         Returns:
-            `Demand`; `None`, the default, is unknown: plans then count one more prompt, with a warning.
+            `Demand`; `None`, the default, means unknown: plans then count one more prompt, with a warning.
         """
         return None
 
     def reuse(self, step: DenoisingStep) -> Hashable | None:
-        """How long a contribution holds: it is used again, the same tensors, where this returns the same key.
+        """Return the key of a contribution; where it is the same, the same tensors are used again.
 
         Args:
             step (`DenoisingStep`): The step.
 
         Returns:
             `Hashable` or `None`: by default the branch, so `contribute` runs once per branch. `step.index` shares what
-            was made for the conditional branch with the unconditional one; `None` makes it anew at each step.
+            was made for the conditional branch with the unconditional one; `None` makes it again at each step.
         """
         return step.branch
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
-        """What the condition's own module makes of `encoded` that holds for all steps of a branch.
+        """Run the part of the condition's own module that holds for all steps of a branch.
 
-        It runs at the branch's first step. The later methods find these tensors in `encoded`, and do without them
-        where they are called on their own, as in training.
+        It runs at the branch's first step. Later methods find these tensors in `encoded`, and work without them
+        when called on their own, as in training.
         """
         return {}
 
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
-        """A prompt that replaces the text encoders' at this step, or `None`. At most one condition may replace it."""
+        """Return a prompt to use instead of the text encoders' at this step, or `None`. One condition per call may."""
         return None
 
     def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor | None:
-        """The guided velocity, where the method has a rule of its own, or `None`. At most one condition may have one.
+        """Return the guided velocity by the method's own rule, or `None` if it has none. One condition per call may.
 
         Args:
             step (`DenoisingStep`): The step of the conditional branch.
@@ -155,16 +155,16 @@ class FluxCondition(ABC):
     def after_step(
         self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
     ) -> torch.Tensor:
-        """The latents `(batch_size, length, 64)` to go on with after the scheduler's step."""
+        """Return the latents `(batch_size, length, 64)` to continue with after the scheduler's step."""
         return latents
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """The images `(batch_size, 3, height, width)` in [-1, 1] to return after decoding."""
+        """Return the images `(batch_size, 3, height, width)` in [-1, 1] to return after decoding."""
         return images
 
 
 def check_conditions(conditions: Any) -> list[FluxCondition]:
-    """The conditions as a list; raises an error that names what is not a condition, or may not come twice."""
+    """Return the conditions as a list; raise an error that names a non-condition, or what may not be given twice."""
     if conditions is None:
         return []
     given = list(conditions) if isinstance(conditions, (list, tuple)) else [conditions]

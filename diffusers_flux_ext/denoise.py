@@ -27,11 +27,11 @@ class PromptEmbeds:
         pooled (`torch.Tensor` of shape `(batch_size, 768)`): CLIP's pooled output.
         ids (`torch.Tensor` of shape `(length, 3)`): Rotary positions, zero for text.
         mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*):
-            Boolean, false for padding that nobody shall see. By default everything is seen, as FLUX.1 was trained.
-            Best on the CPU, and one object for all steps: plans are built anew for another.
+            Boolean. False marks hidden padding; by default everything is seen, as FLUX.1 was trained. Best on the
+            CPU. Pass the same tensor at every step: plans are cached by identity.
 
     Raises:
-        ValueError: if the mask has another type or shape, or shows no token of a sample.
+        ValueError: if the mask has another type or shape, or hides all tokens of a sample.
     """
 
     hidden_states: torch.Tensor
@@ -59,8 +59,8 @@ class DenoisingStep:
 
     Args:
         index (`int`): Number of the step, from 0.
-        num_steps (`int`): How many steps the loop takes.
-        branch (`"cond"` or `"uncond"`): Which side of classifier-free guidance.
+        num_steps (`int`): Number of steps of the loop.
+        branch (`"cond"` or `"uncond"`): Branch of classifier-free guidance.
         timestep (`torch.Tensor` of shape `(batch_size,)`): In [0, 1]; 1 is pure noise.
         latents (`torch.Tensor` of shape `(batch_size, target_length, 64)`): Packed latents.
         latent_ids (`torch.Tensor` of shape `(target_length, 3)`): Their rotary positions.
@@ -82,14 +82,14 @@ class DenoisingStep:
 
 
 def extend_prompt(prompt: PromptEmbeds, contributions: Sequence[Contribution]) -> PromptEmbeds:
-    """The whole prompt: the text that contributions append to it (see `in_prompt` of [`TokenGroup`]), then the prompt.
+    """Return the whole prompt: text that contributions append (see `in_prompt` of [`TokenGroup`]), then the prompt.
 
     Args:
         prompt (`PromptEmbeds`): The prompt of a branch, after any condition has replaced it.
-        contributions (`Sequence[Contribution]`): In any order, which only decides that of the tokens.
+        contributions (`Sequence[Contribution]`): In any order, which only affects the order of the tokens.
 
     Returns:
-        `PromptEmbeds`: the given one if nothing is appended. Tokens that are part of the prompt in some samples only
+        `PromptEmbeds`: `prompt` itself if nothing is appended. Tokens that are part of the prompt in some samples only
         are hidden from the others by the mask.
 
     Raises:
@@ -117,7 +117,7 @@ def extend_prompt(prompt: PromptEmbeds, contributions: Sequence[Contribution]) -
 
 
 def _shown(group: TokenGroup, samples: int) -> torch.Tensor:
-    """Which tokens are part of the prompt, `(1 or samples, length)` on the CPU."""
+    """Return which tokens are part of the prompt, `(1 or samples, length)` on the CPU."""
     mask = torch.as_tensor(group.in_prompt)
     mask = mask if mask.ndim else mask.reshape(1, 1)
     fits = mask.ndim == 2 and mask.shape[0] in (1, samples) and mask.shape[1] in (1, group.length)
@@ -130,7 +130,7 @@ def _shown(group: TokenGroup, samples: int) -> torch.Tensor:
 
 
 class PlanCache:
-    """Keeps the attention plan of each branch while rules, lengths and what the transformer can run stay the same."""
+    """Caches the attention plan of each branch while rules, lengths and the transformer's abilities stay the same."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[Sequence[object], Any, AttentionPlan | None]] = {}
@@ -142,7 +142,7 @@ class PlanCache:
         state: Any,
         build: Callable[[], AttentionPlan | None],
     ) -> AttentionPlan | None:
-        """The cached plan of `branch`, or the result of `build` when `parts` (by identity) or `state` have changed."""
+        """Return the cached plan of `branch`, or `build` it again if `parts` (by identity) or `state` changed."""
         known = self._entries.get(branch)
         if known is not None and known[1] == state and len(known[0]) == len(parts):
             if all(old is new for old, new in zip(known[0], parts)):
@@ -166,7 +166,7 @@ def predict_velocity(
             layers have [`FluxRegionalAttnProcessor`]s (see [`regional_attention`]) and as a dense mask otherwise.
         step (`DenoisingStep`): Latents, timestep, prompt and guidance.
         contributions (`Sequence[Contribution]`): One per condition, in any order.
-        plan_cache (`PlanCache`, *optional*): Give the same object at every step: plans are then built once.
+        plan_cache (`PlanCache`, *optional*): Pass the same object at every step, so that plans are built once.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, target_length, 64)`: the velocity, noise minus sample.
@@ -236,7 +236,7 @@ def _collect_groups(
 
 
 def _widen(group: TokenGroup, channels: int) -> TokenGroup:
-    """References have no channels of their own: theirs are zero."""
+    """Pad a reference group with zeros, since references have no extra channels."""
     missing = channels - group.hidden_states.shape[2]
     if missing <= 0:
         return group
@@ -353,7 +353,7 @@ def _collect_residuals(
 
 def _sum_residuals(parts: Sequence[tuple[Sequence[torch.Tensor], bool]], depth: int) -> list[torch.Tensor]:
     if len(parts) == 1 and not parts[0][1]:
-        # The transformer spreads them over its blocks by itself.
+        # The transformer itself spreads them over its blocks.
         return list(parts[0][0])
     if not parts:
         return []

@@ -17,10 +17,10 @@ from .sequence import Contribution, rename_groups
 
 
 class EncodedConditions:
-    """The conditions of one call, encoded once, in one object that the loop can ask.
+    """The conditions of one call, encoded once, in one object that the loop queries.
 
     Args:
-        parts (`Encoders`): The pipeline, or what stands in for it.
+        parts (`Encoders`): The pipeline, or a stand-in.
         conditions (`Sequence[FluxCondition]`): The conditions.
         canvas (`Canvas`): The canvas.
 
@@ -37,16 +37,16 @@ class EncodedConditions:
     def from_tensors(
         cls, conditions: Sequence[FluxCondition], encoded: Sequence[Mapping[str, torch.Tensor]]
     ) -> EncodedConditions:
-        """The conditions with what their `encode` returned earlier, as in training.
+        """Return the conditions with what their `encode` returned earlier, as in training.
 
-        Take a new object for each backward pass: what a module made in `contribute` is kept in it.
+        Take a new object for each backward pass: it keeps what a module returned in `contribute`.
 
         Args:
             conditions (`Sequence[FluxCondition]`): The conditions.
-            encoded (`Sequence[Mapping[str, torch.Tensor]]`): For each what its `encode` returned.
+            encoded (`Sequence[Mapping[str, torch.Tensor]]`): What the `encode` of each returned.
 
         Returns:
-            `EncodedConditions`: ask it for [`with_prompt`] and, with that step, for [`contributions`].
+            `EncodedConditions`: call [`with_prompt`] and, with that step, [`contributions`].
         """
         if len(conditions) != len(encoded):
             raise ValueError(f"`encoded` has {len(encoded)} entries for {len(conditions)} conditions. Give one each.")
@@ -64,7 +64,7 @@ class EncodedConditions:
         self._whole: dict[str, tuple[list[Any], PromptEmbeds]] = {}
 
     def with_prompt(self, step: DenoisingStep) -> DenoisingStep:
-        """The step with the prompt that a condition puts in place of the text encoders', if one does."""
+        """Return the step, with the prompt that a condition substitutes for the text encoders', if one does."""
         replaced: list[tuple[str, PromptEmbeds]] = []
         for index, condition in enumerate(self.conditions):
             prompt = condition.replace_prompt(self._given(index, step), step)
@@ -83,7 +83,7 @@ class EncodedConditions:
     def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor:
-        """The guided velocity: by the rule of the condition that has one, or the ordinary one."""
+        """Return the guided velocity, by the rule of the condition that has one or by classifier-free guidance."""
         guided = [
             (type(condition).__name__, velocity)
             for condition in self.conditions
@@ -93,7 +93,7 @@ class EncodedConditions:
         return guided[0][1] if guided else combine_velocities(cond, uncond, true_cfg_scale)
 
     def contributions(self, step: DenoisingStep) -> list[Contribution]:
-        """What every condition adds to this step, in the order of the conditions."""
+        """Return what every condition adds to this step, in the order of the conditions."""
         last = [index for index, condition in enumerate(self.conditions) if condition.sees_whole_prompt]
         made = {index: self._contribution(index, step) for index in range(len(self.conditions)) if index not in last}
         if last:
@@ -132,7 +132,7 @@ class EncodedConditions:
         return _follow_prompt(*self._kept[key], prompt)
 
     def _prompt_changed(self, key: tuple[int, Hashable], step: DenoisingStep) -> bool:
-        # What is kept by the step's index is meant for both branches, whose prompts differ.
+        # What is kept by the step's index serves both branches, whose prompts differ.
         return key[1] != step.index and self._kept[key][1] is not step.prompt.hidden_states
 
     def _make(self, index: int, step: DenoisingStep) -> Contribution:
@@ -141,7 +141,7 @@ class EncodedConditions:
         return rename_groups(made, f"@{number + 1}") if number else made
 
     def after_step(self, step: DenoisingStep, latents: torch.Tensor) -> torch.Tensor:
-        """The latents to go on with."""
+        """Return the latents to continue with."""
         self._kept = {key: kept for key, kept in self._kept.items() if key in self._used}
         self._used = set()
         for condition, encoded in zip(self.conditions, self.encoded):
@@ -149,14 +149,14 @@ class EncodedConditions:
         return latents
 
     def after_decode(self, images: torch.Tensor) -> torch.Tensor:
-        """The pictures to return."""
+        """Return the images to return."""
         for condition, encoded in zip(self.conditions, self.encoded):
             images = condition.after_decode(encoded, images)
         return images
 
 
 def _follow_prompt(contribution: Contribution, before: torch.Tensor, prompt: torch.Tensor) -> Contribution:
-    """Text groups that repeat the prompt change with it, where a condition replaces the prompt at each step."""
+    """Replace text groups that repeat the prompt, where a condition replaces the prompt at each step."""
     if prompt is before or not any(group.hidden_states is before for group in contribution.text):
         return contribution
     text = [
@@ -190,5 +190,5 @@ def _check_modules(condition: FluxCondition, canvas: Canvas) -> None:
 
 
 def _same_device(one: torch.device, other: torch.device) -> bool:
-    # A device without an index is the current one: group offloading reports it so.
+    # A device without an index is the current one; group offloading reports it that way.
     return one.type == other.type and (None in (one.index, other.index) or one.index == other.index)

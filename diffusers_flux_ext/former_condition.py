@@ -1,4 +1,4 @@
-"""Conditions written before `reuse` and `exclusive`: what they defined instead still works, with a warning."""
+"""Conditions written before `reuse` and `exclusive`: the former attributes still work, with a warning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REUSE, _EXCLUSIVE = ("per_step", "phase", "shares_branches"), ("once", "pastes"
 
 
 def translate_former_names(condition: type) -> None:
-    """Give a class that defines former names the methods that replaced them.
+    """Give a class that defines former attributes the methods that replaced them.
 
     Args:
         condition (`type`): A subclass of [`FluxCondition`].
@@ -43,6 +43,6 @@ def _reuse(condition: Any, step: Any) -> Hashable | None:
 
 def _exclusive(condition: Any) -> str | None:
     if getattr(condition, "pastes", False):
-        # The value of `OUTSIDE_OF_MASK`, which stands above this file.
+        # The value of `OUTSIDE_OF_MASK`, which a higher layer defines.
         return "the pixels outside of the mask"
     return f"what {type(condition).__name__} is for" if getattr(condition, "once", False) else None

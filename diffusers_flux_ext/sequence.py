@@ -25,7 +25,7 @@ class TokenGroup:
             Rotary positions `(t, y, x)`.
         in_prompt (`bool` or `torch.Tensor` of shape `(batch_size or 1, length or 1)`, defaults to `False`):
             Whether these text tokens are part of the prompt, for all or for each token: ControlNets, and whatever
-            else sees the whole prompt, see them beside it. Text that a rule hides from the prompt is not.
+            else sees the whole prompt, see them beside it. Text that a rule hides from the prompt is not part of it.
     """
 
     name: str
@@ -45,11 +45,11 @@ class AttentionRule:
 
     Args:
         query (`str`):
-            Name of the group that looks, or a glob over the names. A glob that contains a slash is matched against
+            Name of the group that attends, or a glob over the names. A glob that contains a slash is matched against
             `kind/name` with the kinds `text`, `target` and `reference`: `"text/*"` is every text group. A glob never
             matches a group against itself, and it may match nothing.
         key (`str`):
-            Name of the group that is looked at, or a glob.
+            Name of the group that is attended to, or a glob.
         allow (`bool` or `torch.Tensor`):
             Boolean tensor broadcastable to `(batch_size, query_length, key_length)`.
     """
@@ -61,13 +61,13 @@ class AttentionRule:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one condition adds to one call of the transformer. Additive only: nothing can overwrite another's part.
+    """What one condition adds to one call of the transformer. Additive only: nothing overwrites another contribution.
 
     Args:
         text (`Sequence[TokenGroup]`): Text groups, placed before the prompt.
         reference (`Sequence[TokenGroup]`): Image groups, placed after the target.
         channels (`Sequence[torch.Tensor]`, each `(batch_size, target_length, C)`): Concatenated after the latents.
-        rules (`Sequence[AttentionRule]`): Who may see whom.
+        rules (`Sequence[AttentionRule]`): Which tokens see which.
         block_residuals (`Sequence[torch.Tensor]`, each `(batch_size, target_length, inner_dim)`):
             Added after the double blocks; spread over them when there are fewer than blocks, summed over conditions.
         single_block_residuals (`Sequence[torch.Tensor]`): The same for the single blocks.
@@ -75,7 +75,7 @@ class Contribution:
             The residuals of the double blocks take turns (block i gets residual i modulo their number, as XLabs'
             ControlNets) instead of serving runs of neighbouring blocks.
         attention_kwargs (`Mapping[str, Any]`):
-            Reaches the attention processors. Tuples of one name are joined; anything else can be given once.
+            Passed to the attention processors. Tuples of one name are joined; anything else can be given once.
     """
 
     text: Sequence[TokenGroup] = ()
@@ -129,7 +129,7 @@ class JointLayout:
         return tuple(sum(self.lengths[:index]) for index in range(len(self.lengths)))
 
     def select(self, pattern: str) -> list[int]:
-        """Indices of the groups that `pattern` names; raises a `ValueError` for a plain name that no group has."""
+        """Return the indices of the groups that `pattern` names; raise a `ValueError` for an unknown plain name."""
         if not is_glob(pattern):
             if pattern not in self.names:
                 raise ValueError(
@@ -150,14 +150,14 @@ class ResolvedRule:
     allow: torch.Tensor
 
     def sample(self, index: int) -> torch.Tensor:
-        """The `(query, key)` table of one sample."""
+        """Return the `(query, key)` table of one sample."""
         return self.allow[min(index, self.allow.shape[0] - 1)]
 
 
 def padding_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
-    """Rules that cut the padding of a text group off: only padding sees padding, and it sees nothing else.
+    """Return rules that isolate the padding of a text group: only padding sees padding, and it sees nothing else.
 
-    Padding keeps keys of its own, since a token that sees nothing becomes NaN in some attention kernels.
+    Padding still sees itself, since a token that sees nothing becomes NaN in some attention kernels.
 
     Args:
         name (`str`): The text group.

@@ -1,4 +1,4 @@
-"""A row of pictures from dark to bright with AttriCtrl.
+"""A row of images from dark to bright with AttriCtrl.
 
 python examples/attribute_control.py --attribute brightness=models/brightness.safetensors --prompt "a cat on the beach"
 """

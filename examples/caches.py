@@ -1,4 +1,4 @@
-"""One picture without a cache and one with it: the time of both, and how far they are apart.
+"""One image without a cache and one with it: the time of both, and how far they are apart.
 
 python examples/caches.py --prompt "a cat on the table" --cache tea --threshold 0.25
 python examples/caches.py --model tiny --prompt "a small red star on the left, blue background"

@@ -1,4 +1,4 @@
-"""Two ControlNets, one for each half of the picture, with group offloading.
+"""Two ControlNets, one for each half of the image, with group offloading.
 
 python examples/controlnet.py --left depth.png --left-mode depth --right pose.png --right-mode pose
 """
@@ -17,14 +17,14 @@ LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="repository or folder")
     parser.add_argument("--controlnet", default="Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro")
     parser.add_argument("--prompt", default="a fox and a dancer in a forest")
-    parser.add_argument("--left", required=True, help="control picture of the left half")
+    parser.add_argument("--left", required=True, help="control image of the left half")
     parser.add_argument("--left-mode", default="depth")
-    parser.add_argument("--right", required=True, help="control picture of the right half")
+    parser.add_argument("--right", required=True, help="control image of the right half")
     parser.add_argument("--right-mode", default="pose")
     parser.add_argument("--scale", type=float, default=0.6)
     parser.add_argument("--end", type=float, default=0.7, help="fraction of the steps")

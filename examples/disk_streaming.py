@@ -1,4 +1,4 @@
-"""A picture on a machine with less memory than the model: transformer and T5 are read from disk block by block.
+"""An image on a machine with less memory than the model: transformer and T5 are read from disk block by block.
 
 python examples/disk_streaming.py --model FLUX.1-dev --prompt "a fox in a forest" --ram-budget-gib 4
 """
@@ -14,7 +14,7 @@ from diffusers_flux_ext import FluxConditionedPipeline, load_streamed, release_d
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="local folder of a FLUX.1 pipeline")
     parser.add_argument("--prompt", required=True)

@@ -13,9 +13,9 @@ from diffusers_flux_ext import EntityRegions, FillMask, FluxCondition, FluxCondi
 
 
 def main() -> None:
-    """Draw one picture of the size of the given one."""
+    """Draw one image of the size of the given one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image", help="the picture")
+    parser.add_argument("image", help="the image")
     parser.add_argument("mask", help="white is drawn")
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-Fill-dev", help="repository or folder")
     parser.add_argument("--prompt", required=True)

@@ -13,13 +13,13 @@ from diffusers_flux_ext import FluxFlexPipeline
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ostris/Flex.2-preview", help="repository or folder")
     parser.add_argument("--prompt", required=True)
-    parser.add_argument("--image", help="picture to redraw a part of")
+    parser.add_argument("--image", help="image to redraw a part of")
     parser.add_argument("--mask", help="white is redrawn")
-    parser.add_argument("--control", help="control picture")
+    parser.add_argument("--control", help="control image")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("flex.png"))

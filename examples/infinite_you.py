@@ -1,4 +1,4 @@
-"""One or two people in one picture, with InfiniteYou and offloading.
+"""One or two people in one image, with InfiniteYou and offloading.
 
 python examples/infinite_you.py --infinite-you InfiniteYou/infu_flux_v1.0/aes_stage2 \
     --arcface recognition_arcface_ir_se50.pth --insightface InfiniteYou/supports/insightface \
@@ -24,7 +24,7 @@ from diffusers_flux_ext import (
 
 
 def load_pipeline(args: argparse.Namespace) -> Any:
-    """The pipeline with InfuseNet, the projector and the face encoder."""
+    """Return the pipeline with InfuseNet, the projector and the face encoder."""
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     infusenet, projector = args.infinite_you / "InfuseNetModel", args.infinite_you / "image_proj_model.bin"
     pipe = FluxInfiniteYouPipeline.from_pretrained(
@@ -51,15 +51,15 @@ def load_pipeline(args: argparse.Namespace) -> Any:
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="repository or folder")
     parser.add_argument("--infinite-you", type=Path, required=True, help="folder of a published variant")
     parser.add_argument("--arcface", required=True, help="recognition_arcface_ir_se50.pth")
     parser.add_argument("--insightface", required=True, help="folder whose models/antelopev2 holds the detector")
     parser.add_argument("--prompt", default="a person, portrait, cinematic")
-    parser.add_argument("--person", action="append", required=True, help="a picture of each person, left to right")
-    parser.add_argument("--pose", help="a picture of a face in the wanted pose, for a single person")
+    parser.add_argument("--person", action="append", required=True, help="an image of each person, left to right")
+    parser.add_argument("--pose", help="an image of a face in the wanted pose, for a single person")
     parser.add_argument("--preset", default="aes_stage2")
     parser.add_argument("--size", type=int, nargs=2, default=(1152, 864), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, help="those of the preset by default")

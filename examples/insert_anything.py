@@ -1,4 +1,4 @@
-"""Put the object of one picture into another with Insert-Anything.
+"""Put the object of one image into another with Insert-Anything.
 
 python examples/insert_anything.py person.png person_mask.png shirt.png shirt_mask.png --redux FLUX.1-Redux-dev
 """
@@ -14,10 +14,10 @@ from diffusers_flux_ext import FluxInsertAnythingPipeline, load_redux_embedder
 
 
 def main() -> None:
-    """Draw one picture of the size of the source."""
+    """Draw one image of the size of the source."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("source", "source_mask", "reference", "reference_mask"):
-        parser.add_argument(name, help="white counts" if "mask" in name else "a picture")
+        parser.add_argument(name, help="white counts" if "mask" in name else "an image")
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-Fill-dev", help="repository or folder")
     parser.add_argument("--redux", type=Path, required=True, help="local copy of FLUX.1-Redux-dev")
     parser.add_argument("--lora", default="WensongSong/Insert-Anything", help="file, folder or repository")

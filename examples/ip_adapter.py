@@ -1,9 +1,9 @@
-"""Pictures as prompts, with FLUX.1-dev and InstantX' adapter, or a dry run with the embedded tiny model.
+"""Images as prompts, with FLUX.1-dev and InstantX' adapter, or a dry run with the embedded tiny model.
 
 python examples/ip_adapter.py
 python examples/ip_adapter.py --model black-forest-labs/FLUX.1-dev --adapter ip-adapter.bin --image style.png
 
-The tiny model has no trained adapter: without arguments a random one shows that pictures, masks and entities arrive.
+The tiny model has no trained adapter: without arguments a random one shows that images, masks and entities arrive.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
 
 def random_modules(transformer: Any) -> tuple[FluxIPAdapter, SiglipVisionModel]:
-    """An untrained adapter in InstantX' structure for any transformer, and a small untrained encoder."""
+    """Return an untrained adapter in InstantX' structure for any transformer, and a small untrained encoder."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=64, patch_size=16)).eval()
@@ -40,12 +40,12 @@ def random_modules(transformer: Any) -> tuple[FluxIPAdapter, SiglipVisionModel]:
 
 
 def main() -> None:
-    """Draw with a picture as a prompt, then with two pictures in regions of their own."""
+    """Draw with an image as a prompt, then with two images in regions of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="repository or folder; the embedded tiny model by default")
     parser.add_argument("--adapter", help="ip-adapter.bin or a safetensors file; needed with --model")
     parser.add_argument("--encoder", default="google/siglip-so400m-patch14-384", help="SigLIP for --adapter")
-    parser.add_argument("--image", nargs="+", help="one or two pictures; plain colours by default")
+    parser.add_argument("--image", nargs="+", help="one or two images; plain colours by default")
     parser.add_argument("--prompt", default="a white background")
     parser.add_argument("--scale", type=float, default=0.7)
     parser.add_argument("--steps", type=int, help="20 with the tiny model and 28 with another by default")

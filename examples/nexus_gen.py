@@ -1,4 +1,4 @@
-"""Draw, edit or describe a picture with Nexus-Gen V2.
+"""Draw, edit or describe an image with Nexus-Gen V2.
 
 python examples/nexus_gen.py --nexus-gen Nexus-GenV2 --prompt "a cute cat" --out cat.png
 python examples/nexus_gen.py --nexus-gen Nexus-GenV2 --prompt "Add a pair of sunglasses" --image cat.png --out edit.png
@@ -21,7 +21,7 @@ FILES = {"generation": "generation_decoder.bin", "editing": "edit_decoder.bin"}
 
 
 def load_language_model(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """The language model and its processor."""
+    """Return the language model and its processor."""
     return {
         "mllm": NexusGenModel.from_pretrained(folder, dtype=dtype),
         "mllm_processor": QwenVLProcessor.from_pretrained(folder / "processor"),
@@ -29,7 +29,7 @@ def load_language_model(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def load_pipeline(args: argparse.Namespace, decoder: str, dtype: torch.dtype) -> Any:
-    """A pipeline with the transformer and the adapter of one decoder."""
+    """Return a pipeline with the transformer and the adapter of one decoder."""
     transformer, adapter = load_nexus_gen_decoder(args.nexus_gen / FILES[decoder], dtype=dtype)
     parts: dict[str, Any] = {"transformer": transformer, f"{decoder}_adapter": adapter}
     models = load_language_model(args.nexus_gen, dtype)
@@ -49,14 +49,14 @@ def load_pipeline(args: argparse.Namespace, decoder: str, dtype: torch.dtype) ->
 
 
 def main() -> None:
-    """Answer the question, or else draw or edit one picture."""
+    """Answer the question, or else draw or edit one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="repository or folder")
     parser.add_argument("--nexus-gen", type=Path, required=True, help="folder with the published files")
     parser.add_argument("--prompt", help="a description, or an instruction for --image")
-    parser.add_argument("--image", help="the picture to edit or to ask about")
+    parser.add_argument("--image", help="the image to edit or to ask about")
     parser.add_argument("--question", help="asked about --image; nothing is drawn then")
-    parser.add_argument("--decoder", choices=FILES, help="default: editing with a picture, generation without one")
+    parser.add_argument("--decoder", choices=FILES, help="default: editing with an image, generation without one")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of a description")
     parser.add_argument("--true-cfg-scale", type=float, help="default: 3 for the generation decoder, 1 for the other")
     parser.add_argument("--size", type=int, default=512)

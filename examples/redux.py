@@ -1,4 +1,4 @@
-"""Pictures as a part of the prompt with FLUX.1 Redux, each with a strength.
+"""Images as a part of the prompt with FLUX.1 Redux, each with a strength.
 
 python examples/redux.py --redux FLUX.1-Redux-dev --picture sofa.png@0.3 --picture cat.png@0.6 --prompt "a dark room"
 """
@@ -14,7 +14,7 @@ from diffusers_flux_ext import FluxConditionedPipeline, ReduxImages, load_redux_
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="repository or folder")
     parser.add_argument("--redux", type=Path, required=True, help="local copy of FLUX.1-Redux-dev")

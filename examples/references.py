@@ -1,4 +1,4 @@
-"""Several reference pictures with FLUX.1-Kontext.
+"""Several reference images with FLUX.1-Kontext.
 
 python examples/references.py dog.png hat.png --prompt "the dog wears the hat"
 """
@@ -13,13 +13,13 @@ from diffusers_flux_ext import FluxConditionedPipeline, ReferenceImages
 
 
 def main() -> None:
-    """Draw one picture."""
+    """Draw one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", help="reference pictures")
+    parser.add_argument("images", nargs="+", help="reference images")
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-Kontext-dev", help="repository or folder")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--layout", choices=["index", "offset", "same"], default="index")
-    parser.add_argument("--strengths", type=float, nargs="+", help="one per picture, from 0 to 1")
+    parser.add_argument("--strengths", type=float, nargs="+", help="one per image, from 0 to 1")
     parser.add_argument("--max-area", type=int, help="pixels of a reference at most")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)

@@ -4,7 +4,7 @@
 python examples/score_tiny_eligen.py --sheet scores.png
 ```
 
-Prints the share of entities whose colour and shape are found inside of their own mask: with the LoRA, with the same
+Prints the share of entities whose colour and shape are found inside their own mask: with the LoRA, with the same
 regions but without the LoRA, and from the global prompt alone.
 """
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps of each drawing (default: 20)")
     parser.add_argument("--true-cfg-scale", type=float, default=2.0, help="guidance, 1 is none (default: 2)")
     parser.add_argument("--device", default="cpu", help="where to draw (default: cpu)")
-    parser.add_argument("--sheet", type=Path, help="save scenes and pictures side by side in this file")
+    parser.add_argument("--sheet", type=Path, help="save scenes and images side by side in this file")
     parser.add_argument("--prompts", action="store_true", help="also score scenes of one object, from prompts alone")
     options = parser.parse_args(arguments)
     given = (options.count, options.steps, options.device, options.true_cfg_scale)

@@ -1,4 +1,4 @@
-"""Edit a picture by an instruction with Step1X-Edit.
+"""Edit an image by an instruction with Step1X-Edit.
 
 python examples/step1x_edit.py --file step1x-edit-v1p1-official.safetensors --image her.png --prompt "add a red hat"
 """
@@ -17,12 +17,12 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 def main() -> None:
-    """Edit one picture."""
+    """Edit one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, required=True, help="published file of version 1.0 or 1.1")
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="gives VAE and scheduler")
     parser.add_argument("--mllm", default="Qwen/Qwen2.5-VL-7B-Instruct", help="repository or folder of Qwen2.5-VL")
-    parser.add_argument("--image", required=True, help="picture to edit")
+    parser.add_argument("--image", required=True, help="image to edit")
     parser.add_argument("--prompt", required=True, help="what to do")
     parser.add_argument("--size-level", type=int, default=1024, help="512, 768 or 1024")
     parser.add_argument("--steps", type=int, default=28)

@@ -5,7 +5,7 @@ python examples/train_tiny_flux.py --out runs/tiny            # everything; hour
 python examples/train_tiny_flux.py --out runs/try --quick     # every stage for a few steps
 ```
 
-Every stage is skipped when its result exists, and the long ones go on from their last checkpoint, so that a stopped
+Every stage is skipped when its result exists, and the long ones resume from their last checkpoint, so that a stopped
 run is resumed by the same command. A seed fixes everything that is drawn.
 """
 

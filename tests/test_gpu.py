@@ -13,7 +13,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.offload.budget import placement as vram_placement
 from diffusers_flux_ext.offload.budget import planner as vram
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
 
 
 pytestmark = [

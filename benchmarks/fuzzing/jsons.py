@@ -57,7 +57,7 @@ def _parent(document: Any, place: tuple[Any, ...]) -> Any:
 
 
 def _scaled(document: Any, place: tuple[Any, ...], rng: Random) -> bytes:
-    """A number that stays one."""
+    """Return a number that stays one."""
     numbers = [path for path in _places(document) if isinstance(_at(document, path), int | float)]
     if not numbers:
         return _other_value(document, place, rng)
@@ -93,7 +93,7 @@ def _renamed(document: Any, place: tuple[Any, ...], rng: Random) -> bytes:
 
 
 def _doubled(document: Any, place: tuple[Any, ...], rng: Random) -> bytes:
-    """One key twice, with the same or another value."""
+    """Return one key twice, with the same or another value."""
     if not place or not isinstance(parent := _parent(document, place), dict):
         return _dropped(document, place, rng)
     value = parent[place[-1]] if rng.random() < 0.5 else rng.choice((None, 3, "x", []))
@@ -102,7 +102,7 @@ def _doubled(document: Any, place: tuple[Any, ...], rng: Random) -> bytes:
 
 
 def edit_key(key: str, rng: Random) -> str:
-    """Another spelling of a key of a state dict: another index, a part less or more, other letters."""
+    """Return another spelling of a key of a state dict: another index, a part less or more, other letters."""
     parts = key.split(".")
     digits = [index for index, part in enumerate(parts) if part.isdigit()]
     odd = ("99999999", "9" * 25, "9" * 5000, "-1", "007", "\u0663", "1e3", "", "7", "1000", "²")

@@ -1,4 +1,4 @@
-"""What a call did with a broken file."""
+"""The outcome of a call with a broken file."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ class TimeIsUp(BaseException):
 
 @dataclass(frozen=True)
 class Verdict:
-    """
-    What came of one file.
+    """The outcome of one file.
 
     Attributes:
         outcome (`str`):
@@ -49,7 +48,7 @@ class Verdict:
             than 4,000 characters), `"left over"` (something written by a call that failed), `"memory"`, `"hang"`,
             `"crash"`.
         mutation (`str`): How the file was changed.
-        message (`str`): The message, or where it came from.
+        message (`str`): The message, or its origin.
         memory (`int`): Bytes that the call took at most.
     """
 
@@ -60,8 +59,7 @@ class Verdict:
 
 
 class Bench:
-    """
-    Tries one reader with changed files, in a folder of its own.
+    """Tries one reader with changed files, in a folder of its own.
 
     Args:
         reader (`Reader`): The reader.
@@ -78,12 +76,12 @@ class Bench:
         self.folder = folder
 
     def check_valid(self) -> Verdict:
-        """The unchanged file, in whatever content, which has to be read."""
+        """Check that the unchanged file can be read."""
         verdicts = [self._judge(data, "none") for data in self.contents]
         return next((verdict for verdict in verdicts if verdict.outcome not in FINE), verdicts[0])
 
     def try_seed(self, seed: int) -> Verdict:
-        """One changed file."""
+        """Return one changed file."""
         valid = self.contents[seed % len(self.contents)]
         data, mutation = mutate(valid, self.path, seed, self.reader.mutations)
         return self._judge(data, mutation)
@@ -123,14 +121,14 @@ class Bench:
     def _refused(self, message: str) -> tuple[str, str]:
         if "Traceback" in message:
             return "foreign", message
-        # Of several files the folder that was given is named, where it cannot be told which of them is to blame.
+        # With several files, the folder is named where it is unknown which file is to blame.
         if self.path.name not in message and str(self.sources) not in message:
             return "unnamed", message
         return ("long" if len(message) > 4000 else "refused"), message
 
 
 def _unnamed(error: BaseException) -> BaseException:
-    """The error to which `naming` only added the file's name."""
+    """Return the error to which `naming` only added the file's name."""
     frames = list(traceback.walk_tb(error.__traceback__))
     is_named = bool(frames) and frames[-1][0].f_code.co_name == "naming"
     return _unnamed(error.__cause__) if is_named and error.__cause__ is not None else error
@@ -148,7 +146,7 @@ def _raise_lines(file: str) -> frozenset[int]:
 
 
 def _raised_here(trace: TracebackType | None) -> bool:
-    """Whether a `raise` of the package is where an exception came from, and not a library that it called."""
+    """Whether an exception comes from a `raise` of the package, and not from a library that it called."""
     frames = list(traceback.walk_tb(trace))
     frame, line = frames[-1]
     file = Path(frame.f_code.co_filename)
@@ -181,7 +179,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeIsUp
 
-    # Processor time: on a busy machine others take their share. Who waits is stopped by the process that started it.
+    # Processor time, since others use the machine as well. A waiting process is stopped by its parent.
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -199,7 +197,7 @@ def _status(field: str) -> int:
 
 
 def _reset_peak() -> int:
-    """Start to measure the peak anew; returns the resident memory, or 0 where there is no such measure."""
+    """Reset the peak; return the resident memory, or 0 where it cannot be measured."""
     try:
         gc.collect(0)
         Path("/proc/self/clear_refs").write_text("5")

@@ -38,7 +38,7 @@ def edit_patterns(data: bytes, rng: Random) -> bytes:
         entries[table] = {rng.choice(PATTERNS) + str(i): 4 for i in range(rng.choice((10, 1000)))}
     else:
         entries = {name.partition(".")[2]: value for name, value in entries.items()}
-    # Python does not spell integers of thousands of digits.
+    # Python does not format integers of thousands of digits.
     text = json.dumps(entries).replace("true", rng.choice(("true", "9" * 5000)))
     header["__metadata__"] = {**metadata, HEADER: text}
     return join(json.dumps(header).encode(), body)

@@ -20,10 +20,10 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
+from diffusers_flux_ext.testing import quiet, tiny_pipeline, tiny_transformer
 from tests.fixtures.lora_files import FORMATS, LoRAFile, Sizes, cases, make
 from tests.fixtures.lora_files.readers import components
 from tests.fixtures.timestep_lora import tiny_timestep_lora
-from tests.fixtures.tiny import quiet, tiny_pipeline, tiny_transformer
 
 from .lora_mutations import LORA
 from .reader import Reader
@@ -40,7 +40,7 @@ def _whole(file: LoRAFile) -> bytes:
 
 @cache
 def every_format() -> tuple[bytes, ...]:
-    """A file of every format, with alphas, patterns and text encoders where it can have them."""
+    """Return a file of every format, with alphas, patterns and text encoders where it can have them."""
     return tuple(
         _whole(make(name, next((case for case in RICH if case in cases(name)), "default"))) for name in FORMATS
     )
@@ -73,7 +73,7 @@ def _with_config(changed: str) -> Callable[[Path], Path]:
 
 
 def tool(name: str, *options: str, source: Callable[[Path], Path] = Path) -> Call:
-    """Calls a command that writes a file."""
+    """Call a command that writes a file."""
 
     def call(path: Path, target: Path) -> int:
         out = target.with_suffix(".safetensors")

@@ -1,4 +1,4 @@
-"""The mutations of a file, chosen by its ending."""
+"""The mutations of a file, chosen by its suffix."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
 
 
 def mutate(data: bytes, path: Path, seed: int, added: tuple[Mutation, ...] = ()) -> tuple[bytes, str]:
-    """
-    Changes a valid file.
+    """Change a valid file.
 
     Args:
         data (`bytes`): The file.
-        path (`Path`): Its name, whose ending says what it holds.
+        path (`Path`): Its name, whose suffix says what it holds.
         seed (`int`): Which mutation; the same seed gives the same file.
-        added (`tuple`, *optional*): Mutations besides those of the ending.
+        added (`tuple`, *optional*): Mutations besides those of the suffix.
 
     Returns:
         `tuple[bytes, str]`: the changed file, and the names of the mutations.

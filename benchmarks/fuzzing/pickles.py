@@ -71,7 +71,7 @@ def _other(content: Any, rng: Random) -> Any:
 
 
 def deflated(data: bytes, rng: Random) -> bytes:
-    """The members of the archive packed, some of them blown up with zeros, doubled or edited."""
+    """Return the members of the archive packed, some of them blown up with zeros, doubled or edited."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return data
     target = io.BytesIO()
@@ -91,7 +91,7 @@ def deflated(data: bytes, rng: Random) -> bytes:
 
 
 def plain_pickle(data: bytes, rng: Random) -> bytes:
-    """A pickle that torch did not write."""
+    """Return a pickle that torch did not write."""
     content: Any = rng.choice(({"a": 1}, {"a": _RunsCode()}, [1, 2], {3: b"x"}, collections.OrderedDict(a=2)))
     return pickle.dumps(content, protocol=rng.choice((0, 2, 4, 5)))
 

@@ -48,7 +48,7 @@ def clear_bytes(data: bytes, rng: Random) -> bytes:
 
 
 def replace_all(data: bytes, rng: Random) -> bytes:
-    """Another file altogether: empty, an HTML page, a Git LFS pointer, a zip without members, noise."""
+    """Replace the whole file: empty, an HTML page, a Git LFS pointer, a zip without members, noise."""
     return rng.choice(
         (
             b"",

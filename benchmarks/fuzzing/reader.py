@@ -1,4 +1,4 @@
-"""What is given a broken file: a row of the tables of readers."""
+"""What reads a broken file: a row in the tables of readers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .raw import Mutation
 
 @dataclass(frozen=True)
 class Reader:
-    """
-    Something that reads a file: a class, a converter or a command.
+    """Something that reads a file: a class, a converter or a command.
 
     Attributes:
         name (`str`):
@@ -26,7 +25,7 @@ class Reader:
         memory (`int`, *optional*, defaults to 0):
             Bytes that the call needs for its own models, over the common allowance.
         mutations (`tuple`, *optional*):
-            Mutations that this reader's files have besides those of all files with their ending.
+            Mutations that this reader's files have besides those of all files with their suffix.
         others (`Callable`, *optional*):
             Gives other valid contents of the file; each seed chooses one of them or the first.
     """

@@ -30,6 +30,7 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.modules import read_weights_file
 from diffusers_flux_ext.cli.main import main as command
+from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
@@ -40,7 +41,6 @@ from tests.fixtures.lora_fusion import tiny_fusion
 from tests.fixtures.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
 from tests.fixtures.redux import tiny_redux_embedder
 from tests.fixtures.step1x import published_weights, tiny_connector
-from tests.fixtures.tiny import tiny_transformer
 
 from .reader import Reader
 
@@ -53,7 +53,7 @@ Weights = Callable[[], Mapping[str, Any]]
 
 
 def stored(name: str, weights: Weights) -> Callable[[Path], Path]:
-    """Builds a file of weights, as safetensors or as a pickle by the ending of its name."""
+    """Build a file of weights, as safetensors or as a pickle by the suffix of its name."""
 
     def build(folder: Path) -> Path:
         content = weights()
@@ -67,7 +67,7 @@ def stored(name: str, weights: Weights) -> Callable[[Path], Path]:
 
 
 def saved(make: Callable[[], Any], name: str, **options: Any) -> Callable[[Path], Path]:
-    """Builds a folder as `save_pretrained` writes it, of which one file is changed."""
+    """Build a folder as `save_pretrained` writes it, of which one file is changed."""
 
     def build(folder: Path) -> Path:
         make().save_pretrained(folder, **options)
@@ -87,7 +87,7 @@ def _script(name: str) -> Any:
 
 
 def script(name: str, *options: str, suffix: str = "", whole: bool = False) -> Callable[[Path, Path], int]:
-    """Calls a conversion script on the file, or on its `whole` folder, with a target of an ending."""
+    """Call a conversion script on the file, or on its `whole` folder, with a target of an ending."""
 
     def call(path: Path, target: Path) -> int:
         source = path.parent if whole else path
@@ -97,7 +97,7 @@ def script(name: str, *options: str, suffix: str = "", whole: bool = False) -> C
 
 
 def tiny_transformer_in(layout: Any) -> Weights:
-    """The tiny transformer's weights in a layout."""
+    """Return the tiny transformer's weights in a layout."""
     return lambda: convert_transformer_state_dict(tiny_transformer(0).state_dict(), to=layout)
 
 
@@ -136,7 +136,7 @@ def _read_training(path: Path, target: Path) -> None:
 
 
 def _pipeline_configs(name: str) -> Callable[[Path], Path]:
-    """The configs of the tiny pipeline, without weights."""
+    """Return the configs of the tiny pipeline, without weights."""
 
     def build(folder: Path) -> Path:
         source = Path(tiny_flux_path())
@@ -156,7 +156,7 @@ def _plan(path: Path, target: Path) -> int:
 
 
 def _pipeline(name: str) -> Callable[[Path], Path]:
-    """The tiny pipeline; of its large files only the changed one is a copy."""
+    """Return the tiny pipeline; of its large files only the changed one is a copy."""
 
     def build(folder: Path) -> Path:
         source = Path(tiny_flux_path())

@@ -24,18 +24,18 @@ LENGTHS = (0, 1, 7, 8, 2**31, 2**40, 2**63, 2**64 - 1)
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the tensors' bytes."""
+    """Return the header and the tensors' bytes."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def join(header: bytes, body: bytes) -> bytes:
-    """A file of a header and the tensors' bytes."""
+    """Return a file of a header and the tensors' bytes."""
     return len(header).to_bytes(8, "little") + header + body
 
 
 def edit_header(data: bytes, rng: Random) -> bytes:
-    """Change one place of the header, of whatever kind."""
+    """Change one place of the header, of any kind."""
     header, body = split(data)
     return join(edit_json(json.dumps(header).encode(), rng), body)
 
@@ -77,7 +77,7 @@ def edit_metadata(data: bytes, rng: Random) -> bytes:
 
 
 def many_entries(data: bytes, rng: Random) -> bytes:
-    """Thousands of empty tensors more."""
+    """Return thousands of empty tensors more."""
     header, body = split(data)
     end = len(body)
     name = rng.choice(sorted(header))
@@ -87,7 +87,7 @@ def many_entries(data: bytes, rng: Random) -> bytes:
 
 
 def edit_tensors(data: bytes, rng: Random) -> bytes:
-    """A whole file of changed tensors."""
+    """Return a whole file of changed tensors."""
     header, _ = split(data)
     tensors = edit_state_dict(load(data), rng)
     return save(tensors, {str(k): str(v) for k, v in (header.get("__metadata__") or {}).items()})

@@ -25,21 +25,20 @@ PATIENCE = 120
 
 
 def all_readers() -> dict[str, Reader]:
-    """The readers of all tables by name."""
+    """Return the readers of all tables by name."""
     tables = [import_module(f"benchmarks.fuzzing.{name}").READERS for name in TABLES]
     return {reader.name: reader for table in tables for reader in table}
 
 
 def try_files(reader: Reader, seeds: list[int]) -> Iterator[tuple[int, Verdict]]:
-    """
-    Tries changed files.
+    """Try changed files.
 
     Args:
         reader (`Reader`): The reader.
         seeds (`list[int]`): A seed for each file.
 
     Yields:
-        `tuple[int, Verdict]`: the seed and what came of it.
+        `tuple[int, Verdict]`: the seed and its verdict.
     """
     left = list(seeds)
     while left:
@@ -71,7 +70,7 @@ def _work(reader: Reader, seeds: list[int], sender: Connection) -> None:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with tempfile.TemporaryDirectory() as folder:
-        # Whatever is written to a relative path is a finding, too.
+        # Anything written to a relative path is a finding, too.
         os.chdir(folder)
         bench = Bench(reader, Path(folder))
         valid = bench.check_valid()

@@ -15,7 +15,7 @@ MARKERS = ("<!-- methods: begin -->\n", "<!-- methods: end -->")
 
 
 def readme_table() -> str:
-    """A row for every method: what it is for, its public names, and what its results were compared with."""
+    """Return a row for every method: what it is for, its public names, and what its results were compared with."""
     lines = ["| method | public names | state |", "|---|---|---|"]
     for method in METHODS.values():
         names = ", ".join(f"`{name}`" for name in method.public_names)
@@ -24,7 +24,7 @@ def readme_table() -> str:
 
 
 def index_list() -> str:
-    """A line for every method."""
+    """Return a line for every method."""
     return "".join(f"- [{method.name}]({method.page}.md): {method.about}\n" for method in METHODS.values())
 
 

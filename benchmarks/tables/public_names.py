@@ -13,7 +13,7 @@ STUB = Path(diffusers_flux_ext.__file__).with_suffix(".pyi")
 
 
 def stub() -> str:
-    """The stub's text."""
+    """Return the stub's text."""
     modules: dict[str, list[str]] = {}
     for name, module in diffusers_flux_ext._MODULE_OF.items():
         modules.setdefault(module, []).append(name)

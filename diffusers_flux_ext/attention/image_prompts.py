@@ -1,4 +1,4 @@
-"""Image prompts: extra keys and values that the tokens of every block look at, beside the joint attention."""
+"""Image prompts: extra keys and values that the tokens of every block attend to, beside the joint attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE_PROMPTS = "image_prompts"
 
 @dataclass(frozen=True, eq=False)
 class ImagePrompt:
-    """Keys and values of an IP-Adapter for every block, made once and used at every step.
+    """Keys and values of an IP-Adapter for every block, computed once and used at every step.
 
     A condition contributes `attention_kwargs={"image_prompts": (prompt,)}`; the tuples of several conditions are
     joined, and their parts are summed in each block.
@@ -26,10 +26,10 @@ class ImagePrompt:
     Args:
         keys (`torch.Tensor` of shape `(num_blocks, batch_size or 1, tokens, heads, head_dim)`):
             For the double blocks, or for the double blocks and then the single blocks.
-        values (`torch.Tensor` of the same shape): Multiplied by the scale already.
+        values (`torch.Tensor` of the same shape): Already multiplied by the scale.
         used (`tuple[bool, ...]`, *optional*): Whether each block's scale is not zero; all are used by default.
         mask (`torch.Tensor` of shape `(batch_size or 1, target_length)`, *optional*):
-            Boolean; only these tokens of the target, and no text and no reference, look at the prompt.
+            Boolean; only these tokens of the target attend to the prompt; text and references do not.
         after_block (`bool`, defaults to `False`):
             Whether the result is added after the double block, as XLabs' adapters do, rather than to the attention's
             output before its projection.
@@ -57,7 +57,7 @@ class PlacedPrompt:
     def attend(
         self, block: int | torch.Tensor, query: torch.Tensor, attention: Callable[..., torch.Tensor]
     ) -> torch.Tensor | None:
-        """What the tokens of a block read.
+        """Attend from the tokens of a block to the prompt.
 
         Args:
             block (`int`, or `torch.Tensor` of shape `(1,)` in compiled blocks): Number of the block.
@@ -92,7 +92,7 @@ def place_image_prompts(
     layout: JointLayout,
     image_order: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """Put the image prompts among a call's attention arguments onto its tokens.
+    """Place the image prompts among a call's attention arguments on its tokens.
 
     Args:
         kwargs (`Mapping[str, Any]`): The attention arguments.

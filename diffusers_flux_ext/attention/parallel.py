@@ -1,4 +1,4 @@
-"""What cannot run while the tokens of a transformer are split over several devices."""
+"""Checks for what cannot run while the tokens of a transformer are split over several devices."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def _sort_into_classes(
 def _find_atoms(
     layout: JointLayout, rules: Sequence[ResolvedRule], group: int, sample: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The atom of each token of a group, and the first token of each atom."""
+    """Return the atom of each token of a group, and the first token of each atom."""
     columns = []
     for rule in rules:
         table = rule.sample(sample)
@@ -250,7 +250,7 @@ def _row_labels(table: torch.Tensor) -> torch.Tensor:
 def _atom_visibility(
     layout: JointLayout, rules: Sequence[ResolvedRule], firsts: Sequence[torch.Tensor], sample: int
 ) -> torch.Tensor:
-    """Boolean table `(atoms, atoms)`: which atoms each atom sees."""
+    """Return boolean table `(atoms, atoms)`: which atoms each atom sees."""
     starts = [sum(len(first) for first in firsts[:group]) for group in range(len(firsts))]
     total = sum(len(first) for first in firsts)
     visible = torch.ones(total, total, dtype=torch.bool)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .plan import AttentionPlan
 
 
-# Two threads that set up the same transformer would replace, and take off, each other's processors.
+# Two threads that set up the same transformer would replace and remove each other's processors.
 _INSTALLING = threading.Lock()
 
 
@@ -112,14 +112,14 @@ class FluxRegionalAttnProcessor:
         masked = [part for part in prompts if part.mask is not None]
         output = _plus(output, self._sum(query, [part for part in prompts if part.mask is None]))
         if masked:
-            # A mask says nothing about text, which would carry the prompt to the whole picture.
+            # The mask does not cover text, which would carry the prompt to the whole image.
             num_image = masked[0].mask.shape[1]  # type: ignore[union-attr]
             text, image = output[:, :-num_image], output[:, -num_image:]
             output = torch.cat([text, _plus(image, self._sum(query[:, -num_image:], masked))], dim=1)
         return output
 
     def _sum(self, query: torch.Tensor, prompts: Sequence[PlacedPrompt]) -> torch.Tensor | None:
-        """What the tokens of `query` read from all prompts; `None` for nothing."""
+        """Sum what the tokens of `query` read from all prompts; `None` if that is nothing."""
         total = None
         for prompt in prompts:
             part = prompt.attend(self._known_block(), query, self._attention)
@@ -127,7 +127,7 @@ class FluxRegionalAttnProcessor:
         return total
 
     def _known_block(self) -> int | torch.Tensor:
-        # A number would be a constant of a compiled block, and every block compiled anew.
+        # A number would be a constant of a compiled block, so every block would be compiled again.
         block = self._block_index if torch.compiler.is_compiling() else self.block
         if block is None:
             raise ValueError(
@@ -196,16 +196,16 @@ def _has_replaceable_processor(layer: FluxAttention) -> bool:
 def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]:
     """Give every attention layer that has diffusers' stock processor a [`FluxRegionalAttnProcessor`].
 
-    So do layers with a [`FluxRegionalAttnProcessor`] that does not know its block.
+    Layers with a [`FluxRegionalAttnProcessor`] that does not know its block get a new one, too.
 
     Args:
         transformer (`torch.nn.Module`): A `FluxTransformer2DModel`.
 
     Returns:
-        `list[FluxAttention]`: the layers that were given one; it remembers the processor it `stands_in_for`.
+        `list[FluxAttention]`: the layers that were given one; each new processor remembers the one it `stands_in_for`.
     """
     layers = [module for module in transformer.modules() if isinstance(module, FluxAttention)]
-    # Caches that swap the lists of blocks for a forward pass leave them in another order among the modules.
+    # Caches that swap the lists of blocks for a forward pass change their order among the modules.
     layers.sort(key=lambda layer: layer.added_kv_proj_dim is None)
     replaced = [layer for layer in layers if _has_replaceable_processor(layer)]
     num_double = sum(layer.added_kv_proj_dim is not None for layer in layers)

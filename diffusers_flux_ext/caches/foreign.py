@@ -1,4 +1,4 @@
-"""Caches of other libraries, recognised by what they leave on a transformer."""
+"""Recognise caches of other libraries by what they leave on a transformer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ForeignCache:
 
     Args:
         name (`str`): What error messages call it.
-        keeps_residuals (`bool`): Whether residuals of ControlNets reach the blocks, and count once.
+        keeps_residuals (`bool`): Whether ControlNet residuals reach the blocks and count once.
         separates_branches (`bool`): Whether each branch of guidance has a state of its own.
         remedy (`str`): What to do about guidance.
     """
@@ -29,14 +29,14 @@ class ForeignCache:
 
 
 def foreign_cache(transformer: torch.nn.Module) -> ForeignCache | None:
-    """The cache of another library that a transformer runs with, or `None`.
+    """Return the cache of another library that a transformer runs with, or `None`.
 
     Args:
         transformer (`torch.nn.Module`): The transformer.
 
     Returns:
-        `ForeignCache`, *optional*: cache-dit; ParaAttention's, xDiT's and others that put one module in the place of
-        the blocks; or TeaCache's published patch of `forward`.
+        `ForeignCache`, *optional*: cache-dit; ParaAttention's, xDiT's and others that replace the blocks by one
+        module; or TeaCache's published patch of `forward`.
     """
     settings = getattr(transformer, "_context_kwargs", None)
     if getattr(transformer, "_is_cached", False) and isinstance(settings, dict) and "cache_config" in settings:
@@ -54,10 +54,10 @@ def foreign_cache(transformer: torch.nn.Module) -> ForeignCache | None:
 def empty_foreign_cache(transformer: torch.nn.Module) -> None:
     """Empty what cache-dit keeps on a transformer that it was given without a pipeline.
 
-    With a pipeline it starts anew at each call by itself.
+    With a pipeline, cache-dit resets itself at each call.
 
     Args:
-        transformer (`torch.nn.Module`): The transformer, with whatever cache or none.
+        transformer (`torch.nn.Module`): The transformer, with any cache or none.
     """
     library: Any = sys.modules.get("cache_dit")
     manager = getattr(transformer, "_context_manager", None)
@@ -66,7 +66,7 @@ def empty_foreign_cache(transformer: torch.nn.Module) -> None:
 
 
 def _swaps_blocks(transformer: torch.nn.Module) -> bool:
-    """Whether a `forward` of the transformer's own holds blocks that are none of its parts."""
+    """Whether the transformer's instance-level `forward` holds blocks that are not among its submodules."""
     forward = transformer.__dict__.get("forward")
     return any(isinstance(part, torch.nn.ModuleList) for part in _held_by(forward))
 
@@ -95,6 +95,6 @@ def _closure(function: Any) -> list[Any]:
         try:
             values.append(cell.cell_contents)
         except ValueError:
-            # A name that has not been given a value yet.
+            # The name has no value yet.
             continue
     return values

@@ -1,4 +1,4 @@
-"""What diffusers' caches cannot do is refused, and what they cannot see makes them start anew."""
+"""Guards for diffusers' caches: refuse unsupported combinations, reset when inputs change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECIDE_BY_TOKENS = ("FirstBlockCacheConfig", "SeaCacheConfig", "TeaCacheConfig")
 
 
 class Step(Protocol):
-    """What a cache looks at of a [`DenoisingStep`], which stands above this file."""
+    """The part of a [`DenoisingStep`] that a cache reads; that class belongs to a higher layer."""
 
     @property
     def index(self) -> int:
@@ -27,11 +27,11 @@ class Step(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """How many steps the loop takes."""
+        """Number of steps of the loop."""
 
     @property
     def branch(self) -> str:
-        """Which side of guidance."""
+        """Branch of classifier-free guidance."""
 
     @property
     def latents(self) -> torch.Tensor:
@@ -43,7 +43,7 @@ class Step(Protocol):
 
 
 def check_caches(transformer: torch.nn.Module, guided: bool = False) -> None:
-    """Raise a `ValueError` if the transformer runs with a cache that cannot serve a call.
+    """Raise a `ValueError` if the transformer runs with a cache that does not support a call.
 
     Args:
         transformer (`torch.nn.Module`): The transformer.
@@ -76,7 +76,7 @@ def _check_foreign_cache(transformer: torch.nn.Module, guided: bool) -> None:
 
 
 def check_cache_runs_split(transformer: torch.nn.Module) -> None:
-    """Raise a `ValueError` if the devices of context parallelism would each decide for itself what a cache skips."""
+    """Raise a `ValueError` if each device of context parallelism would decide on its own what a cache skips."""
     degree = split_degree(transformer)
     found = sorted(active_caches(transformer).keys() & set(DECIDE_BY_TOKENS)) if degree > 1 else []
     if found:
@@ -90,7 +90,7 @@ def check_cache_runs_split(transformer: torch.nn.Module) -> None:
 def check_cache_allows_residuals(transformer: torch.nn.Module) -> None:
     """Raise a `ValueError` if the transformer runs with a cache that would count residuals twice.
 
-    What such a cache reuses already contains the residuals, while the transformer goes on adding them.
+    What such a cache reuses already contains the residuals, and the transformer still adds them.
     """
     caches = active_caches(transformer)
     for name in COUNT_RESIDUALS_TWICE:
@@ -110,9 +110,9 @@ def check_cache_allows_residuals(transformer: torch.nn.Module) -> None:
 
 
 class CacheWatch:
-    """Tells a transformer's caches where a loop is, and empties them when it starts or what they keep no longer fits.
+    """Tells a transformer's caches where a loop is, and resets them at its start or when their content no longer fits.
 
-    Caches that know no branches (PAB, FasterCache) get a state for each branch.
+    Caches that do not distinguish branches (PAB, FasterCache) get a state for each branch.
 
     Args:
         transformer (`FluxTransformer2DModel`): The transformer.
@@ -130,7 +130,7 @@ class CacheWatch:
 
     @contextmanager
     def running(self, step: Step, contributions: Sequence[Contribution]) -> Iterator[None]:
-        """Around one call of the transformer: compares it with the branch's last one and sets the cache context."""
+        """Compare a call of the transformer with the branch's last one, and set the cache context around it."""
         if self._caches:
             self._compare(step, contributions)
             self._use_states_of(step.branch)
@@ -148,7 +148,7 @@ class CacheWatch:
         known = self._seen.get(step.branch)
         if known is None or known[0] != layout or not _same(known[1], rules):
             _check_faster_cache_may_start(self._caches.get("FasterCacheConfig", ()))
-            # The other branch's state goes, too: it is computed once more at most.
+            # The other branch's state is dropped, too: at most it is computed once more.
             if known is not None:
                 self._reset()
                 self._states.clear()

@@ -28,10 +28,10 @@ class TeaCacheConfig:
 
     Args:
         threshold (`float`):
-            How much estimated change may add up before a step is computed again; 0 skips nothing. The paper's authors
-            report about 1.5 times the speed at 0.25, 1.8 at 0.4, 2.0 at 0.6 and 2.25 at 0.8 for 28 steps.
+            How much estimated change may accumulate before a step is computed again; 0 skips nothing. The paper's
+            authors report about 1.5 times the speed at 0.25, 1.8 at 0.4, 2.0 at 0.6 and 2.25 at 0.8 for 28 steps.
         num_inference_steps (`int`, *optional*):
-            Steps of a call, of which the last one is always computed. The pipelines of this package tell it by
+            Steps of a call, of which the last one is always computed. The pipelines of this package set it
             themselves; diffusers' own pipelines need it here.
 
     Raises:
@@ -49,9 +49,9 @@ class TeaCacheConfig:
 
 
 class SkippableBlocks(torch.nn.ModuleList):
-    """A transformer's list of blocks, which is empty for the loop of a forward pass that TeaCache skips.
+    """A transformer's list of blocks, which is empty during a forward pass whose blocks TeaCache skips.
 
-    The blocks are not called at all then: whatever hooks, compiled code or adapters they have, nothing of it runs.
+    The blocks are then not called at all, so none of their hooks, compiled code or adapters runs.
     """
 
     tea_cache: TeaCacheHook | None
@@ -81,7 +81,7 @@ class TeaCacheHook(ModelHook):
     def pre_forward(
         self, module: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Find the branch's state, and listen to the embedders and the last norm for the time of one forward pass."""
+        """Find the branch's state, and observe the embedders and the last norm during one forward pass."""
         self.stop_listening()
         check_cache_runs_split(module)
         context = self.state_manager.context
@@ -117,7 +117,7 @@ class TeaCacheHook(ModelHook):
         return module
 
     def stop_listening(self) -> None:
-        """End a forward pass, also one that failed."""
+        """End a forward pass, including one that failed."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._running, self._loop = [], None, None
@@ -136,7 +136,7 @@ class TeaCacheHook(ModelHook):
         def finish(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             return (running.finish_blocks(inputs[0]), *inputs[1:])
 
-        # Set up anew for each pass: a LoRA may have put another layer in the place of the embedder.
+        # Set up again for each pass: a LoRA may have replaced the embedder's layer.
         self._running, self._loop = running, loop_key()
         self._handles = [
             transformer.x_embedder.register_forward_hook(keep_embedded),
@@ -148,7 +148,7 @@ class TeaCacheHook(ModelHook):
 def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig) -> None:
     """Let a FLUX.1 transformer skip its blocks at steps whose input has hardly changed.
 
-    Each branch of guidance has a state of its own, and a call starts with empty ones. One decision is made for the
+    Each branch of guidance has its own state, which is empty when a call starts. One decision is made for the
     whole batch. Residuals of ControlNets and reference tokens are part of what is reused, so they count once. A step
     is computed when the tokens or their positions, the batch, or the kinds of inputs differ from the last step's.
 
@@ -159,7 +159,7 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
 
     Raises:
         TypeError:
-            if `transformer` is no FLUX.1 transformer, for example one wrapped by `torch.compile`, or `config` is
+            if `transformer` is not a FLUX.1 transformer, for example one wrapped by `torch.compile`, or `config` is
             something else.
         ValueError: if a cache is enabled already, or if the transformer has no double blocks.
     """
@@ -190,7 +190,7 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
         blocks.__class__ = SkippableBlocks
         blocks.tea_cache = hook
     transformer._cache_config = config
-    # What the hook notes of a forward pass is one thread's.
+    # What the hook records during a forward pass belongs to one thread.
     guard_forward(transformer)
 
 

@@ -1,4 +1,4 @@
-"""One forward pass under TeaCache: what is kept of the last one, and whether its blocks run."""
+"""One forward pass under TeaCache: what is kept from the last one, and whether its blocks run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TeaCacheState(BaseState):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: a new call begins."""
+        """Forget everything when a new call begins."""
         self.step = 0
         self.accumulated = 0.0
-        # Tensors, once a step has run.
+        # Tensors once a step has run.
         self.timestep: Any = None
         self.modulated: Any = None
         self.residual: Any = None
@@ -33,7 +33,7 @@ class TeaCacheState(BaseState):
         self.norm_weights: dict[str, torch.Tensor] | None = None
 
     def reset_when_time_rises(self, timestep: torch.Tensor) -> None:
-        """Within a call the timestep only falls, so that a rise shows a call after one that broke off."""
+        """Reset when the timestep rises: it only falls within a call, so the previous call was interrupted."""
         timestep = timestep.detach().flatten()[:1].clone()
         if self.timestep is not None and bool(timestep.to(self.timestep) > self.timestep):
             self.reset()
@@ -42,7 +42,8 @@ class TeaCacheState(BaseState):
 
 @dataclass
 class RunningForward:
-    """
+    """The running forward pass of a transformer.
+
     Attributes:
         transformer (`torch.nn.Module`): The transformer that runs.
         state (`TeaCacheState`): The state of its branch.
@@ -50,7 +51,7 @@ class RunningForward:
         num_steps (`int`): Steps of the call.
         embedded (`torch.Tensor` of shape `(batch_size, image_length, dim)`, *optional*): The embedded image tokens.
         temb (`torch.Tensor` of shape `(batch_size, dim)`, *optional*): The embedded timestep, guidance and prompt.
-        skips (`bool`, *optional*): Whether the blocks are left out, once that is decided.
+        skips (`bool`, *optional*): Whether the blocks are skipped, once that is decided.
     """
 
     transformer: Any
@@ -62,13 +63,13 @@ class RunningForward:
     skips: bool | None = None
 
     def decide(self, threshold: float) -> bool:
-        """Whether the blocks are left out; the steps are those that the reference skips."""
+        """Decide whether the blocks are skipped, at the same steps as the reference."""
         if self.skips is None and self.embedded is not None and self.temb is not None:
             self.skips = self._compare(threshold)
         return bool(self.skips)
 
     def finish_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """After the blocks: remember what they and any residuals have added, or add what is remembered."""
+        """Remember what the blocks and any residuals have added, or add what is remembered."""
         if self.skips:
             return self.embedded + self.state.residual
         self.state.residual = hidden_states - self.embedded
@@ -101,7 +102,7 @@ class RunningForward:
         return torch.func.functional_call(block.norm1, weights, (self.embedded,), {"emb": self.temb})[0]
 
     def _layout(self) -> tuple[Any, ...]:
-        """What must stay the same from one step to the next, besides the tokens' positions."""
+        """Return what must not change between steps, besides the tokens' positions."""
         given, embedded = self.arguments, self.embedded
         residuals = (given.get("controlnet_block_samples"), given.get("controlnet_single_block_samples"))
         return (
@@ -115,7 +116,7 @@ class RunningForward:
 
 
 def rescale(change: float) -> float:
-    """The published polynomial: from the change of the first block's input to that of the model's output."""
+    """Return the published polynomial: from the change of the first block's input to that of the model's output."""
     value = 0.0
     for coefficient in COEFFICIENTS:
         value = value * change + coefficient

@@ -22,14 +22,13 @@ MATRICES = ("x_embedder.weight", "context_embedder.weight", TEXT_EMBEDDER)
 def infer_transformer_config(
     shapes: Shapes, layout: TransformerLayout = "diffusers", **overrides: Any
 ) -> dict[str, Any]:
-    """
-    Infers the arguments of `FluxTransformer2DModel` from the shapes of its weights.
+    """Infer the arguments of `FluxTransformer2DModel` from the shapes of its weights.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
             Shapes by diffusers key.
         layout (`str`, *optional*, defaults to `"diffusers"`):
-            The layout in which an error spells missing keys.
+            The layout whose key names appear in errors.
         overrides:
             Arguments that replace inferred ones.
 
@@ -37,9 +36,10 @@ def infer_transformer_config(
         `dict[str, Any]`: The arguments, all of them.
 
     Raises:
-        ValueError: If a key is missing that shows a size; if sizes do not fit together; if the heads are not 128 wide
+        ValueError: If a key that determines a size is missing; if sizes do not fit together; if the heads are not 128
+        wide
             and `axes_dims_rope` is not given.
-        TypeError: If an override is no argument of the constructor.
+        TypeError: If an override is not an argument of the constructor.
     """
     check_overrides(FluxTransformer2DModel, overrides)
     raise_if_missing(["proj_out.weight"] if "proj_out.weight" not in shapes else [], layout)
@@ -52,17 +52,17 @@ def infer_transformer_config(
 
 
 def infer_trunk_config(shapes: Shapes, layout: TransformerLayout) -> dict[str, Any]:
-    """What the shapes show of the arguments that a transformer and a ControlNet have in common.
+    """Infer the arguments that a transformer and a ControlNet have in common from the shapes.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`): Shapes by diffusers key.
-        layout (`str`): The layout in which an error spells missing keys.
+        layout (`str`): The layout whose key names appear in errors.
 
     Returns:
         `dict[str, Any]`: The arguments; `axes_dims_rope` is `None` unless the heads are as wide as the released ones.
 
     Raises:
-        ValueError: If a key is missing that shows a size.
+        ValueError: If a key that determines a size is missing.
     """
     double, single = (count_blocks(shapes, name) for name in ("transformer_blocks", "single_transformer_blocks"))
     norm = f"{'transformer_blocks' if double else 'single_transformer_blocks'}.0.attn.norm_q.weight"
@@ -87,14 +87,14 @@ def infer_trunk_config(shapes: Shapes, layout: TransformerLayout) -> dict[str, A
 
 
 def check_overrides(model_class: type, overrides: Mapping[str, Any], added: Sequence[str] = ()) -> None:
-    """Raises a `TypeError` if an override is no argument of the constructor, nor one of the `added` ones."""
+    """Raise a `TypeError` if an override is neither an argument of the constructor nor in `added`."""
     known = {*inspect.signature(model_class.__init__).parameters, *added} - {"self"}  # type: ignore[misc]
     if not overrides.keys() <= known:
         raise TypeError(f"{sorted(overrides.keys() - known)} are no arguments of the model; they are {sorted(known)}.")
 
 
 def check_heads(shapes: Shapes, config: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` if the heads do not fill the model or the rotary axes do not fill a head."""
+    """Raise a `ValueError` if the heads do not fill the model or the rotary axes do not fill a head."""
     width = shapes["x_embedder.weight"][0]
     heads, head_dim, axes = (config[n] for n in ("num_attention_heads", "attention_head_dim", "axes_dims_rope"))
     if heads * head_dim != width:
@@ -110,15 +110,14 @@ def check_heads(shapes: Shapes, config: Mapping[str, Any]) -> None:
 
 
 def raise_if_missing(keys: list[str], layout: TransformerLayout) -> None:
-    """Raises a `ValueError` that names diffusers' `keys` as `layout` spells them, if there are any."""
+    """Raise a `ValueError` that names diffusers' `keys` as `layout` spells them, if there are any."""
     if keys:
         missing = list_keys({spell_in_layout(key, layout) for key in keys})
         raise ValueError(f"Keys of a FLUX.1 transformer in the {layout!r} layout are missing: {missing}.")
 
 
 def check_fit(model: torch.nn.Module, plan: Mapping[str, TensorRecipe], layout: TransformerLayout) -> None:
-    """
-    Compares a model with the tensors that a plan would give it.
+    """Check that a plan provides exactly the tensors of a model.
 
     Args:
         model (`torch.nn.Module`):
@@ -126,7 +125,7 @@ def check_fit(model: torch.nn.Module, plan: Mapping[str, TensorRecipe], layout: 
         plan (`Mapping[str, TensorRecipe]`):
             The tensors by the model's keys.
         layout (`str`):
-            The layout in which an error spells missing keys.
+            The layout whose key names appear in errors.
 
     Raises:
         ValueError: If tensors are missing or surplus, or have another shape than the model's.

@@ -1,4 +1,4 @@
-"""What conversions of published files share: the command line, and how a failure is told."""
+"""Shared parts of the conversions of published files: the command line, and reporting failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Convert = Callable[..., dict[str, torch.Tensor]]
 
 
 def command_parser(kind: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of `flux-ext convert KIND`, with the text of `--help`."""
+    """Return the parser of `flux-ext convert KIND`, with the text of `--help`."""
     return argparse.ArgumentParser(
         prog=f"flux-ext convert {kind}",
         description=description,
@@ -29,14 +29,13 @@ def command_parser(kind: str, description: str | None) -> argparse.ArgumentParse
 
 
 def reported(work: Callable[[], None]) -> int:
-    """
-    Run the work of a script.
+    """Run a script's work and report a failure.
 
     Args:
         work (`Callable[[], None]`): The work.
 
     Returns:
-        `int`: the exit code, 0 or 1, with the reason of a failure on stderr.
+        `int`: the exit code, 0 or 1, with the reason for a failure on stderr.
     """
     try:
         work()
@@ -47,7 +46,7 @@ def reported(work: Callable[[], None]) -> int:
 
 
 def save_to_folder(load: Callable[[], Any], target: Path) -> int:
-    """Write what `load` makes to a new folder; returns the exit code, with the reason of a failure on stderr."""
+    """Save what `load` returns to a new folder; return the exit code, with the reason for a failure on stderr."""
     return reported(lambda: _save(load, target))
 
 
@@ -75,7 +74,7 @@ def convert_checkpoint(
         description (`str`): Text of `--help`.
         convert (`Callable`): Takes a state dict and `to`, and returns the converted one.
         model_class (`type`): Has `from_single_file` and `save_pretrained`, for a target folder.
-        arguments (`list[str]`, *optional*): Replaces the process' arguments.
+        arguments (`list[str]`, *optional*): Used instead of the process' arguments.
 
     Returns:
         `int`: the exit code.

@@ -18,15 +18,14 @@ _LINK = re.compile(
 
 
 def local_file(source: str | Path, hub: Mapping[str, Any]) -> str | Path:
-    """
-    A local file for a link to one on the Hub, as diffusers' `from_single_file` takes them.
+    """Return a local file, downloaded if the source is a link to the Hub of the kind `from_single_file` takes.
 
     Args:
         source (`str` or `Path`):
             A local path, or a link such as `https://huggingface.co/<owner>/<name>/blob/main/<file>`.
         hub (`Mapping[str, Any]`):
-            Arguments of `huggingface_hub.hf_hub_download`, of those in `HUB_ARGUMENTS`; `revision` goes before the
-            link's.
+            Arguments of `huggingface_hub.hf_hub_download`, of those in `HUB_ARGUMENTS`; `revision` takes precedence
+            over the link's.
 
     Returns:
         `str` or `Path`: a path; `source` itself if it is not such a link.

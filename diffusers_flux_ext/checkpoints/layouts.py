@@ -1,7 +1,7 @@
 """The key layouts of FLUX.1 transformer checkpoints, and the conversion between any two of them.
 
 A layout is recognised by its key names, a conversion is planned from names and shapes alone, and tensors are touched
-one at a time when the plan is carried out. So the header of a file is enough to know everything but the weights.
+one at a time when the plan is carried out. So the header of a file determines everything but the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYOUTS: tuple[TransformerLayout, ...] = get_args(TransformerLayout)
 # Black Forest Labs' layout is published with and without the prefix that ComfyUI gives it.
 PREFIX = "model.diffusion_model."
 
-# A row a layer: diffusers (the parts of a fused layer in order), Black Forest Labs, DiffSynth-Studio.
+# One row per layer: diffusers (the parts of a fused layer in order), Black Forest Labs, DiffSynth-Studio.
 Row = tuple[tuple[str, ...], str, str]
 GLOBAL_LINEARS: tuple[Row, ...] = (
     (("x_embedder",), "img_in", "x_embedder"),
@@ -72,7 +72,7 @@ SINGLE_NORMS: tuple[Row, ...] = (
 )
 # Rows of a fused tensor that belong to its parts, as shares; the MLP of a single block is four times as wide.
 SHARES = {1: (1,), 3: (1, 1, 1), 4: (1, 1, 1, 4)}
-# Scale and shift stand in this order in diffusers, and the other way round elsewhere.
+# Scale and shift are in this order in diffusers, and the other way round elsewhere.
 SWAPPED_HALVES = frozenset({"norm_out.linear"})
 
 CONNECTOR = "connector."
@@ -89,7 +89,7 @@ class TensorNames:
     swap_halves: bool
 
     def keys(self, layout: TransformerLayout) -> tuple[str, ...]:
-        """The keys in `layout`: the parts in diffusers', a single one in the others."""
+        """Return the keys in `layout`: the parts in diffusers', a single one in the others."""
         return self.diffusers if layout == "diffusers" else (getattr(self, layout),)
 
 
@@ -121,7 +121,7 @@ _BY_KEY: dict[TransformerLayout, dict[str, TensorNames]] = {
 
 
 def split_block_index(key: str) -> tuple[str, str]:
-    """Splits a key into its form with `{}` for the index of the block, and the index (`""` outside of blocks)."""
+    """Split a key into its form with `{}` for the index of the block, and the index (`""` outside blocks)."""
     parts = key.removeprefix(PREFIX).split(".")
     if len(parts) > 2 and parts[0].endswith("blocks") and is_index(parts[1]):
         return ".".join([parts[0], "{}", *parts[2:]]), parts[1]
@@ -129,18 +129,17 @@ def split_block_index(key: str) -> tuple[str, str]:
 
 
 def detect_transformer_layout(keys: Iterable[str]) -> TransformerLayout:
-    """
-    Recognises the layout of a FLUX.1 transformer by its keys, with or without the prefix `model.diffusion_model.`.
+    """Recognise the layout of a FLUX.1 transformer by its keys, with or without the prefix `model.diffusion_model.`.
 
     Args:
         keys (`Iterable[str]`):
-            Keys of a state dict or of a file header. Unknown ones do no harm as long as one layout knows most.
+            Keys of a state dict or of a file header. Unknown keys are ignored as long as one layout knows most.
 
     Returns:
         `str`: `"diffusers"`, `"bfl"` (Black Forest Labs) or `"diffsynth"` (DiffSynth-Studio).
 
     Raises:
-        ValueError: If no layout knows any key, or if two know equally many.
+        ValueError: If no layout matches any key, or two match equally many.
     """
     keys = list(keys)
     forms = [split_block_index(key)[0] for key in keys]
@@ -155,7 +154,7 @@ def detect_transformer_layout(keys: Iterable[str]) -> TransformerLayout:
 
 
 def spell_in_layout(diffusers_key: str, layout: TransformerLayout) -> str:
-    """The key of a file in `layout` that holds the tensor which diffusers calls `diffusers_key`."""
+    """Return the key of a file in `layout` that holds the tensor which diffusers calls `diffusers_key`."""
     form, index = split_block_index(diffusers_key)
     names = _BY_KEY["diffusers"].get(form)
     if names is None:
@@ -165,8 +164,7 @@ def spell_in_layout(diffusers_key: str, layout: TransformerLayout) -> str:
 
 @dataclass(frozen=True)
 class TensorRecipe:
-    """
-    How one tensor of the target layout is made.
+    """How one tensor of the target layout is made.
 
     Attributes:
         sources (`tuple[str, ...]`):
@@ -185,7 +183,7 @@ class TensorRecipe:
     swap_halves: bool = False
 
     def build(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """Makes the tensor; `read` gives the source's tensor of a key. It may share memory with the source."""
+        """Make the tensor; `read` gives the source's tensor of a key. It may share memory with the source."""
         parts = [read(key) for key in self.sources]
         dtypes = {str(part.dtype) for part in parts}
         if len(dtypes) > 1:
@@ -195,7 +193,7 @@ class TensorRecipe:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.rows is not None:
             tensor = tensor[slice(*self.rows)]
-        # A list: tensors of diffusers' GGUF files lose their kind in a tuple.
+        # A list, since diffusers' GGUF tensors lose their type in a tuple.
         return torch.cat(list(tensor.chunk(2))[::-1]) if self.swap_halves else tensor
 
 
@@ -245,8 +243,7 @@ def _check_known(keys: Iterable[str], layout: TransformerLayout) -> None:
 
 
 def plan_transformer_conversion(shapes: Shapes, to: TransformerLayout = "diffusers") -> dict[str, TensorRecipe]:
-    """
-    Plans the conversion of a FLUX.1 transformer of any width and depth from the shapes of its tensors.
+    """Plan the conversion of a FLUX.1 transformer of any width and depth from the shapes of its tensors.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
@@ -295,8 +292,7 @@ def _recipes(
 def convert_transformer_state_dict(
     state_dict: Mapping[str, torch.Tensor], to: TransformerLayout = "diffusers"
 ) -> dict[str, torch.Tensor]:
-    """
-    Converts a FLUX.1 transformer of any width and depth between key layouts. The result is free of the prefix.
+    """Convert a FLUX.1 transformer of any width and depth between key layouts. The result has no prefix.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):

@@ -1,4 +1,4 @@
-"""Names in error messages: quoted, shortened, a few of many, and the file that an error is about."""
+"""Helpers for error messages: quoting, shortening and listing names, and naming the file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 
 
 MAX_LISTED_KEYS = 10
-# The longest key of a FLUX.1 checkpoint has about 100 letters.
+# The longest key of a FLUX.1 checkpoint has about 100 characters.
 MAX_NAME = 160
 _ENDS = 60
 
 
 def shorten(name: object) -> str:
-    """
-    A name as an error message shows it: of at most 160 characters, on one line.
+    """Shorten a name for an error message: at most 160 characters, on one line.
 
     Args:
-        name (`object`): A key, or what stands in its place.
+        name (`object`): A key, or what is in its place.
 
     Returns:
         `str`
@@ -36,14 +35,14 @@ def _is_large(name: object) -> bool:
 
 
 def list_keys(keys: Collection[Any]) -> str:
-    """Up to ten keys for an error message, and how many more there are."""
+    """List up to ten keys for an error message, and how many more there are."""
     listed = sorted(map(shorten, keys))[:MAX_LISTED_KEYS]
     rest = len(keys) - len(listed)
     return ", ".join(f"`{key}`" for key in listed) + (f" and {rest} more" if rest else "")
 
 
 def list_shapes(shapes: Mapping[str, Any]) -> str:
-    """Up to ten keys with their shapes for an error message, and how many more there are."""
+    """List up to ten keys with their shapes for an error message, and how many more there are."""
     listed = sorted(shapes.items())[:MAX_LISTED_KEYS]
     rest = len(shapes) - len(listed)
     return ", ".join(f"`{shorten(k)}` {tuple(shape)}" for k, shape in listed) + (f" and {rest} more" if rest else "")
@@ -51,8 +50,7 @@ def list_shapes(shapes: Mapping[str, Any]) -> str:
 
 @contextmanager
 def naming(source: object) -> Iterator[None]:
-    """
-    Put the name of a file before what is wrong with it.
+    """Prefix errors with the name of the file that they are about.
 
     Args:
         source (`object`): The file whose content is checked in the block; nothing is added unless it is a path.

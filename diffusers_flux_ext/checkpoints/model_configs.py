@@ -20,11 +20,10 @@ LARGEST_NUMBER = 2**31
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
-    """
-    Check that no number of a model's config is absurd.
+    """Check that the numbers of a model's config are plausible.
 
     Args:
-        config (`Mapping[str, Any]`): The config, which may hold others.
+        config (`Mapping[str, Any]`): The config, which may be nested.
 
     Raises:
         ValueError: If there are more than 1000 layers or 100,000 timesteps, or a number is infinite, NaN or above
@@ -50,8 +49,7 @@ def _check_number(name: object, value: float) -> None:
 
 
 def read_model_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    Read the config of a model and check its numbers.
+    """Read the config of a model and check its numbers.
 
     Args:
         path (`str` or `os.PathLike`): A local file.
@@ -61,7 +59,7 @@ def read_model_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a JSON object, or a number is absurd.
+        ValueError: If it is not a JSON object, or a number is implausible.
         OSError: If it cannot be read.
     """
     with naming(path):
@@ -74,8 +72,7 @@ def read_model_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 def building(
     source: str | os.PathLike[str], passing: tuple[type[Exception], ...] = (), what: str = "a model that can be built"
 ) -> Iterator[None]:
-    """
-    Name the file from which a library builds something, whatever it runs into.
+    """Name the file in any error that a library raises while it builds something from it.
 
     Args:
         source (`str` or `os.PathLike`): The file or folder.
@@ -87,7 +84,7 @@ def building(
     """
     try:
         yield
-    # Constructors of models raise whatever a broken config makes them run into.
+    # With a broken config, model constructors raise errors of any kind.
     except Exception as error:
         named = isinstance(error, ValueError | OSError) and os.fspath(source) in str(error)
         if named or isinstance(error, passing):
@@ -107,7 +104,7 @@ class CheckedConfigMixin:
         return_commit_hash: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """See [`~diffusers.ConfigMixin.load_config`]; raises a `ValueError` if a number is absurd."""
+        """See [`~diffusers.ConfigMixin.load_config`]; raises a `ValueError` if a number is implausible."""
         with naming(Path(pretrained_model_name_or_path) / "config.json"):
             loaded = super().load_config(  # type: ignore[misc]
                 pretrained_model_name_or_path, return_unused_kwargs, return_commit_hash, **kwargs

@@ -20,18 +20,18 @@ FLOATS = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point
 
 
 def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Tensors by key, of a local safetensors file, a pickle of tensors only, or a state dict.
+    """Read tensors by key from a local safetensors file, a pickle of tensors only, or a state dict.
 
     Args:
         source (`str`, `Path` or `Mapping[str, torch.Tensor]`): What to read.
-        wrappers (`tuple[str, ...]`): Prefixes that training code may have put before every key; one is taken off.
+        wrappers (`tuple[str, ...]`): Prefixes that training code may have put before every key; one is removed.
 
     Returns:
         `dict[str, torch.Tensor]`
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or holds other things than tensors.
+        ValueError: if it cannot be read, or holds anything but tensors.
     """
     tensors = dict(source) if isinstance(source, Mapping) else dict(read_weights_file(source))
     nested = [key for key, value in tensors.items() if isinstance(value, Mapping)]
@@ -45,7 +45,7 @@ def read_tensors(source: str | Path | Mapping[str, torch.Tensor], wrappers: tupl
 
 
 def check_floating(dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raise a `ValueError` if weights are of another than a floating-point data type.
+    """Raise a `ValueError` if the data type of a weight is not floating-point.
 
     Args:
         dtypes (`Mapping[str, torch.dtype]`): Data types by key.

@@ -1,4 +1,4 @@
-"""Folders of whole pipelines that may be broken or hostile, checked before memory is taken for their weights."""
+"""Folders of whole pipelines that may be broken or hostile, checked before memory is allocated for their weights."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
-    """
-    Check that the configs in the folder of a pipeline describe models, and that their weights are those of the files.
+    """Check that the configs of a pipeline folder describe models whose weights are those of the files.
 
-    Nothing is loaded: the models are built without memory, and of the files of weights the headers are read.
+    Nothing is loaded: models are built without memory, and only the headers of weights files are read.
 
     Args:
         folder (`str` or `os.PathLike`): A local folder as `save_pretrained` writes it.
@@ -95,7 +94,7 @@ def _check_weights(model: torch.nn.Module, config: Path, stored: Mapping[str, St
             f"`{config}` is not the config of {files}, which differs in the shapes of {list_keys(wrong)}."
         )
     missing = shapes.keys() - stored.keys()
-    # transformers ties weights, which are stored once, and files with older names are renamed by their loader.
+    # transformers stores tied weights once, and its loader renames keys of older files.
     is_complete = not isinstance(model, diffusers.ModelMixin) or bool(stored.keys() - shapes.keys())
     if missing and not is_complete:
         raise ValueError(f"{files} beside `{config}` lacks weights of the model: {list_keys(missing)}.")
@@ -108,8 +107,7 @@ def _count(tensor: StoredTensor) -> int:
 
 
 def check_types(model_class: Any, config: Mapping[str, Any]) -> None:
-    """
-    Check the values of a config against the types of a constructor's arguments.
+    """Check the values of a config against the types of a constructor's arguments.
 
     Args:
         model_class (`type`): The class of a diffusers model or scheduler.
@@ -122,7 +120,7 @@ def check_types(model_class: Any, config: Mapping[str, Any]) -> None:
     hints = typing.get_type_hints(model_class.__init__)
     defaults = inspect.signature(model_class.__init__).parameters
     for name, value in config.items():
-        # Not every argument whose default is None says so.
+        # Not every argument with the default None is annotated so.
         if name not in defaults or (value is None and defaults[name].default is None):
             continue
         if name in hints and not _fits(value, hints[name]):
@@ -130,7 +128,7 @@ def check_types(model_class: Any, config: Mapping[str, Any]) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON may stand for a type; unknown types allow everything."""
+    """Whether a JSON value fits a type; unknown types accept everything."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in arguments)

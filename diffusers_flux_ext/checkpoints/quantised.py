@@ -21,7 +21,7 @@ GGUF_MAGIC = b"GGUF"
 
 
 def is_gguf(source: Any) -> bool:
-    """Whether a source is a GGUF file, which its first bytes tell."""
+    """Whether a source is a GGUF file, by its first bytes."""
     if isinstance(source, Mapping) or not Path(source).is_file():
         return False
     with Path(source).open("rb") as file:
@@ -29,7 +29,7 @@ def is_gguf(source: Any) -> bool:
 
 
 def logical_shape(weight: torch.Tensor) -> tuple[int, ...]:
-    """The shape of the matrix that a tensor stands for; GGUF stores a row of it as bytes."""
+    """Return the shape of the matrix that a tensor represents; GGUF stores each row as bytes."""
     return tuple(getattr(weight, "quant_shape", weight.shape))
 
 
@@ -41,8 +41,7 @@ def load_quantised(
     device: str | torch.device | None,
     overrides: Mapping[str, Any],
 ) -> Any:
-    """
-    Make a model whose weights are quantised, by diffusers' own loader.
+    """Load a model with quantised weights through diffusers' own loader.
 
     The keys are converted and the config is inferred here; quantising and replacing layers is left to diffusers.
 
@@ -78,7 +77,7 @@ def load_quantised(
             check_fit(model_class(**config), plan, layout)
         weights = {key: recipe.build(read.__getitem__) for key, recipe in plan.items()}
         folder = stack.enter_context(TemporaryDirectory())
-        # The class of diffusers takes a config from a folder only.
+        # diffusers' class takes a config only from a folder.
         Path(folder, "config.json").write_text(json.dumps({"_class_name": model_class.__name__, **config}))
         load = FromOriginalModelMixin.from_single_file.__func__
         return load(

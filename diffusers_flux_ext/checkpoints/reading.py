@@ -36,14 +36,13 @@ DTYPES = {
 }
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-# Headers and configs are text of some kilobytes, of which a reader makes objects many times as large.
+# Headers and configs are text of some kilobytes, which parse to objects many times as large.
 LARGEST_TEXT = 16 * 2**20
 _DEEPEST_NESTING = 3
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """
-    Check that a path is an ordinary file, which can be read without waiting for another program.
+    """Check that a path is a regular file, which can be read without waiting for another program.
 
     Args:
         path (`str` or `os.PathLike`): A local path.
@@ -52,9 +51,9 @@ def check_file(path: str | os.PathLike[str]) -> Path:
         `Path`: the same.
 
     Raises:
-        FileNotFoundError: If there is nothing.
+        FileNotFoundError: If nothing is there.
         ValueError: If it is a folder, a pipe, a device or the like.
-        OSError: If it cannot be looked at.
+        OSError: If it cannot be accessed.
     """
     path = Path(path)
     try:
@@ -73,8 +72,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """
-    Open a safetensors file after its header was checked.
+    """Check the header of a safetensors file, then open it.
 
     Args:
         path (`str` or `os.PathLike`): A local file.
@@ -84,7 +82,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a safetensors file, was cut off, or holds data types that torch has not.
+        ValueError: If it is not a safetensors file, was cut off, or holds data types that torch does not have.
         OSError: If it cannot be read.
     """
     path = check_file(path)
@@ -117,8 +115,7 @@ def _check_header_length(path: Path) -> None:
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
-    """
-    Load a pickle without running code, and without unpacking more than the file is large.
+    """Load a pickle without running code, and without unpacking more than the size of the file.
 
     Args:
         path (`str` or `os.PathLike`): A local file that `torch.save` wrote.
@@ -138,9 +135,9 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Mapped, so that a part of a large file can be read; only archives can be, all but very old files.
+            # Mapped, so that part of a large file can be read; only archives (all but very old files) can be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    # The unpickler raises whatever a hostile byte makes it run into.
+    # With hostile bytes, the unpickler raises errors of any kind.
     except Exception as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise OSError(f"`{path}` cannot be read: {error}.") from error
@@ -153,14 +150,13 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """
-    Read a pickle of tensors only, without running code. The tensors of a large file are mapped into memory.
+    """Read a pickle of tensors only, without running code. The tensors of a large file are mapped into memory.
 
     Args:
         path (`str` or `os.PathLike`): A local file that `torch.save` wrote.
 
     Returns:
-        `Mapping`: the state dict, which may hold others.
+        `Mapping`: the state dict, which may be nested.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -192,19 +188,18 @@ def _check_archive(path: Path) -> None:
 
 
 def check_state_dict(state_dict: Mapping[Any, Any], source: object = "state dict", depth: int = 0) -> int:
-    """
-    Check that a state dict, and those in it, hold ordinary tensors with names.
+    """Check that a state dict, nested ones included, holds ordinary named tensors.
 
     Args:
         state_dict (`Mapping`): What a file or a caller gave.
         source (`object`, *optional*, defaults to `"state dict"`): What the error names.
-        depth (`int`, *optional*, defaults to 0): How deep it lies in another one.
+        depth (`int`, *optional*, defaults to 0): How deep it is nested.
 
     Returns:
         `int`: the bytes that its tensors take.
 
     Raises:
-        ValueError: If there is something else in it.
+        ValueError: If it holds anything else.
     """
     names = [key for key in state_dict if not isinstance(key, str)]
     if names or depth > _DEEPEST_NESTING:
@@ -235,15 +230,14 @@ def _is_plain(value: Any) -> bool:
 
 
 def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """
-    Read a file of weights: safetensors, or a pickle such as `ip-adapter.bin` without its code.
+    """Read a weights file: safetensors, or a pickle such as `ip-adapter.bin` without running its code.
 
     Args:
         path (`str` or `os.PathLike`):
             Local file. Anything that does not end in `.safetensors` or `.sft` is read as a pickle of tensors only.
 
     Returns:
-        `Mapping`: the state dict, which may be nested, as it stands in the file.
+        `Mapping`: the state dict as it is in the file, which may be nested.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -258,8 +252,7 @@ def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    Read a JSON object, such as a config or the index of a model in several files.
+    """Read a JSON object, such as a config or the index of a model in several files.
 
     Args:
         path (`str` or `os.PathLike`): A local file.

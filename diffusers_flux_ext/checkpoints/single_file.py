@@ -1,4 +1,4 @@
-"""Reading a model out of a state dict or one safetensors file, whatever its key layout."""
+"""Reading a model from a state dict or one safetensors file in any key layout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SingleFileMixin:
     def plan_load(
         cls, shapes: Shapes, overrides: Mapping[str, Any]
     ) -> tuple[dict[str, TensorRecipe], dict[str, Any], TransformerLayout]:
-        """How a file's tensors become the model's.
+        """Plan how a file's tensors become the model's.
 
         Args:
             shapes (`Mapping[str, Sequence[int]]`): Shapes by key, in any layout.
@@ -41,7 +41,7 @@ class SingleFileMixin:
 
         Raises:
             ValueError: If keys are unknown or missing; if shapes do not fit together.
-            TypeError: If an override is no argument of the constructor.
+            TypeError: If an override is not an argument of the constructor.
         """
 
     @classmethod
@@ -53,8 +53,7 @@ class SingleFileMixin:
         device: str | torch.device | None = None,
         **overrides: Any,
     ) -> ModelT:
-        """
-        Makes a model from weights in any layout; the config follows from their shapes.
+        """Make a model from weights in any layout; the config follows from their shapes.
 
         Args:
             state_dict (`Mapping[str, torch.Tensor]`):
@@ -65,7 +64,7 @@ class SingleFileMixin:
             device (`str` or `torch.device`, *optional*):
                 Device of the model; that of each tensor by default.
             overrides:
-                Arguments of the constructor that replace inferred ones. `axes_dims_rope` leaves no trace in the
+                Arguments of the constructor that replace inferred ones. `axes_dims_rope` cannot be read from the
                 weights and is needed unless the heads are 128 wide.
 
         Returns:
@@ -73,7 +72,7 @@ class SingleFileMixin:
 
         Raises:
             ValueError: If keys are unknown or missing; if shapes do not fit together; if `axes_dims_rope` is needed.
-            TypeError: If an override is no argument of the constructor.
+            TypeError: If an override is not an argument of the constructor.
         """
         check_state_dict(state_dict)
         check_floating({key: tensor.dtype for key, tensor in state_dict.items()})
@@ -93,8 +92,7 @@ class SingleFileMixin:
         subfolder: str | None = None,
         **overrides: Any,
     ) -> ModelT:
-        """
-        Makes a model from one safetensors or GGUF file in any layout.
+        """Make a model from one safetensors or GGUF file in any layout.
 
         Only the header is read to plan the load. Tensors are then copied one at a time out of the mapped file, whose
         pages the system can drop again, so that the load needs the memory of the model once.
@@ -115,7 +113,7 @@ class SingleFileMixin:
             config (`str` or `Path`, *optional*):
                 A folder or repository whose config replaces the inferred one.
             subfolder (`str`, *optional*):
-                Where the config lies in it, such as `"transformer"`.
+                The config's subfolder, such as `"transformer"`.
             overrides:
                 See [`from_state_dict`]; and `cache_dir`, `force_download`, `local_files_only`, `token` and `revision`
                 for links.
@@ -127,7 +125,7 @@ class SingleFileMixin:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is neither a safetensors nor a GGUF file; if keys are unknown or missing; if shapes
                 do not fit together; if `axes_dims_rope` is needed.
-            TypeError: If an override is no argument of the constructor.
+            TypeError: If an override is not an argument of the constructor.
         """
         hub = {name: overrides.pop(name) for name in HUB_ARGUMENTS if name in overrides}
         source = pretrained_model_link_or_path_or_dict
@@ -174,7 +172,7 @@ class SingleFileMixin:
         model: Any = build_empty(cls, config)
         check_fit(model, plan, layout)
         weights = {
-            # A copy, because a tensor may be a view of the source or of a mapped file.
+            # A copy, since a tensor may be a view of the source or of a mapped file.
             key: recipe.build(read).to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
             for key, recipe in plan.items()
         }

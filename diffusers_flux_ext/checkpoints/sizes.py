@@ -20,8 +20,7 @@ def is_index(text: str) -> bool:
 
 
 def count_blocks(keys: Iterable[str], name: str) -> int:
-    """
-    Count the blocks of a list of modules.
+    """Count the blocks of a list of modules.
 
     Args:
         keys (`Iterable[str]`): Keys of a state dict.
@@ -31,7 +30,7 @@ def count_blocks(keys: Iterable[str], name: str) -> int:
         `int`: their number, 0 if there are none. It never exceeds the number of keys.
 
     Raises:
-        ValueError: If they are not numbered from 0 on without gaps.
+        ValueError: If they are not numbered consecutively from 0.
     """
     start = f"{name}."
     found = {key[len(start) :].split(".", 1)[0] for key in keys if key.startswith(start)}
@@ -46,12 +45,11 @@ def count_blocks(keys: Iterable[str], name: str) -> int:
 
 
 def check_dimensions(shapes: Mapping[str, Sequence[int]], dimensions: Mapping[str, int]) -> None:
-    """
-    Check the tensors that show a model's sizes.
+    """Check the tensors that determine a model's sizes.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`): Shapes by key.
-        dimensions (`Mapping[str, int]`): How many dimensions the tensors of some keys, which are there, must have.
+        dimensions (`Mapping[str, int]`): Number of dimensions of the tensors of some keys, which must exist.
 
     Raises:
         ValueError: If one has another number of dimensions, or is empty.
@@ -66,8 +64,7 @@ def check_dimensions(shapes: Mapping[str, Sequence[int]], dimensions: Mapping[st
 
 
 def build_empty(model_class: Callable[..., ModelT], config: Mapping[str, Any]) -> ModelT:
-    """
-    Build a model without memory for its weights.
+    """Build a model on the meta device, without memory for its weights.
 
     Args:
         model_class (`type`): The model's class.
@@ -77,7 +74,7 @@ def build_empty(model_class: Callable[..., ModelT], config: Mapping[str, Any]) -
         The model on the meta device.
 
     Raises:
-        ValueError: If there is no model of these sizes.
+        ValueError: If no model of these sizes can be built.
     """
     try:
         with torch.device("meta"):

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 class StockConfigMixin:
     """Make a subclass of a diffusers class and that class read each other's configs.
 
-    diffusers notes which values were left at their defaults and does not hand those to another class, which then takes
-    its own defaults: a value of 4 latent channels became one of 16. Here what a config names is taken as it stands,
-    what one of the diffusers class does not name has that class' default, and what differs between both classes is
-    handed on. List this mixin first, and call [`hand_on_defaults`] at the end of `__init__`.
+    diffusers records which values were left at their defaults and does not pass those to another class, which then
+    uses its own defaults: a value of 4 latent channels became one of 16. Here every value in a config is used as it
+    is, a value missing from a config of the diffusers class has that class' default, and values whose defaults differ
+    are passed on. List this mixin first, and call [`hand_on_defaults`] at the end of `__init__`.
     """
 
     stock_class: ClassVar[type]
@@ -42,7 +42,7 @@ class StockConfigMixin:
         )
 
     def hand_on_defaults(self) -> None:
-        """Count values left at a default that the diffusers class does not share as given ones."""
+        """Treat values left at a default that differs from the diffusers class' as given."""
         used, stock = self.config.get("_use_default_values"), _defaults(self.stock_class)
         if used:
             own = _defaults(type(self))

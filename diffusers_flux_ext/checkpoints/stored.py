@@ -1,4 +1,4 @@
-"""Where each tensor lies in safetensors files, in one file or in several with an index."""
+"""Where each tensor is stored, in one safetensors file or in several with an index."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from .reading import DTYPES, check_file, open_safetensors, read_json
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """
-    A tensor of a safetensors file.
+    """A tensor of a safetensors file.
 
     Attributes:
         name (`str`): Its key.
@@ -39,8 +38,7 @@ class StoredTensor:
 
 
 def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """
-    Where the tensors of a model lie. No tensor is read.
+    """Find where the tensors of a model are stored. No tensor is read.
 
     Args:
         source (`str` or `os.PathLike`):
@@ -51,7 +49,7 @@ def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         `dict[str, StoredTensor]`: The tensors by key.
 
     Raises:
-        FileNotFoundError: If there is nothing, or a file of the index is missing.
+        FileNotFoundError: If the source or a file of the index is missing.
         ValueError: If a header is broken, does not fit its file's size, or disagrees with the index.
         OSError: If something cannot be read.
     """
@@ -73,14 +71,13 @@ def read_layout(source: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
-    """
-    The index of a model in several files.
+    """Return the index of a model in several files.
 
     Args:
         path (`str` or `os.PathLike`): A file such as `model.safetensors.index.json`.
 
     Returns:
-        `dict[str, str]`: For each tensor the name of its file, which lies beside the index.
+        `dict[str, str]`: The file name of each tensor, beside the index.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -16,10 +16,9 @@ from safetensors.torch import save_file
 
 @contextmanager
 def written_at_once(target: str | os.PathLike[str], overwrite: bool = True) -> Iterator[Path]:
-    """
-    A temporary path beside a target, which takes its place when the block ends without an error.
+    """Yield a temporary path beside a target, which replaces the target when the block ends without an error.
 
-    Nobody can guess the temporary path or put a link there. The result has the rights of any new file. A link at the
+    The temporary path cannot be guessed or linked to. The result has the permissions of any new file. A link at the
     target stays a link, and what it points to is replaced.
 
     Args:
@@ -51,7 +50,7 @@ def written_at_once(target: str | os.PathLike[str], overwrite: bool = True) -> I
 
 @contextmanager
 def _reported(target: str | os.PathLike[str], folder: Path | None = None) -> Iterator[None]:
-    """What goes wrong while writing names the target; what goes wrong while reading another file stays as it is."""
+    """Name the target in errors of writing; leave errors of reading other files as they are."""
     try:
         yield
     except SafetensorError as error:
@@ -64,7 +63,7 @@ def _reported(target: str | os.PathLike[str], folder: Path | None = None) -> Ite
 
 
 def _give_usual_rights(folder: Path, written: Path) -> None:
-    """Temporary files are private whatever the umask; new files and folders show what it allows."""
+    """Give a temporary file, which is private, the permissions that the umask allows."""
     probe, file = folder / "probe-folder", folder / "probe-file"
     probe.mkdir()
     os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -75,8 +74,7 @@ def _give_usual_rights(folder: Path, written: Path) -> None:
 
 
 def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """
-    Check, before work starts, that a file or folder can be written.
+    """Check, before work starts, that a file or folder can be written.
 
     Args:
         target (`str` or `os.PathLike`): Where to.
@@ -102,13 +100,12 @@ def save_tensors(
     tensors: Mapping[str, torch.Tensor], target: str | os.PathLike[str], metadata: Mapping[str, str] | None = None,
     overwrite: bool = True,
 ) -> None:  # fmt: skip
-    """
-    Write a safetensors file whole or not at all.
+    """Write a safetensors file whole or not at all.
 
     Args:
         tensors (`Mapping[str, torch.Tensor]`): Contiguous tensors that share no memory.
         target (`str` or `os.PathLike`): The file.
-        metadata (`Mapping[str, str]`, *optional*): What the header says besides.
+        metadata (`Mapping[str, str]`, *optional*): Further entries of the header.
         overwrite (`bool`, *optional*, defaults to `True`): Whether an existing file may be replaced.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What can be known about a command line without torch: checked before the imports, which take seconds."""
+"""Checks of a command line that need no torch: they run before the imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_generate(args: argparse.Namespace) -> None:
     if args.device is not None and not _DEVICE.fullmatch(args.device):
         raise CommandLineError(f"--device {args.device} is not a device; give for example cuda, cuda:1, mps or cpu")
     if args.size is None and args.model != TINY:
-        return  # The size is the model's own.
+        return  # The default size is the model's own.
     width, height = args.size or (TINY_CALL["width"], TINY_CALL["height"])
     for entity in args.entity:
         try:
@@ -95,7 +95,7 @@ def _check_model(model: str) -> None:
 
 
 def _check_source(flag: str, source: str) -> None:
-    """A file or folder must exist, and anything else can be a repository."""
+    """Check that a file or folder exists; anything else may be a repository."""
     looks_local = os.path.isabs(source) or source.startswith(".") or source.endswith((*LORA_ENDINGS, ".bin", ".pt"))
     if os.path.exists(source) or (_REPOSITORY.fullmatch(source) and not looks_local):
         return
@@ -115,7 +115,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _check_folder(flag: str, folder: Path) -> None:
-    """A folder that exists, or that can be made."""
+    """Check that a folder exists or can be created."""
     above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not above.is_dir():
         raise CommandLineError(f"{flag}: {above} is a file, not a folder")

@@ -19,15 +19,15 @@ def contact_sheet(
     boxes: Sequence[Sequence[tuple[float, float, float, float]]],
     results: Sequence[Image.Image],
 ) -> Image.Image:
-    """Lay scenes out in rows of three pictures with their texts.
+    """Lay scenes out in rows of three images with their texts.
 
     Args:
-        prompts (`Sequence[str]`): What the pictures without regions were drawn from.
-        without (`Sequence[PIL.Image.Image]`): Those pictures.
-        global_prompts (`Sequence[str]`): The global prompts of the pictures with regions.
+        prompts (`Sequence[str]`): Prompts of the images without regions.
+        without (`Sequence[PIL.Image.Image]`): Those images.
+        global_prompts (`Sequence[str]`): The global prompts of the images with regions.
         entities (`Sequence[Sequence[str]]`): Each scene's entity prompts.
         boxes (`Sequence[Sequence[tuple]]`): Each scene's boxes `(left, top, right, bottom)` in pixels.
-        results (`Sequence[PIL.Image.Image]`): The pictures with regions.
+        results (`Sequence[PIL.Image.Image]`): The images with regions.
 
     Returns:
         `PIL.Image.Image`
@@ -54,11 +54,11 @@ def contact_sheet(
 def draw_regions(
     picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]], labels: Sequence[str]
 ) -> Image.Image:
-    """A faded picture with labelled boxes on it, enlarged to a cell of the sheet.
+    """Draw labelled boxes on a faded copy of an image, enlarged to a cell of the sheet.
 
     Args:
-        picture (`PIL.Image.Image`): The picture.
-        boxes (`Sequence[tuple]`): `(left, top, right, bottom)` in the picture's pixels.
+        picture (`PIL.Image.Image`): The image.
+        boxes (`Sequence[tuple]`): `(left, top, right, bottom)` in the image's pixels.
         labels (`Sequence[str]`): One text per box.
 
     Returns:

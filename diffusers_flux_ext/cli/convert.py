@@ -24,7 +24,7 @@ exit codes: 0 done, 1 the file is wrong (one line says why, nothing is written),
 
 
 def converters() -> dict[str, tuple[str, str]]:
-    """The kinds of files: for each the package that converts it, and the function's name there."""
+    """Return, for each kind of file, the package that converts it and the function's name there."""
     own = {
         kind: (method.package, reference)
         for method in METHODS.values()
@@ -48,12 +48,12 @@ def add_convert_command(commands: Any) -> None:
 
 
 def check_convert(args: argparse.Namespace) -> None:
-    """Check `flux-ext convert`; raises [`CommandLineError`]."""
+    """Check `flux-ext convert`; raise [`CommandLineError`]."""
     if args.kind not in converters():
         raise CommandLineError(f"there is no kind {args.kind!r}; choose one of {', '.join(sorted(converters()))}")
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Convert; returns the exit code."""
+    """Convert; return the exit code."""
     convert: Callable[[list[str]], int] = resolve(*converters()[args.kind])
     return convert(args.arguments)

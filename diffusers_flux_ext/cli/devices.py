@@ -1,4 +1,4 @@
-"""Devices of the command line. Imports torch when called, which is quick beside diffusers."""
+"""Devices of the command line. Importing torch on call is quick compared with diffusers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def check_device(name: str | None) -> None:
     """Raise a [`CommandLineError`] unless this machine has the device.
 
     Args:
-        name (`str`, *optional*): The name, such as `"cuda:1"`; without one the best is taken later.
+        name (`str`, *optional*): The name, such as `"cuda:1"`; without one the best device is chosen later.
     """
     if name is None:
         return
@@ -27,7 +27,7 @@ def check_device(name: str | None) -> None:
 
 
 def available_devices() -> list[str]:
-    """Names of all devices that PyTorch can use here, the accelerator's first."""
+    """Return the names of all devices that PyTorch can use here, the accelerator's first."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -37,5 +37,5 @@ def available_devices() -> list[str]:
 
 
 def best_device() -> str:
-    """The accelerator that PyTorch sees, or the CPU."""
+    """Return the accelerator that PyTorch sees, or the CPU."""
     return available_devices()[0].partition(":")[0]

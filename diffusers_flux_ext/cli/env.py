@@ -1,4 +1,4 @@
-"""`flux-ext env`: what a bug report needs, and nothing that names the machine or its user."""
+"""`flux-ext env`: what a bug report needs, without anything that identifies the machine or its user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONAL = (
     "bitsandbytes", "optimum-quanto", "torchao", "gguf", "cache-dit", "deepspeed", "insightface", "onnxruntime",
     "onnxruntime-gpu", "diffsynth",
 )  # fmt: skip
-# Settings that change results or speed; none of them holds a path or a secret.
+# Settings that affect results or speed; none of them holds a path or a secret.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY", "CUDA_VISIBLE_DEVICES", "DIFFUSERS_ATTN_BACKEND", "HF_HUB_OFFLINE", "MKL_CBWR",
     "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
@@ -58,12 +58,12 @@ def run_env(args: argparse.Namespace) -> int:
 
 
 def package_version() -> str:
-    """This package's version."""
+    """Return this package's version."""
     return installed("diffusers-flux-ext") or "unknown (not installed)"
 
 
 def installed(distribution: str) -> str | None:
-    """The version of an installed distribution, or `None`."""
+    """Return the version of an installed distribution, or `None`."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -71,7 +71,7 @@ def installed(distribution: str) -> str | None:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, devices, memory and settings.
+    """Collect versions, devices, memory and settings.
 
     Returns:
         `dict[str, Any]`: texts, or dicts of names and texts.
@@ -92,7 +92,7 @@ def _torch() -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        # What a broken installation looks like; the message would have paths in it.
+        # A broken installation; the message would contain paths.
         return {"torch": f"{installed('torch') or 'missing'}, cannot be imported ({type(error).__name__})"}
     built = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
     builds = [f"{name} {found}" for name, found in built.items() if found] or ["without CUDA"]

@@ -11,7 +11,7 @@ class CommandLineError(Exception):
     """The command line is wrong; the message names the flag. Ends with exit code 2."""
 
 
-# Where the flag is not called as the Python argument.
+# Flags whose names differ from the Python argument.
 _FLAGS: Mapping[str, str] = {
     "adapter_config": "the adapter_config.json beside the file",
     "checkpoint": "the checkpoint",
@@ -38,11 +38,11 @@ _FLAGS: Mapping[str, str] = {
 
 
 def in_flags(message: str, args: argparse.Namespace) -> str:
-    """A message of the Python functions with the flags of the command in place of their arguments.
+    """Replace Python arguments in a message by the flags of the command.
 
     Args:
         message (`str`): The message, which spells arguments as `` `name` `` or `` `name=value` ``.
-        args (`argparse.Namespace`): The command line, whose own flags are spelled alike.
+        args (`argparse.Namespace`): The command line, whose own flags have the same names.
 
     Returns:
         `str`
@@ -61,5 +61,5 @@ def in_flags(message: str, args: argparse.Namespace) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks and control characters, whatever a file put into it."""
+    """Return text without line breaks and control characters, which may come from a file."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())

@@ -85,8 +85,7 @@ def add_lora_commands(commands: Any) -> argparse.ArgumentParser:
 
 
 def run_lora(args: argparse.Namespace) -> int:
-    """
-    Runs a command.
+    """Run a command.
 
     Args:
         args (`argparse.Namespace`): The parsed command line.
@@ -156,7 +155,7 @@ def _fuse(args: argparse.Namespace) -> None:
 
 
 def _transformer(path: Path) -> Path:
-    """A transformer's file or folder; that of the embedded model for `tiny`."""
+    """Return a transformer's file or folder; `tiny` is the embedded model."""
     return Path(named_model(TINY)) / "transformer" if path == Path(TINY) else path
 
 
@@ -193,7 +192,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def _plain(value: Any) -> Any:
-    """The value with `null` for numbers that JSON does not have."""
+    """Return the value with `null` for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -217,8 +216,7 @@ def _counted(counts: Mapping[Any, int]) -> str:
 
 
 def describe(report: LoRAReport, name: str) -> str:
-    """
-    A report as a table for people, with a bar for the strength of every block.
+    """Return a report as a table for people, with a bar for the strength of every block.
 
     Args:
         report (`LoRAReport`): The report.
@@ -251,7 +249,7 @@ def describe(report: LoRAReport, name: str) -> str:
 
 
 def _bars(norms: Mapping[str, float]) -> list[str]:
-    # Blocks share a scale, so that they can be compared; text encoders are other models.
+    # Blocks share a scale so that they can be compared; text encoders are separate models.
     highest = max((norm for norm in norms.values() if norm < float("inf")), default=0.0) or 1.0
     width = max(map(len, norms), default=0)
     return [

@@ -33,7 +33,7 @@ exit codes: 0 done, 1 the work failed (the message says why), 2 the command line
 
 
 class _Version(argparse.Action):
-    """Prints the version, which is looked up only then."""
+    """Print the version, which is looked up only on demand."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         sys.stdout.write(f"flux-ext {package_version()}\n")
@@ -41,7 +41,7 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="flux-ext",
         description="FLUX.1 methods that diffusers lacks, from the command line.",
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `int`: the exit code: 0 done, 1 the work failed, 2 the command line is wrong, 130 interrupted.
     """
     args = build_parser().parse_args(arguments)
-    # What messages begin with.
+    # Prefix of messages.
     args.title = " ".join(["flux-ext", args.command, *filter(None, [getattr(args, "lora_command", None)])])
     try:
         _CHECKS.get(args.command, lambda args: None)(args)

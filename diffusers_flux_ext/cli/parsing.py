@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..checkpoints.messages import shorten
 
 
-# Far more than a model can draw; what is larger is a slip of the hand, and would be computed for hours.
+# Far more than a model can draw; anything larger is a typo that would be computed for hours.
 LARGEST_SIDE = 16384
 LARGEST_COUNT = 10**6
 
@@ -67,7 +67,7 @@ def parse_size(value: str) -> tuple[int, int]:
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `least` to `most`, both included."""
+    """Return a parser of whole numbers from `least` to `most`, both included."""
 
     def parse(value: str) -> int:
         if not _is_count(value, least, most):
@@ -78,7 +78,7 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def number(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable[[str], float]:
-    """A parser of finite numbers from `least` to `most`, both included, and above `above`."""
+    """Return a parser of finite numbers from `least` to `most`, both included, and above `above`."""
     bounds = {"at least": least, "above": above, "at most": most}
     words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
 
@@ -103,7 +103,7 @@ def _is_count(value: str, least: int, most: int) -> bool:
 
 parse_positive = whole_number(1, LARGEST_COUNT)
 parse_seed = whole_number(0, 2**63 - 1)
-# FLUX.1's prompts are no longer.
+# The longest prompt of FLUX.1.
 parse_text_tokens = whole_number(1, 512)
 parse_number = number()
 parse_scale = number(least=0)

@@ -1,4 +1,4 @@
-"""`flux-ext plan`: what is where on a card of a given size, without loading weights."""
+"""`flux-ext plan`: where everything goes on a card of a given size, without loading weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def parse_method(value: str) -> tuple[str, int | None]:
         `tuple[str, int or None]`
 
     Raises:
-        argparse.ArgumentTypeError: if the number is none.
+        argparse.ArgumentTypeError: if the count is not a number.
     """
     name, separator, number = value.partition("=")
     return name, parse_positive(number) if separator else None

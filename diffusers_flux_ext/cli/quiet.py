@@ -1,4 +1,4 @@
-"""Keeps the libraries' notes off the terminal; own warnings and those of cut prompts stay, in the command's words."""
+"""Silence the libraries on the terminal; this package's warnings and those of truncated prompts stay, reworded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 from .errors import in_flags, one_line
 
 
-# Warns of prompts that are cut, and repeats what is cut off.
+# Warns of truncated prompts, and repeats what is cut off.
 PROMPTS = "diffusers.pipelines.flux"
 LONGEST = 400
 
 
 @contextmanager
 def quiet_libraries(args: argparse.Namespace) -> Iterator[None]:
-    """Silence transformers and diffusers within, and write this package's warnings as lines of the command.
+    """Silence transformers and diffusers inside the context, and print this package's warnings in the command's style.
 
     Args:
         args (`argparse.Namespace`): The command line.
@@ -33,7 +33,7 @@ def quiet_libraries(args: argparse.Namespace) -> Iterator[None]:
         for kind in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)
         warnings.filterwarnings("ignore", module="huggingface_hub")
-        # transformers first: importing diffusers already asks it for classes, about which it has notes.
+        # transformers first: importing diffusers already asks it for classes, about which it logs messages.
         for library in ("transformers", "diffusers"):
             stack.enter_context(_errors_only(importlib.import_module(f"{library}.utils.logging")))
         yield
@@ -59,7 +59,7 @@ class _InFlags(logging.Formatter):
         self.args = args
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         message = one_line(in_flags(record.getMessage(), self.args))
         return f"{self.args.title}: warning: {shorten(message, LONGEST, placeholder=' ...')}"
 

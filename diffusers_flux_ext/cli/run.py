@@ -37,7 +37,7 @@ def demo(args: argparse.Namespace) -> Path:
     Returns:
         `Path`: the contact sheet.
     """
-    # Tiny tensors gain little from threads, which on a busy machine wait for each other for minutes.
+    # Tiny tensors gain little from threads, which can wait for each other for minutes on a busy machine.
     torch.set_num_threads(1)
     pipe = load_pipeline(TINY, None, None, "cpu", "none", with_regions=True)
     rng = random.Random(args.seed)
@@ -90,7 +90,7 @@ def generate(args: argparse.Namespace) -> Path:
     if args.entity:
         call |= {"entity_prompts": [entity.text for entity in args.entity]}
         call |= {"entity_masks": [entity.box for entity in args.entity]}
-    # What the pipeline checks is clear; a library that runs into something else has got odd configs or weights.
+    # The pipeline's own checks are clear; other errors of a library come from odd configs or weights.
     clear = (OSError, ValueError, torch.OutOfMemoryError)
     with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
         images = draw(pipe, args.seed, prompt=args.prompt, **call)
@@ -98,7 +98,7 @@ def generate(args: argparse.Namespace) -> Path:
 
 
 def _whole_tokens(size: tuple[int, int] | None) -> dict[str, int]:
-    """The size in whole tokens, with a warning if it is another one then."""
+    """Round the size down to whole tokens, with a warning if that changes it."""
     if size is None:
         return {}
     width, height = (side // TOKEN_SIDE * TOKEN_SIDE for side in size)
@@ -139,7 +139,7 @@ def load_pipeline(
         lora_weight_name (`str`, *optional*): File of the LoRA's repository.
         device (`str`, *optional*): Torch device.
         offload (`str`): `"none"`, `"model"` or `"sequential"`.
-        with_regions (`bool`): Whether entities are drawn, for which tiny's own LoRA is loaded.
+        with_regions (`bool`): Whether entities are drawn; `tiny` then loads its own LoRA.
 
     Returns:
         `FluxEliGenPipeline`
@@ -174,11 +174,11 @@ def load_pipeline(
 
 
 def save_picture(image: Image.Image, path: Path) -> Path:
-    """Write a picture whole or not at all.
+    """Write an image whole or not at all.
 
     Args:
-        image (`PIL.Image.Image`): The picture.
-        path (`Path`): Where to; folders are made.
+        image (`PIL.Image.Image`): The image.
+        path (`Path`): Target file; folders are created.
 
     Returns:
         `Path`: the same path.

@@ -21,5 +21,5 @@ TINY_CALL: dict[str, Any] = {
 
 
 def named_model(name: str) -> str:
-    """The folder of the embedded model for `tiny`, any other name as it is."""
+    """Return the folder of the embedded model for `tiny`, and any other name unchanged."""
     return tiny_flux_path() if name == TINY else name

@@ -20,7 +20,7 @@ _KEYS = [f"{stage}_{what}" for stage in STAGES for what in ("dtype", "device")]
 
 @dataclass(frozen=True)
 class _Ladder:
-    """One model's config with the reference's defaults filled in: what it is stored as and where, stage by stage."""
+    """One model's config with the reference's defaults filled in: dtype and device of each stage."""
 
     dtypes: tuple[torch.dtype | str, ...]
     devices: tuple[str, ...]
@@ -40,14 +40,13 @@ def vram_plan_from_diffsynth(
     ram_budget_gib: float | None = None,
     offload_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """
-    The arguments of `enable_vram_budget` for a `vram_config` of DiffSynth-Studio.
+    """Return the arguments of `enable_vram_budget` for a `vram_config` of DiffSynth-Studio.
 
     The reference moves single layers between four stages: `offload` while another model runs, `onload` while its own
-    runs, `preparing` for layers that found room below `vram_limit`, and `computation`. A budget does the same with
-    blocks: `vram_limit` becomes the budget, within which as many blocks stay as fit; fp8 at any stage becomes fp8
-    storage of the blocks of the transformer and the ControlNets; `"disk"` becomes blocks on disk. The reference counts
-    all memory in use on the card, the budget what PyTorch takes in this process.
+    runs, `preparing` for layers that fit below `vram_limit`, and `computation`. A budget does the same with
+    blocks: `vram_limit` becomes the budget, within which as many blocks as fit stay on the card; fp8 at any stage
+    becomes fp8 storage of the blocks of the transformer and the ControlNets; `"disk"` becomes blocks on disk. The
+    reference counts all memory in use on the card, the budget what PyTorch takes in this process.
 
     Args:
         config (`Mapping[str, Any]`):
@@ -61,8 +60,8 @@ def vram_plan_from_diffsynth(
         `dict[str, Any]`: for `pipe.enable_vram_budget(**arguments)`.
 
     Raises:
-        TypeError: if `config` is no mapping.
-        ValueError: if the config cannot be kept, with the reason.
+        TypeError: if `config` is not a mapping.
+        ValueError: if the config cannot be met, with the reason.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"`config` is a {type(config).__name__}; expected a `vram_config`, or such by component name.")
@@ -152,7 +151,7 @@ def _storage(ladder: _Ladder, name: str) -> torch.dtype | None:
                 f"The weights{of} are stored in {dtype} but computed in {computes}, which would round them first. "
                 f"Load the pipeline in {dtype}, or store in {computes} or 8 bits."
             )
-    # A wider type is rounded when it is computed with: storing the rounded weights gives the same.
+    # A wider type is rounded before computing, so storing the rounded weights gives the same result.
     return next(iter(coarse), None)
 
 

@@ -1,4 +1,4 @@
-"""The world of coloured shapes that the embedded tiny FLUX.1 draws: scenes, pictures, captions, masks and a scorer.
+"""The world of coloured shapes that the embedded tiny FLUX.1 draws: scenes, images, captions, masks and a scorer.
 
 Needs numpy and pillow only. Everything random takes a `random.Random`, so that a seed fixes it.
 

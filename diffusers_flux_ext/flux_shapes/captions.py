@@ -15,7 +15,7 @@ _WHERE = {
 
 
 def entity_phrase(item: ShapeObject) -> str:
-    """An object as a phrase, for example `"a red circle"` or `"a small orange star"`.
+    """Return an object as a phrase, for example `"a red circle"` or `"a small orange star"`.
 
     Args:
         item (`ShapeObject`): The object.
@@ -28,7 +28,7 @@ def entity_phrase(item: ShapeObject) -> str:
 
 
 def entity_prompts(scene: Scene) -> list[str]:
-    """The phrases of all objects, in the scene's order.
+    """Return the phrases of all objects, in the scene's order.
 
     Args:
         scene (`Scene`): The scene.
@@ -40,7 +40,7 @@ def entity_prompts(scene: Scene) -> list[str]:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A sentence for a whole scene; its wording varies.
+    """Describe a whole scene in a sentence of varying wording.
 
     Args:
         scene (`Scene`): The scene.
@@ -62,7 +62,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 
 def background_caption(scene: Scene) -> str:
-    """A sentence that names the background only.
+    """Return a sentence that names the background only.
 
     Args:
         scene (`Scene`): The scene.
@@ -74,7 +74,7 @@ def background_caption(scene: Scene) -> str:
 
 
 def vary(text: str, rng: random.Random) -> str:
-    """Sometimes a capital letter in front or a full stop behind, as users write.
+    """Sometimes capitalise a text or add a full stop, as users do.
 
     Args:
         text (`str`): A caption.

@@ -1,4 +1,4 @@
-"""What a picture shows: background and objects, found without any model."""
+"""What an image shows: background and objects, found without any model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _TEMPLATE_SIZE = 32
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """A connected spot that stands out from the background.
+    """A connected region that stands out from the background.
 
     Args:
         color (`str`): The colour that most of its pixels are nearest to.
@@ -53,7 +53,7 @@ class DetectedObject:
 
 
 def to_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A picture as an array.
+    """Convert an image to an array.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`):
@@ -63,7 +63,7 @@ def to_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
         `np.ndarray` of shape `(128, 128, 3)`: floats in [0, 255].
 
     Raises:
-        ValueError: if the size or the number of channels is another.
+        ValueError: if the size or the number of channels is wrong.
     """
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.shape != (CANVAS_SIZE, CANVAS_SIZE, 3):
@@ -75,10 +75,10 @@ def to_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def detect_background(image: Image.Image | np.ndarray) -> tuple[str, float]:
-    """The background's colour, from the picture's edge.
+    """Return the background's colour, from the image's edge.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): The picture, as for `to_pixels`.
+        image (`PIL.Image.Image` or `np.ndarray`): The image, as for `to_pixels`.
 
     Returns:
         `tuple[str, float]`: the colour's name, and the share of the edge's pixels that have it.
@@ -87,10 +87,10 @@ def detect_background(image: Image.Image | np.ndarray) -> tuple[str, float]:
 
 
 def detect_objects(image: Image.Image | np.ndarray, min_area: int = MIN_AREA) -> list[DetectedObject]:
-    """All objects of a picture, the largest first.
+    """Find all objects of an image, the largest first.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): The picture, as for `to_pixels`.
+        image (`PIL.Image.Image` or `np.ndarray`): The image, as for `to_pixels`.
         min_area (`int`, defaults to 50): Smaller spots, in pixels, are left out.
 
     Returns:
@@ -103,7 +103,7 @@ def detect_objects(image: Image.Image | np.ndarray, min_area: int = MIN_AREA) ->
 
 
 def foreground(pixels: np.ndarray) -> np.ndarray:
-    """Which pixels differ clearly from the picture's edge.
+    """Return which pixels differ clearly from the image's edge.
 
     Args:
         pixels (`np.ndarray` of shape `(128, 128, 3)`): Floats in [0, 255].
@@ -116,7 +116,7 @@ def foreground(pixels: np.ndarray) -> np.ndarray:
 
 
 def describe(pixels: np.ndarray, mask: np.ndarray) -> DetectedObject:
-    """Colour, shape and extent of the pixels inside of a mask.
+    """Describe colour, shape and extent of the pixels inside a mask.
 
     Args:
         pixels (`np.ndarray` of shape `(128, 128, 3)`): Floats in [0, 255].
@@ -139,7 +139,7 @@ def _edge(pixels: np.ndarray) -> np.ndarray:
 
 
 def _connected(mask: np.ndarray) -> Iterator[np.ndarray]:
-    """Every 4-connected part: each pixel takes the least number in its neighbourhood until nothing changes."""
+    """Yield every 4-connected component, by spreading the smallest label until nothing changes."""
     size = mask.size + 1
     labels = np.where(mask, np.arange(mask.size).reshape(mask.shape), size)
     while True:

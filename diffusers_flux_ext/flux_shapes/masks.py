@@ -15,14 +15,14 @@ Box = tuple[int, int, int, int]
 
 
 def entity_boxes(scene: Scene, margin: float = 4.0) -> list[Box]:
-    """A box around every object.
+    """Return a box around every object.
 
     Args:
         scene (`Scene`): The scene.
-        margin (`float`, defaults to 4.0): Room around the object in pixels, at least 0.
+        margin (`float`, defaults to 4.0): Margin around the object in pixels, at least 0.
 
     Returns:
-        `list[Box]`: in the scene's order, cut at the picture's edges.
+        `list[Box]`: in the scene's order, cut at the image's edges.
 
     Raises:
         ValueError: if `margin` is negative.
@@ -33,7 +33,7 @@ def entity_boxes(scene: Scene, margin: float = 4.0) -> list[Box]:
 
 
 def sample_boxes(scene: Scene, rng: random.Random, loose: float = 0.2) -> list[Box]:
-    """Boxes as users draw them: 0 to 8 pixels of room, and sometimes off-centre by up to 14 more on some sides.
+    """Return boxes as users draw them: with 0 to 8 pixels of margin, and some sides up to 14 pixels further out.
 
     Args:
         scene (`Scene`): The scene.
@@ -54,7 +54,7 @@ def sample_boxes(scene: Scene, rng: random.Random, loose: float = 0.2) -> list[B
 
 
 def box_to_mask(box: Sequence[float]) -> np.ndarray:
-    """A box as a picture-sized mask.
+    """Return a box as an image-sized mask.
 
     Args:
         box (`Sequence[float]`): `(left, top, right, bottom)` in pixels.
@@ -63,7 +63,7 @@ def box_to_mask(box: Sequence[float]) -> np.ndarray:
         `np.ndarray` of shape `(128, 128)`, boolean.
 
     Raises:
-        ValueError: if the box has no area inside of the picture.
+        ValueError: if the box has no area inside the image.
     """
     left, top, right, bottom = (min(max(round(value), 0), CANVAS_SIZE) for value in box)
     if left >= right or top >= bottom:
@@ -77,11 +77,11 @@ def box_to_mask(box: Sequence[float]) -> np.ndarray:
 
 
 def entity_masks(scene: Scene, margin: float = 4.0) -> list[Image.Image]:
-    """The boxes of all objects as black and white pictures.
+    """Return the boxes of all objects as black and white images.
 
     Args:
         scene (`Scene`): The scene.
-        margin (`float`, defaults to 4.0): Room around the object in pixels, at least 0.
+        margin (`float`, defaults to 4.0): Margin around the object in pixels, at least 0.
 
     Returns:
         `list[PIL.Image.Image]`: in the scene's order, mode `"L"`, white inside.
@@ -91,7 +91,7 @@ def entity_masks(scene: Scene, margin: float = 4.0) -> list[Image.Image]:
 
 
 def token_mask(mask: np.ndarray, token_size: int = 16) -> np.ndarray:
-    """Which tokens a mask touches: any pixel of a token's patch counts.
+    """Return which tokens a mask touches: any pixel of a token's patch counts.
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`): Boolean.

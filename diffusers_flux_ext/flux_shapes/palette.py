@@ -32,10 +32,10 @@ SIZES: dict[str, float] = {"small": 0.7, "": 1.0, "big": 1.32}
 """Size words and the factors by which they scale an object; no word is the middle size."""
 
 CANVAS_SIZE = 128
-"""Width and height of every picture in pixels."""
+"""Width and height of every image in pixels."""
 
 PALETTE: dict[str, tuple[int, int, int]] = {**COLORS, **BACKGROUNDS}
-"""Every colour that a picture can contain."""
+"""Every colour that an image can contain."""
 
 _NAMES = list(PALETTE)
 _VALUES = np.array([PALETTE[name] for name in _NAMES], dtype=float)
@@ -49,7 +49,7 @@ def check_choice(what: str, value: str, choices: object) -> None:
 
 
 def count_colors(pixels: np.ndarray, max_distance: float = 90.0) -> dict[str, int]:
-    """How many pixels are nearest to each colour of the palette.
+    """Count the pixels that are nearest to each colour of the palette.
 
     Args:
         pixels (`np.ndarray` of shape `(count, 3)`): RGB in [0, 255].
@@ -65,7 +65,7 @@ def count_colors(pixels: np.ndarray, max_distance: float = 90.0) -> dict[str, in
 
 
 def main_color(pixels: np.ndarray) -> tuple[str, float]:
-    """The colour that most of the pixels have.
+    """Return the colour that most of the pixels have.
 
     Args:
         pixels (`np.ndarray` of shape `(count, 3)`): RGB in [0, 255], at least one pixel.

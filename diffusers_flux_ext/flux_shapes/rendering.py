@@ -1,4 +1,4 @@
-"""Scenes as pictures."""
+"""Scenes as images."""
 
 import math
 
@@ -13,7 +13,7 @@ _OVERSAMPLING = 3
 
 
 def outline(item: ShapeObject) -> list[tuple[float, float]]:
-    """Corners of a square, triangle or star in pixels, in drawing order; a circle has none.
+    """Return corners of a square, triangle or star in pixels, in drawing order; a circle has none.
 
     Args:
         item (`ShapeObject`): The object.
@@ -43,7 +43,7 @@ def render(scene: Scene) -> Image.Image:
         scene (`Scene`): The scene.
 
     Returns:
-        `PIL.Image.Image`: RGB, 128 x 128 pixels; the same scene always gives the same picture.
+        `PIL.Image.Image`: RGB, 128 x 128 pixels; the same scene always gives the same image.
     """
     side = CANVAS_SIZE * _OVERSAMPLING
     picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])

@@ -25,7 +25,7 @@ _MARGIN, _GAP, _MAX_REACH = 3.0, 4.0, 1.12
 def sample_scene(
     rng: random.Random, held_out: bool | None = None, layouts: Sequence[str] = tuple(LAYOUT_WEIGHTS)
 ) -> Scene:
-    """A scene of a named layout.
+    """Sample a scene of a named layout.
 
     Args:
         rng (`random.Random`): Source of all randomness.
@@ -50,7 +50,7 @@ def sample_scene(
 
 
 def sample_free_scene(rng: random.Random, num_objects: int, held_out: bool | None = None) -> Scene:
-    """A scene of objects at free places that do not overlap.
+    """Sample a scene of objects at free places that do not overlap.
 
     Args:
         rng (`random.Random`): Source of all randomness.
@@ -61,7 +61,7 @@ def sample_free_scene(rng: random.Random, num_objects: int, held_out: bool | Non
         `Scene`
 
     Raises:
-        ValueError: if `num_objects` is another number.
+        ValueError: if `num_objects` is not 1, 2 or 3.
     """
     if num_objects not in FREE_RADII:
         raise ValueError(f"Free scenes have {list(FREE_RADII)} objects, but {num_objects} were asked for.")
@@ -72,7 +72,7 @@ def sample_free_scene(rng: random.Random, num_objects: int, held_out: bool | Non
 
 
 def held_out_entity_scenes(count: int = 64, seed: int = 777) -> list[Scene]:
-    """The free scenes of two and three objects, in turn, that entity control is scored on.
+    """Return the free scenes of two and three objects, in turn, that entity control is scored on.
 
     Args:
         count (`int`, defaults to 64): Number of scenes.
@@ -86,7 +86,7 @@ def held_out_entity_scenes(count: int = 64, seed: int = 777) -> list[Scene]:
 
 
 def iterate_scenes(seed: int, held_out: bool | None = False) -> Iterator[Scene]:
-    """Endless scenes of the named layouts.
+    """Yield scenes of the named layouts without end.
 
     Args:
         seed (`int`): Seed.

@@ -1,4 +1,4 @@
-"""What a picture of the world of shapes shows."""
+"""What an image of the world of shapes shows."""
 
 import zlib
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class ShapeObject:
         place (`str`, defaults to `"free"`): One of `PLACES`, or `"free"`.
 
     Raises:
-        ValueError: if a name is unknown, the radius is not positive or the centre is outside of the picture.
+        ValueError: if a name is unknown, the radius is not positive or the centre is outside the image.
     """
 
     shape: str
@@ -65,7 +65,7 @@ class ShapeObject:
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """The smallest box `(left, top, right, bottom)` around the object in pixels; it may leave the picture."""
+        """The smallest box `(left, top, right, bottom)` around the object in pixels, maybe beyond the image."""
         left, top, right, bottom = (reach * self.radius for reach in _REACH[self.shape])
         x, y = self.center
         return x - left, y - top, x + right, y + bottom
@@ -73,7 +73,7 @@ class ShapeObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's contents.
+    """An image's contents.
 
     Args:
         background (`str`): One of `BACKGROUNDS`.

@@ -1,4 +1,4 @@
-"""Whether a picture shows what was asked for."""
+"""Whether an image shows what was asked for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SHAPE_IOU = 0.6
 """An object has a shape when its template fits best and overlaps at least this much."""
 
 INSIDE_SHARE = 0.6
-"""An object lies inside of a mask when at least this share of its pixels does."""
+"""An object lies inside a mask when at least this share of its pixels does."""
 
 _POSITION_TOLERANCE = 12.0
 _MIN_MASK_SHARE = 0.1
@@ -46,7 +46,7 @@ class ObjectScore:
 
 @dataclass(frozen=True)
 class SceneScore:
-    """What is right about a picture.
+    """What is right about an image.
 
     Args:
         background (`bool`): The background's colour.
@@ -64,7 +64,7 @@ class SceneScore:
 
 @dataclass(frozen=True)
 class EntityScore:
-    """What was found inside of one entity's own mask.
+    """What was found inside one entity's own mask.
 
     Args:
         color (`bool`): Whether the object there has the entity's colour.
@@ -76,17 +76,17 @@ class EntityScore:
 
 
 def score_scene(image: Image.Image | np.ndarray, scene: Scene) -> SceneScore:
-    """Compare a picture with a scene, object by object.
+    """Compare an image with a scene, object by object.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): The picture, 128 x 128, RGB.
+        image (`PIL.Image.Image` or `np.ndarray`): The image, 128 x 128, RGB.
         scene (`Scene`): What it should show.
 
     Returns:
         `SceneScore`
 
     Raises:
-        ValueError: if the picture has another size.
+        ValueError: if the image has another size.
     """
     name, share = detect_background(image)
     background = name == scene.background and share > 0.8
@@ -98,14 +98,14 @@ def score_scene(image: Image.Image | np.ndarray, scene: Scene) -> SceneScore:
 def score_entities(
     image: Image.Image | np.ndarray, scene: Scene, masks: Sequence[Image.Image | np.ndarray | Sequence[float]]
 ) -> list[EntityScore]:
-    """Find every entity's colour and shape inside of its own mask.
+    """Find every entity's colour and shape inside its own mask.
 
     The object of a mask is the one with most pixels in it, of those that lie mainly inside.
 
     Args:
-        image (`PIL.Image.Image` or `np.ndarray`): The picture, 128 x 128, RGB.
+        image (`PIL.Image.Image` or `np.ndarray`): The image, 128 x 128, RGB.
         scene (`Scene`): What it should show.
-        masks (`Sequence`): One mask per object: a picture or a boolean array of 128 x 128, or a box
+        masks (`Sequence`): One mask per object: an image or a boolean array of 128 x 128, or a box
             `(left, top, right, bottom)` in pixels.
 
     Returns:
@@ -124,14 +124,14 @@ def score_entities(
 
 
 def summarize_entities(scores: Sequence[Sequence[EntityScore]]) -> dict[str, float]:
-    """Shares over all entities of several pictures.
+    """Average over all entities of several images.
 
     Args:
-        scores (`Sequence[Sequence[EntityScore]]`): One list per picture.
+        scores (`Sequence[Sequence[EntityScore]]`): One list per image.
 
     Returns:
         `dict[str, float]`: `"color"`, `"shape"`, `"both"` in [0, 1], `"entities"` their number and `"scenes"`, the
-        share of pictures in which every entity has both.
+        share of images in which every entity has both.
 
     Raises:
         ValueError: if there is no entity.
@@ -149,17 +149,17 @@ def summarize_entities(scores: Sequence[Sequence[EntityScore]]) -> dict[str, flo
 
 
 def summarize_scenes(scores: Sequence[SceneScore]) -> dict[str, float]:
-    """Shares over all objects of several pictures.
+    """Average over all objects of several images.
 
     Args:
-        scores (`Sequence[SceneScore]`): One per picture.
+        scores (`Sequence[SceneScore]`): One per image.
 
     Returns:
         `dict[str, float]`: `"background"`, `"color"`, `"shape"`, `"position"`, `"size"` and `"scenes"`, the share of
-        pictures that are all right (the size aside), in [0, 1], and `"objects"`, their number.
+        images that are all right (the size aside), in [0, 1], and `"objects"`, their number.
 
     Raises:
-        ValueError: if there is no picture.
+        ValueError: if there is not an image.
     """
     if not scores:
         raise ValueError("There is nothing to summarize: no picture was scored.")
@@ -217,7 +217,7 @@ def _expected_center(item: ShapeObject, scene: Scene) -> tuple[float, float]:
 
 
 def _in_window(found: Sequence[DetectedObject], item: ShapeObject, scene: Scene) -> np.ndarray:
-    """The union of the spots whose middle is nearest to where this object should be."""
+    """Return the union of the spots whose middle is nearest to where this object should be."""
     centers = [_expected_center(other, scene) for other in scene.objects]
     own = scene.objects.index(item)
     union = np.zeros((CANVAS_SIZE, CANVAS_SIZE), dtype=bool)
@@ -241,7 +241,7 @@ def _score_object(pixels: np.ndarray, window: np.ndarray, item: ShapeObject, sce
 
 def _size_of(spot: DetectedObject, item: ShapeObject, scene: Scene) -> str:
     if scene.layout == FREE:
-        # Free objects have any radius and no size word to compare with.
+        # Free objects have any radius, so there is no size word to compare with.
         return item.size
     nominal = NOMINAL_RADIUS[len(scene.objects)] * (0.85 if scene.layout == "pos" else 1.0)
     ratio = (spot.extent[2] - spot.extent[0]) / 2 / _HALF_WIDTH[spot.shape] / nominal

@@ -1,1 +1,1 @@
-"""From what users give to tensors; knows no method."""
+"""Turns user inputs into tensors, independently of any method."""

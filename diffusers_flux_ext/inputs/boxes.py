@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def box_in_pixels(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
-    """The sides of a box in pixels.
+    """Return the sides of a box in pixels.
 
     Args:
         box (`Sequence[float]`): `(left, top, right, bottom)`, in fractions of the canvas if all are at most 1.
@@ -14,10 +14,10 @@ def box_in_pixels(box: Sequence[float], width: int, height: int) -> tuple[float,
         height (`int`): Height of the canvas in pixels.
 
     Returns:
-        `tuple[float, float, float, float]`: left, top, right and bottom; right and bottom may lie outside.
+        `tuple[float, float, float, float]`: left, top, right and bottom; right and bottom may lie outside the canvas.
 
     Raises:
-        ValueError: if the box is empty, outside of the canvas, or neither in fractions nor in pixels.
+        ValueError: if the box is empty, outside the canvas, or neither in fractions nor in pixels.
     """
     left, top, right, bottom = box
     if 1 < max(box) < 2 and not all(float(value).is_integer() for value in box):

@@ -1,4 +1,4 @@
-"""Kinds of arguments: what a value is said to be in errors, switches, choices, texts and callables."""
+"""Checks of arguments: switches, choices, texts and callables, and how errors describe a value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def shown(value: Any) -> str:
-    """Say in an error what was given: shape and type of what has many values, and short things as they are."""
+    """Describe a value for an error: shape and type of large values, short values as they are."""
     if isinstance(value, torch.Tensor):
         kind = " sparse" if value.layout is not torch.strided else ""
         return f"a{kind} {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
@@ -25,7 +25,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (str, bytes, bool, complex, float, type(None))) or isinstance(value, np.generic):
         return _short(repr(value))
     if isinstance(value, Integral):
-        # The digits of a huge integer are costly, and Python refuses them.
+        # Formatting a huge integer is costly, and Python refuses it.
         return repr(value) if abs(int(value)) < 10**30 else "an integer of more than 30 digits"
     return f"an object of type {type(value).__name__}"
 
@@ -35,7 +35,7 @@ def _short(text: str) -> str:
 
 
 def check_flag(what: str, value: Any) -> None:
-    """Raise a `TypeError` unless a switch is `True` or `False`; 1 and 0 count as those."""
+    """Raise a `TypeError` unless a switch is `True` or `False`; 1 and 0 count as such."""
     if not isinstance(value, (bool, np.bool_)) and not (type(value) is int and value in (0, 1)):
         raise TypeError(f"{what} must be True or False, got {shown(value)}.")
 
@@ -68,7 +68,7 @@ def check_callable(what: str, value: Any) -> None:
 
 
 def check_instance(what: str, value: Any, kind: type | tuple[type, ...], example: str) -> None:
-    """Raise a `TypeError` unless a value is of a kind; `example` says how to get one."""
+    """Raise a `TypeError` unless a value is an instance of a type; `example` says how to get one."""
     if not isinstance(value, kind):
         names = " or ".join(f"`{each.__name__}`" for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise TypeError(f"{what} must be a {names}, got {shown(value)}. {example}")
@@ -80,7 +80,7 @@ def check_generators(what: str, value: Any, count: int | None = None) -> None:
     Args:
         what (`str`): What it is, for errors.
         value (`torch.Generator` or a list of them): The generators.
-        count (`int`, *optional*): How many a list must have; any number by default.
+        count (`int`, *optional*): Required length of a list; any length by default.
 
     Raises:
         TypeError: if it is something else.

@@ -1,4 +1,4 @@
-"""Images that users give: their kinds, shapes and values, as diffusers' image processors take them."""
+"""User images: types, shapes and values, as accepted by diffusers' image processors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVERSHOOT = 0.5
 def read_image(
     what: str, image: Any, latent_channels: int | None = None, signed: bool = True, values: bool = True
 ) -> Any:
-    """Read one image, or a batch in one array or tensor, in RGB with floats.
+    """Read one image, or a batch in one array or tensor, as RGB floats.
 
     Args:
         what (`str`): What it is, for errors, such as "`image` of FillMask".
@@ -31,12 +31,14 @@ def read_image(
             the latter; a tensor `(height, width)`, `(channels, height, width)` or a batch. With 1, 3 or 4 channels:
             grey is repeated and alpha dropped. Floats in [0, 1], or [-1, 1] as diffusers takes them, booleans, or
             integers up to 255.
-        latent_channels (`int`, *optional*): Tensors of so many channels are scaled latents and returned as they are.
-        signed (`bool`, defaults to `True`): Whether floats in [-1, 1] are taken.
+        latent_channels (`int`, *optional*):
+            Tensors with this number of channels are scaled latents and returned unchanged.
+        signed (`bool`, defaults to `True`): Whether floats in [-1, 1] are accepted.
         values (`bool`, defaults to `True`): Whether to check values, which synchronises with a GPU once.
 
     Returns:
-        `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`: of three channels, itself where nothing has to change.
+        `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`: with three channels; the input itself where nothing has to
+        change.
 
     Raises:
         TypeError: if it is something else.
@@ -85,10 +87,10 @@ def read_pixels(
     Args:
         what (`str`): What they are, for errors.
         images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): See [`read_image`].
-        processor (`VaeImageProcessor`): The pipeline's, whose resizing is used.
+        processor (`VaeImageProcessor`): The pipeline's image processor, whose resizing is used.
         height (`int`): Pixels.
         width (`int`): Pixels.
-        allow_latents (`bool`): Whether a tensor with the VAE's number of channels stands for latents.
+        allow_latents (`bool`): Whether a tensor with the VAE's number of channels holds latents.
 
     Returns:
         `torch.Tensor` of shape `(images, 3, height, width)` in [-1, 1], or scaled latents.
@@ -120,7 +122,7 @@ def _read_pil(what: str, image: Image.Image) -> Image.Image:
 
 
 def _in_rgb(what: str, image: Any, axis: int, latent_channels: int | None) -> Any:
-    """Repeat grey and drop alpha along the axis of channels; latents stay as they are."""
+    """Repeat grey and drop alpha along the channel axis; leave latents unchanged."""
     given = image
     if image.ndim == 2:
         given = image[..., None] if axis == -1 else image[None]
@@ -138,7 +140,7 @@ def _in_rgb(what: str, image: Any, axis: int, latent_channels: int | None) -> An
 
 
 def _known(array: np.ndarray) -> np.ndarray:
-    """An array of a type that torch has."""
+    """Convert an array to a type that torch supports."""
     return array.astype(np.int64) if array.dtype.kind == "u" and array.dtype != np.uint8 else array
 
 

@@ -1,4 +1,4 @@
-"""Region masks: from pictures, arrays, tensors or boxes to the pixels and tokens of a canvas."""
+"""Region masks: from images, arrays, tensors or boxes to the pixels and tokens of a canvas."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .checks import shown
 
 
 RegionMask: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]"
-"""A picture, an array, a tensor, or a box `(left, top, right, bottom)` in pixels or in fractions of the canvas."""
+"""An image, an array, a tensor, or a box `(left, top, right, bottom)` in pixels or in fractions of the canvas."""
 
 FULL_SCALE = 65535
 """Greatest value of a mask: white in 16 bits."""
 
 
 def mask_to_tokens(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> torch.Tensor:
-    """Which tokens of the canvas a region covers.
+    """Return which tokens of the canvas a region covers.
 
     The mask is resized to the latents by nearest neighbour, whatever its aspect ratio; a token counts as covered when
     any of its 2 x 2 latent pixels is.
@@ -43,7 +43,7 @@ def mask_to_tokens(mask: RegionMask, canvas: Canvas, what: str = "A region mask"
 
 
 def mask_to_pixels(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> torch.Tensor:
-    """Which pixels of the canvas a region covers, resized by nearest neighbour.
+    """Return which pixels of the canvas a region covers, resized by nearest neighbour.
 
     Args:
         mask (`RegionMask`): The region.
@@ -57,13 +57,13 @@ def mask_to_pixels(mask: RegionMask, canvas: Canvas, what: str = "A region mask"
 
 
 def read_mask(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> np.ndarray:
-    """A region in its own resolution.
+    """Read a region in its own resolution.
 
-    Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of a picture that is
+    Inside is what is brighter than half: the mean of the colour channels, or the alpha channel of an image that is
     not fully opaque. Arrays and tensors may be boolean or of any number type; their scale is 1, 255 or 65535, the
-    least that their largest value fits in. Their shape is `(height, width)`, `(height, width, channels)` for arrays or
-    `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is given
-    in fractions when all its numbers are at most 1.
+    smallest that holds their largest value. Their shape is `(height, width)`, `(height, width, channels)` for arrays
+    or `(channels, height, width)` for tensors, and may have a first axis of length 1 for a batch of one. A box is
+    given in fractions when all its numbers are at most 1.
 
     Args:
         mask (`RegionMask`): The region.
@@ -74,9 +74,9 @@ def read_mask(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> 
         `np.ndarray` of shape `(height, width)`, boolean.
 
     Raises:
-        TypeError: if the mask is none of the accepted kinds.
+        TypeError: if the mask is not one of the accepted kinds.
         ValueError: if an array has another shape or a value that is negative, NaN or infinite, or a box is empty or
-            outside of the canvas.
+            outside the canvas.
     """
     return _read_box(what, mask, canvas) if is_box(mask) else _read_pixels(what, mask)
 
@@ -101,7 +101,7 @@ def is_box(mask: Any) -> bool:
 
 
 def list_regions(regions: RegionMask | Sequence[RegionMask], what: str = "A list of region masks") -> list[RegionMask]:
-    """One region for all prompts, or one per prompt, as a list.
+    """Return one region for all prompts, or one per prompt, as a list.
 
     Args:
         regions (`RegionMask` or several):
@@ -112,7 +112,7 @@ def list_regions(regions: RegionMask | Sequence[RegionMask], what: str = "A list
         `list[RegionMask]`
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no region.
     """
     several: Any = regions
     batch = isinstance(regions, (np.ndarray, torch.Tensor)) and regions.ndim == 4
@@ -124,7 +124,7 @@ def list_regions(regions: RegionMask | Sequence[RegionMask], what: str = "A list
 
 
 def check_regions(what: str, regions: Any) -> None:
-    """Raise an error of [`read_mask`] for a region, or a list of them, that can be read on no canvas."""
+    """Raise an error of [`read_mask`] for regions that cannot be read on any canvas."""
     for region in list_regions(regions, what):
         if not is_box(region):
             _read_pixels(what, region)
@@ -136,7 +136,7 @@ def check_regions(what: str, regions: Any) -> None:
 
 def _read_box(what: str, given: Any, canvas: Canvas) -> np.ndarray:
     check_regions(what, given)
-    # Numbers beyond the canvas mean its edge, also integers that floats cannot hold.
+    # Numbers beyond the canvas mean its edge, including integers that floats cannot represent.
     far = 2.0 * max(canvas.width, canvas.height) + 2
     try:
         left, top, right, bottom = box_in_pixels(

@@ -1,4 +1,4 @@
-"""Numbers that users give: one, or one per something, always finite; and the window in which a condition acts."""
+"""User numbers: one, or one per item, always finite; and the window in which a condition acts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_number(what: str, value: Any, low: float = -LARGEST, high: float = LARG
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number from {low:g} to {high:g}, got {shown(value)}.")
-    # Not by `float`, which fails for integers of hundreds of digits.
+    # Not with `float`, which fails for integers of hundreds of digits.
     number: Any = value
     if not low <= number <= high:
         raise ValueError(f"{what} must be a finite number from {low:g} to {high:g}, got {shown(value)}.")
@@ -76,13 +76,13 @@ def read_count(what: str, value: Any, low: int, high: int) -> int:
 def read_numbers(
     what: str, given: Any, count: int, per: str, low: float = -LARGEST, high: float = LARGEST
 ) -> list[float]:
-    """Read one number for all, or one for each of something.
+    """Read one number for all items, or one for each.
 
     Args:
         what (`str`): What they are, for errors.
         given (`float` or `Sequence[float]`): One number for all, or a list or tuple of one each.
-        count (`int`): How many there are to be.
-        per (`str`): What each number belongs to, for errors, such as "picture".
+        count (`int`): Number of items.
+        per (`str`): What each number belongs to, for errors, such as "image".
         low (`float`): Least number.
         high (`float`): Greatest number.
 
@@ -103,7 +103,7 @@ def read_numbers(
 
 
 def check_window(owner: str, start: Any, end: Any) -> None:
-    """Raise an error unless `start` and `end` are numbers with `0 <= start < end <= 1`; `owner` is the class name."""
+    """Raise an error unless `0 <= start < end <= 1`; `owner` is the class name."""
     for name, value in (("start", start), ("end", end)):
         read_number(f"`{name}` of {owner}, a fraction of the schedule,", value, 0, 1)
     if not start < end:
@@ -114,7 +114,7 @@ def check_window(owner: str, start: Any, end: Any) -> None:
 
 
 def is_active(step: DenoisingStep, start: float, end: float) -> bool:
-    """Whether the whole of a step lies in a window, by diffusers' rule for `control_guidance_start` and `_end`.
+    """Whether a step lies in a window as a whole, by diffusers' rule for `control_guidance_start` and `_end`.
 
     Args:
         step (`DenoisingStep`): Gives the number of the step and how many there are.
@@ -125,7 +125,7 @@ def is_active(step: DenoisingStep, start: float, end: float) -> bool:
 
 
 def warn_without_step(owner: str, step: DenoisingStep, start: float, end: float) -> None:
-    """Warn, at the first step of a call, about a window in which no step of the call lies as a whole."""
+    """Warn, at the first step of a call, about a window that contains no whole step of the call."""
     if step.index > 0 or step.branch != "cond":
         return
     if not any(is_active(replace(step, index=index), start, end) for index in range(step.num_steps)):
@@ -136,7 +136,7 @@ def warn_without_step(owner: str, step: DenoisingStep, start: float, end: float)
 
 
 def check_finite(what: str, tensor: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """Check a tensor's kind and values, with one synchronisation on a GPU.
+    """Check a tensor's type and values, with one synchronisation on a GPU.
 
     Args:
         what (`str`): What it is, for errors.

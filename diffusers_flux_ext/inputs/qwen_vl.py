@@ -23,14 +23,14 @@ try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as ImageProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 except ImportError:
-    # Before transformers split its processors by backend, the plain class was the one for PIL pictures.
+    # Before transformers split its processors by backend, the plain class was the one for PIL images.
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as ImageProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 
 IMAGE_TOKEN = "<|image_pad|>"
 PICTURE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
-"""How a chat text says where a picture stands; [`qwen_vl_inputs`] repeats the token in the middle."""
+"""How a chat text says where an image stands; [`qwen_vl_inputs`] repeats the token in the middle."""
 
 # Arguments of the model that some versions of transformers lack.
 _NOT_IN_ALL = ("mm_token_type_ids", "logits_to_keep")
@@ -41,11 +41,11 @@ SYSTEM = "You are a helpful assistant."
 class QwenVLProcessor:
     """A Qwen2.5-VL image processor and tokenizer, saved and loaded as one component of a pipeline.
 
-    transformers' own `Qwen2_5_VLProcessor` also wants a video processor, which cannot be had without torchvision. Its
-    folders are read here, and it serves in place of this one where it can be built.
+    transformers' own `Qwen2_5_VLProcessor` also wants a video processor, which needs torchvision. Its
+    folders are read here, and it can be used instead of this class where it can be built.
 
     Args:
-        image_processor (`Qwen2VLImageProcessor`): The one that works on PIL pictures.
+        image_processor (`Qwen2VLImageProcessor`): The one that works on PIL images.
         tokenizer (`Qwen2Tokenizer`): The tokenizer.
     """
 
@@ -77,12 +77,12 @@ class QwenVLProcessor:
 
 
 def chat_text(content: str, system: str = SYSTEM, answer: str | None = None) -> str:
-    """The text of a chat with one question, as Qwen2.5-VL's chat template writes it.
+    """Return the text of a chat with one question, as Qwen2.5-VL's chat template writes it.
 
     Args:
-        content (`str`): What the user says; pictures stand where [`PICTURE`] does.
+        content (`str`): What the user says; [`PICTURE`] marks where images go.
         system (`str`, *optional*): The system prompt.
-        answer (`str`, *optional*): The whole answer; without one the text ends where the answer begins.
+        answer (`str`, *optional*): The whole answer; without it the text ends where the answer begins.
 
     Returns:
         `str`
@@ -99,7 +99,7 @@ def check_processor(what: str, processor: Any) -> None:
 
 
 def tokenize(processor: Any, text: str) -> list[int]:
-    """Token ids of a chat text, without anything added."""
+    """Tokenize a chat text without adding special tokens."""
     return list(processor.tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -110,14 +110,14 @@ def fit_picture(
     max_pixels: int | None = None,
     what: str = "A picture",
 ) -> Image.Image:
-    """A picture in the size in which the vision model sees it: the aspect kept as well as whole tokens allow.
+    """Resize an image as the vision model sees it, keeping the aspect ratio as far as whole tokens allow.
 
     Args:
         picture: PIL image, array or tensor, as [`to_pil`] takes it; of any mode, an alpha channel is dropped.
         processor (`QwenVLProcessor`): Gives the size of a token, the resampling and the bounds that are not given.
         min_pixels (`int`, *optional*): Least number of pixels.
         max_pixels (`int`, *optional*): Greatest number of pixels.
-        what (`str`): What the picture is, for errors.
+        what (`str`): What the image is, for errors.
 
     Returns:
         `PIL.Image.Image` in RGB.
@@ -157,23 +157,23 @@ def qwen_vl_inputs(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Inputs of `Qwen2_5_VLForConditionalGeneration` for one chat.
+    """Return inputs of `Qwen2_5_VLForConditionalGeneration` for one chat.
 
     Args:
-        processor (`QwenVLProcessor`): The processor; transformers' own serves, too.
-        text (`str` or `Sequence[int]`): A chat text, or its token ids, with one `<|image_pad|>` for each picture.
+        processor (`QwenVLProcessor`): The processor; transformers' own works, too.
+        text (`str` or `Sequence[int]`): A chat text, or its token ids, with one `<|image_pad|>` for each image.
         pictures (`Sequence`): PIL images, arrays or tensors, of any size and mode, in the order of the text.
-        min_pixels (`int`, *optional*): Least size in pixels that a picture is resized to; the processor's by default.
+        min_pixels (`int`, *optional*): Least size in pixels that an image is resized to; the processor's by default.
         max_pixels (`int`, *optional*): Greatest size in pixels; the processor's by default.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `mm_token_type_ids`, each `(1, length)` (the last
-        is 1 for the tokens of pictures), and, with pictures, `pixel_values` `(patches, channels)` in float32 and
+        is 1 for the tokens of images), and, with images, `pixel_values` `(patches, channels)` in float32 and
         `image_grid_thw` `(pictures, 3)`, the patches along time, height and width. What the installed transformers
         does not know is dropped by [`known_inputs`].
 
     Raises:
-        ValueError: if the text has another number of picture tokens than there are pictures, or a picture is too long.
+        ValueError: if the numbers of image tokens and images differ, or an image is too long.
     """
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     given = tokenize(processor, text) if isinstance(text, str) else list(text)
@@ -201,10 +201,10 @@ def qwen_vl_inputs(
 
 
 def known_inputs(inputs: Mapping[str, Any], model_class: Any = Qwen2_5_VLForConditionalGeneration) -> dict[str, Any]:
-    """The inputs that the installed transformers knows.
+    """Return the inputs that the installed transformers knows.
 
-    Today's model computes its three-dimensional positions from `mm_token_type_ids`, and silently takes those of plain
-    text without it (https://github.com/huggingface/diffusers/issues/14194); transformers 5.0 had no such argument.
+    Today's model computes its three-dimensional positions from `mm_token_type_ids`, and without it silently uses those
+    of plain text (https://github.com/huggingface/diffusers/issues/14194); transformers 5.0 had no such argument.
     """
     known = inspect.signature(model_class.forward).parameters
     return {name: value for name, value in inputs.items() if name in known or name not in _NOT_IN_ALL}
@@ -213,14 +213,14 @@ def known_inputs(inputs: Mapping[str, Any], model_class: Any = Qwen2_5_VLForCond
 def hide_tokens(
     mllm: torch.nn.Module, inputs: Mapping[str, torch.Tensor], hidden: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Inputs of which nothing sees some tokens: these are not counted in positions, and stand at 1 themselves.
+    """Hide some tokens from the model: they are not counted in positions, and are at position 1 themselves.
 
     transformers gave hidden tokens this position up to 5.0 at least, and gives them 0 in 5.23. Models that were
-    trained with hidden tokens met the former, so that it is stated here.
+    trained with hidden tokens saw the former, so it is set here.
 
     Args:
         mllm (`Qwen2_5_VLForConditionalGeneration`): The model, whose transformers computes the other positions.
-        inputs (`Mapping[str, torch.Tensor]`): From [`qwen_vl_inputs`], with at least one picture.
+        inputs (`Mapping[str, torch.Tensor]`): From [`qwen_vl_inputs`], with at least one image.
         hidden (`torch.Tensor` of shape `(1, length)`): Which tokens; boolean.
 
     Returns:
@@ -237,9 +237,9 @@ def hide_tokens(
 
 @torch.no_grad()
 def last_hidden_states(mllm: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the language model makes of its inputs, after its last layer and norm.
+    """Run the language model and return its hidden states after the last layer and norm.
 
-    The model itself is called, not one of its parts, so that offloading hooks act; no logits but the last are made.
+    The model itself is called, not one of its parts, so that offloading hooks run; only the last logits are computed.
 
     Args:
         mllm (`Qwen2_5_VLForConditionalGeneration`): The model, on any device, quantised or offloaded.

@@ -23,11 +23,11 @@ TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 
 @contextmanager
 def encoding_texts(pipe: Any, hide_padding: bool) -> Iterator[list[torch.Tensor]]:
-    """Around the encoding of texts: one thread at a time, since tokenizers and adapters of encoders hold state.
+    """Encode texts in one thread at a time, since tokenizers and adapters of encoders hold state.
 
     Args:
         pipe (`FluxPipeline`): Gives the encoders and the tokenizers.
-        hide_padding (`bool`): Whether T5 sees no padding.
+        hide_padding (`bool`): Whether to hide padding from T5.
 
     Returns:
         `list[torch.Tensor]`: See [`padding_hidden_from_t5`], whose errors it raises.
@@ -39,7 +39,7 @@ def encoding_texts(pipe: Any, hide_padding: bool) -> Iterator[list[torch.Tensor]
 
 @contextmanager
 def padding_hidden_from_t5(pipe: Any, hidden: bool) -> Iterator[list[torch.Tensor]]:
-    """Let T5 see no padding inside this context.
+    """Hide padding from T5 inside this context.
 
     Padding that only the transformer ignores would still have reached the other tokens through T5, and the result
     would depend on how much of it there is.
@@ -86,13 +86,14 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
 
     Args:
         name (`str`): The embeddings' argument, for errors: `"prompt_embeds"` or `"negative_prompt_embeds"`.
-        mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*): What came as their mask.
-        embeds (`torch.Tensor` of shape `(batch_size, length, 4096)`, *optional*): What came as embeddings.
+        mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*): The mask given with them.
+        embeds (`torch.Tensor` of shape `(batch_size, length, 4096)`, *optional*): The embeddings.
         mask_padding (`bool`): Whether padding is to be hidden.
 
     Raises:
-        TypeError: if the mask is no boolean or integer tensor.
-        ValueError: if one of the three came without the others, or the mask has a wrong shape or hides everything.
+        TypeError: if the mask is not a boolean or integer tensor.
+        ValueError: if one of the three was given without the others, or the mask has a wrong shape or hides
+        everything.
     """
     if mask is None:
         if embeds is not None and mask_padding:
@@ -125,14 +126,14 @@ logger = logging.get_logger(__name__)
 def encode_text(
     pipe: Any, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """T5 hidden states of some texts, padded to one length; warns with what does not fit.
+    """Return T5 hidden states of some texts, padded to one length; warn with the text that does not fit.
 
     Args:
         pipe (`Encoders`): Gives T5 and its tokenizer.
         texts (`list[str]`): The texts.
         length (`int`): Tokens of each text.
         canvas (`Canvas`): Gives device and data type.
-        mask_padding (`bool`, defaults to `False`): Whether to hide padding from T5, and to say where it is.
+        mask_padding (`bool`, defaults to `False`): Whether to hide padding from T5, and to return where it is.
 
     Returns:
         `tuple`: a `torch.Tensor` of shape `(len(texts), length, 4096)`; and if padding is hidden another of shape
@@ -158,7 +159,7 @@ def encode_text(
 
 
 def check_text_width(owner: str, width: int, transformer: Any) -> None:
-    """Raise a `ValueError` unless tokens of this width are as wide as the transformer's text."""
+    """Raise a `ValueError` unless tokens are as wide as the transformer's text."""
     expected = transformer.config.joint_attention_dim
     if width != expected:
         raise ValueError(
@@ -170,7 +171,7 @@ def check_text_width(owner: str, width: int, transformer: Any) -> None:
 def text_group(
     name: str, tokens: torch.Tensor, step: DenoisingStep, in_prompt: bool | torch.Tensor = False
 ) -> TokenGroup:
-    """Make a text group of tokens, at position zero like all text.
+    """Make a text group of tokens, at position zero, like all text.
 
     Args:
         name (`str`): The group's name.

@@ -1,4 +1,4 @@
-"""Fewer tokens of a picture: evenly spread ones, or merged ones."""
+"""Reducing the tokens of an image: keeping evenly spread ones, or merging them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def evenly_spread(rows: int, columns: int, share: float) -> torch.Tensor:
-    """A share of a grid's tokens, at least one, evenly spread; a larger share holds the smaller ones.
+    """Select a share of a grid's tokens, at least one, evenly spread; larger shares contain the smaller ones.
 
     Args:
         rows (`int`): Rows of the grid.
@@ -27,11 +27,11 @@ def evenly_spread(rows: int, columns: int, share: float) -> torch.Tensor:
 
 
 def merge_tokens(tokens: torch.Tensor, share: float) -> torch.Tensor:
-    """A share of a picture's tokens, each the mean of the tokens that lie nearest to its place.
+    """Reduce an image's tokens to a share, each the mean of the tokens nearest to its place.
 
     Args:
         tokens (`torch.Tensor` of shape `(batch, length, channels)`):
-            A square grid row by row; of another length they count as one row.
+            A square grid row by row; other lengths count as one row.
         share (`float`): In (0, 1]; 1 returns the tokens themselves.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures to embeddings, with the vision models of transformers and their processors for PIL pictures."""
+"""Embedding images with transformers' vision models and their processors for PIL images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROCESSORS = {"siglip_vision_model": "SiglipImageProcessor", "clip_vision_model"
 
 
 def image_processor_for(image_encoder: torch.nn.Module) -> Any:
-    """The processor that belongs to a SigLIP or CLIP vision model, without torchvision.
+    """Return the processor that belongs to a SigLIP or CLIP vision model, without torchvision.
 
     Args:
         image_encoder (`torch.nn.Module`): A `SiglipVisionModel` or `CLIPVisionModelWithProjection`.
@@ -51,11 +51,11 @@ def embed_images(
     patches: bool = False,
     what: str = "`images`",
 ) -> torch.Tensor:
-    """Embeddings of pictures.
+    """Embed images with a vision model.
 
     Args:
         images:
-            A picture, a list of pictures, or a list of such lists for each prompt, of equal lengths. PIL images;
+            An image, a list of images, or a list of such lists for each prompt, of equal lengths. PIL images;
             arrays `(height, width, channels)` and tensors `(channels, height, width)` with floats in [0, 1] or
             integers up to 255. Of any size; an alpha channel is dropped.
         image_encoder (`torch.nn.Module`): A vision model of transformers.
@@ -69,9 +69,9 @@ def embed_images(
         `(1 or prompts, images, patches, hidden_size)`.
 
     Raises:
-        ValueError: if there is no encoder; if the lists are empty, mixed or of different lengths, or a picture has a
+        ValueError: if there is no encoder; if the lists are empty, mixed or of different lengths, or an image has a
             wrong shape.
-        TypeError: if something is no picture.
+        TypeError: if something is not an image.
     """
     if image_encoder is None:
         raise ValueError(
@@ -92,7 +92,7 @@ def embed_images(
 
 
 def check_vision_model(image_encoder: Any, image_processor: Any) -> None:
-    """Raise a `TypeError` unless a vision model and its image processor, where they are given, can be such."""
+    """Raise a `TypeError` unless a vision model and its image processor, where given, have the right types."""
     if image_encoder is not None and not hasattr(getattr(image_encoder, "config", None), "model_type"):
         raise TypeError(
             f"`image_encoder` must be a vision model of transformers, such as `SiglipVisionModel.from_pretrained(...)`"
@@ -106,7 +106,7 @@ def check_vision_model(image_encoder: Any, image_processor: Any) -> None:
 
 
 def list_samples(images: Any, what: str = "`images`") -> list[list[Any]]:
-    """The images of [`embed_images`] as one list for all prompts, or one for each; raises its `ValueError`s."""
+    """Return the images of [`embed_images`] as one list for all prompts or one each; raise its `ValueError`s."""
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     nested = {isinstance(part, (list, tuple)) for part in given}
     samples = [list(part) for part in given] if nested == {True} else [given]
@@ -120,7 +120,7 @@ def list_samples(images: Any, what: str = "`images`") -> list[list[Any]]:
 
 
 def to_pil(image: Any, what: str = "An image") -> Image.Image:
-    """A PIL image in RGB from what [`read_image`] takes, but not a batch.
+    """Convert what [`read_image`] takes, except a batch, to a PIL image in RGB.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image; floats from 0 to 1.
@@ -130,7 +130,7 @@ def to_pil(image: Any, what: str = "An image") -> Image.Image:
         `PIL.Image.Image`
 
     Raises:
-        TypeError: if it is none of the kinds.
+        TypeError: if it has another type.
         ValueError: if an array or tensor has another shape, or values out of range.
     """
     given = image.detach().cpu() if isinstance(image, torch.Tensor) and not image.is_meta else image
@@ -150,7 +150,7 @@ def check_single_image(what: str, image: Any) -> Any:
 
 
 def list_pictures(image: Any, what: str = "`image`") -> list[Any]:
-    """Single images of what may be one, a list of them, or a batch; raises an error for a list without any."""
+    """Return the single images of an image, a list or a batch; raise an error for an empty list."""
     if isinstance(image, (list, tuple)):
         listed = [part for each in image for part in list_pictures(each, what)]
     else:

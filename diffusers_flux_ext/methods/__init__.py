@@ -1,4 +1,4 @@
-"""One folder a method. `METHODS` is the only list of them: what else lists methods is derived from their records.
+"""One folder per method. `METHODS` is the only list of them: all other lists are derived from the records.
 
 To add a method, write its folder and name the folder in `_FOLDERS`; a package of its own calls [`register_method`].
 """
@@ -41,7 +41,7 @@ def add(method: Method) -> Method:
         `Method`: the same.
 
     Raises:
-        ValueError: if its folder, one of its public names or one of its releases has the name of another method's.
+        ValueError: if its folder, one of its public names or one of its releases is already taken by another method.
     """
     if method.folder in METHODS:
         raise ValueError(f"There is already a method in a folder named {method.folder!r}. Choose another name.")
@@ -60,8 +60,7 @@ def _names(method: Method, what: str) -> list[str]:
 
 
 def register_method(method: Method) -> Method:
-    """
-    Add a method of another package, so that `flux-ext plan`, `custom_pipeline` and diffusers know it.
+    """Add a method of another package, so that `flux-ext plan`, `custom_pipeline` and diffusers know it.
 
     Args:
         method (`Method`): Its record; see [`Method`].
@@ -92,7 +91,7 @@ def register_method(method: Method) -> Method:
 
 
 def find(method: Method, name: str) -> object:
-    """A public object of a method.
+    """Import a public object of a method.
 
     Args:
         method (`Method`): The method.

@@ -26,8 +26,7 @@ FLUX_DEV = "FLUX.1-dev"
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """
-    Build a module with bfloat16 weights on the meta device.
+    """Build a module with bfloat16 weights on the meta device.
 
     Args:
         make (`Callable`): Builds it.
@@ -42,8 +41,7 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Module]:
-    """
-    The models of a FLUX.1 pipeline on the meta device.
+    """Return the models of a FLUX.1 pipeline on the meta device.
 
     Args:
         model (`str`, *optional*, defaults to `"FLUX.1-dev"`):
@@ -55,7 +53,7 @@ def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Modul
 
     Raises:
         OSError: if there is no such folder or repository.
-        ValueError: if a config of the folder is broken, or describes no model.
+        ValueError: if a config of the folder is broken, or does not describe a model.
     """
     if model == FLUX_DEV:
         configs: dict[str, Any] = {"transformer": {"guidance_embeds": True}, "vae": VAE}
@@ -83,7 +81,7 @@ def _config_path(model: str, name: str) -> str:
 
 
 def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = None) -> Any:
-    """A component's config, from a folder or a repository."""
+    """Read a component's config from a folder or a repository."""
     if not os.path.isdir(model):
         return read(model, subfolder=name)
     content = read_model_config(_config_path(model, name))
@@ -97,8 +95,7 @@ def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = No
 def plan_methods(
     methods: Sequence[tuple[str, int | None]] = (), model: str = FLUX_DEV, budget_gib: float = 8, **kwargs: Any
 ) -> VRAMPlan:
-    """
-    A plan for methods together, from sizes alone: no weights are loaded.
+    """Plan several methods together from sizes alone, without loading weights.
 
     Args:
         methods (`Sequence[tuple[str, int or None]]`, *optional*):
@@ -112,7 +109,7 @@ def plan_methods(
 
     Raises:
         VRAMBudgetError: if the budget is too small.
-        ValueError: if there is no method of a name, if one takes no number, or if two need different transformers.
+        ValueError: if a name is unknown, a method takes no number, or two need different transformers.
     """
     check_counts(methods)
     known = releases()
@@ -121,7 +118,7 @@ def plan_methods(
     for release, _ in chosen:
         models |= {name: on_meta(make) for name, make in released_modules(release.name).items()}
     added = [release.demand(release.count if count is None else count) for release, count in chosen]
-    # Arguments were checked by then, so that what a library runs into is owed to the configs.
+    # Arguments have been checked by now, so errors of a library come from the configs.
     with building(model, passing=(ValueError,), what="a FLUX.1 pipeline that can run"):
         return plan_vram(models, budget_gib, added=added, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The record of a method: what lists of methods are derived from. It imports neither torch nor diffusers."""
+"""The record of a method, from which lists of methods are derived. It imports neither torch nor diffusers."""
 
 import importlib
 import os
@@ -14,15 +14,15 @@ class Release:
     """The released weights of a method, for plans from sizes alone (`flux-ext plan`).
 
     Attributes:
-        name (`str`): What it is called on the command line.
+        name (`str`): Its name on the command line.
         about (`str`): What it is, in a few words.
         modules (`Mapping[str, str]`):
             Its modules by name. Each value names what makes the module, as `".file:name"` relative to the method's
             folder.
         transformer (`Mapping[str, Any]`): Entries of the transformer's config that it changes.
-        counts (`str`, *optional*): What a number given with it counts; without it there is none.
-        count (`int`): That number by default.
-        demand (`Callable[[int], Demand]`): What so many of them cost.
+        counts (`str`, *optional*): What its number counts; `None` if it takes no number.
+        count (`int`): Default of that number.
+        demand (`Callable[[int], Demand]`): Maps that number to the demand.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Release:
 
     @property
     def counted(self) -> str:
-        """How many it counts by default, such as `"3 entities"` or `"1 reference"`; empty if it takes no number."""
+        """The default count in words, such as `"3 entities"` or `"1 reference"`; empty if it takes no number."""
         if self.counts is None:
             return ""
         return f"{self.count} {self.counts.removesuffix('s') if self.count == 1 else self.counts}"
@@ -50,9 +50,9 @@ class Method:
         name (`str`): Its published name.
         about (`str`): What it is for, in a few words.
         state (`str`): What its results were compared with.
-        page (`str`): Its page in `docs/`, without the ending.
+        page (`str`): Its page in `docs/`, without the suffix.
         exports (`Mapping[str, Sequence[str]]`): Public names by file of the folder.
-        loadable (`Sequence[str]`): Public classes with `save_pretrained` that derive from none of diffusers' classes.
+        loadable (`Sequence[str]`): Public classes with `save_pretrained` that do not derive from diffusers' classes.
         converters (`Mapping[str, str]`):
             Commands that convert its published files, by the name after `flux-ext convert`: `".file:name"` of a
             function that takes the arguments and returns the exit code.
@@ -85,18 +85,18 @@ class Method:
         return [name for name in self.public_names if name.endswith("Pipeline")]
 
     def modules(self, release: Release) -> dict[str, Any]:
-        """What makes the modules of a release, by the modules' names."""
+        """Return what makes the modules of a release, by the modules' names."""
         return {name: resolve(self.package, reference) for name, reference in release.modules.items()}
 
     def shim(self) -> str | None:
-        """Path of the file for `custom_pipeline=`, or `None` for a method without a pipeline of its own."""
+        """Return path of the file for `custom_pipeline=`, or `None` for a method without a pipeline of its own."""
         package = importlib.import_module(self.package)
         path = os.path.join(os.path.dirname(os.path.abspath(str(package.__file__))), f"dfx_{self.folder}.py")
         return path if os.path.isfile(path) else None
 
 
 def resolve(package: str, reference: str) -> Any:
-    """What `".file:name"` names, seen from a package.
+    """Return what `".file:name"` names, seen from a package.
 
     Args:
         package (`str`): The package.

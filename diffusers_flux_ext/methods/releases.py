@@ -1,4 +1,4 @@
-"""What can be planned without loading weights, by the names of the command line. It imports no torch."""
+"""The releases that can be planned without loading weights, by name. This module does not import torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,13 +12,13 @@ MASK_PADDING = Release("mask-padding", "the padding of prompts is hidden", deman
 
 
 def releases() -> dict[str, Release]:
-    """What can be planned, by name."""
+    """Return the releases that can be planned, by name."""
     own = {release.name: release for method in METHODS.values() for release in method.releases}
     return {**own, MASK_PADDING.name: MASK_PADDING}
 
 
 def released_modules(name: str) -> Mapping[str, Any]:
-    """What makes the modules of a release, by the modules' names.
+    """Return what makes the modules of a release, by the modules' names.
 
     Args:
         name (`str`): The release.
@@ -40,7 +40,7 @@ def check_counts(methods: Sequence[tuple[str, int | None]]) -> None:
         methods (`Sequence[tuple[str, int or None]]`): Names, each with how many entities, references and so on.
 
     Raises:
-        ValueError: if there is none of a name, or one that counts nothing has a number.
+        ValueError: if a name is unknown, or a release without a count has a number.
     """
     known = releases()
     unknown = sorted({name for name, _ in methods} - known.keys())

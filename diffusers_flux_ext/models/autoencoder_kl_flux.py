@@ -1,4 +1,4 @@
-"""`AutoencoderKL` with tiling that works at every picture size, has no sliver tiles and bounds the memory."""
+"""`AutoencoderKL` with tiling that works at every image size, has no narrow tiles and bounds the memory."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ DEFAULT_TILE_SIZE = 1024
 
 
 class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
-    r"""
-    The FLUX.1 autoencoder: [`~diffusers.AutoencoderKL`] with another way of tiling.
+    r"""The FLUX.1 autoencoder: [`~diffusers.AutoencoderKL`] with a different way of tiling.
 
     Tile size and stride are given in image pixels, for encoding and decoding alike. All tiles have full size: the last
     one of a row or column is moved inward instead of being cut. Overlaps are blended with weights that fall linearly
     towards a tile's inner borders, over half a stride. Tiles are processed one by one into an output buffer, so peak
-    memory is that of one tile plus the picture. A picture that fits into a tile is processed whole, and without
+    memory is that of one tile plus the image. An image that fits into a tile is processed whole, and without
     tiling the model is the base class. Weights and config are those of `AutoencoderKL`; either class loads the other's
-    folders and takes the other's config, whose values stay what they are.
+    folders and takes the other's config, without changing its values.
 
     The blending is that of DiffSynth-Studio, except that it also covers positions which a stride does not reach, and
-    that weights do not fall towards the borders of the picture (see `ramp_picture_borders` of [`enable_tiling`]).
+    that weights do not fall towards the borders of the image (see `ramp_picture_borders` of [`enable_tiling`]).
 
     Args:
         in_channels (`int`, *optional*, defaults to 3):
-            Channels of the picture.
+            Channels of the image.
         out_channels (`int`, *optional*, defaults to 3):
-            Channels of the decoded picture.
+            Channels of the decoded image.
         down_block_types (`tuple[str, ...]`, *optional*):
-            Encoder blocks, one a resolution; four `"DownEncoderBlock2D"` by default.
+            Encoder blocks, one per resolution; four `"DownEncoderBlock2D"` by default.
         up_block_types (`tuple[str, ...]`, *optional*):
-            Decoder blocks, one a resolution; four `"UpDecoderBlock2D"` by default.
+            Decoder blocks, one per resolution; four `"UpDecoderBlock2D"` by default.
         block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(128, 256, 512, 512)`):
             Channels of the blocks. `n` blocks make a latent cell of `2 ** (n - 1)` pixels.
         layers_per_block (`int`, *optional*, defaults to 2):
@@ -55,7 +54,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         norm_num_groups (`int`, *optional*, defaults to 32):
             Groups of the group norms.
         sample_size (`int`, *optional*, defaults to 1024):
-            Picture size of the training; not used by the tiling of this class.
+            Image size in training; not used by the tiling of this class.
         scaling_factor (`float`, *optional*, defaults to 0.3611):
             Applied by pipelines: `(latents - shift_factor) * scaling_factor`.
         shift_factor (`float`, *optional*, defaults to 0.1159):
@@ -116,19 +115,18 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         tile_stride: int | None = None,
         ramp_picture_borders: bool = False,
     ) -> None:
-        """
-        Encodes and decodes pictures larger than a tile in overlapping tiles.
+        """Encode and decodes images larger than a tile in overlapping tiles.
 
         Args:
             tile_size (`int`, *optional*, defaults to 1024):
                 Side of a tile in image pixels, a multiple of [`cell_size`]. Memory grows with its square; smaller
-                tiles see less of the picture, which shows as slight differences of tone.
+                tiles see less of the image, which shows as slight differences in tone.
             tile_stride (`int`, *optional*):
                 Distance between tiles in image pixels, a multiple of [`cell_size`], at most `tile_size`. Three
                 quarters of `tile_size` by default. Smaller strides blend over a wider overlap and take longer.
             ramp_picture_borders (`bool`, *optional*, defaults to `False`):
-                Let the weights fall towards the borders of the picture too. This reproduces DiffSynth-Studio, at the
-                price of seams where an overlap meets the border of the picture.
+                Let the weights fall towards the borders of the image too. This reproduces DiffSynth-Studio, at the
+                price of seams where an overlap meets the border of the image.
 
         Raises:
             ValueError: If the size or the stride is impossible.
@@ -148,7 +146,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
                 f"`tile_stride` is {tile_stride} for `tile_size={tile_size}`; expected a multiple of {cell} image "
                 f"pixels from {cell} to {tile_size}. A larger stride would leave holes between tiles."
             )
-        # The base class decides by these whether a picture is larger than a tile.
+        # The base class uses these to decide whether an image is larger than a tile.
         self.tile_sample_min_size = tile_size
         self.tile_latent_min_size = tile_size // cell
         self.tile_overlap_factor = 1 - stride / tile_size
@@ -177,7 +175,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         height, width = x.shape[-2] // cell, x.shape[-1] // cell
 
         def pixels(cells: slice, count: int) -> slice:
-            # Pixels beyond the last whole cell belong to the last tile, as they do to an untiled picture.
+            # Pixels beyond the last whole cell belong to the last tile, as they do to an untiled image.
             return slice(cells.start * cell, None if cells.stop == count else cells.stop * cell)
 
         return self._grid(height, width, scale=1).blend(
@@ -187,12 +185,11 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
     def tiled_encode(
         self, x: torch.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """
-        Encodes pictures in tiles whether or not tiling is enabled. [`encode`] does so where it is enabled and useful.
+        """Encode images in tiles whether or not tiling is enabled. [`encode`] does so where it is enabled and useful.
 
         Args:
             x (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
-                Pictures in [-1, 1].
+                Images in [-1, 1].
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an `AutoencoderKLOutput` instead of a tuple.
 
@@ -203,8 +200,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def tiled_decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
-        """
-        Decodes latents in tiles whether or not tiling is enabled. [`decode`] does so where it is enabled and useful.
+        """Decode latents in tiles whether or not tiling is enabled. [`decode`] does so where it is enabled and useful.
 
         Args:
             z (`torch.Tensor` of shape `(batch_size, latent_channels, height, width)`):
@@ -213,7 +209,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
                 Whether to return a `DecoderOutput` instead of a tuple.
 
         Returns:
-            `DecoderOutput` or `tuple`: Pictures of shape
+            `DecoderOutput` or `tuple`: Images of shape
             `(batch_size, channels, height * cell_size, width * cell_size)`.
         """
         height, width = z.shape[-2:]

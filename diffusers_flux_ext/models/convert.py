@@ -3,7 +3,7 @@
     flux-ext convert transformer flux1-dev.safetensors dev-diffsynth.safetensors --to diffsynth
     flux-ext convert transformer Flex.2-preview.safetensors flex2/transformer
 
-A target with the ending `.safetensors` becomes one file; any other becomes a folder for `from_pretrained`.
+A target with the suffix `.safetensors` becomes one file; any other becomes a folder for `from_pretrained`.
 """
 
 from ..checkpoints.converting import convert_checkpoint
@@ -12,7 +12,7 @@ from .transformer_flux_ext import FluxExtTransformer2DModel
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     return convert_checkpoint(
         "transformer", __doc__, convert_transformer_state_dict, FluxExtTransformer2DModel, arguments
     )

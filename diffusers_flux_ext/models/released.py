@@ -59,25 +59,25 @@ _QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "nu
 
 
 def clip_text() -> nn.Module:
-    """The text model of CLIP large."""
+    """Return the text model of CLIP large."""
     return CLIPTextModel(CLIPTextConfig(**_CLIP))
 
 
 def t5_text() -> nn.Module:
-    """The encoder of T5 v1.1 XXL."""
+    """Return the encoder of T5 v1.1 XXL."""
     return T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **_T5))
 
 
 def clip_vision() -> nn.Module:
-    """The vision model of CLIP large."""
+    """Return the vision model of CLIP large."""
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**_CLIP_VISION))
 
 
 def siglip() -> nn.Module:
-    """SigLIP so400m."""
+    """Return SigLIP so400m."""
     return SiglipVisionModel(SiglipVisionConfig(**_SIGLIP))
 
 
 def qwen_vl(kind: Any = Qwen2_5_VLForConditionalGeneration) -> nn.Module:
-    """Qwen2.5-VL 7B."""
+    """Return Qwen2.5-VL 7B."""
     return kind(Qwen2_5_VLConfig(text_config=_QWEN_TEXT, vision_config=_QWEN_VISION, tie_word_embeddings=False))

@@ -9,8 +9,7 @@ import torch
 
 
 def tile_starts(size: int, tile: int, stride: int) -> list[int]:
-    """
-    Starts of the tiles along one axis: every `stride`, and a last tile that is moved inward to end at the border.
+    """Start of the tiles along one axis: every `stride`, and a last tile that is moved inward to end at the border.
 
     Args:
         size (`int`):
@@ -40,8 +39,7 @@ def _axis_weights(start: int, tile: int, size: int, ramp: int, ramp_outer: bool)
 
 @dataclass(frozen=True)
 class TileGrid:
-    """
-    Tiles of a plane of `height` x `width` cells and the way back from processed tiles to one plane.
+    """Tiles of a plane of `height` x `width` cells and the way back from processed tiles to one plane.
 
     Attributes:
         height (`int`), width (`int`):
@@ -65,7 +63,7 @@ class TileGrid:
     ramp_outer: bool = False
 
     def windows(self) -> list[tuple[slice, slice]]:
-        """The tiles, row by row, as slices of cells."""
+        """Return the tiles, row by row, as slices of cells."""
         tall, wide = min(self.tile, self.height), min(self.tile, self.width)
         return [
             (slice(top, top + tall), slice(left, left + wide))
@@ -74,8 +72,7 @@ class TileGrid:
         ]
 
     def weights(self, rows: slice, columns: slice) -> torch.Tensor:
-        """
-        Blending weights of one tile: the distance to its nearest inner border over half a stride, at most 1.
+        """Blending weights of one tile: the distance to its nearest inner border over half a stride, at most 1.
 
         Returns:
             `torch.Tensor` of shape `(tile_height * scale, tile_width * scale)`: float32 values in (0, 1] on CPU.
@@ -94,8 +91,7 @@ class TileGrid:
         return torch.minimum(vertical[:, None], horizontal[None, :])
 
     def blend(self, process: Callable[[slice, slice], torch.Tensor]) -> torch.Tensor:
-        """
-        Processes the tiles one after the other and blends them into one plane.
+        """Process the tiles one after the other and blends them into one plane.
 
         Besides the plane itself only one processed tile is held at a time.
 
@@ -110,7 +106,7 @@ class TileGrid:
         """
         plane = _Plane(self)
         for rows, columns in self.windows():
-            # The tile must not have a name here: it would outlive the computation of the next one.
+            # Do not name the tile: it would stay alive while the next one is computed.
             plane.add(process(rows, columns), rows, columns)
         return plane.result()
 

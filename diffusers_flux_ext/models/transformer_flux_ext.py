@@ -30,8 +30,7 @@ __all__ = ["FluxExtTransformer2DModel", "ModelMixin"]
 
 
 class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransformer2DModel):
-    r"""
-    The FLUX.1 transformer: [`~diffusers.FluxTransformer2DModel`] with a reader for every published key layout.
+    r"""The FLUX.1 transformer: [`~diffusers.FluxTransformer2DModel`] with a reader for every published key layout.
 
     [`from_state_dict`] and [`from_single_file`] read the layouts of diffusers, Black Forest Labs (with or without the
     prefix `model.diffusion_model.`) and DiffSynth-Studio, and infer the config from the shapes. The attention layers

@@ -69,7 +69,7 @@ def _check_callback(what: str, value: Any) -> None:
         raise TypeError(f"{what} must be a function, got {shown(value)}.")
     try:
         signature = inspect.signature(value)
-    except ValueError:  # Some callables of C have none.
+    except ValueError:  # Some C callables have no signature.
         return
     try:
         signature.bind(*("pipeline", "step_index", "timestep", "callback_kwargs"))
@@ -112,13 +112,13 @@ _NEVER_NONE = (
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Check arguments of [`FluxConditionedPipeline.__call__`] one by one, those that the table knows.
+    """Check arguments of [`FluxConditionedPipeline.__call__`] one by one, as far as the table covers them.
 
     Args:
-        given (`Mapping[str, Any]`): Arguments by name; `None` is left to what it means.
+        given (`Mapping[str, Any]`): Arguments by name; `None` is not checked.
 
     Raises:
-        TypeError: if a value is of a wrong kind.
+        TypeError: if a value has a wrong type.
         ValueError: if a value is out of range, NaN or infinite.
     """
     for name, value in given.items():
@@ -132,7 +132,7 @@ def read_callback(
     """Read what `callback_on_step_end` returned.
 
     Args:
-        returned (`dict[str, torch.Tensor]`, *optional*): Tensors to go on with; `None` changes nothing.
+        returned (`dict[str, torch.Tensor]`, *optional*): Tensors to continue with; `None` changes nothing.
         latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): The latents so far.
         prompt_embeds (`torch.Tensor` of shape `(batch_size, length, 4096)`): The prompt so far.
 
@@ -140,7 +140,7 @@ def read_callback(
         `tuple[torch.Tensor, torch.Tensor]`: latents and prompt.
 
     Raises:
-        TypeError: if it is not a dictionary, or holds something else than tensors.
+        TypeError: if it is not a dictionary, or holds anything but tensors.
         ValueError: if latents have another shape.
     """
     if returned is None:

@@ -1,4 +1,4 @@
-"""Preparing the arguments of a call: size, prompts, IP-Adapter pictures, schedule and starting latents."""
+"""Preparing the arguments of a call: size, prompts, IP-Adapter images, schedule and starting latents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHNELL_TEXT_TOKENS = 256
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """The prompt of one branch as it came: texts, or embeddings.
+    """The prompt of one branch as given: texts, or embeddings.
 
     Args:
         prompt (`str` or `list[str]`, *optional*): For both text encoders.
@@ -44,16 +44,16 @@ class PromptInputs:
     mask: torch.Tensor | None
 
     def named(self, prefix: str = "") -> dict[str, Any]:
-        """All but the mask, by the names of the call's arguments."""
+        """Return all but the mask, by the names of the call's arguments."""
         return {f"{prefix}{name}": value for name, value in vars(self).items() if name != "mask"}
 
     def repeated_embeds(self, num_images_per_prompt: int) -> list[torch.Tensor | None]:
-        """`prompt_embeds` and `pooled_prompt_embeds` for every picture."""
+        """`prompt_embeds` and `pooled_prompt_embeds` for every image."""
         given = (self.prompt_embeds, self.pooled_prompt_embeds)
         return [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in given]
 
     def matching(self, batch_size: int, prefix: str = "") -> PromptInputs:
-        """These with one text per prompt of the batch; raises a `ValueError` for other numbers."""
+        """Expand to one text per prompt of the batch; raise a `ValueError` for other numbers."""
         return replace(
             self,
             prompt=one_per_prompt(f"`{prefix}prompt`", self.prompt, batch_size),
@@ -83,7 +83,7 @@ class PromptInputs:
 
 
 def transformer_dtype(transformer: Any) -> torch.dtype | None:
-    """The data type that embeddings must have, where it is known: not for quantised, cast or autocast layers."""
+    """Return the required data type of embeddings; `None` for quantised, cast or autocast layers."""
     layer = getattr(transformer, "context_embedder", None)
     weight: Any = getattr(layer, "weight", None)
     plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and not torch.is_autocast_enabled()
@@ -111,7 +111,7 @@ def check_prompts(
 
     Raises:
         TypeError: if a mask is not a boolean or integer tensor.
-        ValueError: if embeddings or a mask have a wrong shape, came without what they belong to, or are missing.
+        ValueError: if embeddings or a mask have a wrong shape, are given without their counterpart, or are missing.
     """
     if guided:
         check_same_shape(given.prompt_embeds, negative.prompt_embeds)
@@ -122,7 +122,7 @@ def check_prompts(
 
 
 def warn_of_long_texts(pipe: FluxPipeline, given: PromptInputs, max_sequence_length: int) -> None:
-    """Warn if FLUX.1 schnell, which was trained with 256 text tokens, is to see more; diffusers says nothing.
+    """Warn if FLUX.1 schnell, which was trained with 256 text tokens, gets more; diffusers does not warn.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
@@ -138,14 +138,14 @@ def warn_of_long_texts(pipe: FluxPipeline, given: PromptInputs, max_sequence_len
 
 
 def is_schnell(pipe: FluxPipeline) -> bool:
-    """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without any shift."""
+    """Whether a pipeline looks like FLUX.1 schnell: no guidance embedder, and a time grid without shift."""
     schedule = pipe.scheduler.config
     unshifted = not schedule.get("use_dynamic_shifting", False) and schedule.get("shift", 1.0) == 1.0
     return unshifted and not pipe.transformer.config.guidance_embeds
 
 
 def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width in pixels, rounded down to whole tokens with a warning that names the size used."""
+    """Return height and width in pixels, rounded down to whole tokens with a warning that names the size used."""
     default = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = int(height or default), int(width or default)
     token = 2 * pipe.vae_scale_factor
@@ -163,7 +163,7 @@ def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tu
 
 
 def count_prompts(prompt: str | list[str] | None, prompt_embeds: Any) -> int:
-    """How many prompts a call has, given as texts or as embeddings."""
+    """Count the prompts of a call, given as texts or as embeddings."""
     if isinstance(prompt, str):
         return 1
     return len(prompt_embeds if prompt is None else prompt)
@@ -201,7 +201,7 @@ def _listed(texts: str | list[str] | None) -> list[str]:
 
 
 def one_per_prompt(what: str, texts: str | list[str] | None, batch_size: int) -> str | list[str] | None:
-    """One text serves every prompt of the batch; raises a `ValueError` for other numbers, naming `what`."""
+    """Repeat one text for every prompt of the batch; raise a `ValueError` naming `what` for other numbers."""
     if isinstance(texts, str) and batch_size > 1:
         return [texts] * batch_size
     if isinstance(texts, list) and len(texts) == 1:
@@ -220,13 +220,13 @@ def ip_adapter_kwargs(
     canvas: Canvas,
     guided: bool,
 ) -> list[dict[str, Any]]:
-    """The IP-Adapter's attention arguments of the conditional and the unconditional branch.
+    """Return the IP-Adapter's attention arguments of the conditional and the unconditional branch.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
-        images (`tuple`): Pictures of the two branches.
+        images (`tuple`): Images of the two branches.
         embeds (`tuple`): Embeddings of the two branches.
-        canvas (`Canvas`): Gives the size of the zero picture that stands in for a branch without inputs.
+        canvas (`Canvas`): Gives the size of the zero image that stands in for a branch without inputs.
         guided (`bool`): Whether there is an unconditional branch; its inputs are not encoded otherwise.
 
     Returns:
@@ -259,7 +259,7 @@ def ip_adapter_kwargs(
 
 
 def _check_adapter_input(name: str, value: Any) -> None:
-    """Images in any range, for the processor of the vision model knows it, or embeddings; finite."""
+    """Check images, of any range since the vision processor normalises them, or embeddings; finite."""
     for part in value if isinstance(value, (list, tuple)) and value else [value]:
         if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
             part = torch.from_numpy(part.astype(np.float32))
@@ -327,11 +327,11 @@ def starting_latents(
     canvas: Canvas,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Packed latents to start from, their ids, and the noise in them where it is known.
+    """Prepare packed latents to start from, their ids, and the noise in them where it is known.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
-        image (*optional*): The picture of image-to-image, or its scaled latents `(n, 16, height/8, width/8)`.
+        image (*optional*): The image of image-to-image, or its scaled latents `(n, 16, height/8, width/8)`.
         latents (`torch.Tensor` of shape `(num_samples, num_tokens, 64)`, *optional*): Given packed latents.
         timestep (`torch.Tensor` of shape `()`): The first timestep.
         canvas (`Canvas`): Size, batch, device and data type.
@@ -341,7 +341,7 @@ def starting_latents(
         `tuple`: latents `(num_samples, num_tokens, 64)`, ids `(num_tokens, 3)` and noise like the latents or `None`.
 
     Raises:
-        ValueError: if `latents` have another shape, or the numbers of pictures or generators do not fit the batch.
+        ValueError: if `latents` have another shape, or the numbers of images or generators do not fit the batch.
     """
     size, device, dtype = (canvas.height, canvas.width), canvas.device, canvas.dtype
     channels = pipe.vae.config.latent_channels if pipe.vae is not None else pipe.transformer.config.in_channels // 4

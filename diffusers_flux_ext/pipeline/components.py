@@ -1,4 +1,4 @@
-"""What named pipelines share: components taken over from other pipelines, and the signature of the call."""
+"""Shared parts of named pipelines: components from other pipelines, and the signature of the call."""
 
 import functools
 import inspect
@@ -20,14 +20,14 @@ CallT = TypeVar("CallT", bound=Callable[..., Any])
 def extends_call(base: type, **defaults: Any) -> Callable[[CallT], CallT]:
     """Show the arguments of `base.__call__` in the signature of a `__call__` that passes them on.
 
-    diffusers and its users read what a pipeline accepts from the signature, which `*args` and `**kwargs` hide.
+    diffusers and its users read the accepted arguments from the signature, which `*args` and `**kwargs` hide.
 
     Args:
         base (`type`): The pipeline class whose call is extended; the method's own keyword arguments come last.
         defaults: Other defaults of arguments of `base.__call__`, which the decorated method has to apply.
 
     Returns:
-        `Callable`: a decorator, to be the outermost one.
+        `Callable`: a decorator, which must be the outermost one.
     """
 
     def decorate(call: CallT) -> CallT:
@@ -73,13 +73,13 @@ def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], Cal
 
     Args:
         owner (`type` or `str`):
-            The condition's class, whose errors say "`field` of ClassName", or the end of such texts itself.
-        arguments (`str`): By field, the argument of the call where it is another name.
+            The condition's class, whose errors say "`field` of ClassName", or the end of such messages.
+        arguments (`str`): The argument of the call by field, where the names differ.
 
     Returns:
         `Callable`: a decorator.
     """
-    # Modules are components of the pipeline and no arguments: they keep the condition's name.
+    # Modules are components of the pipeline, not arguments, so they keep the condition's name.
     pattern = re.compile(rf"`(\w+)([^`]*)` of {owner if isinstance(owner, str) else owner.__name__}\b")
 
     def decorate(call: CallT) -> CallT:
@@ -104,7 +104,7 @@ def renames_errors(owner: type | str, **arguments: str) -> Callable[[CallT], Cal
 
 
 def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `base` by name, as far as they were given, checked one by one.
+    """Return the given arguments of a call of `base` by name, checked one by one.
 
     Args:
         base (`type`): The pipeline class.
@@ -115,7 +115,7 @@ def named_arguments(base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         `dict[str, Any]`
 
     Raises:
-        TypeError: if there is no such argument, or one has a wrong kind.
+        TypeError: if there is no such argument, or one has a wrong type.
         ValueError: if one is out of range.
     """
     bound = inspect.signature(base.__call__).bind_partial(None, *args, **kwargs)
@@ -136,7 +136,7 @@ def share_components(pipeline_class: type[PipelineT], pipeline: DiffusionPipelin
         `DiffusionPipeline`: an instance of `pipeline_class`.
 
     Raises:
-        ValueError: if a component without a default is missing, or an override is no argument of the constructor.
+        ValueError: if a component without a default is missing, or an override is not an argument of the constructor.
     """
     components, options = component_names(pipeline_class)
     unknown = sorted(overrides.keys() - components - options)

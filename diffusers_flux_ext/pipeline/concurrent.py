@@ -1,4 +1,4 @@
-"""Calls at once: what each needs of its own, and what keeps a call from starting beside another."""
+"""Concurrent calls: what each needs for itself, and what prevents a call from starting beside another."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 
 def may_run_at_once(call: CallT) -> CallT:
-    """Decorate a pipeline's `__call__`, so that it may be called while another call of it runs.
+    """Decorate a pipeline's `__call__` so that it may run while another call is running.
 
-    The pipeline object and its scheduler say where a call is, so the second of two calls at once gets a shallow copy
-    of the pipeline with a scheduler of its own. The modules are the same ones.
+    The pipeline object and its scheduler hold the state of a call, so the second of two concurrent calls gets a
+    shallow copy of the pipeline with a scheduler of its own. The modules are the same ones.
 
     Args:
         call (`Callable`): The `__call__`.
 
     Returns:
-        `Callable`: it raises a `RuntimeError` before anything else where the modules cannot serve two calls at once.
+        `Callable`: it raises a `RuntimeError` before anything else if the modules cannot serve two calls at once.
     """
 
     @wraps(call)
@@ -73,7 +73,7 @@ def _with_own_scheduler(pipe: Any) -> Any:
 
 
 def _modules(pipe: Any, conditions: Any) -> dict[str, torch.nn.Module]:
-    """The modules of a pipeline and of what may be conditions, which nobody has checked yet."""
+    """Return the modules of a pipeline and of possible conditions, which have not been checked yet."""
     parts = dict(pipe.components)
     for condition in conditions if isinstance(conditions, Sequence) else [conditions]:
         if is_dataclass(condition):

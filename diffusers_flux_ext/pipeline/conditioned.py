@@ -60,8 +60,7 @@ PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
 class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline):
-    r"""
-    FLUX.1 with any set of conditions in one denoising loop.
+    r"""FLUX.1 with any set of conditions in one denoising loop.
 
     Without conditions it computes what [`~diffusers.FluxPipeline`] computes, and with `image` what
     [`~diffusers.FluxImg2ImgPipeline`] computes, bit for bit. Its components are those of `FluxPipeline`, so it loads
@@ -76,7 +75,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         tokenizer_2 (`T5TokenizerFast`): Its tokenizer.
         transformer ([`~diffusers.FluxTransformer2DModel`] or [`FluxExtTransformer2DModel`]): The transformer.
         image_encoder (`CLIPVisionModelWithProjection` or `SiglipVisionModel`, *optional*):
-            For [`IPAdapterImages`] that carry none; diffusers' own IP-Adapter needs the former.
+            For [`IPAdapterImages`] without an encoder of their own; diffusers' own IP-Adapter needs the former.
         feature_extractor (`CLIPImageProcessor` or `SiglipImageProcessor`, *optional*): Its processor.
     """
 
@@ -105,7 +104,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        # Image latents may be given in place of a picture: the processor must know how many channels those have.
+        # Image latents may be given instead of an image, so the processor must know their number of channels.
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor * 2,
             vae_latent_channels=self.vae.config.latent_channels if self.vae is not None else 16,
@@ -130,7 +129,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         return share_components(cls, pipeline, **kwargs)
 
     def to_pipeline(self, pipeline_class: type[PipelineT], **kwargs: Any) -> PipelineT:
-        """Another pipeline with this one's components, for example `pipe.to_pipeline(FluxImg2ImgPipeline)`.
+        """Make another pipeline with this one's components, for example `pipe.to_pipeline(FluxImg2ImgPipeline)`.
 
         The same as `pipeline_class.from_pipe(pipe)` except that every module keeps its data type: diffusers' own
         `from_pipe` casts the shared modules to float32 unless it is given `dtype`.
@@ -145,7 +144,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         return share_components(pipeline_class, self, **kwargs)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """What a call of this pipeline adds by itself, for VRAM plans; a named pipeline adds its own condition.
+        """Return the demand of a call without conditions, for VRAM plans; a named pipeline adds its own condition.
 
         Args:
             prompt_tokens (`int`): Text tokens of the prompt.
@@ -168,7 +167,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor or None]`: hidden states `(len(texts), length, 4096)`, and if padding is
-            hidden, where there is none: `(len(texts), length)`, boolean.
+            hidden, the mask of the other tokens: `(len(texts), length)`, boolean.
 
         Raises:
             ValueError: if the pipeline has no T5.
@@ -213,15 +212,14 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         prompt_embeds_mask: torch.Tensor | None = None,
         negative_prompt_embeds_mask: torch.Tensor | None = None,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures.
+        r"""Generate images.
 
         All arguments of [`~diffusers.FluxPipeline.__call__`] mean what they mean there, but `callback_on_step_end` may
         return `None` where it changes nothing. In addition:
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Start from this picture (image-to-image) instead of from noise; one for all prompts or one each. A
+                Start from this image (image-to-image) instead of from noise; one for all prompts or one each. A
                 tensor with 16 channels is taken as scaled VAE latents.
             strength (`float`, *optional*, defaults to 0.6):
                 How much of `image` is redrawn, in [0, 1]. Read only together with `image`. With a scheduler on
@@ -230,19 +228,19 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
                 What else to condition on, for example `[EntityRegions(...), InpaintRegion(...)]`. Any set runs
                 together, or is refused with an error that names both sides.
             mask_padding (`bool`, *optional*, defaults to `False`):
-                Whether nobody sees the padding of prompts, which FLUX.1 was trained to see. For models that were
-                tuned with attention masks; `max_sequence_length` then changes nothing but the cost.
+                Whether to mask the prompt's padding tokens. FLUX.1 was trained without such a mask; this is for models
+                tuned with one. `max_sequence_length` then affects only the cost.
             prompt_embeds_mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*):
                 1 for tokens of `prompt_embeds`, 0 for padding; needed with `mask_padding` and embeddings.
             negative_prompt_embeds_mask (`torch.Tensor` of shape `(batch_size or 1, length)`, *optional*):
                 The same for `negative_prompt_embeds`.
 
         Returns:
-            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`: the pictures, as `output_type` says.
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`: the images, as `output_type` says.
 
         Raises:
             ValueError: if arguments contradict each other or do not fit the model; before the first step.
-            TypeError: if an argument is of a wrong kind, or `conditions` holds something else than conditions.
+            TypeError: if an argument has a wrong type, or `conditions` holds anything but conditions.
             RuntimeError: if another call runs with modules that serve one call at a time; see `docs/reliability.md`.
         """
         check_arguments(locals())

@@ -16,7 +16,7 @@ from .concurrent import check_schedule
 
 
 class _Calls:
-    """The calls of the transformer in one loop, which share attention plans and what caches have seen."""
+    """The calls of the transformer in one loop, which share attention plans and the state of caches."""
 
     def __init__(self, pipe: Any, encoded: EncodedConditions) -> None:
         self._pipe, self._encoded = pipe, encoded
@@ -53,7 +53,7 @@ class DenoisingLoopMixin:
         callback_on_step_end: Callable[..., dict[str, Any]] | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
-        """The loop.
+        """Run the loop.
 
         Args:
             latents (`torch.Tensor` of shape `(batch_size, num_tokens, 64)`): Where it starts.

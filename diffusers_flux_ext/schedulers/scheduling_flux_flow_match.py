@@ -23,8 +23,7 @@ BASE_GRIDS = ("diffsynth", "diffusers")
 
 
 class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
-    r"""
-    Euler scheduler for FLUX.1 with the time grid of DiffSynth-Studio, denoising strength and training weights.
+    r"""Euler scheduler for FLUX.1 with the time grid of DiffSynth-Studio, denoising strength and training weights.
 
     With the default arguments the grid is `linspace(1, 0.003 / 1.002, num_inference_steps)`, shifted by
     `shift * s / (1 + (shift - 1) * s)` with `shift=3` at every resolution, and a last step to zero. The noise levels
@@ -55,9 +54,9 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         max_shift (`float`, *optional*, defaults to 1.15):
             `mu` at `max_image_seq_len` tokens; read by pipelines.
         base_image_seq_len (`int`, defaults to 256):
-            Number of image tokens that gets `base_shift`.
+            Number of image tokens that uses `base_shift`.
         max_image_seq_len (`int`, defaults to 4096):
-            Number of image tokens that gets `max_shift`.
+            Number of image tokens that uses `max_shift`.
         invert_sigmas (`bool`, defaults to `False`):
             Use `1 - sigmas`.
         shift_terminal (`float`, *optional*):
@@ -143,15 +142,14 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> FluxFlowMatchScheduler | tuple[FluxFlowMatchScheduler, dict[str, Any]]:
-        """
-        Makes a scheduler from a config, its own or that of a `FlowMatchEulerDiscreteScheduler`.
+        """Make a scheduler from a config, its own or that of a `FlowMatchEulerDiscreteScheduler`.
 
         Args:
             config (`dict`):
-                A scheduler config, such as `pipe.scheduler.config`. If it names no `base_grid` it is a stock one, and
-                its `use_dynamic_shifting` is taken over only together with `base_grid="diffusers"`.
+                A scheduler config, such as `pipe.scheduler.config`. If it names no `base_grid` it is a stock config,
+                and its `use_dynamic_shifting` is taken over only together with `base_grid="diffusers"`.
             return_unused_kwargs (`bool`, *optional*, defaults to `False`):
-                Also return the keyword arguments that are no argument of this class.
+                Also return the keyword arguments that are not arguments of this class.
             kwargs:
                 Entries that replace those of `config`.
 
@@ -166,8 +164,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def base_sigmas(self, num_inference_steps: int, denoising_strength: float = 1.0) -> list[float]:
-        """
-        The grid before the shift, to be passed as `sigmas` where a pipeline insists on passing some.
+        """Return the grid before the shift, to be passed as `sigmas` where a pipeline always passes its own.
 
         Args:
             num_inference_steps (`int`):
@@ -199,8 +196,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         denoising_strength: float = 1.0,
         shift: float | None = None,
     ) -> None:
-        """
-        Sets `timesteps` (n values) and `sigmas` (n + 1 values, the last one zero) for the denoising loop.
+        """Set `timesteps` (n values) and `sigmas` (n + 1 values, the last one zero) for the denoising loop.
 
         Args:
             num_inference_steps (`int`, *optional*):
@@ -210,7 +206,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
             sigmas (`list[float]`, *optional*):
                 The grid before the shift, in place of `base_grid`'s.
             mu (`float`, *optional*):
-                Logarithm of the shift when `use_dynamic_shifting` is on; has no part in a static shift.
+                Logarithm of the shift when `use_dynamic_shifting` is on; not used with a static shift.
             timesteps (`list[float]`, *optional*):
                 Timesteps in [0, num_train_timesteps], as in the base class.
             denoising_strength (`float`, *optional*, defaults to 1.0):
@@ -259,8 +255,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     def index_for_timestep(
         self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
     ) -> int:
-        """
-        Index of a timestep in the schedule.
+        """Find the index of a timestep in the schedule.
 
         Args:
             timestep (`float` or `torch.Tensor`):
@@ -285,8 +280,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: float | torch.Tensor
     ) -> torch.Tensor:
-        """
-        `(1 - sigma) * original_samples + sigma * noise`, with the noise level of the nearest timestep of the schedule.
+        """Return `(1 - sigma) * original_samples + sigma * noise`, at the noise level of the nearest timestep.
 
         Unlike `scale_noise` it does not depend on how far the denoising loop has come.
 
@@ -302,7 +296,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
             `torch.Tensor`: Noisy samples of the shape, dtype and device of `original_samples`.
 
         Raises:
-            ValueError: If there is neither one timestep nor one for each sample.
+            ValueError: If there is neither a single timestep nor one per sample.
         """
         sigmas = self._nearest_sigmas(timesteps)
         if len(sigmas) not in (1, original_samples.shape[0]):
@@ -315,8 +309,7 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         return noisy.to(original_samples.dtype)
 
     def training_target(self, sample: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """
-        The velocity that the model learns: `noise - sample`, at every timestep.
+        """Return the velocity that the model learns: `noise - sample`, at every timestep.
 
         Args:
             sample (`torch.Tensor` of shape `(batch_size, ...)`):
@@ -330,12 +323,11 @@ class FluxFlowMatchScheduler(StockConfigMixin, FlowMatchEulerDiscreteScheduler):
         return noise - sample
 
     def training_weights(self, timesteps: float | torch.Tensor) -> torch.Tensor:
-        r"""
-        Loss weights by timestep: a bell around the middle of the schedule, DiffSynth-Studio's "bsmntw" weighting.
+        r"""Return loss weights by timestep: DiffSynth-Studio's "bsmntw", a bell around the middle of the schedule.
 
         `exp(-2 * ((t - T / 2) / T) ** 2)`, moved down to a minimum of zero and scaled to a mean of one over a schedule
         of `T = num_train_timesteps` steps. On a shorter schedule the second weight is added to all of them, so that no
-        step is left untrained. The weights belong to the schedule in force: the constructor's, of `T` steps, or the
+        step is left untrained. The weights belong to the current schedule: the constructor's, of `T` steps, or the
         one of the last [`set_timesteps`].
 
         Args:

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run can go on from: safetensors only, written completely or not at all."""
+"""Checkpoints from which a killed run can resume: safetensors only, written completely or not at all."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from ..checkpoints.writing import save_tensors, written_at_once
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` to write a file or a folder to; renamed to `path` when the block ends well.
+    """Yield a temporary path beside `path` for a file or folder; it is renamed to `path` if the block succeeds.
 
     Args:
-        path (`str` or `os.PathLike`): Where the result shall be; its folder is made.
+        path (`str` or `os.PathLike`): Where the result goes; its folder is created.
 
     Yields:
         `Path`: the temporary path.
@@ -128,7 +128,7 @@ def _state(
     optimizer: torch.optim.Optimizer,
     found: Mapping[str, torch.Tensor],
 ) -> dict[int, dict[str, Any]]:
-    """The state of one optimizer, whose tensors are as large as its parameters, or numbers."""
+    """Return the state of one optimizer, whose tensors are as large as its parameters, or numbers."""
     start = f"optimizer.{number}."
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ class ExponentialMovingAverage:
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): What to average.
-        decay (`float`, defaults to 0.998): How much of the average stays at each step, in [0, 1).
+        decay (`float`, defaults to 0.998): How much of the average is kept at each step, in [0, 1).
 
     Raises:
         ValueError: if `decay` is out of range.
@@ -26,13 +26,13 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters of step number `step`, from 0."""
+        """Update the averages with the parameters of step number `step`, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the parameters hold their averages."""
+        """Replace the parameters by their averages inside this context."""
         trained = [parameter.detach().clone() for parameter in self.parameters]
         self._assign(self.averages)
         try:

@@ -18,7 +18,7 @@ def flow_matching_loss(
     contributions: Sequence[Contribution] = (),
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the predicted velocity, per sample.
+    """Compute the mean squared error of the predicted velocity, per sample.
 
     Args:
         transformer (`FluxTransformer2DModel`): The model.

@@ -6,7 +6,7 @@ import math
 def warmup_flat_cosine(
     step: int, total: int, warmup: int = 100, flat_until: float = 0.4, final: float = 0.02
 ) -> float:
-    """Factor of the learning rate: linear warm-up, a flat part, then half a cosine.
+    """Return the factor of the learning rate: linear warm-up, a flat part, then half a cosine.
 
     Args:
         step (`int`): Number of the step, from 0.

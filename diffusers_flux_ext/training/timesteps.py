@@ -9,7 +9,7 @@ def sample_timesteps(
     uniform_share: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Logit-normal timesteps, shifted towards noise and spread evenly over the batch.
+    """Sample logit-normal timesteps, shifted towards noise and spread evenly over the batch.
 
     One draw is made in each of `batch_size` slices of equal probability, which lowers the variance of the loss and
     leaves the distribution of every sample as it is.

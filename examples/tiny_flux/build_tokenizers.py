@@ -72,7 +72,7 @@ def _clip_merges(corpus: list[str]) -> list[Any]:
 
 
 def _t5_vocabulary(corpus: list[str]) -> list[tuple[str, float]]:
-    """Whole words by frequency, then single characters, which spell everything else."""
+    """Return whole words by frequency, then single characters, which spell everything else."""
     words = Counter(word for text in corpus for word in text.replace(",", " ").replace(".", " ").split())
     total = sum(words.values())
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]

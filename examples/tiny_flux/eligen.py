@@ -46,12 +46,12 @@ _LEAVES = (
 
 @dataclass(frozen=True)
 class BatchKind:
-    """Shape of a batch: all samples of one batch have as many entities with texts as long.
+    """Shape of a batch: all its samples have the same number of entities and text length.
 
     Args:
-        entities (`int`): Entities per picture; 0 trains the empty prompt that guidance compares with.
+        entities (`int`): Entities per image; 0 trains the empty prompt that guidance compares with.
         length (`int`): Text tokens per entity.
-        weight (`float`): How often.
+        weight (`float`): Relative frequency.
     """
 
     entities: int
@@ -90,7 +90,7 @@ def train_eligen(settings: Settings) -> None:
 
 
 def lora_targets(transformer: torch.nn.Module) -> list[str]:
-    """Full names of the adapted Linears: attention and MLPs of all blocks, neither modulation nor embedders.
+    """Return full names of the adapted Linears: attention and MLPs of all blocks, neither modulation nor embedders.
 
     Args:
         transformer (`FluxTransformer2DModel`): The model.
@@ -100,7 +100,7 @@ def lora_targets(transformer: torch.nn.Module) -> list[str]:
     """
     linears = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
     in_blocks = [name for name in linears if "transformer_blocks." in name]
-    # The full name tells a single block's output from the model's last layer, which is called alike.
+    # The full name tells a single block's output from the model's last layer, which has the same name.
     return [name for name in in_blocks if name.endswith(_LEAVES) or name.endswith(".proj_out")]
 
 
@@ -118,7 +118,7 @@ def save_lora(settings: Settings, transformer: torch.nn.Module) -> None:
 
 
 class EntityBatches:
-    """Draws batches of pictures with entities and computes their loss.
+    """Draws batches of images with entities and computes their loss.
 
     Args:
         settings (`Settings`): The run.
@@ -136,7 +136,7 @@ class EntityBatches:
         self._captions: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def loss(self, step: int, draws: Draws) -> torch.Tensor:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Args:
             step (`int`): Unused: every step is alike.
@@ -167,7 +167,7 @@ class EntityBatches:
         ).mean()
 
     def _entities(self, scenes: list[flux_shapes.Scene], kind: BatchKind, rng: random.Random) -> Contribution:
-        """What [`EntityRegions`] contributes, from cached texts."""
+        """Return what [`EntityRegions`] contributes, from cached texts."""
         boxes = [flux_shapes.sample_boxes(scene, rng) for scene in scenes]
         groups, rules = [], []
         for index in range(kind.entities):
@@ -197,17 +197,17 @@ class EntityBatches:
 
 
 def shuffled(scene: flux_shapes.Scene, rng: random.Random) -> flux_shapes.Scene:
-    """The same scene with its objects in random order."""
+    """Return the same scene with its objects in random order."""
     return flux_shapes.Scene(scene.background, tuple(rng.sample(scene.objects, len(scene.objects))), scene.layout)
 
 
 def global_prompt(scene: flux_shapes.Scene, rng: random.Random, has_entities: bool) -> str:
-    """The prompt beside the entities: everything, the background only, or nothing; without entities mostly nothing.
+    """Return the global prompt: everything, only the background, or nothing; without entities mostly nothing.
 
     Args:
         scene (`Scene`): The scene.
         rng (`random.Random`): Chooses.
-        has_entities (`bool`): Whether the picture has entities.
+        has_entities (`bool`): Whether the image has entities.
 
     Returns:
         `str`
@@ -220,6 +220,6 @@ def global_prompt(scene: flux_shapes.Scene, rng: random.Random, has_entities: bo
 
 
 def spoken(phrase: str, rng: random.Random) -> str:
-    """An entity phrase as users may write it: mostly plain, sometimes without article or with a full stop."""
+    """Return an entity phrase as users may write it: usually plain, sometimes without article or with a full stop."""
     variants = (phrase, phrase.split(" ", 1)[1], f"{phrase}.", phrase.capitalize())
     return rng.choices(variants, (3, 1, 1, 1))[0]

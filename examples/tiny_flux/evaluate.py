@@ -82,7 +82,7 @@ def score_entity_control(
         steps (`int`): Steps of each drawing.
         device (`str`, defaults to `"cpu"`): Where to draw.
         true_cfg_scale (`float`, defaults to 2.0): Guidance; 1 turns it off.
-        sheet (`Path`, *optional*): Where to save the first scenes beside their pictures.
+        sheet (`Path`, *optional*): Where to save the first scenes beside their images.
 
     Returns:
         `list[Row]`: one row per way.
@@ -113,11 +113,11 @@ def draw(
     true_cfg_scale: float,
     entities_of: Sequence[flux_shapes.Scene] | None = None,
 ) -> list[np.ndarray]:
-    """Draw pictures in batches.
+    """Draw images in batches.
 
     Args:
         pipeline (`FluxPipeline`): The pipeline.
-        prompts (`Sequence[str]`): One per picture.
+        prompts (`Sequence[str]`): One per image.
         steps (`int`): Steps of each drawing.
         true_cfg_scale (`float`): Guidance; 1 turns it off.
         entities_of (`Sequence[Scene]`, *optional*): Scenes whose objects are given as entities; needs a
@@ -154,7 +154,7 @@ def draw(
 def contact_sheet(
     scenes: Sequence[flux_shapes.Scene], pictures: Sequence[np.ndarray], columns: int = 8
 ) -> Image.Image:
-    """Scenes above the pictures drawn of them.
+    """Scenes above the images drawn of them.
 
     Args:
         scenes (`Sequence[Scene]`): The scenes.
@@ -175,7 +175,7 @@ def contact_sheet(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as text, shares in percent."""
+    """Return rows as text, shares in percent."""
     lines = []
     for row in rows:
         shares = [

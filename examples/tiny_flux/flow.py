@@ -18,7 +18,7 @@ from .text import clip_ids, t5_ids, varied_caption
 
 TIMESTEP_SHIFT, UNIFORM_SHARE = 3.2, 0.15
 _LENGTHS, _LENGTH_WEIGHTS = (32, 64, 128), (0.75, 0.15, 0.1)
-# Shares of pictures without any text, without CLIP's and without T5's.
+# Shares of images without any text, without CLIP's and without T5's.
 _NO_TEXT, _NO_CLIP, _NO_T5 = 0.10, 0.06, 0.03
 
 
@@ -65,7 +65,7 @@ class FlowBatches:
         self.latent_ids = image_ids(settings.device)
 
     def loss(self, step: int, draws: Draws) -> torch.Tensor:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Args:
             step (`int`): Unused: every step is alike.
@@ -79,7 +79,7 @@ class FlowBatches:
         latents = self.latents[chosen].float()
         noise = draws.normal(*latents.shape)
         timestep = sample_timesteps(size, TIMESTEP_SHIFT, UNIFORM_SHARE, draws.generator)
-        # The input is there for the architecture's sake: the model is not distilled, so any value must do.
+        # The architecture needs this input; the model is not distilled, so any value must work.
         guidance = 1 + 4 * torch.rand(size, generator=draws.generator)
         prompt = self._encode(chosen, draws.rng)
         return flow_matching_loss(
@@ -135,7 +135,7 @@ def build_optimizers(parameters: dict[str, torch.nn.Parameter]) -> list[torch.op
 
 
 def image_ids(device: str | torch.device) -> torch.Tensor:
-    """Rotary positions `(64, 3)` of a picture of 128 x 128 pixels."""
+    """Return rotary positions `(64, 3)` of an image of 128 x 128 pixels."""
     return FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device(device), torch.float32)
 
 
@@ -144,7 +144,7 @@ def _is_block_matrix(name: str, value: torch.Tensor) -> bool:
 
 
 def _drop(caption: str, draw: float) -> tuple[str, str]:
-    """What CLIP and T5 get to read."""
+    """Return what CLIP and T5 get to read."""
     for_clip = "" if draw < _NO_TEXT + _NO_CLIP else caption
     without_t5 = draw < _NO_TEXT or _NO_TEXT + _NO_CLIP < draw < _NO_TEXT + _NO_CLIP + _NO_T5
     return for_clip, "" if without_t5 else caption

@@ -37,7 +37,7 @@ def encode_latents(settings: Settings) -> None:
 
 
 def load_latents(settings: Settings, kind: str) -> tuple[torch.Tensor, list[flux_shapes.Scene]]:
-    """Encoded scenes and what they show.
+    """Return encoded scenes and what they show.
 
     Args:
         settings (`Settings`): The run.
@@ -50,7 +50,7 @@ def load_latents(settings: Settings, kind: str) -> tuple[torch.Tensor, list[flux
 
 
 def training_scenes(settings: Settings, kind: str) -> list[flux_shapes.Scene]:
-    """The scenes of one kind, none of them held out; the seed fixes them, so that they need no file.
+    """Return the scenes of one kind, none of them held out; the seed fixes them, so that they need no file.
 
     Args:
         settings (`Settings`): The run.
@@ -61,7 +61,7 @@ def training_scenes(settings: Settings, kind: str) -> list[flux_shapes.Scene]:
     """
     rng = random.Random(f"{settings.seed}/{kind}")
     if kind == _NAMED:
-        # Half of them show one object, half two: pairs are learnt last.
+        # Half of them show one object, half two: pairs are learned last.
         layouts = [("single", "pos"), ("two",)]
         return [
             flux_shapes.sample_scene(rng, held_out=False, layouts=layouts[index % 2])

@@ -29,7 +29,7 @@ def train_stage(
     flat_until: float = 0.4,
     ema_decay: float = 0.998,
 ) -> ExponentialMovingAverage:
-    """Train some parameters, from the last checkpoint on if there is one.
+    """Train some parameters, resuming from the last checkpoint if there is one.
 
     Args:
         settings (`Settings`): The run.

@@ -14,7 +14,7 @@ _ZERO_INITIALIZED = ("norm1.linear", "norm1_context.linear", "norm.linear", "nor
 
 
 def build_vae() -> AutoencoderKL:
-    """A VAE of 0.26 M parameters: 16 latent channels, 8 times smaller."""
+    """Return a VAE of 0.26 M parameters: 16 latent channels, 8 times smaller."""
     channels = (8, 16, 32, 32)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -30,7 +30,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A CLIP text model, 96 wide."""
+    """Return a CLIP text model, 96 wide."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -47,7 +47,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_text_encoder_2(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """A T5 encoder, 128 wide."""
+    """Return a T5 encoder, 128 wide."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=128,
@@ -66,7 +66,7 @@ def build_text_encoder_2(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def build_transformer() -> FluxTransformer2DModel:
-    """A FLUX.1 transformer of 2.4 M parameters: 2 double and 4 single blocks, 128 wide."""
+    """Return a FLUX.1 transformer of 2.4 M parameters: 2 double and 4 single blocks, 128 wide."""
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
@@ -95,13 +95,13 @@ def _initialize(name: str, linear: torch.nn.Linear) -> None:
 
 
 def load_tokenizers(settings: Settings) -> tuple[CLIPTokenizer, T5Tokenizer]:
-    """The run's tokenizers."""
+    """Return the run's tokenizers."""
     folder = settings.tokenizers
     return CLIPTokenizer.from_pretrained(folder / "tokenizer"), T5Tokenizer.from_pretrained(folder / "tokenizer_2")
 
 
 def load_vae(settings: Settings) -> AutoencoderKL:
-    """The run's VAE, frozen."""
+    """Return the run's VAE, frozen."""
     return AutoencoderKL.from_pretrained(settings.vae).requires_grad_(False).eval().to(settings.device)
 
 
@@ -111,7 +111,7 @@ def assemble(
     text_encoder_2: T5EncoderModel,
     transformer: FluxTransformer2DModel,
 ) -> FluxPipeline:
-    """An ordinary pipeline of all components, with FLUX.1-dev's scheduler."""
+    """Return an ordinary pipeline of all components, with FLUX.1-dev's scheduler."""
     tokenizer, tokenizer_2 = load_tokenizers(settings)
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=3.0,

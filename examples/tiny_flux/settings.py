@@ -13,12 +13,12 @@ class Amounts:
     """How much of everything; the defaults are the full recipe.
 
     Args:
-        vae_steps (`int`): Steps of the VAE; the last quarter uses whole pictures.
+        vae_steps (`int`): Steps of the VAE; the last quarter uses whole images.
         text_steps (`int`): Steps of the text encoders' pretraining.
         latents (`int`): Encoded scenes of the named layouts; half as many of each free kind.
         flow_steps (`int`): Steps of the transformer.
         eligen_steps (`int`): Steps of the EliGen LoRA.
-        batch_size (`int`): Pictures per step of the transformer and of the LoRA.
+        batch_size (`int`): Images per step of the transformer and of the LoRA.
         test_scenes (`int`): Scenes that are drawn and scored.
         inference_steps (`int`): Steps of each drawing.
     """
@@ -97,11 +97,11 @@ class Settings:
         return self.out / "scores.json"
 
     def latents(self, kind: str) -> Path:
-        """File of the encoded scenes of one kind: `"named"`, `"free_1"`, `"free_2"` or `"free_3"`."""
+        """Return file of the encoded scenes of one kind: `"named"`, `"free_1"`, `"free_2"` or `"free_3"`."""
         return self.out / "latents" / f"{kind}.safetensors"
 
     def checkpoint(self, stage: str) -> Path:
-        """Checkpoint of a stage."""
+        """Return checkpoint of a stage."""
         return self.out / "checkpoints" / f"{stage}.safetensors"
 
 
@@ -119,10 +119,10 @@ class Draws:
 
     @classmethod
     def of(cls, settings: Settings, stage: str, step: int) -> "Draws":
-        """The sources of step number `step` of a stage."""
+        """Return the sources of step number `step` of a stage."""
         number = zlib.crc32(f"{settings.seed}/{stage}/{step}".encode())
         return cls(random.Random(number), torch.Generator().manual_seed(number))
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """Standard normal numbers."""
+        """Return standard normal numbers."""
         return torch.randn(*shape, generator=self.generator)

@@ -9,14 +9,14 @@ from diffusers_flux_ext import flux_shapes
 
 
 def varied_caption(scene: flux_shapes.Scene, rng: random.Random) -> str:
-    """A caption in varying words and spelling."""
+    """Return a caption in varying words and spelling."""
     return flux_shapes.vary(flux_shapes.caption(scene, rng), rng)
 
 
 def clip_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """CLIP's token ids without the padding that all texts share.
+    """Return CLIP's token ids without the padding that all texts share.
 
-    CLIP's attention looks back only and the pooled token is the first end of text, so that the rest is void.
+    CLIP's attention looks back only and the pooled token is the first end of text, so the rest has no effect.
 
     Args:
         tokenizer (`CLIPTokenizer`): The tokenizer.
@@ -31,7 +31,7 @@ def clip_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
 
 
 def t5_ids(tokenizer: T5Tokenizer, texts: list[str], length: int) -> torch.Tensor:
-    """T5's token ids, padded or cut to `length`.
+    """Return T5's token ids, padded or cut to `length`.
 
     Args:
         tokenizer (`T5Tokenizer`): The tokenizer.

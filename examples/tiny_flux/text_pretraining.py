@@ -21,7 +21,7 @@ _BATCH = 64
 
 
 class SceneReader(torch.nn.Module):
-    """Answers what stands where, from CLIP's pooled token and from T5's tokens; thrown away after pretraining.
+    """Predicts what is where, from CLIP's pooled token and from T5's tokens; discarded after pretraining.
 
     Args:
         pooled_size (`int`): Width of CLIP's pooled token.
@@ -38,7 +38,7 @@ class SceneReader(torch.nn.Module):
         self.from_tokens = torch.nn.ModuleList(torch.nn.Linear(hidden_size, count) for count in _QUESTIONS)
 
     def forward(self, pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Logits per question, from the pooled token and from the tokens.
+        """Return logits per question, from the pooled token and from the tokens.
 
         Args:
             pooled (`torch.Tensor` of shape `(batch_size, pooled_size)`): CLIP's output.

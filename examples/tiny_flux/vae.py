@@ -1,4 +1,4 @@
-"""Stage "vae": an autoencoder for the world's pictures."""
+"""Stage "vae": an autoencoder for the world's images."""
 
 import random
 
@@ -22,7 +22,7 @@ _KL_WEIGHT = 2e-4
 def train_vae(settings: Settings) -> None:
     """Train the VAE and measure its latents' mean and spread.
 
-    Crops of 64 x 64 pixels come first, whole pictures last. Pixels near edges weigh five times as much: they decide
+    Crops of 64 x 64 pixels come first, whole images last. Pixels near edges weigh five times as much: they decide
     whether shapes can be told apart.
 
     Args:
@@ -48,7 +48,7 @@ def train_vae(settings: Settings) -> None:
 
 
 def draw_pictures(rng: random.Random, count: int, crop: int | None = None) -> torch.Tensor:
-    """Pictures of random scenes.
+    """Images of random scenes.
 
     Args:
         rng (`random.Random`): Source of randomness.

@@ -1,4 +1,4 @@
-"""AttriCtrl: attributes of the picture, such as its brightness, by numbers."""
+"""AttriCtrl: attributes of the image, such as its brightness, by numbers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ AttributeInput = Mapping[str, float | Sequence[float] | None]
 class AttributeValues(FluxCondition):
     """Attributes by numbers, AttriCtrl ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)).
 
-    Every value becomes a text group of 32 tokens in the released models. No token is hidden from another by it.
+    Every value becomes a text group of 32 tokens in the released models. It hides no tokens from each other.
 
     Args:
         encoder (`AttributeValueEncoder`): Knows the attributes; on the pipeline's device and of its dtype.
         values (`Mapping[str, float | Sequence[float] | None]`):
             A value in [0, 1] by attribute, for example `{"brightness": 0.7}`, or one per prompt. `None` skips the
-            attribute, and so does leaving it out. With all of them skipped the condition is none.
+            attribute, and so does leaving it out. With all of them skipped the condition has no effect.
         negative (`"same"`, a mapping like `values`, or `None`, defaults to `"same"`):
             What the unconditional branch gets: the same values as the reference, values of its own, or nothing.
 
     Raises:
-        TypeError: if `encoder` is something else, or values are no mapping of numbers.
-        ValueError: if an attribute is unknown, or a value lies outside of [0, 1].
+        TypeError: if `encoder` is something else, or values are not a mapping of numbers.
+        ValueError: if an attribute is unknown, or a value lies outside [0, 1].
     """
 
     encoder: AttributeValueEncoder
@@ -63,11 +63,11 @@ class AttributeValues(FluxCondition):
             self._check("negative", self.negative)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Tokens of every value."""
+        """Count the tokens of every value."""
         return Demand(appended_tokens=len(self.values) * self.encoder.config.num_tokens)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """The values as tensors.
+        """Turn the values into tensors.
 
         Args:
             pipe (`Encoders`): Gives the transformer, whose text must be as wide as the tokens.
@@ -94,7 +94,7 @@ class AttributeValues(FluxCondition):
         }
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """A text group `value_<attribute>` for every value of this branch."""
+        """Return a text group `value_<attribute>` for every value of this branch."""
         groups = []
         for name in self.encoder.config.attributes:
             values = encoded.get(f"{step.branch}.{name}")
@@ -120,7 +120,7 @@ class AttributeValues(FluxCondition):
 
 
 def _read_values(what: str, value: Any) -> list[float]:
-    """One number for all prompts, or one each, from 0 to 1."""
+    """Read one number for all prompts, or one each, from 0 to 1."""
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     one_axis = isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 1
     numbers = list(value) if several or one_axis else [value]

@@ -3,7 +3,7 @@
     flux-ext convert attribute-control models/brightness.safetensors attributes
     flux-ext convert attribute-control models/brightness.safetensors models/detail.safetensors both
 
-Every file is one attribute, named by the file.
+Every file holds one attribute and names it.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from .encoder import AttributeValueEncoder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("attribute-control", __doc__)
     parser.add_argument("sources", type=Path, nargs="+", help="a safetensors file for each attribute")
     parser.add_argument("target", type=Path, help="a new folder")

@@ -42,11 +42,10 @@ class _ValueEncoder(nn.Module):
 
 
 class AttributeValueEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The value encoders of AttriCtrl ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)),
-    which turn the strength of an attribute of the picture, such as its brightness, into text tokens.
+    r"""The value encoders of AttriCtrl ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)).
 
-    Each published file holds one attribute; [`from_single_file`] joins any number of them into one model.
+    They turn the strength of an attribute of the image, such as its brightness, into text tokens. Each published file
+    holds one attribute; [`from_single_file`] joins any number of them into one model.
 
     Args:
         attributes (`Sequence[str]`, defaults to `("brightness",)`):
@@ -59,7 +58,7 @@ class AttributeValueEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
             Width of a token, that of the text.
 
     Raises:
-        ValueError: if there is no attribute, or two have one name.
+        ValueError: if there is no attribute, or two have the same name.
     """
 
     config: Any
@@ -80,7 +79,7 @@ class AttributeValueEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
         self.encoders = nn.ModuleList(_ValueEncoder(embed_dim, output_dim, num_tokens) for _ in attributes)
 
     def forward(self, values: torch.Tensor, attribute: str) -> torch.Tensor:
-        """Tokens for values of one attribute.
+        """Encode values of one attribute as text tokens.
 
         Args:
             values (`torch.Tensor` of shape `(batch_size,)`): In [0, 1], in float32 so that none is rounded.

@@ -16,14 +16,12 @@ from .encoder import AttributeValueEncoder
 
 
 class FluxAttributeControlPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 with attributes of the picture by numbers, AttriCtrl
-    ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)).
+    r"""FLUX.1 with attributes of the image controlled by numbers.
 
-    The component `value_encoder` ([`AttributeValueEncoder`]) joins those of [`~diffusers.FluxPipeline`].
+    This is AttriCtrl ([model](https://modelscope.cn/models/DiffSynth-Studio/AttriCtrl-FLUX.1-Dev)). The component
+    `value_encoder` ([`AttributeValueEncoder`]) joins those of [`~diffusers.FluxPipeline`].
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers_flux_ext import AttributeValueEncoder, FluxAttributeControlPipeline
@@ -61,8 +59,7 @@ class FluxAttributeControlPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures with given attributes.
+        r"""Generate images with given attributes.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].

@@ -1,4 +1,4 @@
-"""The key layouts of FLUX.1 ControlNet checkpoints: a transformer's trunk and a few tensors of their own.
+"""The key layouts of FLUX.1 ControlNet checkpoints: a transformer's trunk and a few additional tensors.
 
 Files in diffusers' layout (InstantX, Shakker Labs, alimama, the upscaler, InfuseNet), XLabs' single files, which have
 Black Forest Labs' names, and DiffSynth-Studio's are told apart by their names and shapes alone.
@@ -25,7 +25,7 @@ from ...checkpoints.layouts import (
 from ...checkpoints.sizes import check_dimensions
 
 
-# A row a tensor: diffusers and DiffSynth-Studio, XLabs. `{}` is the index of a block.
+# One row per tensor: diffusers and DiffSynth-Studio, XLabs. `{}` is the index of a block.
 HINT_CONVOLUTIONS = ("conv_in", *(f"blocks.{index}" for index in range(6)), "conv_out")
 LAYERS: tuple[tuple[str, str], ...] = (
     ("controlnet_x_embedder", "pos_embed_input"),
@@ -46,8 +46,7 @@ def _own_names(layout: TransformerLayout) -> dict[str, str]:
 
 
 def plan_controlnet_conversion(shapes: Shapes, to: TransformerLayout = "diffusers") -> dict[str, TensorRecipe]:
-    """
-    Plans the conversion of a FLUX.1 ControlNet of any width and depth from the shapes of its tensors.
+    """Plan the conversion of a FLUX.1 ControlNet of any width and depth from the shapes of its tensors.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
@@ -83,8 +82,7 @@ def plan_controlnet_conversion(shapes: Shapes, to: TransformerLayout = "diffuser
 def convert_controlnet_state_dict(
     state_dict: Mapping[str, torch.Tensor], to: TransformerLayout = "diffusers"
 ) -> dict[str, torch.Tensor]:
-    """
-    Converts a FLUX.1 ControlNet of any width and depth between key layouts.
+    """Convert a FLUX.1 ControlNet of any width and depth between key layouts.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
@@ -105,14 +103,13 @@ def convert_controlnet_state_dict(
 def infer_controlnet_config(
     shapes: Shapes, layout: TransformerLayout = "diffusers", **overrides: Any
 ) -> dict[str, Any]:
-    """
-    Infers the arguments of [`FluxExtControlNetModel`] from the shapes of its weights.
+    """Infer the arguments of [`FluxExtControlNetModel`] from the shapes of its weights.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
             Shapes by diffusers key.
         layout (`str`, *optional*, defaults to `"diffusers"`):
-            The layout in which an error spells missing keys.
+            The layout whose key names appear in errors.
         overrides:
             Arguments that replace inferred ones.
 
@@ -120,9 +117,10 @@ def infer_controlnet_config(
         `dict[str, Any]`: The arguments, all of them.
 
     Raises:
-        ValueError: If a key is missing that shows a size; if sizes do not fit together; if the heads are not 128 wide
+        ValueError: If a key that determines a size is missing; if sizes do not fit together; if the heads are not 128
+        wide
             and `axes_dims_rope` is not given.
-        TypeError: If an override is no argument of the constructor.
+        TypeError: If an override is not an argument of the constructor.
     """
     check_overrides(FluxControlNetModel, overrides, added=["extra_condition_channels"])
     config = infer_trunk_config(shapes, layout)

@@ -1,4 +1,4 @@
-"""ControlNets: structure from a picture, any number of them."""
+"""ControlNets: structure from an image, any number of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 
 
 @dataclass(frozen=True, eq=False)
 class ControlNetImage(ControlNetCondition):
-    """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its picture.
+    """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its control image.
 
     Several run at once: their residuals are summed. Residuals reach the image that is drawn only, never references,
     and are spread over as many blocks as the base model has. The ControlNet sees the prompt, or what replaces it, with
@@ -35,30 +35,30 @@ class ControlNetImage(ControlNetCondition):
 
     Args:
         controlnet (`FluxControlNetModel` or [`FluxExtControlNetModel`]):
-            The ControlNet, with one input for its picture: a VAE latent, a latent and a mask (inpainting) or pixels
+            The ControlNet, with one input for its image: a VAE latent, a latent and a mask (inpainting) or pixels
             (XLabs).
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The control picture, or one per prompt. It is stretched to the canvas, PIL pictures by Lanczos, arrays and
+            The control image, or one per prompt. It is stretched to the canvas, PIL images by Lanczos, arrays and
             tensors by nearest neighbour. Floats in [0, 1] or integers up to 255. A tensor with 16 channels is taken
             as scaled VAE latents.
         scale (`float` or `Sequence[float]`, defaults to 1.0):
-            Factor of the residuals; one number, or one per block of the ControlNet, double blocks first. 0 is no
-            condition.
-        start (`float`, defaults to 0.0): Where it begins, as a fraction of the steps.
-        end (`float`, defaults to 1.0): Where it ends, as a fraction of the steps.
+            Factor of the residuals; one number, or one per block of the ControlNet, double blocks first. 0 disables
+            the condition.
+        start (`float`, defaults to 0.0): Start of the window, as a fraction of the steps.
+        end (`float`, defaults to 1.0): End of the window, as a fraction of the steps.
         mode (`int` or `str`, *optional*):
-            What the picture shows, for union ControlNets: a name of `UNION_MODES` or a number.
+            What the image shows, for union ControlNets: a name of `UNION_MODES` or a number.
         inpaint_mask (`RegionMask` or a list of them, *optional*):
-            For inpainting ControlNets, which need it: white is redrawn. The picture is black there.
+            For inpainting ControlNets, which need it: white is redrawn. The image is black there.
         mask_region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
         negative (`"shared"`, `"own"` or `None`, defaults to `"shared"`):
             What the unconditional branch gets: the conditional branch's residuals as in diffusers, which costs
             nothing, residuals of its own computed with the negative prompt, or none.
         generator (`torch.Generator` or a list of one per sample, *optional*):
-            Sample the picture's latents with it, as diffusers' pipelines do. By default their mean is taken.
+            Sample the image's latents with it, as diffusers' pipelines do. By default their mean is taken.
 
     Raises:
-        TypeError: if `controlnet` is no FLUX ControlNet, or an argument has another type.
+        TypeError: if `controlnet` is not a FLUX ControlNet, or an argument has another type.
         ValueError: if an argument is out of range, or does not belong to this kind of ControlNet.
     """
 
@@ -87,7 +87,7 @@ class ControlNetImage(ControlNetCondition):
                 f"ControlNets need it, and "
                 f"only they take it; to restrict any other one, use `mask_region`."
             )
-        # How many channels latents have is known to the VAE, which the condition does not have.
+        # Only the VAE, which the condition does not have, knows the number of latent channels.
         read_images("`image` of ControlNetImage", self.image, self.controlnet.config.in_channels // 4)
         for name in ("inpaint_mask", "mask_region"):
             if getattr(self, name) is not None:
@@ -100,7 +100,7 @@ class ControlNetImage(ControlNetCondition):
             )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the picture.
+        """Encode the image.
 
         Args:
             pipe (`Encoders`): Gives the VAE, the image processor and the guidance scale.
@@ -112,7 +112,7 @@ class ControlNetImage(ControlNetCondition):
             there is a `mask_region`.
 
         Raises:
-            ValueError: if the ControlNet belongs to a transformer of another size, or the numbers of pictures, masks
+            ValueError: if the ControlNet belongs to a transformer of another size, or the numbers of images, masks
                 and prompts differ.
         """
         self.check_fits_pipeline(pipe)
@@ -126,7 +126,7 @@ class ControlNetImage(ControlNetCondition):
                 self.generator,
                 ("`image` of ControlNetImage", "`inpaint_mask` of ControlNetImage"),
             ),
-            # Outside of a call, as in training, the step brings its own.
+            # Outside a call, as in training, the step provides its own.
             "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
         if self.mask_region is not None:
@@ -134,7 +134,7 @@ class ControlNetImage(ControlNetCondition):
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The residuals of this step; empty outside of the window."""
+        """Return the residuals of this step; empty outside the window."""
         if self.is_silent(step):
             return Contribution()
         return residual_contribution(

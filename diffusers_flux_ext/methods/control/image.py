@@ -1,4 +1,4 @@
-"""Control pictures: from a picture, and a mask for inpainting, to what a ControlNet takes."""
+"""Encoding an image, and a mask for inpainting, as the input of a ControlNet."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def encode_control_picture(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     names: tuple[str, str] = ("`image`", "`inpaint_mask`"),
 ) -> torch.Tensor:
-    """Stretch a picture to the canvas and encode it as a ControlNet wants it.
+    """Stretch an image to the canvas and encode it for a ControlNet.
 
     Args:
         pipe (`Encoders`): Gives the VAE and the image processor.
         canvas (`Canvas`): Gives the size, the batch and the data type.
         controlnet (`FluxControlNetModel`): The ControlNet; one with a hint block (XLabs) takes pixels.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The picture, or one per prompt; a tensor with 16 channels is taken as scaled VAE latents.
+            The image, or one per prompt; a tensor with 16 channels is taken as scaled VAE latents.
         inpaint_mask (`RegionMask` or a list of them, *optional*):
-            White is redrawn: the picture is black there, and 1 - mask becomes a further latent channel, sampled at
+            White is redrawn: the image is black there, and 1 - mask becomes a further latent channel, sampled at
             the first of the pixels that a latent pixel stands for.
         generator (`torch.Generator` or a list, *optional*): Sample the latents instead of taking their mean.
-        names (`tuple[str, str]`): What picture and mask are, for errors.
+        names (`tuple[str, str]`): What image and mask are, for errors.
 
     Returns:
         `torch.Tensor` of shape `(1 or num_samples, num_tokens, 64 or 68)`, or `(1 or num_samples, 3, height, width)`
         in [-1, 1] for pixels.
 
     Raises:
-        ValueError: if a picture has a wrong shape, or the numbers of pictures, masks and prompts differ.
+        ValueError: if an image has a wrong shape, or the numbers of images, masks and prompts differ.
     """
     what, mask_name = names
     pixels = read_pixels(what, image, pipe.image_processor, canvas.height, canvas.width, allow_latents=True)
-    # The memory layout picks the convolution kernel, and diffusers' pipelines encode contiguous pictures.
+    # The memory layout picks the convolution kernel, and diffusers' pipelines encode contiguous images.
     pixels = pixels.contiguous()
     takes_pixels = controlnet.input_hint_block is not None or inpaint_mask is not None
     if takes_pixels and pixels.shape[1] == pipe.vae.config.latent_channels:
@@ -83,7 +83,7 @@ def _encode(
     elif generator is None:
         latents = encode_image(vae, pixels.to(execution_device(vae), vae.dtype))
     else:
-        # One sample of the posterior for each picture that is drawn, in the order of diffusers.
+        # One sample of the posterior for each image that is drawn, in the order of diffusers.
         repeated = _spread(pixels, canvas, what).expand(canvas.num_samples, -1, -1, -1)
         latents = sample_image_latents(vae, repeated.to(execution_device(vae), vae.dtype), generator)
     return _spread(latents, canvas, what).to(canvas.device, canvas.dtype)

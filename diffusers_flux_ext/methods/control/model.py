@@ -1,4 +1,4 @@
-"""`FluxControlNetModel` with inputs for a mask, which reads every published key layout."""
+"""`FluxControlNetModel` with inputs for a mask, and support for every published key layout."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["FluxExtControlNetModel", "ModelMixin"]
 
 
 class FluxExtControlNetModel(SingleFileMixin, CheckedConfigMixin, FluxControlNetModel):
-    r"""
-    A FLUX.1 ControlNet: [`~diffusers.FluxControlNetModel`] with a reader for every published key layout, and with the
-    input channels of alimama's inpainting ControlNets
+    r"""A FLUX.1 ControlNet: [`~diffusers.FluxControlNetModel`] with a reader for every published key layout.
+
+    It also has the input channels of alimama's inpainting ControlNets
     ([model card](https://huggingface.co/alimama-creative/FLUX.1-dev-Controlnet-Inpainting-Beta)).
 
     [`from_single_file`] and [`from_state_dict`] recognise, by names and shapes, diffusers' layout (InstantX, Shakker
@@ -34,7 +34,7 @@ class FluxExtControlNetModel(SingleFileMixin, CheckedConfigMixin, FluxControlNet
 
     Args:
         patch_size (`int`, defaults to 1):
-            Side of a patch of what a hint block gives; 2 for XLabs'.
+            Patch size of a hint block's output; 2 for XLabs'.
         in_channels (`int`, defaults to 64):
             Channels of an input token.
         num_layers (`int`, defaults to 19):
@@ -96,7 +96,7 @@ class FluxExtControlNetModel(SingleFileMixin, CheckedConfigMixin, FluxControlNet
         )
         if extra_condition_channels:
             self.controlnet_x_embedder = nn.Linear(in_channels + extra_condition_channels, self.inner_dim)
-            # As in every ControlNet, the picture has no influence before training.
+            # As in every ControlNet, the image has no influence before training.
             nn.init.zeros_(self.controlnet_x_embedder.weight)
             nn.init.zeros_(self.controlnet_x_embedder.bias)
 

@@ -1,4 +1,4 @@
-"""What conditions with a ControlNet share: their fields, and running it for one step."""
+"""Shared parts of conditions with a ControlNet: their fields, and running it for one step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Negative: TypeAlias = Literal["shared", "own"] | None
 
 
 class ControlNetCondition(FluxCondition):
-    """What conditions with a ControlNet share; a subclass is a dataclass with the fields named here."""
+    """Base of conditions with a ControlNet; a subclass is a dataclass with the fields named here."""
 
     controlnet: Any
     scale: float | Sequence[float]
@@ -36,11 +36,11 @@ class ControlNetCondition(FluxCondition):
     negative: Negative
 
     def reuse(self, step: DenoisingStep) -> Hashable | None:
-        """Residuals are those of one step; both branches get the conditional branch's where they are shared."""
+        """Return the key of one step; both branches share it where the residuals are shared."""
         return step.index if self.negative == "shared" else None
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Residuals cost no tokens."""
+        """Residuals add no tokens."""
         return Demand()
 
     def is_silent(self, step: DenoisingStep) -> bool:
@@ -74,7 +74,7 @@ class ControlNetCondition(FluxCondition):
 
         Args:
             pipe (`Encoders`): Gives the transformer.
-            context (`int`, *optional*): Width of what stands in for the text; the transformer's text by default.
+            context (`int`, *optional*): Width of what replaces the text; the transformer's text by default.
         """
         check_not_split(pipe.transformer, f"the residuals of {type(self).__name__}")
         check_cache_allows_residuals(pipe.transformer)
@@ -95,12 +95,12 @@ class ControlNetCondition(FluxCondition):
 
 
 def mask_channels(controlnet: Any) -> int:
-    """How many channels besides the picture's latents an inpainting ControlNet takes; 0 for any other."""
+    """Return the number of channels that an inpainting ControlNet takes beside the latents; 0 for any other."""
     return controlnet.controlnet_x_embedder.in_features - controlnet.config.in_channels
 
 
 def region_weights(what: str, region: RegionMask | Sequence[RegionMask], canvas: Canvas) -> torch.Tensor:
-    """The region of a condition as factors of its residuals.
+    """Return the region of a condition as factors of its residuals.
 
     Args:
         what (`str`): What it is, for errors and for the warning about a region without a token.
@@ -109,7 +109,7 @@ def region_weights(what: str, region: RegionMask | Sequence[RegionMask], canvas:
 
     Returns:
         `torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`: 1 inside, 0 outside, and the covered fraction of a
-        token on the border, so that regions that share a picture between them sum to 1 everywhere.
+        token on the border, so that regions that share an image between them sum to 1 everywhere.
     """
     pixels = [mask_to_pixels(mask, canvas, what).float()[None] for mask in list_regions(region, what)]
     masks = [torch.nn.functional.avg_pool2d(mask, canvas.token_size).flatten() for mask in pixels]
@@ -136,10 +136,10 @@ def residual_contribution(
         controlnet (`FluxControlNetModel`): The ControlNet.
         step (`DenoisingStep`): The step.
         control (`torch.Tensor` of shape `(1 or num_samples, num_tokens, C)`, or pixels for one with a hint block):
-            The encoded control picture.
-        context (`PromptEmbeds`): What stands in the place of the text; padding that it hides is left out.
+            The encoded control image.
+        context (`PromptEmbeds`): What replaces the text; padding that it hides is left out.
         guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
-            Read only if the ControlNet takes an embedded guidance.
+            Used only if the ControlNet takes an embedded guidance.
         scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
         mode (`int`, *optional*): Number of a union ControlNet's mode.
         weights (`torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`, *optional*): Factors per token.
@@ -184,7 +184,7 @@ def residual_contribution(
 
 
 def _without_padding(context: PromptEmbeds, samples: int) -> Iterator[tuple[slice, PromptEmbeds]]:
-    """The text that is seen, for each run of samples that see the same tokens.
+    """Return the text that is seen, for each run of samples that see the same tokens.
 
     A ControlNet takes no attention mask; without the padding it needs none.
     """

@@ -26,23 +26,23 @@ logger = logging.get_logger(__name__)
 class EntityRegions(FluxCondition):
     """Entity-level control by regional attention, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
 
-    An entity's text and the picture's tokens inside its mask see each other; it sees no other text and no reference.
-    The picture and the global prompt see each other everywhere. The released LoRA `DiffSynth-Studio/Eligen` teaches
-    FLUX.1-dev to obey regions; without it they are seen but hardly followed.
+    An entity's text and the image's tokens inside its mask see each other; it sees no other text and no reference.
+    The image and the global prompt see each other everywhere. The released LoRA `DiffSynth-Studio/Eligen` teaches
+    FLUX.1-dev to follow regions; without it they have little effect.
 
     Args:
         prompts (`Sequence[str]` or `Sequence[Sequence[str]]`):
             One prompt per entity; one such list for all samples, or one list per prompt of the batch.
         masks (`Sequence[RegionMask]` or `Sequence[Sequence[RegionMask]]`):
             One region per entity, nested like `prompts`: a PIL image of any mode, an array or a tensor (white is
-            inside; any size, resized by nearest neighbour, also from another aspect ratio) or a box
+            inside; any size, resized by nearest neighbour, whatever the aspect ratio) or a box
             `(left, top, right, bottom)` in pixels or fractions of the canvas. Regions may overlap.
         on_negative (`bool`, defaults to `False`):
             Whether the unconditional branch has the regions too, each with the global negative prompt.
         max_sequence_length (`int` or `Sequence[int]`, *optional*):
             Text tokens of an entity, at most 512; one number for all, or one per entity. `None` takes the pipeline's.
         mask_padding (`bool`, *optional*):
-            Whether nobody sees the padding of the entities' texts. `None` takes the pipeline's.
+            Whether to hide the padding of the entities' texts. `None` takes the pipeline's.
 
     Raises:
         ValueError: if the lists are empty, their lengths differ, or a sequence length is out of range.
@@ -77,7 +77,7 @@ class EntityRegions(FluxCondition):
         self._lengths(None)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """A text for every entity, and attention restricted by regions."""
+        """Count a text for every entity, and attention restricted by regions."""
         lengths = self._lengths(prompt_tokens)
         return Demand(text_tokens=sum(lengths), texts=len(lengths), masked=True)
 
@@ -110,7 +110,7 @@ class EntityRegions(FluxCondition):
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The entities' texts and the rules of who sees whom.
+        """Return the entities' texts and the rules of who sees whom.
 
         Args:
             encoded (`Mapping[str, torch.Tensor]`): What `encode` returned.
@@ -185,7 +185,7 @@ class EntityRegions(FluxCondition):
 
 
 def entity_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:
-    """The attention rules of one entity.
+    """Return the attention rules of one entity.
 
     Args:
         name (`str`): Name of the entity's text group.

@@ -16,14 +16,12 @@ from .condition import EntityRegions
 
 
 class FluxEliGenPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 with entity-level control, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
+    r"""FLUX.1 with entity-level control, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
 
     Load the LoRA that belongs to it (`DiffSynth-Studio/Eligen` for FLUX.1-dev) with `load_lora_weights`. The
     components are those of [`~diffusers.FluxPipeline`].
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers_flux_ext import FluxEliGenPipeline
@@ -51,8 +49,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures with entities in regions.
+        r"""Generate images with entities in regions.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`]; `prompt` is the global prompt.

@@ -1,4 +1,4 @@
-"""FLUX.1 Fill: inpainting and outpainting by a model that sees the masked picture."""
+"""FLUX.1 Fill: inpainting and outpainting by a model that sees the masked image."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ _IMAGE, _MASK = "`image` of FillMask", "`mask` of FillMask"
 
 @dataclass(frozen=True, eq=False)
 class FillMask(FluxCondition):
-    """The picture and the hole for FLUX.1-Fill ([model card](
-    https://huggingface.co/black-forest-labs/FLUX.1-Fill-dev)), whose transformer takes 384 channels.
+    """The image and the hole for FLUX.1-Fill, whose transformer takes 384 channels.
 
-    The hole is grey before the picture is encoded; latents and mask become further channels of the canvas, in both
-    branches of classifier-free guidance. Other than [`InpaintRegion`], which works with any model, nothing is put back
-    while drawing.
+    See the [model card](https://huggingface.co/black-forest-labs/FLUX.1-Fill-dev). The hole is grey before the image
+    is encoded; latents and mask become further channels of the canvas, in both branches of classifier-free guidance.
+    Unlike [`InpaintRegion`], which works with any model, it puts nothing back while drawing.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The picture, or one per prompt, stretched to the canvas. Floats in [0, 1] or integers up to 255.
+            The image, or one per prompt, stretched to the canvas. Floats in [0, 1] or integers up to 255.
         mask (`RegionMask` or a list of them):
-            White is drawn, or one mask per prompt. PIL pictures in grey or RGB are stretched by Lanczos and count from
-            the middle of the grey levels, as in diffusers; everything else is read as by [`EntityRegions`].
+            White is drawn, or one mask per prompt. PIL images in grey or RGB are stretched by Lanczos and thresholded
+            at the middle grey, as in diffusers; everything else is read as in [`EntityRegions`].
         paste_back (`bool`, defaults to `True`):
-            Paste the outside of the mask back after decoding, so that it is bit-equal to the stretched picture. At
+            Paste the outside the mask back after decoding, so that it is bit-equal to the stretched image. At
             most one condition of a call may paste.
         generator (`torch.Generator` or a list of one per sample, *optional*):
-            Sample the picture's latents with it, as `FluxFillPipeline` does. By default their mean is taken.
+            Sample the image's latents with it, as `FluxFillPipeline` does. By default their mean is taken.
 
     Raises:
         TypeError: if `generator` is something else.
@@ -72,15 +71,15 @@ class FillMask(FluxCondition):
 
     @property
     def exclusive(self) -> str | None:
-        """The outside of the hole, if it is pasted back."""
+        """The outside the hole, if it is pasted back."""
         return OUTSIDE_OF_MASK if self.paste_back else None
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Channels cost no tokens."""
+        """Channels add no tokens."""
         return Demand()
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the picture without the hole, and lay the mask on the latents.
+        """Encode the image without the hole, and arrange the mask on the latents.
 
         Args:
             pipe (`Encoders`): Gives the VAE and the image processor.
@@ -91,7 +90,7 @@ class FillMask(FluxCondition):
             [-1, 1] and `"hole"` `(n, 1, height, width)` for pasting, where n is 1 or the number of samples.
 
         Raises:
-            ValueError: if the numbers of pictures, masks, generators and prompts differ.
+            ValueError: if the numbers of images, masks, generators and prompts differ.
         """
         pixels = read_pixels(_IMAGE, self.image, pipe.image_processor, canvas.height, canvas.width)
         pixels = pixels.to(torch.float32)
@@ -111,11 +110,11 @@ class FillMask(FluxCondition):
         return {**encoded, "channels": torch.cat([part.expand(size, -1, -1) for part in parts], dim=2)}
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The further channels of the canvas."""
+        """Return the further channels of the canvas."""
         return Contribution(channels=[encoded["channels"]])
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Paste the outside of the hole back, in float32 so that it comes through unchanged."""
+        """Paste the outside the hole back, in float32 so that it stays unchanged."""
         if not self.paste_back:
             return images
         return torch.where(encoded["hole"], images.float(), encoded["source"].to(images.device))

@@ -28,19 +28,19 @@ _IMAGES, _MASK = ("inpaint_image", "control_image"), "`inpaint_mask` of FlexCont
 class FlexControl(FluxCondition):
     """The inputs of Flex.2 ([model card](https://huggingface.co/ostris/Flex.2-preview)), all of them optional.
 
-    The transformer takes 196 channels and always needs this condition: without inputs its pictures are zeros and its
+    The transformer takes 196 channels and always needs this condition: without inputs its images are zeros and its
     mask is one, in both branches of classifier-free guidance.
 
     Args:
         inpaint_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-            The picture to redraw a part of, or one per prompt, stretched to the canvas.
+            The image to redraw a part of, or one per prompt, stretched to the canvas.
         inpaint_mask (`RegionMask` or a list of them, *optional*):
-            White is redrawn. PIL pictures are scaled to the latents bicubically, and grey counts as grey.
+            White is redrawn. PIL images are scaled to the latents bicubically, and grey counts as grey.
         control_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
             Lines, depth or a pose, or one per prompt, stretched to the canvas.
-        control_strength (`float`, defaults to 0.5): Factor of the control picture's latents; 0 is no control.
+        control_strength (`float`, defaults to 0.5): Factor of the control image's latents; 0 turns control off.
         control_stop (`float`, defaults to 0.5):
-            In [0, 1]: with n steps, the last one with the control picture is number `int(control_stop * (n - 1))`,
+            In [0, 1]: with n steps, the last one with the control image is number `int(control_stop * (n - 1))`,
             counted from 0.
 
     Raises:
@@ -68,7 +68,7 @@ class FlexControl(FluxCondition):
                 read_images(f"`{name}` of FlexControl", getattr(self, name))
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the pictures.
+        """Encode the images.
 
         Args:
             pipe (`Encoders`): Gives the VAE and the image processor.
@@ -79,7 +79,7 @@ class FlexControl(FluxCondition):
             is 1 or the number of samples.
 
         Raises:
-            ValueError: if the numbers of pictures, masks and prompts differ.
+            ValueError: if the numbers of images, masks and prompts differ.
         """
         latents, control = (_latents(pipe, canvas, name, getattr(self, name)) for name in _IMAGES)
         mask = torch.ones_like(latents[:1, :1])
@@ -96,18 +96,18 @@ class FlexControl(FluxCondition):
         return "the channels of Flex.2"
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Channels cost no tokens."""
+        """Channels add no tokens."""
         return Demand()
 
     def reuse(self, step: DenoisingStep) -> Hashable:
-        """One contribution while the control image is there, and one without it."""
+        """Return one key while the control image is used, and another afterwards."""
         return step.branch, self._controls(step)
 
     def _controls(self, step: DenoisingStep) -> bool:
         return step.index <= int(self.control_stop * (step.num_steps - 1))
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The further channels of the canvas; those of the control picture are zero after its last step."""
+        """Return the further channels of the canvas; those of the control image are zero after its last step."""
         control = encoded["control"] if self._controls(step) else torch.zeros_like(encoded["control"])
         size = max(encoded["inpaint"].shape[0], control.shape[0])
         parts = [part.expand(size, -1, -1) for part in (encoded["inpaint"], control)]

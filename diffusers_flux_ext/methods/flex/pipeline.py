@@ -16,11 +16,10 @@ from .condition import FlexControl
 
 
 class FluxFlexPipeline(FluxConditionedPipeline):
-    r"""
-    Flex.2: text to image, inpainting and control by one model ([model card](
-    https://huggingface.co/ostris/Flex.2-preview)).
+    r"""Flex.2: text to image, inpainting and control by one model.
 
-    The components are those of [`~diffusers.FluxPipeline`], with a transformer of 196 input channels.
+    See the [model card](https://huggingface.co/ostris/Flex.2-preview). The components are those of
+    [`~diffusers.FluxPipeline`], with a transformer of 196 input channels.
     """
 
     @extends_call(FluxConditionedPipeline)
@@ -37,16 +36,15 @@ class FluxFlexPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures.
+        r"""Generate images.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].
-            inpaint_image (*optional*): The picture to redraw a part of, see [`FlexControl`].
+            inpaint_image (*optional*): The image to redraw a part of, see [`FlexControl`].
             inpaint_mask (`RegionMask` or a list of them, *optional*): White is redrawn.
             control_image (*optional*): Lines, depth or a pose.
-            control_strength (`float`, *optional*, defaults to 0.5): Strength of the control picture.
-            control_stop (`float`, *optional*, defaults to 0.5): Where it ends, as a fraction of the steps.
+            control_strength (`float`, *optional*, defaults to 0.5): Strength of the control image.
+            control_stop (`float`, *optional*, defaults to 0.5): End of the control, as a fraction of the steps.
             conditions (`Sequence[FluxCondition]`, *optional*): Further conditions.
 
         Returns:

@@ -46,8 +46,11 @@ class _Residual(nn.Module):
 
 
 class ArcFaceIRSE50(nn.Module):
-    """ArcFace ([paper](https://huggingface.co/papers/1801.07698)) with the names and sizes of the published
-    `recognition_arcface_ir_se50.pth` of facexlib. Input is an aligned crop in BGR."""
+    """ArcFace IR-SE50 ([paper](https://huggingface.co/papers/1801.07698)).
+
+    Names and sizes are those of facexlib's published `recognition_arcface_ir_se50.pth`. The input is an aligned crop
+    in BGR.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class ArcFaceIRSE50(nn.Module):
 
     @classmethod
     def from_single_file(cls, path: str | Path) -> ArcFaceIRSE50:
-        """Load the published file, a pickle that is read with `weights_only=True`; raises a `ValueError` otherwise."""
+        """Load the published file, a pickle that is read with `weights_only=True`; raise a `ValueError` otherwise."""
         weights = read_weights_file(path)
         with torch.device("meta"):
             model = cls()

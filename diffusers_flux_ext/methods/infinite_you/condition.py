@@ -35,25 +35,25 @@ logger = logging.get_logger(__name__)
 class InfiniteYouIdentity(ControlNetCondition):
     """A person's identity by InfuseNet, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
 
-    InfuseNet is a ControlNet that sees identity tokens in the place of the text, and five key points of a face as its
-    picture. Several identities are several conditions: bind each to a `region`, so that only its own residuals arrive
-    there. Where regions overlap, residuals add up.
+    InfuseNet is a ControlNet that sees identity tokens in place of the text, and five key points of a face as its
+    image. Several identities are several conditions: bind each to a `region`, which then gets its residuals
+    only. Where regions overlap, residuals add up.
 
     Args:
         controlnet (`FluxControlNetModel`): InfuseNet.
         image_projector ([`InfiniteYouImageProjector`]): Makes identity tokens from face embeddings.
-        id_image (`PIL.Image.Image` or a list of them, *optional*): A picture of the person, or one per prompt.
+        id_image (`PIL.Image.Image` or a list of them, *optional*): An image of the person, or one per prompt.
         id_embeds (`torch.Tensor`, `np.ndarray`, `FaceEmbedding` or a list, *optional*):
             ArcFace embeddings in place of `id_image`, `(512,)` for all prompts or `(prompts, 512)`.
         control_image (`PIL.Image.Image` or a list of them, *optional*):
-            A picture whose face gives the key points; it is resized to the canvas' shorter side and centred.
+            An image whose face gives the key points; it is resized to the canvas' shorter side and centred.
         keypoints (`torch.Tensor`, `np.ndarray` or lists, *optional*):
             Key points in place of `control_image`, `(5, 2)` or `(prompts, 5, 2)`, in pixels or fractions of the
-            canvas; see [`FaceEmbedding`]. Without either, the control picture is black: the face may be anywhere.
+            canvas; see [`FaceEmbedding`]. Without either, the control image is black: the face may be anywhere.
         face_encoder ([`FaceEncoder`], *optional*): Needed for `id_image` and `control_image`.
         scale (`float` or `Sequence[float]`, defaults to 1.0): Factor of the residuals, or one per block of InfuseNet.
-        start (`float`, defaults to 0.0): Where it begins, as a fraction of the steps.
-        end (`float`, defaults to 1.0): Where it ends, as a fraction of the steps.
+        start (`float`, defaults to 0.0): Start of the window, as a fraction of the steps.
+        end (`float`, defaults to 1.0): End of the window, as a fraction of the steps.
         guidance_scale (`float`, defaults to 1.0): InfuseNet's own embedded guidance; the base keeps the call's.
         region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
         negative (`"shared"`, `"own"` or `None`, *optional*):
@@ -61,7 +61,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         face_index (`int`, *optional*): Which face of `id_image`, from left to right; the largest by default.
 
     Raises:
-        TypeError: if a module or picture has a wrong type.
+        TypeError: if a module or image has a wrong type.
         ValueError: if arguments are missing, contradict each other or are out of range.
     """
 
@@ -148,7 +148,7 @@ class InfiniteYouIdentity(ControlNetCondition):
             num_tokens, 64)`, `"guidance"` `(1,)`; and `"weights"`, see [`region_weights`], if there is a `region`.
 
         Raises:
-            ValueError: if a picture shows no face, a shape is wrong, or the ControlNet does not fit.
+            ValueError: if an image shows no face, a shape is wrong, or the ControlNet does not fit.
         """
         self.check_fits_pipeline(pipe, self.image_projector.config.output_dim)
         embeds = self._embeddings().to(canvas.device, canvas.dtype)
@@ -166,12 +166,12 @@ class InfiniteYouIdentity(ControlNetCondition):
         return encoded
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> dict[str, torch.Tensor]:
-        """Identity tokens `(1 or num_samples, tokens, 4096)` as `"identity"`; nothing where there is no residual."""
+        """Project the face to `"identity"`, tokens `(1 or num_samples, tokens, 4096)`, if there are residuals."""
         silent = step.branch == "uncond" and self.negative is None
         return {} if silent else {"identity": self.image_projector(encoded["face"][:, None])}
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """InfuseNet's residuals of this step; empty outside of the window and, by default, on the negative side."""
+        """Return InfuseNet's residuals of the step; none outside the window and, by default, on the negative side."""
         if self.is_silent(step):
             return Contribution()
         tokens = encoded["identity"] if "identity" in encoded else self.prepare(encoded, step)["identity"]
@@ -234,7 +234,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         return encoder.encode(picture) if index is None else encoder.encode(picture, int(index))
 
     def _listed(self, argument: str) -> list[Image.Image]:
-        """PIL images of a field, as a list."""
+        """Return PIL images of a field, as a list."""
         given: Any = getattr(self, argument)
         pictures = list(given) if isinstance(given, (list, tuple)) else [given]
         if not pictures or not all(isinstance(each, Image.Image) and 0 not in each.size for each in pictures):
@@ -248,7 +248,7 @@ class InfiniteYouIdentity(ControlNetCondition):
 
 
 def _as_tensor(face: Any) -> Any:
-    """Arrays and lists of floats as tensors; other things as they are."""
+    """Convert arrays and lists of floats to tensors; return anything else unchanged."""
     if isinstance(face, (list, tuple)) and face and all(isinstance(number, Real) for number in face):
         return torch.tensor(face, dtype=torch.float32)
     is_array = isinstance(face, np.ndarray) and face.dtype.kind == "f"

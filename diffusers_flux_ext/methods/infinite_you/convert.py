@@ -27,7 +27,7 @@ def convert(source: Path, target: Path, dim_head: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("infinite-you", __doc__)
     parser.add_argument("source", type=Path, help="folder of one variant, such as infu_flux_v1.0/sim_stage1")
     parser.add_argument("target", type=Path, help="a new folder")

@@ -1,4 +1,4 @@
-"""What a face encoder is: from a picture to one face's embedding and key points."""
+"""The interface of face encoders: from an image to one face's embedding and key points."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SMALL_FACE = 48
 
 @dataclass(frozen=True, eq=False)
 class FaceEmbedding:
-    """One face of a picture.
+    """One face of an image.
 
     Args:
         embedding (`torch.Tensor` of shape `(512,)`): Normalised ArcFace embedding.
         keypoints (`torch.Tensor` of shape `(5, 2)`):
-            Pixels `(x, y)` of left eye, right eye, nose and the left and right corner of the mouth, as one sees them.
+            Pixels `(x, y)` of left eye, right eye, nose and mouth corners, left and right as seen in the image.
         box (`tuple[float, float, float, float]`): Left, top, right and bottom, in pixels.
     """
 
@@ -38,10 +38,10 @@ class FaceEncoder(ABC):
 
     @abstractmethod
     def encode(self, image: Image.Image, index: int | None = None) -> FaceEmbedding:
-        """Embed one face of a picture.
+        """Embed one face of an image.
 
         Args:
-            image (`PIL.Image.Image`): The picture, in RGB.
+            image (`PIL.Image.Image`): The image, in RGB.
             index (`int`, *optional*): Which face, from left to right; the largest by default.
 
         Returns:
@@ -53,7 +53,7 @@ class FaceEncoder(ABC):
 
 
 def choose_face(boxes: Sequence[Sequence[float]], index: int | None = None) -> int:
-    """Position in `boxes` of the face to use, with warnings about a choice that may surprise.
+    """Choose a face by its position in `boxes`, with a warning if the choice may surprise.
 
     Args:
         boxes (`Sequence[Sequence[float]]`): Left, top, right and bottom of each face found.

@@ -21,7 +21,7 @@ DETECTION_SIZES = (640, 320, 160)
 class InsightFaceEncoder(FaceEncoder):
     """Finds faces as InfiniteYou does ([code](https://github.com/bytedance/InfiniteYou)) and embeds them in float32.
 
-    The detector looks at the picture at 640, then 320, then 160 pixels until it finds a face, so that both small and
+    The detector looks at the image at 640, then 320, then 160 pixels until it finds a face, so that both small and
     frame-filling faces are found. The recognition network is facexlib's ArcFace IR-SE50, which InfiniteYou was trained
     with, and not the one that comes with insightface's models. Needs `pip install "diffusers-flux-ext[infinite-you]"`.
 

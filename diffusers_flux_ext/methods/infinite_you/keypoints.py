@@ -1,4 +1,4 @@
-"""The five key points of a face as InfiniteYou's control picture."""
+"""The five key points of a face as InfiniteYou's control image."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FAR = 100_000
 def draw_face_keypoints(keypoints: Any, width: int, height: int) -> Image.Image:
     """Draw five key points and the sticks from the nose to the others.
 
-    As InfiniteYou draws them with OpenCV ([code](https://github.com/bytedance/InfiniteYou)): the same points, sticks
-    and colours; single pixels on the rim of a stick may differ, under one in a hundred of those drawn.
+    The drawing matches that of InfiniteYou with OpenCV ([code](https://github.com/bytedance/InfiniteYou)): the same
+    points, sticks and colours; less than one percent of the pixels, on the edges of sticks, may differ.
 
     Args:
         keypoints (`torch.Tensor` or `np.ndarray` of shape `(5, 2)`): `(x, y)` in pixels, as in [`FaceEmbedding`].
@@ -49,7 +49,7 @@ def draw_face_keypoints(keypoints: Any, width: int, height: int) -> Image.Image:
 
 
 def _stick(start: tuple[float, float], stop: tuple[float, float]) -> list[tuple[int, int]]:
-    """A thin ellipse between two points, as a polygon of one vertex per degree in whole pixels."""
+    """Return a thin ellipse between two points, as a polygon with one vertex per degree in whole pixels."""
     middle = [int((one + other) / 2) for one, other in zip(start, stop)]
     half = int(math.dist(start, stop) / 2)
     turn = math.radians(int(math.degrees(math.atan2(start[1] - stop[1], start[0] - stop[0]))))
@@ -65,15 +65,15 @@ def _stick(start: tuple[float, float], stop: tuple[float, float]) -> list[tuple[
 
 
 def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize a picture to the shorter side of the canvas and centre it on white, as InfiniteYou does.
+    """Resize an image to the shorter side of the canvas and centre it on white, as InfiniteYou does.
 
     Args:
-        picture (`PIL.Image.Image`): The picture.
+        picture (`PIL.Image.Image`): The image.
         width (`int`): Pixels of the canvas.
         height (`int`): Pixels of the canvas.
 
     Returns:
-        `PIL.Image.Image` of the canvas' size; what is too long for it is cut off on both sides alike.
+        `PIL.Image.Image` of the canvas' size; what extends beyond it is cut off equally on both sides.
     """
     if width <= height:
         size = (width, max(int(width * picture.height / picture.width), 1))
@@ -86,7 +86,7 @@ def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def read_keypoints(keypoints: Any, width: int, height: int, what: str = "`keypoints`") -> list[np.ndarray]:
-    """Key points in pixels of the canvas.
+    """Read key points in pixels of the canvas.
 
     Args:
         keypoints (`torch.Tensor`, `np.ndarray` or nested lists of shape `(5, 2)` or `(prompts, 5, 2)`):
@@ -100,7 +100,7 @@ def read_keypoints(keypoints: Any, width: int, height: int, what: str = "`keypoi
 
     Raises:
         TypeError: if they are not numbers.
-        ValueError: if the shape is another one, or a number is NaN, infinite or far off the canvas.
+        ValueError: if the shape is wrong, or a number is NaN, infinite or far off the canvas.
     """
     dense = not isinstance(keypoints, torch.Tensor) or (keypoints.layout is torch.strided and not keypoints.is_meta)
     try:

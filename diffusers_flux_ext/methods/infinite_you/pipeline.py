@@ -44,7 +44,7 @@ _FIELDS = {
 
 
 def infinite_you_preset(name: str) -> dict[str, Any]:
-    """Arguments of the call for a published variant ([model card](https://huggingface.co/ByteDance/InfiniteYou)).
+    """Return the arguments of the call for a published variant ([model card](https://huggingface.co/ByteDance/InfiniteYou)).
 
     Args:
         name (`str`): `"aes_stage2"` (better looking, follows the text) or `"sim_stage1"` (more alike).
@@ -71,8 +71,7 @@ def _refuse_without_identity(arguments: Mapping[str, Any]) -> None:
 
 
 class FluxInfiniteYouPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 with a person's identity, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
+    r"""FLUX.1 with a person's identity, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
 
     Args:
         scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer: As for its base class.
@@ -80,11 +79,10 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         controlnet ([`~diffusers.FluxControlNetModel`] or [`FluxExtControlNetModel`], *optional*): InfuseNet.
         image_projector ([`InfiniteYouImageProjector`], *optional*): Makes identity tokens from a face embedding.
         face_encoder ([`FaceEncoder`], *optional*):
-            Finds the face in pictures; a plain object, which is not saved with the pipeline. Embeddings and key
+            Finds the face in images; a plain object, which is not saved with the pipeline. Embeddings and key
             points do without it.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers.utils import load_image
@@ -134,13 +132,13 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
-        """See [`FluxConditionedPipeline.from_pipe`]; a face encoder goes along."""
+        """See [`FluxConditionedPipeline.from_pipe`]; a face encoder is passed on."""
         if getattr(pipeline, "face_encoder", None) is not None:
             kwargs.setdefault("face_encoder", pipeline.face_encoder)
         return super().from_pipe(pipeline, **kwargs)
 
     def to_pipeline(self, pipeline_class: type[PipelineT], **kwargs: Any) -> PipelineT:
-        """See [`FluxConditionedPipeline.to_pipeline`]; a face encoder goes along where one is taken."""
+        """See [`FluxConditionedPipeline.to_pipeline`]; a face encoder is passed on if the class takes one."""
         if issubclass(pipeline_class, FluxInfiniteYouPipeline):
             kwargs.setdefault("face_encoder", self.face_encoder)
         return super().to_pipeline(pipeline_class, **kwargs)
@@ -165,18 +163,17 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures of a person.
+        r"""Generate images of a person.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].
             id_image (`PIL.Image.Image` or a list of them, *optional*):
-                A picture of the person, or one per prompt. Without an identity the pipeline is
+                An image of the person, or one per prompt. Without an identity the pipeline is
                 [`FluxConditionedPipeline`].
             id_embeds (`torch.Tensor`, `FaceEmbedding` or a list, *optional*):
                 ArcFace embeddings in place of `id_image`, `(512,)` or `(prompts, 512)`.
             control_image (`PIL.Image.Image` or a list of them, *optional*):
-                A picture whose face gives place, size and direction of the face drawn.
+                An image whose face gives place, size and direction of the face drawn.
             id_guidance_scale (`float`, *optional*, defaults to 1.0): InfuseNet's own embedded guidance.
             controlnet_conditioning_scale (`float` or `Sequence[float]`, *optional*, defaults to 1.0):
                 How strong the identity is; one number, or one per block of InfuseNet.
@@ -194,8 +191,9 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
             [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
 
         Raises:
-            ValueError: if a component or an argument is missing, arguments of an identity came without one, or a
-                picture shows no face.
+            ValueError: if a component or an argument is missing, arguments of an identity were given without one, or
+            an
+                image shows no face.
         """
         conditions = check_conditions(conditions)
         arguments: dict[str, Any] = {

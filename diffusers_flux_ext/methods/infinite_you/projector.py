@@ -35,7 +35,7 @@ class _PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
 
     def forward(self, embedding: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        """`embedding` `(batch, n, dim)` and `queries` `(batch, m, dim)`; returns what to add to the queries."""
+        """`embedding` `(batch, n, dim)` and `queries` `(batch, m, dim)`; return what to add to the queries."""
         queries = self.norm2(queries)
         query = self.to_q(queries)
         key, value = self.to_kv(torch.cat([self.norm1(embedding), queries], dim=1)).chunk(2, dim=-1)
@@ -45,9 +45,9 @@ class _PerceiverAttention(nn.Module):
 
 
 class InfiniteYouImageProjector(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The projector of InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)), a perceiver resampler that turns
-    an ArcFace embedding into identity tokens, which InfuseNet sees in the place of the text.
+    r"""The projector of InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)), a perceiver resampler.
+
+    It turns an ArcFace embedding into identity tokens, which InfuseNet sees in place of the text.
 
     [`from_single_file`] reads the published `image_proj_model.bin`.
 
@@ -128,9 +128,9 @@ class InfiniteYouImageProjector(CheckedConfigMixin, ModelMixin, ConfigMixin):
                 Path of `image_proj_model.bin` (a pickle, read with `weights_only=True`) or of a safetensors file, or
                 a state dict, with or without the outer key `image_proj`.
             dtype (`torch.dtype`, *optional*): Data type of the model; the file's by default.
-            torch_dtype (`torch.dtype`, *optional*): The same by its older name.
+            torch_dtype (`torch.dtype`, *optional*): Older name of `dtype`.
             device (`str` or `torch.device`, *optional*): Device of the model; CPU by default.
-            dim_head (`int`, defaults to 64): Width of a head, which leaves no trace in the weights.
+            dim_head (`int`, defaults to 64): Width of a head, which cannot be read from the weights.
 
         Returns:
             `InfiniteYouImageProjector` in eval mode.

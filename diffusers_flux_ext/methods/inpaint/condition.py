@@ -1,4 +1,4 @@
-"""Inpainting with any set of conditions: the outside of a mask is kept."""
+"""Inpainting with any set of conditions: the outside a mask is kept."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _IMAGE, _MASK = "`image` of InpaintRegion", "`mask` of InpaintRegion"
 
 @dataclass(frozen=True, eq=False)
 class InpaintRegion(FluxCondition):
-    """Redraws a region of a picture and keeps everything else, with any model and any other conditions.
+    """Redraws a region of an image and keeps everything else, with any model and any other conditions.
 
-    After every step the latents outside of the mask are replaced by the picture's, noised to the level that the loop
+    After every step the latents outside the mask are replaced by the image's, noised to the level that the loop
     has reached ([RePaint](https://huggingface.co/papers/2201.09865) without resampling, as `FluxInpaintPipeline`).
-    After decoding the outside is pasted back, so that it is bit-equal to the picture resized to the canvas.
+    After decoding the outside is pasted back, so that it is bit-equal to the image resized to the canvas.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The picture, resized to the canvas; a list gives one per prompt. Floats in [0, 1] or integers up to 255.
+            The image, resized to the canvas; a list gives one per prompt. Floats in [0, 1] or integers up to 255.
         mask (`RegionMask` or a list of them):
             White is redrawn, black is kept; a list gives one per prompt. Resized by nearest neighbour.
 
@@ -53,7 +53,7 @@ class InpaintRegion(FluxCondition):
 
     @property
     def exclusive(self) -> str:
-        """The outside of the mask: the source is always pasted back."""
+        """The outside the mask: the source is always pasted back."""
         return OUTSIDE_OF_MASK
 
     def demand(self, prompt_tokens: int) -> Demand:
@@ -61,7 +61,7 @@ class InpaintRegion(FluxCondition):
         return Demand()
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the picture and put the mask on pixels and latents.
+        """Encode the image, and resize the mask to pixels and latents.
 
         Args:
             pipe (`Encoders`): Gives the VAE and the image processor.
@@ -73,7 +73,7 @@ class InpaintRegion(FluxCondition):
             or the number of samples.
 
         Raises:
-            ValueError: if the loop starts from given latents of which the noise is not known.
+            ValueError: if the loop starts from given latents whose noise is not known.
         """
         if canvas.noise is None:
             raise ValueError(
@@ -102,13 +102,13 @@ class InpaintRegion(FluxCondition):
     def after_step(
         self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep, latents: torch.Tensor
     ) -> torch.Tensor:
-        """Put the picture, at the noise level reached, back outside of the mask."""
+        """Restore the image outside the mask, at the noise level reached."""
         sigma = 0.0 if step.next_timestep is None else step.next_timestep[:, None, None].float()
         kept = (1 - sigma) * encoded["source_latents"].float() + sigma * encoded["noise"].float()
         return torch.where(encoded["latent_mask"], latents, kept.to(latents.dtype))
 
     def after_decode(self, encoded: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Paste the outside of the mask back, in float32 so that it comes through unchanged."""
+        """Paste the outside the mask back, in float32 so that it stays unchanged."""
         return torch.where(encoded["pixel_mask"], images.float(), encoded["source"].to(images.device))
 
     def _pixel_masks(self, canvas: Canvas) -> torch.Tensor:

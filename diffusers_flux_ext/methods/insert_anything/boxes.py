@@ -1,4 +1,4 @@
-"""Insert-Anything's boxes: which part of a picture is looked at.
+"""Insert-Anything's boxes: which part of an image is used.
 
 A box is `(top, bottom, left, right)` in pixels. The rules are those the published weights were used with, their
 corners included: the box of a mask ends at its last row and column, which a slice then leaves out.
@@ -19,7 +19,7 @@ def mask_box(mask: np.ndarray) -> Box:
 
 
 def expand_box(box: Box, height: int, width: int) -> Box:
-    """Enlarge a box: a small one to about a tenth of the picture, one of 60 percent and more to all of it."""
+    """Enlarge a box: a small one to about a tenth of the image, one of 60 percent and more to all of it."""
     top, bottom, left, right = box
     share = (bottom - top + 1) * (right - left + 1) / (height * width)
     wanted = 0.1 + (1 - 0.1) / 0.6 * share if share < 0.6 else 1.0
@@ -35,7 +35,7 @@ def expand_box(box: Box, height: int, width: int) -> Box:
 
 
 def square_box(box: Box, height: int, width: int) -> Box:
-    """Lengthen the shorter side of a box to the longer one, as far as the picture goes."""
+    """Lengthen the shorter side of a box to the longer one, as far as the image goes."""
     top, bottom, left, right = box
     rows, columns = bottom - top, right - left
     half = max(rows, columns) // 2
@@ -47,6 +47,6 @@ def square_box(box: Box, height: int, width: int) -> Box:
 
 
 def crop_box(mask: np.ndarray) -> Box:
-    """The part of a picture around a region of it `(rows, columns)` that is drawn anew."""
+    """Return the part of an image around a region `(rows, columns)` that is redrawn."""
     size = mask.shape
     return square_box(expand_box(expand_box(mask_box(mask), *size), *size), *size)

@@ -19,7 +19,7 @@ from .opencv import dilate, pad_around, pad_to_square, resize_linear
 
 logger = logging.get_logger(__name__)
 
-# As the published weights were used: the object's margin, the growth of the mask, the rim that is not pasted.
+# The published settings: the object's margin, the growth of the mask, the rim that is not pasted.
 OBJECT_MARGIN = 1.3
 MASK_GROWTH = 6
 RIM = 2
@@ -30,14 +30,14 @@ WHITE = 255
 
 @dataclass(frozen=True, eq=False)
 class Diptych:
-    """The pictures of one call.
+    """The images of one call.
 
     Args:
         image (`PIL.Image.Image` of `2 * size` x `size` pixels): The object on white, and the part of the source.
         mask (`PIL.Image.Image` of the same size, in grey): White is drawn.
         reference (`PIL.Image.Image` of `size` x `size` pixels): The object on white.
         source (`np.ndarray` of shape `(height, width, 3)`): The whole source, in uint8.
-        region (`np.ndarray` of shape `(height, width)`): What is drawn of it, boolean: the mask, grown.
+        region (`np.ndarray` of shape `(height, width)`): The part that is drawn, boolean: the grown mask.
         box (`tuple[int, int, int, int]`): The part of the source, `(top, bottom, left, right)`.
     """
 
@@ -56,13 +56,13 @@ def make_diptych(
     reference_mask: RegionMask | None = None,
     size: int = 768,
 ) -> Diptych:
-    """Cut the object out of the reference, and put it beside the part of the source that is drawn anew.
+    """Cut the object out of the reference, and put it beside the part of the source that is redrawn.
 
     Args:
         source_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Where the object goes.
-        source_mask (`RegionMask`): White is drawn; of another size it is stretched to the picture.
+        source_mask (`RegionMask`): White is drawn; of another size it is stretched to the image.
         reference_image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The object.
-        reference_mask (`RegionMask`, *optional*): White is the object; the whole picture by default.
+        reference_mask (`RegionMask`, *optional*): White is the object; the whole image by default.
         size (`int`, defaults to 768): Height of the diptych.
 
     Returns:
@@ -104,7 +104,7 @@ def paste_panel(diptych: Diptych, panel: Image.Image, within: Literal["crop", "m
     """Put the drawn half of a diptych back into the source.
 
     Args:
-        diptych (`Diptych`): What was drawn from.
+        diptych (`Diptych`): The diptych that the panel was drawn from.
         panel (`PIL.Image.Image`): Its right half, of any size.
         within (`"crop"` or `"mask"`, defaults to `"crop"`):
             Paste the whole part of the source but a rim of two pixels, or only what the grown mask covers of it.
@@ -159,18 +159,18 @@ def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
 def read_diptychs(
     source_image: Any, source_mask: Any, reference_image: Any, reference_mask: Any, size: int
 ) -> list[Diptych]:
-    """One diptych for all prompts, or one for each.
+    """Make one diptych for all prompts, or one for each.
 
     Args:
         source_image, source_mask, reference_image, reference_mask:
-            As for [`make_diptych`]; a list gives one for each prompt, and what is no list serves them all.
+            As for [`make_diptych`]; a list gives one for each prompt, and anything but a list serves them all.
         size (`int`): Height of the diptychs.
 
     Returns:
         `list[Diptych]`
 
     Raises:
-        ValueError: if lists differ in length, or as [`make_diptych`] does.
+        ValueError: if lists differ in length, or for the reasons of [`make_diptych`].
     """
     given: dict[str, list[Any]] = {
         "source_image": _listed(source_image),

@@ -1,4 +1,4 @@
-"""Operations on pictures as arrays that agree with OpenCV's, in numpy."""
+"""Operations on images as arrays that agree with OpenCV's, in numpy."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ DROPPED, DROPPED_AGAIN, DROPPED_AT_LAST = 4, 16, 2
 
 
 def resize_linear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Stretch a picture by bilinear interpolation without smoothing, bit for bit as `cv2.resize` by default does.
+    """Stretch an image by bilinear interpolation without smoothing, bit for bit as `cv2.resize` by default does.
 
     Pillow's bilinear filter averages over all pixels when it shrinks, which differs by many grey levels. A mask of
     zeros and ones needs OpenCV's rounding, too, where a pixel lies half inside.
@@ -35,7 +35,7 @@ def resize_linear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _neighbours(source: int, target: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """The two pixels that each new one lies between, which are the same at the border, and their weights."""
+    """Return the two pixels that each new one lies between, which are the same at the border, and their weights."""
     place = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
     low = np.floor(place)
     share = place - low
@@ -63,14 +63,14 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def pad_to_square(picture: np.ndarray, value: int) -> np.ndarray:
-    """Put a picture into the middle of a square; where the margin is odd, the right or lower one is larger."""
+    """Put an image into the middle of a square; where the margin is odd, the right or lower one is larger."""
     rows, columns = picture.shape[:2]
     side = max(rows, columns)
     return pad_around(picture, (side - rows) // 2, (side - columns) // 2, side, side, value)
 
 
 def pad_around(picture: np.ndarray, top: int, left: int, height: int, width: int, value: int) -> np.ndarray:
-    """Put a picture at `(top, left)` of a larger one of `height` x `width` pixels of `value`."""
+    """Put an image at `(top, left)` of a larger one of `height` x `width` pixels of `value`."""
     rows, columns = picture.shape[:2]
     padded = np.full((height, width, *picture.shape[2:]), value, dtype=picture.dtype)
     padded[top : top + rows, left : left + columns] = picture

@@ -31,12 +31,12 @@ _HEIGHT = 768
 
 
 class FluxInsertAnythingPipeline(FluxConditionedPipeline):
-    r"""
-    Puts the object of a reference picture into a source picture, Insert-Anything
-    ([paper](https://huggingface.co/papers/2504.15009)), with FLUX.1-Fill, Redux and the method's LoRA.
+    r"""Insertion of a reference image's object into a source image.
 
-    The object and the part of the source around the mask stand side by side on a canvas twice as wide as high; its
-    right half is drawn ([`FillMask`]) with the object as a part of the prompt ([`ReduxImages`]), and pasted back.
+    This is Insert-Anything ([paper](https://huggingface.co/papers/2504.15009)) with FLUX.1-Fill, Redux and the
+    method's LoRA. The object and the part of the source around the mask are side by side on a canvas twice as wide as
+    high; its right half is drawn ([`FillMask`]) with the object as a part of the prompt ([`ReduxImages`]), and pasted
+    back.
 
     Args:
         scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer:
@@ -46,7 +46,6 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         image_embedder ([`~diffusers.ReduxImageEncoder`], *optional*): Redux' embedder.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers.utils import load_image
@@ -98,8 +97,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw the reference's object into the source.
+        r"""Insert the reference's object into the source.
 
         Args:
             args, kwargs:
@@ -107,14 +105,14 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
                 which the published weights were trained. `height` is that of the canvas, 768 by default, and `width`
                 is twice as much.
             source_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Where the object goes, of any size; a list gives one per prompt or, without a prompt, one per picture.
+                Where the object goes, of any size; a list gives one per prompt or, without a prompt, one per image.
                 Without source and reference the pipeline is [`FluxConditionedPipeline`].
             source_mask (`RegionMask` or a list of them, *optional*):
                 White is drawn, grown by six pixels.
             reference_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 The object.
             reference_mask (`RegionMask` or a list of them, *optional*):
-                White is the object; by default the whole picture is.
+                White is the object; the whole image by default.
             redux_strength (`float`, *optional*, defaults to 1.0): Strength of the object as a part of the prompt.
             paste_back (`"crop"`, `"mask"` or `None`, *optional*, defaults to `"crop"`):
                 Paste the whole part of the source that was on the canvas, as the original does; or only what the
@@ -122,11 +120,11 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
             conditions (`Sequence[FluxCondition]`, *optional*): Further conditions, on the canvas.
 
         Returns:
-            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`: pictures of the sources' sizes; with
+            [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`: images of the sources' sizes; with
             `output_type="latent"` the latents of the canvas.
 
         Raises:
-            ValueError: if a component or a picture is missing, a mask is empty, the reference shows no object, or
+            ValueError: if a component or an image is missing, a mask is empty, the reference shows no object, or
                 sizes or numbers do not fit.
         """
         call = {**_DEFAULTS, **named_arguments(FluxConditionedPipeline, args, kwargs)}
@@ -183,7 +181,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
             for name, shape in shapes.items():
                 call[name] = torch.zeros(shape, dtype=dtype, device=self._execution_device)
             if call.get("mask_padding"):
-                # These zeros are what the weights were trained with: none of them is padding.
+                # The weights were trained with these zeros, so none of them is padding.
                 call["prompt_embeds_mask"] = torch.ones(shapes["prompt_embeds"][:2], dtype=torch.bool)
         prompts = count_prompts(call.get("prompt"), call.get("prompt_embeds"))
         if num_diptychs not in (1, prompts):

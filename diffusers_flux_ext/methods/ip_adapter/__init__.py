@@ -5,7 +5,7 @@ from ..method import Method, Release
 
 
 def _held_bytes(blocks: int, tokens: int) -> int:
-    """Keys and values of an image, in two bytes, which stay for all steps."""
+    """Return the bytes of an image's keys and values in a 16-bit dtype, held for all steps."""
     return 2 * blocks * tokens * 3072 * 2
 
 

@@ -1,4 +1,4 @@
-"""The published layouts of FLUX.1 IP-Adapters, recognised by structure, and the config that a file's shapes imply."""
+"""The published layouts of FLUX.1 IP-Adapters, recognised by structure, and the config that shapes imply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...checkpoints.sizes import check_dimensions, count_blocks
 NestedStateDict = Mapping[str, Any]
 RELEASED_HEAD_DIM = 128
 
-# What a key begins with in some layout, and what it begins with in ours: InstantX' and diffusers' (nested, or flat
+# Key prefixes in some layout, and in ours: InstantX' and diffusers' (nested, or flat
 # with dots), DiffSynth-Studio's, XLabs'.
 PREFIXES: tuple[tuple[str, str], ...] = (
     (r"image_proj\.", "image_proj."),
@@ -32,8 +32,7 @@ KNOWN = re.compile(r"image_proj\.(proj|proj\.[02]|norm)\.(weight|bias)|ip_adapte
 
 
 def convert_ip_adapter_state_dict(state_dict: NestedStateDict) -> dict[str, torch.Tensor]:
-    """
-    Renames the weights of an IP-Adapter in any published layout to those of [`FluxIPAdapter`].
+    """Rename the weights of an IP-Adapter in any published layout to those of [`FluxIPAdapter`].
 
     Args:
         state_dict (`Mapping`):
@@ -66,14 +65,13 @@ def convert_ip_adapter_state_dict(state_dict: NestedStateDict) -> dict[str, torc
 
 
 def infer_ip_adapter_config(shapes: Mapping[str, tuple[int, ...]], **overrides: Any) -> dict[str, Any]:
-    """
-    The config of the [`FluxIPAdapter`] that weights belong to.
+    """Return the config of the [`FluxIPAdapter`] that weights belong to.
 
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`):
             Shapes by key, as [`convert_ip_adapter_state_dict`] names them.
         overrides:
-            Entries that replace inferred ones. Heads leave no trace in the weights: they are taken to be 128 wide.
+            Entries that replace inferred ones. The width of heads cannot be read from the weights; 128 is assumed.
 
     Returns:
         `dict[str, Any]`: arguments of the constructor.

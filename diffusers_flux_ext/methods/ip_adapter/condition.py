@@ -1,4 +1,4 @@
-"""IP-Adapter: pictures as prompts."""
+"""IP-Adapter: images as prompts."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _IMAGES, _EMBEDS, _MASK = (f"`{name}` of IPAdapterImages" for name in ("images",
 
 @dataclass(frozen=True, eq=False)
 class IPAdapterImages(FluxCondition):
-    """Pictures as prompts, by an IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)).
+    """Images as prompts, by an IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)).
 
-    Several pictures in one condition become one sequence of tokens; several conditions, each with an adapter, a scale
-    and a mask of its own, are summed. Keys and values are made once per branch, not per step.
+    Several images in one condition become one sequence of tokens; several conditions, each with an adapter, a scale
+    and a mask of its own, are summed. Keys and values are computed once per branch, not per step.
 
     Args:
         adapter (`FluxIPAdapter`): The adapter, on the pipeline's device and of its dtype, or offloaded.
         images (*optional*):
-            A picture, a list of pictures for all prompts, or such a list for each prompt, of equal lengths. PIL
+            An image, a list of images for all prompts, or such a list for each prompt, of equal lengths. PIL
             images, arrays `(height, width, channels)` or tensors `(channels, height, width)`, of any size.
         scale (`float` or `Sequence[float]`, defaults to 1.0):
             Strength, one number or one per block of the adapter. 0 everywhere switches the condition off.
-        start (`float`, defaults to 0.0): Where it begins, as a fraction of the schedule.
-        end (`float`, defaults to 1.0): Where it ends.
+        start (`float`, defaults to 0.0): Start of the window, as a fraction of the schedule.
+        end (`float`, defaults to 1.0): End of the window.
         mask (`RegionMask` or a list of one per prompt, *optional*):
-            Only this region of the picture being drawn looks at the images; text tokens do not, then.
+            Only this region of the generated image attends to the images; with a mask, text tokens do not.
         negative (`"zeros"` or `None`, defaults to `"zeros"`):
             What the unconditional branch gets: the adapter on zero embeddings as the reference, or no adapter.
         image_encoder (`torch.nn.Module`, *optional*):
@@ -96,7 +96,7 @@ class IPAdapterImages(FluxCondition):
             )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Embed the pictures and put the mask on the token grid.
+        """Embed the images and resize the mask to the token grid.
 
         Args:
             pipe (`Encoders`): Gives the transformer, and the encoder by default.
@@ -125,7 +125,7 @@ class IPAdapterImages(FluxCondition):
         return encoded
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Keys and values of all images in all blocks, which are held for all steps."""
+        """Count keys and values of all images in all blocks, which are held for all steps."""
         config = self.adapter.config
         images = self.image_embeds if self.images is None else self.images
         number = len(images) if isinstance(images, (list, tuple, torch.Tensor)) else 1
@@ -134,11 +134,11 @@ class IPAdapterImages(FluxCondition):
         return Demand(held_bytes=values * compute_dtype(self.adapter).itemsize)
 
     def reuse(self, step: DenoisingStep) -> Hashable:
-        """One contribution per branch in the window, and none outside of it."""
+        """Return one key per branch inside the window, and another outside it."""
         return step.branch, is_active(step, self.start, self.end)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """Keys and values of all blocks; nothing outside of the window, at scale 0, or where `negative` is `None`."""
+        """Return keys and values of all blocks; none outside the window, at scale 0, or if `negative` is `None`."""
         warn_without_step(type(self).__name__, step, self.start, self.end)
         uncond, scales = step.branch == "uncond", self._scales(self.scale)
         if not is_active(step, self.start, self.end) or not any(scales) or (uncond and self.negative is None):

@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("ip-adapter", __doc__)
     parser.add_argument("source", type=Path, help="ip-adapter.bin or a safetensors file")
     parser.add_argument("target", type=Path, help="a new folder")

@@ -1,4 +1,4 @@
-"""IP-Adapters of FLUX.1: from the embedding of a picture to keys and values of every block."""
+"""IP-Adapters of FLUX.1: from the embedding of an image to keys and values of every block."""
 
 from __future__ import annotations
 
@@ -56,11 +56,10 @@ class _KeysAndValues(nn.Module):
 
 
 class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    An IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)) for FLUX.1: pictures as prompts.
+    r"""An IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)) for FLUX.1: images as prompts.
 
     The defaults are those of [InstantX/FLUX.1-dev-IP-Adapter](https://huggingface.co/InstantX/FLUX.1-dev-IP-Adapter)
-    for SigLIP so400m: 128 tokens a picture, all 57 blocks, normed keys, added to the attention's output.
+    for SigLIP so400m: 128 tokens per image, all 57 blocks, normed keys, added to the attention's output.
     [XLabs' adapters](https://huggingface.co/XLabs-AI/flux-ip-adapter) for CLIP ViT-L load into the same class: 4 or 16
     tokens, the 19 double blocks, one Linear, biases, added after the block.
 
@@ -76,7 +75,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
         image_embed_dim (`int`, defaults to 1152):
             Width of the image encoder's embedding.
         num_tokens (`int`, defaults to 128):
-            Tokens of a picture.
+            Tokens of an image.
         image_proj_type (`"mlp"` or `"linear"`, defaults to `"mlp"`):
             How the embedding becomes tokens.
         kv_bias (`bool`, defaults to `False`):
@@ -114,12 +113,11 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
         )
 
     def forward(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Keys and values of every block.
+        """Compute the keys and values of every block.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(batch_size, num_images, image_embed_dim)`):
-                Embeddings of the image encoder; several pictures become one sequence of tokens.
+                Embeddings of the image encoder; several images become one sequence of tokens.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: each of shape `(num_blocks, batch_size, num_images * num_tokens,
@@ -158,8 +156,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
         device: str | torch.device | None = None,
         **overrides: Any,
     ) -> FluxIPAdapter:
-        """
-        Makes an adapter from weights in any published layout; the config follows from names and shapes.
+        """Make an adapter from weights in any published layout; the config follows from names and shapes.
 
         Args:
             state_dict (`Mapping`):
@@ -177,7 +174,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
 
         Raises:
             ValueError: If keys are unknown or missing, or if shapes do not fit together.
-            TypeError: If an override is no argument of the constructor.
+            TypeError: If an override is not an argument of the constructor.
         """
         weights = convert_ip_adapter_state_dict(state_dict)
         config = infer_ip_adapter_config({key: tuple(tensor.shape) for key, tensor in weights.items()}, **overrides)
@@ -193,8 +190,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> FluxIPAdapter:
-        """
-        Makes an adapter from one local file: `ip-adapter.bin` or a safetensors file, in any published layout.
+        """Make an adapter from one local file: `ip-adapter.bin` or a safetensors file, in any published layout.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping`):
@@ -210,7 +206,7 @@ class FluxIPAdapter(CheckedConfigMixin, ModelMixin, ConfigMixin):
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If the file cannot be read, or its keys or shapes are not those of an IP-Adapter.
-            TypeError: If an override is no argument of the constructor.
+            TypeError: If an override is not an argument of the constructor.
         """
         source = pretrained_model_link_or_path_or_dict
         kwargs["torch_dtype"] = dtype or kwargs.get("torch_dtype")

@@ -4,7 +4,7 @@ from .model import FluxIPAdapter
 
 
 def xlabs() -> FluxIPAdapter:
-    """The IP-Adapter of XLabs, on the default device."""
+    """Return the IP-Adapter of XLabs, on the default device."""
     return FluxIPAdapter(
         num_blocks=19,
         image_embed_dim=768,

@@ -1,4 +1,4 @@
-"""LoRA-Encoder: what LoRAs draw, said in text tokens."""
+"""LoRA-Encoder: the effect of LoRAs, expressed as text tokens."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ from .model import FluxLoRAEncoder
 
 @dataclass(frozen=True, eq=False)
 class LoRAEmbedding(FluxCondition):
-    """LoRAs as text tokens, LoRA-Encoder
-    ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
+    """LoRAs as text tokens ([LoRA-Encoder](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
 
-    The encoder reads the matrices of a LoRA; whether the LoRA is loaded into the transformer, too, is another matter.
+    The encoder reads the matrices of a LoRA; loading the LoRA into the transformer is independent of that.
     Each LoRA becomes a text group on the conditional branch, of one token in the released model.
 
     Args:
@@ -70,7 +69,7 @@ class LoRAEmbedding(FluxCondition):
         self._scales()
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """A token or more for every LoRA."""
+        """Count the tokens of every LoRA."""
         return Demand(appended_tokens=len(self._scales()) * self.encoder.config.num_special_embeds)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -99,7 +98,7 @@ class LoRAEmbedding(FluxCondition):
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """A text group `lora_<index>` for every LoRA; nothing on the unconditional branch, as the reference."""
+        """Return a text group `lora_<index>` for every LoRA; none on the unconditional branch, as in the reference."""
         if step.branch == "uncond":
             return Contribution()
         groups, prompts = [], range(int(encoded["samples"].max()) + 1)

@@ -10,7 +10,7 @@ from .model import FluxLoRAEncoder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("lora-encoder", __doc__)
     parser.add_argument("source", type=Path, help="model.safetensors")
     parser.add_argument("target", type=Path, help="a new folder")

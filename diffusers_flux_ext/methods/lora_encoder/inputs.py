@@ -1,4 +1,4 @@
-"""What the LoRA-Encoder reads of a LoRA."""
+"""The inputs that the LoRA-Encoder reads from a LoRA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
 def read_lora_layers(encoder: FluxLoRAEncoder, lora: LoRASource, strict: bool = True) -> dict[str, torch.Tensor]:
-    """The layers of a LoRA that an encoder reads, in DiffSynth-Studio's layout with the scale in `up`.
+    """Return the layers of a LoRA that an encoder reads, in DiffSynth-Studio's layout with the scale in `up`.
 
     Args:
         encoder (`FluxLoRAEncoder`): The encoder.

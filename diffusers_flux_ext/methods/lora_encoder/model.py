@@ -90,7 +90,7 @@ class _Attention(nn.Module):
 
 
 class _EncoderLayer(nn.Module):
-    """A layer of CLIP's kind; only the first `queries` tokens come out."""
+    """A layer like CLIP's; only the first `queries` tokens are returned."""
 
     def __init__(self, width: int, hidden: int, heads: int) -> None:
         super().__init__()
@@ -105,12 +105,11 @@ class _EncoderLayer(nn.Module):
 
 
 class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The LoRA-Encoder ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)), which reads the
-    matrices of a LoRA and says in text tokens what the LoRA draws.
+    r"""The LoRA-Encoder ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
 
-    Each layer's learned inputs go through its `down` and `up` in turn, so that no update is ever formed as a whole
-    matrix. Only the special tokens leave the encoder, so its last layer computes nothing else.
+    It reads the matrices of a LoRA and expresses in text tokens what the LoRA draws. Each layer's learned inputs go
+    through its `down` and `up` in turn, so that no update is ever formed as a whole matrix. Only the special tokens
+    leave the encoder, so its last layer computes nothing else.
 
     Args:
         num_layers (`int`, defaults to 19): Double blocks of the transformer that the LoRAs are for.
@@ -121,7 +120,7 @@ class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
         num_encoder_layers (`int`, defaults to 1): Layers of the encoder.
         num_attention_heads (`int`, defaults to 32): Heads of its attention.
         num_embeds_per_layer (`int`, defaults to 16): Learned inputs of each layer of a LoRA.
-        num_special_embeds (`int`, defaults to 1): Tokens that come out for a LoRA.
+        num_special_embeds (`int`, defaults to 1): Output tokens of a LoRA.
     """
 
     _no_split_modules = ["_LayerReader", "_EncoderLayer"]
@@ -214,7 +213,7 @@ class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
             source (`str`, `Path` or `Mapping`): `model.safetensors`, a pickle of tensors, or a state dict.
             torch_dtype (`torch.dtype`, *optional*): Data type of the model; the file's by default.
             device (`str` or `torch.device`, *optional*): Device of the model; the tensors' by default.
-            num_attention_heads (`int`, defaults to 32): Number of heads, which leaves no trace in the weights.
+            num_attention_heads (`int`, defaults to 32): Number of heads, which cannot be read from the weights.
 
         Returns:
             `FluxLoRAEncoder` in eval mode.
@@ -230,7 +229,7 @@ class FluxLoRAEncoder(CheckedConfigMixin, ModelMixin, ConfigMixin):
 
 
 def lora_layers(num_layers: int, num_single_layers: int, inner_dim: int) -> dict[str, tuple[str, int, int]]:
-    """Kind, inputs and outputs of each layer that is read, in the encoder's order."""
+    """Return kind, inputs and outputs of each layer that is read, in the encoder's order."""
     double = {kind.format(stream): sizes for stream in "ab" for kind, sizes in _DOUBLE.items()}
     groups: Sequence[tuple[str, int, Mapping[str, tuple[int, int]]]] = (
         ("blocks", num_layers, double),

@@ -17,15 +17,13 @@ from .model import FluxLoRAEncoder
 
 
 class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
-    r"""
-    FLUX.1 that understands LoRAs as a part of the prompt, LoRA-Encoder
-    ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)).
+    r"""FLUX.1 with LoRAs as a part of the prompt.
 
-    The component `lora_encoder` ([`FluxLoRAEncoder`]) joins those of [`~diffusers.FluxPipeline`]. A LoRA that is
-    embedded is not loaded by that; usually it is loaded with `load_lora_weights`, too.
+    This is LoRA-Encoder ([model](https://modelscope.cn/models/DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev)). The
+    component `lora_encoder` ([`FluxLoRAEncoder`]) joins those of [`~diffusers.FluxPipeline`]. Embedding a LoRA does
+    not load it; usually it is also loaded with `load_lora_weights`.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers_flux_ext import FluxLoRAEncoder, FluxLoRAEncoderPipeline
@@ -64,8 +62,7 @@ class FluxLoRAEncoderPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw pictures with LoRAs as a part of the prompt.
+        r"""Generate images with LoRAs as a part of the prompt.
 
         Args:
             args, kwargs: As for [`FluxConditionedPipeline.__call__`].

@@ -28,11 +28,10 @@ def _key(layer: str) -> str:
 
 
 class LoRAGate(nn.Module):
-    """
-    The gate of one layer ([AutoLoRA](https://huggingface.co/papers/2508.02107)).
+    """The gate of one layer ([AutoLoRA](https://huggingface.co/papers/2508.02107)).
 
-    Each output of each LoRA is multiplied with a number between 0 and 1 that depends on the normalised outputs of the
-    layer and of that LoRA; what comes out of all LoRAs is added up.
+    Each output of each LoRA is multiplied by a number between 0 and 1 that depends on the normalised outputs of the
+    layer and of that LoRA; the results of all LoRAs are summed.
 
     Args:
         dim (`int`): Outputs of the layer, all parts of a fused one together.
@@ -47,8 +46,7 @@ class LoRAGate(nn.Module):
         self.norm_base, self.norm_lora = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, base: torch.Tensor, loras: Sequence[torch.Tensor]) -> torch.Tensor:
-        """
-        What the LoRAs add to a layer. Parameters are brought to the device and the dtype of `base`.
+        """Compute what the LoRAs add to a layer. Parameters are brought to the device and the dtype of `base`.
 
         Args:
             base (`torch.Tensor` of shape `(..., dim)`): Output of the layer without LoRAs.
@@ -76,10 +74,11 @@ def _normed(tensor: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
 
 
 class FluxLoRAFusion(CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The gates of LoRA-Fusion ([AutoLoRA](https://huggingface.co/papers/2508.02107),
-    [model](https://modelscope.cn/models/DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev)), one for each Linear of the
-    transformer's blocks. [`enable_lora_fusion`] puts them to work.
+    r"""The gates of LoRA-Fusion, one for each Linear of the transformer's blocks.
+
+    See [AutoLoRA](https://huggingface.co/papers/2508.02107) and the
+    [model](https://modelscope.cn/models/DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev). [`enable_lora_fusion`]
+    applies them.
 
     Args:
         num_layers (`int`, defaults to 19): Double blocks of the transformer.
@@ -103,8 +102,7 @@ class FluxLoRAFusion(CheckedConfigMixin, ModelMixin, ConfigMixin):
         return {key.replace("___", "."): gate for key, gate in self.model_dict.items()}  # type: ignore[misc]
 
     def forward(self, layer: str, base: torch.Tensor, loras: Sequence[torch.Tensor]) -> torch.Tensor:
-        """
-        What LoRAs add to a layer.
+        """Compute what LoRAs add to a layer.
 
         Args:
             layer (`str`): One of [`gates`], such as `"blocks.0.attn.a_to_qkv"`.

@@ -30,7 +30,7 @@ _QKV, _ADDED_QKV = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v
 
 
 class _Recording(LoraVariant):
-    """Has PEFT's layer hand over what an adapter adds, in place of adding it."""
+    """Makes PEFT's layer pass on what an adapter adds, instead of adding it."""
 
     def __init__(self, part: _Part, replaced: LoraVariant | None) -> None:
         self.part, self.replaced = part, replaced
@@ -45,7 +45,7 @@ class _Recording(LoraVariant):
             return up(down(module.lora_dropout[name](x))) * module.scaling[name]
         if isinstance(self.replaced, DeltaVariant):
             return self.replaced.forward(module, name, x, torch.zeros_like(result), **kwargs)
-        # PEFT's own variants read what they are added to.
+        # PEFT's own variants read the result that they are added to.
         return self.replaced.forward(module, active_adapter=name, x=x, result=result, **kwargs) - result
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,12 +75,12 @@ class _Part:
         return self.owner.take(self, output)
 
     def recorded(self, name: str) -> Tensor:
-        """What a LoRA adds to the Linear; zeros if nothing."""
+        """Return what a LoRA adds to the Linear; zeros if nothing."""
         found = self.added.get(name)
         return torch.zeros_like(self.output) if found is None else found  # type: ignore[arg-type]
 
     def run_adapters(self, x: Tensor, output: Tensor) -> None:
-        """Records the LoRAs of a layer that nothing calls, because diffusers has fused it with others."""
+        """Record the LoRAs of a layer that is not called, because diffusers has fused it with others."""
         layer = self.layer
         if isinstance(layer, LoraLayer) and not layer.disable_adapters:
             for name in layer.active_adapters:
@@ -90,7 +90,7 @@ class _Part:
 
 
 class _GatedLayer:
-    """A layer with a gate: one Linear, or those that DiffSynth-Studio has fused."""
+    """A layer with a gate: one Linear, or those that are one layer in DiffSynth-Studio."""
 
     def __init__(self, gate: LoRAGate, names: frozenset[str] | None, scale: float) -> None:
         self.gate, self.names, self.scale = gate, names, scale
@@ -104,7 +104,7 @@ class _GatedLayer:
             part.clear()
 
     def take(self, part: _Part, output: Tensor) -> Tensor | None:
-        """Takes the output of a part; the last one completes the layer."""
+        """Receive the output of a part; the last one completes the layer."""
         if part.output is not None:
             raise self._incomplete(f"`{part.path}` ran twice")
         part.output = output
@@ -179,25 +179,25 @@ class _FusedProjection:
 
 
 class _SingleBlockMLP:
-    """The activation of a single block, which reads `proj_mlp` before the attention has run: it is put off."""
+    """The activation of a single block, which reads `proj_mlp` before the attention has run, so it is deferred."""
 
     def __init__(self, layer: _GatedLayer, activation: nn.Module) -> None:
         self.layer, self.activation = layer, activation
 
     def before_activation(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        # No view, which would be changed together with the output while autograd keeps it.
+        # Not a view, which would change together with the output while autograd holds it.
         return (args[0].new_empty(*args[0].shape[:-1], 0),) if self.layer.awaits_mlp else None
 
     def before_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Appends the activation to what the block's last Linear reads."""
+        """Append the activation to what the block's last Linear reads."""
         self.layer.check_complete("The block's `proj_out` ran")
         hidden, self.layer.changed_mlp = self.layer.changed_mlp, None
-        # Not through the activation itself, whose hook would put it off again.
+        # Not through the activation itself, whose hook would defer it again.
         return None if hidden is None else (torch.cat([args[0], self.activation.forward(hidden)], dim=-1),)
 
 
 class _Fusion:
-    """The gates at work on a transformer."""
+    """The active gates of a transformer."""
 
     def __init__(self, fusion: FluxLoRAFusion, names: frozenset[str] | None, scale: float) -> None:
         self.fusion, self.names, self.scale = fusion, names, scale
@@ -208,7 +208,7 @@ class _Fusion:
         self.handle: Any = None
 
     def before(self, transformer: nn.Module, args: Any) -> None:
-        """Forward pre-hook of the transformer: LoRAs may have come and gone."""
+        """Forward pre-hook of the transformer: LoRAs may have been loaded or removed."""
         if torch.compiler.is_compiling():
             return
         if self.seen != _state_of(transformer):
@@ -222,7 +222,7 @@ class _Fusion:
         for name, gate in self.fusion.gates.items():
             key = parse_lora_key(f"{name}.lora_A.weight")
             paths = [target.removeprefix("transformer.") for target in key.targets] if key is not None else []
-            # A copy for counting memory has a few of the blocks only.
+            # A copy for counting memory has only a few of the blocks.
             if any(isinstance(modules.get(path), LoraLayer) for path in paths):
                 self._attach_layer(_GatedLayer(gate, self.names, self.scale), paths, modules)
         self.seen = _state_of(transformer)
@@ -277,7 +277,7 @@ def _fused_parts(layer: _GatedLayer, modules: dict[str, Any]) -> list[_Part]:
 
 
 def _state_of(transformer: nn.Module) -> tuple[list[tuple[str, int]], list[Any], list[bool]]:
-    """What decides where hooks go. The configs are there so that none is freed and another gets its number."""
+    """Return what decides where hooks go, configs included, so that no freed config's id is used again."""
     configs = getattr(transformer, "peft_config", {})
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)  # type: ignore[misc]
     fused = [bool(getattr(block.attn, "fused_projections", False)) for block in blocks]
@@ -287,13 +287,12 @@ def _state_of(transformer: nn.Module) -> tuple[list[tuple[str, int]], list[Any],
 def enable_lora_fusion(
     model: Any, fusion: FluxLoRAFusion, adapter_names: str | Sequence[str] | None = None, scale: float = 1.0
 ) -> None:
-    r"""
-    Weighs LoRAs against each other by learned gates, in place of adding them up
-    ([AutoLoRA](https://huggingface.co/papers/2508.02107)).
+    r"""Weigh LoRAs against each other by learned gates, instead of adding them up.
 
-    The LoRAs are those that are loaded and active, now or later; their weights (`set_adapters`) multiply what they add
-    before the gate sees it. Layers without a gate, such as the embedders, get the plain sum, as do text encoders. One
-    LoRA is gated too. LoRAs may be loaded, switched and taken out meanwhile.
+    See [AutoLoRA](https://huggingface.co/papers/2508.02107). The LoRAs are those that are loaded and active, now or
+    later; their weights (`set_adapters`) multiply what they add before the gate sees it. Layers without a gate, such
+    as the embedders, get the plain sum, as do text encoders. One LoRA is gated too. LoRAs may be loaded, switched and
+    unloaded at any time.
 
     Args:
         model (`DiffusionPipeline` or `FluxTransformer2DModel`):
@@ -303,12 +302,12 @@ def enable_lora_fusion(
         adapter_names (`str` or `Sequence[str]`, *optional*):
             The LoRAs under the gates; others are added as before. All by default.
         scale (`float`, *optional*, defaults to 1.0):
-            Factor of what the gates let through; 0 leaves these LoRAs out.
+            Factor of the gated LoRAs; 0 leaves them out.
 
     Raises:
-        TypeError: If the model is no FLUX.1 transformer or `fusion` no [`FluxLoRAFusion`].
-        ValueError: If the sizes do not fit, an adapter is unknown or fused into the weights, or the scale is no finite
-            number.
+        TypeError: If the model is not a FLUX.1 transformer or `fusion` not a [`FluxLoRAFusion`].
+        ValueError: If the sizes do not fit, an adapter is unknown or fused into the weights, or the scale is not
+            finite.
     """
     transformer = _transformer_of(model)
     if not isinstance(fusion, FluxLoRAFusion):
@@ -325,15 +324,14 @@ def enable_lora_fusion(
 
 
 def disable_lora_fusion(model: Any) -> None:
-    """
-    Adds LoRAs up as before [`enable_lora_fusion`], to the bit. Without gates at work nothing happens.
+    """Add LoRAs up as before [`enable_lora_fusion`], to the bit. Without active gates nothing happens.
 
     Args:
         model (`DiffusionPipeline` or `FluxTransformer2DModel`):
             The pipeline, or its transformer.
 
     Raises:
-        TypeError: If the model is no FLUX.1 transformer.
+        TypeError: If the model is not a FLUX.1 transformer.
     """
     transformer = _transformer_of(model)
     state: _Fusion | None = getattr(transformer, _ATTRIBUTE, None)

@@ -19,11 +19,10 @@ __all__ = ["ModelMixin", "NexusGenAdapter"]
 
 
 class NexusGenAdapter(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The adapter of Nexus-Gen's generation decoder ([paper](https://huggingface.co/papers/2504.21356)), which turns
-    image embeddings of the language model into text tokens of FLUX.
+    r"""The adapter of Nexus-Gen's generation decoder ([paper](https://huggingface.co/papers/2504.21356)).
 
-    [`from_single_file`] reads the published `generation_decoder.bin`.
+    It turns image embeddings of the language model into text tokens of FLUX. [`from_single_file`] reads the published
+    `generation_decoder.bin`.
 
     Args:
         input_dim (`int`, defaults to 3584): Width of an image embedding, that of the language model.
@@ -45,7 +44,7 @@ class NexusGenAdapter(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMi
         )
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Text tokens.
+        """Project image embeddings to text tokens.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(batch_size, length, input_dim)`): 81 in the released model.

@@ -24,8 +24,7 @@ MODULATION = "final_norm_out.linear."
 
 @dataclass(frozen=True)
 class DecoderPart:
-    """
-    What a decoder's file holds beside its transformer.
+    """The part of a decoder's file beside its transformer.
 
     Attributes:
         decoder (`str`):
@@ -35,7 +34,7 @@ class DecoderPart:
         kept (`str`):
             The beginning of the model's own keys.
         sized (`tuple[str, ...]`):
-            Keys of matrices that show its sizes, as the model spells them.
+            Keys of matrices that determine its sizes, as the model spells them.
     """
 
     decoder: NexusGenDecoder
@@ -44,7 +43,7 @@ class DecoderPart:
     sized: tuple[str, ...]
 
     def spell(self, key: str) -> str:
-        """The model's own key."""
+        """Return the model's own key."""
         return self.kept + key.removeprefix(self.prefix)
 
 
@@ -65,7 +64,7 @@ PARTS = (ADAPTER, MERGER)
 
 
 def read_part(source: Source, part: DecoderPart) -> dict[str, torch.Tensor]:
-    """The adapter or merger of a decoder's file, with the model's own keys.
+    """Return the adapter or merger of a decoder's file, with the model's own keys.
 
     Args:
         source (`str`, `Path` or `Mapping`): The file or its state dict; or those of the part alone.
@@ -95,7 +94,7 @@ def read_part(source: Source, part: DecoderPart) -> dict[str, torch.Tensor]:
 
 
 def split_decoder(source: Source) -> tuple[dict[str, torch.Tensor], DecoderPart, dict[str, torch.Tensor]]:
-    """A decoder's file, taken apart. Tensors share memory with the file.
+    """Split a decoder's file into its models. Tensors share memory with the file.
 
     Args:
         source (`str`, `Path` or `Mapping`): `generation_decoder.bin`, `edit_decoder.bin` or the state dict of one.
@@ -136,7 +135,7 @@ class DecoderPartMixin:
     @classmethod
     @abstractmethod
     def infer_config(cls, weights: Mapping[str, torch.Tensor], **overrides: Any) -> dict[str, Any]:
-        """The constructor's arguments.
+        """Return the constructor's arguments.
 
         Args:
             weights (`Mapping[str, torch.Tensor]`): The model's weights.

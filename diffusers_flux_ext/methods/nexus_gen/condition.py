@@ -1,4 +1,4 @@
-"""Nexus-Gen: a picture's embeddings, predicted by a language model, in place of the prompt."""
+"""Nexus-Gen: an image's embeddings, predicted by a language model, in place of the prompt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NexusGenEmbeds = torch.Tensor | Mapping[str, torch.Tensor]
 class NexusGenEmbedding(FluxCondition):
     """Drawing and editing with Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356)).
 
-    A language model predicts the embeddings of the picture to be drawn. They take the place of the prompt on the
+    A language model predicts the embeddings of the image to be drawn. They take the place of the prompt on the
     conditional branch; CLIP's pooled prompt and the negative prompt stay. The transformer must be the one of the same
     decoder as the adapter, see [`load_nexus_gen_decoder`].
 
@@ -50,9 +50,9 @@ class NexusGenEmbedding(FluxCondition):
             Of the generation or of the editing decoder; on the pipeline's device and of its dtype, or offloaded.
         prompt (`str` or `Sequence[str]`, *optional*):
             A description, or an instruction for `image`, in English or Chinese; one for all or one per prompt.
-            `"<image>"` in an instruction says where the picture stands.
+            `"<image>"` in an instruction says where the image stands.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-            The picture to edit, of any size and mode, one for all or one per prompt. With the generation decoder only
+            The image to edit, of any size and mode, one for all or one per prompt. With the generation decoder only
             the language model sees it.
         image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
             What [`~NexusGenEmbedding.embed`] gave, in place of `prompt` and `image`; no language model is needed then.
@@ -110,7 +110,7 @@ class NexusGenEmbedding(FluxCondition):
         check_processor("`mllm_processor` of NexusGenEmbedding", self.mllm_processor)
 
     def embed(self, pipe: Any = None) -> dict[str, torch.Tensor]:
-        """What the language model gives; it can be saved and given as `image_embeds` later.
+        """Return what the language model gives; it can be saved and given as `image_embeds` later.
 
         Args:
             pipe (`FluxNexusGenPipeline`, *optional*): Gives the language model that the condition lacks.
@@ -139,7 +139,7 @@ class NexusGenEmbedding(FluxCondition):
             return embed_prompts(mllm, processor, prompts, images, self.language, self.max_pixels)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """The embeddings of the drawn image and of each 28 x 28 pixels of the given one, in the prompt's place."""
+        """Count the embeddings of the drawn image and of the given one, which replace the prompt."""
         return Demand(prompt_tokens=NUM_IMAGE_TOKENS + self.max_pixels // 28**2)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -175,11 +175,11 @@ class NexusGenEmbedding(FluxCondition):
         return encoded
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
-        """The adapter's tokens, which are the same at every step."""
+        """Return the adapter's tokens, which are the same at every step."""
         return {} if step.branch == "uncond" else {"tokens": self._tokens(encoded)}
 
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
-        """The tokens that the adapter makes of the embeddings; nothing on the unconditional branch."""
+        """Return the tokens that the adapter makes of the embeddings; nothing on the unconditional branch."""
         if step.branch == "uncond":
             return None
         tokens = encoded["tokens"] if "tokens" in encoded else self._tokens(encoded)
@@ -199,7 +199,7 @@ class NexusGenEmbedding(FluxCondition):
         return self.adapter(encoded["image_embeds"], grid, encoded.get("reference_embeds"), *others)
 
     def _grids(self, encoded: Mapping[str, torch.Tensor]) -> list[tuple[int, ...]]:
-        """Rows and columns of patches of the picture to be drawn, which is square, and of the given one."""
+        """Return rows and columns of patches of the image to be drawn, which is square, and of the given one."""
         side = math.isqrt(encoded["image_embeds"].shape[1]) * self.adapter.config.spatial_merge_size
         given = encoded.get("reference_grid")
         return [(side, side)] if given is None else [(side, side), tuple(given.tolist())]

@@ -59,7 +59,7 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None, axes: list[in
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("nexus-gen", __doc__)
     parser.add_argument("source", type=Path, help="the folder with the published files")
     parser.add_argument("target", type=Path, help="a new folder")

@@ -23,10 +23,10 @@ def load_nexus_gen_decoder(
     mrope_section: Sequence[int] = RELEASED_SECTION,
     **overrides: Any,
 ) -> tuple[FluxExtTransformer2DModel, NexusGenAdapter | NexusGenEditingMerger]:
-    """Both parts of a published decoder of Nexus-Gen V2
-    ([model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2)).
+    """Load both parts of a published decoder of Nexus-Gen V2.
 
-    The file is mapped, not read at once: loading needs the memory of the models and no more.
+    See the [model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2). The file is mapped, not read at once:
+    loading needs the memory of the models and no more.
 
     Args:
         source (`str`, `Path` or `Mapping`):

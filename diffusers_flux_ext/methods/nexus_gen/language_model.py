@@ -1,4 +1,4 @@
-"""Nexus-Gen's language model: Qwen2.5-VL that also predicts embeddings of pictures."""
+"""Nexus-Gen's language model: Qwen2.5-VL that also predicts embeddings of images."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ RENAMED = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "m
 
 @dataclass
 class NexusGenOutput(ModelOutput):
-    """
-    What the language model gives for a picture to be drawn.
+    """What the language model gives for an image to be drawn.
 
     Args:
-        image_embeds (`torch.Tensor` of shape `(1, num_image_tokens, hidden_size)`): Of the picture to be drawn.
+        image_embeds (`torch.Tensor` of shape `(1, num_image_tokens, hidden_size)`): Of the image to be drawn.
         reference_embeds (`torch.Tensor` of shape `(1, reference_length, hidden_size)`, *optional*):
-            Of the given picture, from the vision model.
+            Of the given image, from the vision model.
     """
 
     image_embeds: torch.Tensor | None = None
@@ -41,13 +40,12 @@ class NexusGenOutput(ModelOutput):
 
 
 class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
-    r"""
-    The language model of Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356),
-    [model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2)): transformers' Qwen2.5-VL with learned inputs
-    for the tokens of a picture to be drawn, and a head that predicts that picture's embeddings.
+    r"""The language model of Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356)).
 
-    `from_pretrained` reads the published folder; everything else of `Qwen2_5_VLForConditionalGeneration` is as it is
-    there, `generate` included.
+    It is transformers' Qwen2.5-VL with learned inputs for the tokens of an image to be drawn, and a head that predicts
+    that image's embeddings. `from_pretrained` reads the published folder
+    ([model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2)); everything else, `generate` included, is
+    inherited from `Qwen2_5_VLForConditionalGeneration`.
 
     Args:
         config (`Qwen2_5_VLConfig`):
@@ -69,18 +67,18 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
 
     @property
     def image_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of a picture to be drawn, `(18, 18)` in the released model."""
+        """Rows and columns of patches of an image to be drawn, `(18, 18)` in the released model."""
         side = math.isqrt(self.image_prefill_embeds.num_embeddings) * self.config.vision_config.spatial_merge_size
         return side, side
 
     def blank_picture(self) -> Image.Image:
-        """A white picture in the place of the one to be drawn; only its size matters."""
+        """Return a white image in place of the one to be drawn; only its size matters."""
         rows, columns = (side * self.config.vision_config.patch_size for side in self.image_grid)
         return Image.new("RGB", (columns, rows), (255, 255, 255))
 
     @wraps(Qwen2_5_VLForConditionalGeneration.forward)
     def forward(self, *args: Any, predict_image: bool = False, **kwargs: Any) -> Any:
-        """As the base class; with `predict_image`, a [`NexusGenOutput`] for inputs whose last picture is blank."""
+        """As the base class; with `predict_image`, a [`NexusGenOutput`] for inputs whose last image is blank."""
         # A mode of `forward` rather than a method of its own: offloading hooks act on `forward` only.
         return self._predict_image(**kwargs) if predict_image else super().forward(*args, **kwargs)
 
@@ -106,12 +104,12 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         hidden_states = self.model(
             inputs_embeds=embeds, position_ids=positions, attention_mask=attention_mask, use_cache=False
         )[0]
-        # The model says at each place what comes at the next one.
+        # The model predicts at each position what comes at the next one.
         predicted = self.vision_head(hidden_states[:, target - 1])
         return NexusGenOutput(predicted, None if reference is None else reference[None])
 
     def _see(self, pixel_values: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(length, hidden_size)` of the first pictures, those of these grids."""
+        """Return embeddings `(length, hidden_size)` of the first images, those of these grids."""
         patches = pixel_values[: int(grids.prod(-1).sum())]
         features: Any = self.get_image_features(patches, grids)
         features = getattr(features, "pooler_output", features)
@@ -134,22 +132,22 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         max_pixels: int = MAX_PIXELS,
         **kwargs: Any,
     ) -> str:
-        """Answer a question about a picture.
+        """Answer a question about an image.
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): The picture; none for a plain chat.
+            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): The image; none for a plain chat.
             question (`str`, *optional*): The question; asks for a brief description by default.
             processor (`QwenVLProcessor`): The processor.
             max_new_tokens (`int`, defaults to 1024): Length of the answer in tokens.
-            max_pixels (`int`, defaults to 262640): To how many pixels the picture is reduced.
+            max_pixels (`int`, defaults to 262640): Maximum number of pixels of the image, which is reduced to it.
             kwargs: Passed on to `generate`, for example `do_sample=True`.
 
         Returns:
             `str`: the answer.
 
         Raises:
-            ValueError: if there is no processor, the picture is more than 200 times as long as wide, the question has
-                picture tokens, or `max_pixels` is below 3136.
+            ValueError: if there is no processor, the image is more than 200 times as long as wide, the question has
+                image tokens, or `max_pixels` is below 3136.
         """
         if processor is None:
             raise ValueError(
@@ -161,7 +159,7 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         inputs = qwen_vl_inputs(processor, text, pictures, MIN_PIXELS, max_pixels)
         device = execution_device(self)
         moved = {name: value.to(device) for name, value in known_inputs(inputs).items()}
-        # The model can also begin a picture in its answer, which `generate` cannot draw.
+        # The model can also begin an image in its answer, which `generate` cannot draw.
         kwargs.setdefault("suppress_tokens", self._picture_tokens())
         tokens = self.generate(**moved, max_new_tokens=max_new_tokens, **kwargs)
         return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

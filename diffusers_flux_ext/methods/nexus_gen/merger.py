@@ -1,4 +1,4 @@
-"""Nexus-Gen's embedding merger: embeddings of the edited and of the given picture to tokens of the editing decoder."""
+"""Nexus-Gen's embedding merger: embeddings of the edited and of the given image to tokens of the editing decoder."""
 
 from __future__ import annotations
 
@@ -78,22 +78,20 @@ class _Layer(nn.Module):
 
 
 class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The embedding merger of Nexus-Gen's editing decoder ([paper](https://huggingface.co/papers/2504.21356)). One layer
-    of attention brings the embeddings of the edited picture and those of the given one together; a projector turns
-    them into text tokens of FLUX.
+    r"""The embedding merger of Nexus-Gen's editing decoder ([paper](https://huggingface.co/papers/2504.21356)).
 
-    Both pictures share their positions: rows and columns are spread over a base grid of 72 x 72, whatever their size.
-    [`from_single_file`] reads the published `edit_decoder.bin`.
+    One layer of attention combines the embeddings of the edited image and of the given one; a projector turns them
+    into text tokens of FLUX. Both images share their positions: rows and columns are spread over a base grid of 72 x
+    72, whatever their size. [`from_single_file`] reads the published `edit_decoder.bin`.
 
     Args:
         hidden_size (`int`, defaults to 3584): Width of an image embedding, that of the language model.
-        intermediate_size (`int`, defaults to 18944): Width inside of the feed-forward layer.
+        intermediate_size (`int`, defaults to 18944): Hidden width of the feed-forward layer.
         num_layers (`int`, defaults to 1): Number of layers.
         num_attention_heads (`int`, defaults to 28): Number of attention heads.
         num_key_value_heads (`int`, defaults to 4): Number of heads of keys and values.
         output_dim (`int`, defaults to 4096): Width of a text token.
-        expand_ratio (`int`, defaults to 4): Width inside of the projector, in `output_dim`.
+        expand_ratio (`int`, defaults to 4): Width inside the projector, in `output_dim`.
         rms_norm_eps (`float`, defaults to 1e-6): Added to the mean square in the norms.
         rope_theta (`float`, defaults to 1000000.0): Base of the rotary frequencies.
         mrope_section (`tuple[int, int, int]`, defaults to `(16, 24, 24)`):
@@ -152,13 +150,13 @@ class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, Co
         reference_embeds: torch.Tensor | None = None,
         reference_grid: Grid | None = None,
     ) -> torch.Tensor:
-        """Text tokens.
+        """Merge the embeddings into text tokens.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): Of the picture to be drawn.
+            image_embeds (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): Of the image to be drawn.
             grid (`tuple[int, int]`): Its rows and columns of patches, `(18, 18)` for 81 embeddings.
             reference_embeds (`torch.Tensor` of shape `(batch_size, reference_length, hidden_size)`, *optional*):
-                Of the given picture.
+                Of the given image.
             reference_grid (`tuple[int, int]`, *optional*): Its rows and columns of patches.
 
         Returns:
@@ -180,7 +178,7 @@ class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, Co
         return self.projector(hidden_states)
 
     def _positions(self, embeds: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Positions `(length, 3)` of one picture's embeddings: time, which is 0, row and column on the base grid."""
+        """Return the positions `(length, 3)` of one image's embeddings: time (0), row and column on the base grid."""
         sides = [
             torch.arange(side // self.config.spatial_merge_size, device=embeds.device) * (self.config.base_grid / side)
             for side in grid

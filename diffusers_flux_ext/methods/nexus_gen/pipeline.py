@@ -25,12 +25,12 @@ from .prompts import MAX_PIXELS, Language, check_language_model, embed_prompts
 
 
 class FluxNexusGenPipeline(FluxConditionedPipeline):
-    r"""
-    Drawing, editing and describing pictures with Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356),
-    [model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2)).
+    r"""Drawing, editing and describing images with Nexus-Gen V2.
 
-    Nexus-Gen has two decoders, one to draw and one to edit, each a transformer with an adapter of its own. A pipeline
-    holds the transformer of one of them; `from_pipe` makes a second one for the other, which shares the rest.
+    See the [paper](https://huggingface.co/papers/2504.21356) and the
+    [model](https://modelscope.cn/models/DiffSynth-Studio/Nexus-GenV2). Nexus-Gen has two decoders, one to draw and one
+    to edit, each a transformer with an adapter of its own. A pipeline holds the transformer of one of them;
+    `from_pipe` makes a second one for the other, which shares the rest.
 
     Args:
         scheduler, vae, text_encoder, tokenizer: As for its base class.
@@ -38,13 +38,12 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             As for its base class; only negative prompts and conditions such as [`EntityRegions`] read them.
         transformer ([`~diffusers.FluxTransformer2DModel`] or [`FluxExtTransformer2DModel`]): That of the decoder.
         image_encoder, feature_extractor: As for its base class.
-        mllm ([`NexusGenModel`], *optional*): The language model. `image_embeds` do without it.
+        mllm ([`NexusGenModel`], *optional*): The language model. Not needed with `image_embeds`.
         mllm_processor ([`QwenVLProcessor`], *optional*): Its processor.
         generation_adapter ([`NexusGenAdapter`], *optional*): Of the generation decoder.
         editing_adapter ([`NexusGenEditingMerger`], *optional*): Of the editing decoder.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers.utils import load_image
@@ -98,7 +97,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         )
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """The most embeddings that take the prompt's place."""
+        """Count the most embeddings that may replace the prompt."""
         return Demand(prompt_tokens=NUM_IMAGE_TOKENS + MAX_PIXELS // 28**2)
 
     @extends_call(FluxConditionedPipeline)
@@ -116,25 +115,25 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Draw or edit pictures.
+        r"""Generate or edit images.
 
         Args:
             args, kwargs:
                 As for [`FluxConditionedPipeline.__call__`], but `prompt` is a description or an instruction, in
-                English or Chinese, and `image` the picture to edit, of any size and mode, one for all or one per
+                English or Chinese, and `image` the image to edit, of any size and mode, one for all or one per
                 prompt; without one the pipeline draws. CLIP reads the prompt, too; `prompt_2` is refused.
             init_image (*optional*):
-                Start from this picture instead of from noise, as `image` does in the base class, with `strength`.
+                Start from this image instead of from noise, as `image` does in the base class, with `strength`.
             image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
                 What [`encode_image_embeds`] gave, in place of `image` and of asking the language model.
             decoder (`"generation"` or `"editing"`, *optional*):
-                Whose adapter is used: that of the editing decoder for a given picture and that of the generation
+                Whose adapter is used: that of the editing decoder for a given image and that of the generation
                 decoder otherwise. Edits that change the whole scene may be better with `"generation"`. The
                 pipeline's transformer must be that decoder's.
             language (`"en"` or `"zh"`, *optional*, defaults to `"en"`):
                 The language of the sentence that Nexus-Gen puts around a description; instructions have none.
-            max_pixels (`int`, *optional*, defaults to 262640): To how many pixels `image` is reduced.
+            max_pixels (`int`, *optional*, defaults to 262640):
+                Maximum number of pixels of `image`, which is reduced to it.
             conditions (`Sequence[FluxCondition]`, *optional*): Further conditions.
 
         Returns:
@@ -157,7 +156,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         return super().__call__(image=init_image, conditions=[condition, *check_conditions(conditions)], **given)
 
     def _pooled_prompt(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What CLIP makes of the prompt; T5's tokens are replaced, so that a single empty one stands in for them."""
+        """Encode the prompt with CLIP; T5's tokens are replaced, so a single empty one stands in for them."""
         negative = given.get("negative_prompt")
         if negative is not None and given.get("true_cfg_scale", 1.0) > 1:
             raise ValueError(
@@ -203,10 +202,10 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
         return embeds
 
     def describe(self, image: Any = None, question: str = QUESTION, **kwargs: Any) -> str:
-        """Answer a question about a picture, see [`NexusGenModel.describe`].
+        """Answer a question about an image, see [`NexusGenModel.describe`].
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): The picture; none for a plain chat.
+            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`, *optional*): The image; none for a plain chat.
             question (`str`, *optional*): The question; asks for a brief description by default.
             kwargs: `max_new_tokens`, `max_pixels` and arguments of `generate`.
 
@@ -214,7 +213,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             `str`: the answer.
 
         Raises:
-            ValueError: if there is no language model, or the picture is too long.
+            ValueError: if there is no language model, or the image is too long.
         """
         self._check_language_model()
         answer = self.mllm.describe(image, question, processor=self.mllm_processor, **kwargs)

@@ -1,4 +1,4 @@
-"""What Nexus-Gen's language model is asked, and the embeddings that it gives for a picture to be drawn."""
+"""The chats for Nexus-Gen's language model, and the embeddings that it predicts for an image to be drawn."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 Language = Literal["en", "zh"]
 PLACEHOLDER = "<image>"
-"""Where the given picture stands in an instruction; before the instruction where it has none."""
+"""Where the given image stands in an instruction; before the instruction where it has none."""
 
 GENERATION = {
     "en": "Generate an image according to the following description: {}",
     "zh": "根据以下描述生成一张图像：{}",
 }
-# The model was trained to begin its answers so, in either language.
+# The model was trained to begin its answers like this, in either language.
 GENERATED, EDITED = "Here is an image based on the description: ", "Here is the image: "
 MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = 262640
-"""To how many pixels a given picture is reduced, as Nexus-Gen is published."""
+"""Published maximum number of pixels of a given image."""
 
 
 def check_options(language: str = "en", max_pixels: int = MAX_PIXELS) -> None:
-    """Raise a `ValueError` for a language without a sentence, or less pixels than a picture has."""
+    """Raise a `ValueError` for a language without a sentence, or fewer pixels than an image has."""
     check_choice("`language` of NexusGenEmbedding", language, tuple(GENERATION))
-    # At least 56 x 56 pixels, and no more than a side of the largest picture that Pillow opens without a warning.
+    # At least 56 x 56 pixels, and no more than a side of the largest image that Pillow opens without a warning.
     read_count("`max_pixels` of NexusGenEmbedding", max_pixels, MIN_PIXELS, 89_478_485)
 
 
 def check_language_model(mllm: Any) -> None:
-    """Raise a `TypeError` for a language model that predicts no pictures, such as the one it was made of."""
+    """Raise a `TypeError` for a language model that predicts no images, such as plain Qwen2.5-VL."""
     if not hasattr(mllm, "blank_picture"):
         raise TypeError(
             f"`mllm` is a {type(mllm).__name__}; expected a `NexusGenModel`, which has the weights that predict "
@@ -50,11 +50,11 @@ def check_language_model(mllm: Any) -> None:
 
 
 def chat_for(prompt: str, has_image: bool, language: Language = "en") -> str:
-    """The chat whose last picture is the one to be drawn.
+    """Return the chat whose last image is the one to be drawn.
 
     Args:
-        prompt (`str`): A description, or an instruction for a given picture, in English or Chinese.
-        has_image (`bool`): Whether there is a given picture.
+        prompt (`str`): A description, or an instruction for a given image, in English or Chinese.
+        has_image (`bool`): Whether there is a given image.
         language (`"en"` or `"zh"`, *optional*): Of the sentence around a description; instructions have none.
 
     Returns:
@@ -74,25 +74,25 @@ def embed_prompts(
     language: Language = "en",
     max_pixels: int = MAX_PIXELS,
 ) -> dict[str, torch.Tensor]:
-    """Embeddings of pictures to be drawn, one forward of the language model for each.
+    """Predict embeddings of images to be drawn, with one forward pass of the language model each.
 
     Args:
         mllm (`NexusGenModel`): The language model, on any device, quantised or offloaded.
         processor (`QwenVLProcessor`): Its processor.
-        prompts (`Sequence[str]`): Descriptions, or instructions where there are pictures.
-        images (`Sequence`, *optional*): Given pictures, one for all prompts or one each.
+        prompts (`Sequence[str]`): Descriptions, or instructions where there are images.
+        images (`Sequence`, *optional*): Given images, one for all prompts or one each.
         language (`"en"` or `"zh"`, *optional*): See [`chat_for`].
-        max_pixels (`int`, defaults to 262640): To how many pixels a given picture is reduced.
+        max_pixels (`int`, defaults to 262640): Maximum number of pixels of a given image, which is reduced to it.
 
     Returns:
-        `dict[str, torch.Tensor]`: `"image_embeds"` `(prompts, 81, hidden_size)`; and for given pictures
+        `dict[str, torch.Tensor]`: `"image_embeds"` `(prompts, 81, hidden_size)`; and for given images
         `"reference_embeds"` `(prompts, length, hidden_size)` and `"reference_grid"` `(2,)`, their rows and columns of
-        patches. They can be saved, and given to [`NexusGenEmbedding`] in place of prompts and pictures.
+        patches. They can be saved, and given to [`NexusGenEmbedding`] in place of prompts and images.
 
     Raises:
         TypeError: if `mllm` is another language model.
-        ValueError: if an option is unknown, numbers do not fit, given pictures differ in shape, or a prompt is too
-            long or names the picture more than once.
+        ValueError: if an option is unknown, numbers do not fit, given images differ in shape, or a prompt is too
+            long or names the image more than once.
     """
     check_options(language, max_pixels)
     check_language_model(mllm)
@@ -129,7 +129,7 @@ def _inputs(
         else [fit_picture(picture, processor, MIN_PIXELS, int(max_pixels), "`image` of NexusGenEmbedding")]
     )
     shown = [*seen, mllm.blank_picture()]
-    # In these bounds no picture is resized again.
+    # Within these bounds no image is resized again.
     bounds = sorted(math.prod(each.size) for each in shown)
     inputs = qwen_vl_inputs(processor, chat_for(prompt, bool(seen), language), shown, bounds[0], bounds[-1])
     length, limit = inputs["input_ids"].shape[1], mllm.config.get_text_config().max_position_embeddings
@@ -142,7 +142,7 @@ def _inputs(
 
 
 def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
-    """Embeddings as [`embed_prompts`] gives them, unchanged; an error for others than those of this width.
+    """Return embeddings of [`embed_prompts`] unchanged; raise an error if they have another width or form.
 
     Raises:
         TypeError: if they are not tensors.
@@ -170,15 +170,15 @@ def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
 
 
 def editing_ids(canvas: Canvas, grids: Sequence[Sequence[int]], merge: int) -> torch.Tensor:
-    """Rotary positions of the editing decoder's text tokens.
+    """Return rotary positions of the editing decoder's text tokens.
 
     Args:
-        canvas (`Canvas`): Over whose cells of latents every picture is spread, so that positions have fractions.
-        grids (`Sequence[Sequence[int]]`): Rows and columns of patches of the drawn picture, then of the given one.
+        canvas (`Canvas`): Every image is spread over its latent cells, so positions may be fractional.
+        grids (`Sequence[Sequence[int]]`): Rows and columns of patches of the drawn image, then of the given one.
         merge (`int`): Patches along a side of an embedding.
 
     Returns:
-        `torch.Tensor` of shape `(length, 3)`: the number of the picture, row and column.
+        `torch.Tensor` of shape `(length, 3)`: the number of the image, row and column.
     """
     positions = []
     for index, grid in enumerate(grids):

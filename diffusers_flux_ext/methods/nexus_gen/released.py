@@ -7,5 +7,5 @@ from .language_model import NexusGenModel
 
 
 def language_model() -> Any:
-    """Nexus-Gen's language model, on the default device."""
+    """Return Nexus-Gen's language model, on the default device."""
     return qwen_vl(NexusGenModel)

@@ -27,9 +27,9 @@ def load_redux_embedder(
     torch_dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> ReduxImageEncoder:
-    """The model that turns embeddings of a picture's patches into text tokens, for [`ReduxImages`].
+    """Return the model that turns embeddings of an image's patches into text tokens, for [`ReduxImages`].
 
-    It is known by its structure, `redux_up.*` and `redux_down.*`; the sizes follow from the shapes.
+    It is recognised by its keys, `redux_up.*` and `redux_down.*`; the sizes follow from the shapes.
 
     Args:
         source (`str`, `Path` or `Mapping[str, torch.Tensor]`):

@@ -1,4 +1,4 @@
-"""Redux: pictures as a part of the prompt."""
+"""Redux: images as a part of the prompt."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ from .inputs import (
 
 @dataclass(frozen=True, eq=False)
 class ReduxImages(FluxCondition):
-    """Pictures as text tokens, FLUX.1 Redux ([model card](https://huggingface.co/black-forest-labs/FLUX.1-Redux-dev)).
+    """Images as text tokens, FLUX.1 Redux ([model card](https://huggingface.co/black-forest-labs/FLUX.1-Redux-dev)).
 
-    Each picture becomes a text group of 729 tokens in the released models, beside the prompt, which is kept.
+    Each image becomes a text group of 729 tokens in the released models, beside the prompt, which is kept.
 
     Args:
         images (*optional*):
-            A picture, a list of pictures for all prompts, or such a list for each prompt, of equal lengths. PIL
+            An image, a list of images for all prompts, or such a list for each prompt, of equal lengths. PIL
             images, arrays `(height, width, channels)` or tensors `(channels, height, width)`, of any size.
         strengths (`float` or `Sequence[float]`, defaults to 1.0):
-            For all, or per picture. With `combine="groups"` in [0, 1]: the share of the picture's tokens that is
-            left, each the mean of those nearest to it; 0 is no picture, bit-exact. With `"sum"` any factors.
-        prompt_scale (`float`, defaults to 1.0): Factor of the prompt's hidden states; 0 throws the prompt away.
+            For all, or per image. With `combine="groups"` in [0, 1]: the share of the image's tokens that is
+            left, each the mean of those nearest to it; 0 is not an image, bit-exact. With `"sum"` any factors.
+        prompt_scale (`float`, defaults to 1.0): Factor of the prompt's hidden states; 0 drops the prompt.
         pooled_scale (`float`, defaults to 1.0): Factor of the pooled prompt.
-        mask (`RegionMask`, a list of one per picture, or such a list for each prompt, *optional*):
-            Only this region of the picture being drawn, and no text, sees the picture and is seen by it. `None` in a
-            list leaves a picture everywhere.
+        mask (`RegionMask`, a list of one per image, or such a list for each prompt, *optional*):
+            Only this region of the generated image, and no text, sees the image and is seen by it. `None` in a
+            list leaves an image everywhere.
         negative (`"same"` or `None`, *optional*):
-            What the unconditional branch gets: nothing, as in diffusers, or pictures and scales too, as the reference.
+            What the unconditional branch gets: nothing, as in diffusers, or images and scales too, as the reference.
         combine (`"groups"` or `"sum"`, defaults to `"groups"`):
-            Give every picture tokens of its own, or add the tokens up, each times its strength, as
+            Give every image tokens of its own, or sum the tokens, weighted by strength, as
             [`~diffusers.FluxPriorReduxPipeline`] does.
         image_embedder ([`~diffusers.ReduxImageEncoder`]):
             From embeddings of patches to text tokens; on the pipeline's device and of its dtype, or offloaded.
@@ -111,7 +111,7 @@ class ReduxImages(FluxCondition):
                     check_regions(MASK, mask)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Tokens of every image, by its strength."""
+        """Count the tokens of every image at its strength."""
         count = count_pictures(self.images, self.image_embeds)
         config: Any = getattr(self.image_encoder, "config", None)
         patches = IMAGE_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
@@ -124,7 +124,7 @@ class ReduxImages(FluxCondition):
         )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Run the vision model and put the masks on the token grid.
+        """Run the vision model and resize the masks to the token grid.
 
         Args:
             pipe (`Encoders`): Gives the transformer, and the encoder by default.
@@ -154,18 +154,18 @@ class ReduxImages(FluxCondition):
         return encoded
 
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds | None:
-        """The scaled prompt; `None` where both scales are 1, so that another condition may replace it."""
+        """Return the scaled prompt; `None` where both scales are 1, so that another condition may replace it."""
         if not self._acts(step) or self.prompt_scale == self.pooled_scale == 1:
             return None
         hidden_states, pooled = step.prompt.hidden_states, step.prompt.pooled
         return replace(step.prompt, hidden_states=hidden_states * self.prompt_scale, pooled=pooled * self.pooled_scale)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """A text group `redux_<i>` for every picture, or one for their sum, and who may see it."""
+        """Return a text group `redux_<i>` for every image, or one for their sum, and who may see it."""
         groups, rules = [], []
         for index, tokens in self._tokens(encoded["image_embeds"]) if self._acts(step) else ():
             name, mask, unmasked = (f"{part}_{index}" for part in ("redux", "mask", "unmasked"))
-            # Text does not see a masked picture, so it is no part of the prompt there.
+            # Text does not see a masked image, so the image is not part of the prompt there.
             in_prompt = encoded[unmasked][:, None] if mask in encoded else True
             groups.append(text_group(name, tokens, step, in_prompt))
             rules += region_rules(name, encoded[mask], encoded[unmasked]) if mask in encoded else []

@@ -10,7 +10,7 @@ from .checkpoint import load_redux_embedder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("redux", __doc__)
     parser.add_argument("source", type=Path, help="a file of `redux_up.*` and `redux_down.*`, or a folder with one")
     parser.add_argument("target", type=Path, help="a new folder")

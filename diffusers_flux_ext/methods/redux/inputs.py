@@ -24,7 +24,7 @@ IMAGES, EMBEDS, MASK = (f"`{name}` of ReduxImages" for name in ("images", "image
 
 
 def count_pictures(images: Any, image_embeds: Any) -> int:
-    """Pictures of each prompt; raises a `ValueError` unless exactly one of the two is given, in a known shape."""
+    """Images of each prompt; raises a `ValueError` unless exactly one of the two is given, in a known shape."""
     if (images is None) == (image_embeds is None):
         raise ValueError(f"{IMAGES} or {EMBEDS} is needed, and not both; give one of the two.")
     if image_embeds is None:
@@ -33,7 +33,7 @@ def count_pictures(images: Any, image_embeds: Any) -> int:
 
 
 def check_pictures(images: Any, image_embeds: Any) -> None:
-    """Raise an error of [`read_image`] or [`check_embeds`] for pictures or embeddings that cannot be such."""
+    """Raise an error of [`read_image`] or [`check_embeds`] for invalid images or embeddings."""
     if image_embeds is None:
         for image in (image for sample in list_samples(images, IMAGES) for image in sample):
             check_single_image(IMAGES, image)
@@ -56,10 +56,10 @@ def check_redux_embeds(embeds: torch.Tensor, width: int) -> None:
 
 
 def read_masks(given: Any, count: int) -> list[list[Any]]:
-    """The masks of every group, `None` for none, as one list for all prompts or one for each.
+    """Return the masks of every group, `None` for none, as one list for all prompts or one for each.
 
     Raises:
-        ValueError: if a list has another length than there are groups.
+        ValueError: if the length of a list is not the number of groups.
     """
     if not isinstance(given, (list, tuple)) or is_box(given):
         return [[given] * count]
@@ -75,7 +75,7 @@ def read_masks(given: Any, count: int) -> list[list[Any]]:
 
 
 def token_masks(masks: Sequence[Any], canvas: Canvas) -> dict[str, torch.Tensor]:
-    """One group's mask for each prompt on the token grid; nothing where no prompt has one.
+    """Return one group's mask for each prompt on the token grid; an empty dict if no prompt has one.
 
     Args:
         masks (`Sequence[RegionMask | None]`): One for all prompts, or one for each.
@@ -98,7 +98,7 @@ def token_masks(masks: Sequence[Any], canvas: Canvas) -> dict[str, torch.Tensor]
 
 
 def region_rules(name: str, mask: torch.Tensor, unmasked: torch.Tensor) -> list[AttentionRule]:
-    """The rules of a masked picture, those of an entity, for all samples but the unmasked ones.
+    """Return the rules of a masked image, those of an entity, for all samples but the unmasked ones.
 
     Args:
         name (`str`): Name of its text group.

@@ -1,4 +1,4 @@
-"""Reference pictures as tokens of their own (FLUX.1 Kontext), any number of them."""
+"""Any number of reference images as tokens of their own (FLUX.1 Kontext)."""
 
 from __future__ import annotations
 
@@ -32,32 +32,33 @@ _IMAGES = "`images` of ReferenceImages"
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImages(FluxCondition):
-    """Pictures that the model looks at while it draws, for FLUX.1 Kontext ([paper](
-    https://huggingface.co/papers/2506.15742)) and models trained in its way.
+    """Reference images for FLUX.1 Kontext and models trained like it.
 
-    Each picture becomes a group of tokens after those of the canvas, in both branches of classifier-free guidance. One
-    picture with the defaults is what [`~diffusers.FluxKontextPipeline`] computes.
+    See the [paper](https://huggingface.co/papers/2506.15742). Each image becomes a group of tokens after those of the
+    canvas, in both branches of classifier-free guidance. One image with the defaults is what
+    [`~diffusers.FluxKontextPipeline`] computes.
 
     Args:
         images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The references. An entry that is itself a list, or a tensor or array of four axes, gives one picture per
+            The references. An entry that is itself a list, or a tensor or array of four axes, gives one image per
             prompt; these take the size of the first. Floats in [0, 1] or integers up to 255; a tensor of four axes
             with 16 channels is taken as scaled VAE latents.
         layout (`"index"`, `"offset"` or `"same"`, defaults to `"index"`):
             Rotary positions `(t, row, column)`. `"index"`: reference i is at t = 1 + i. `"offset"`: all are at t = 1,
             side by side. `"same"`: all are at t = 1 from row and column 0, as in the reference implementation, so
-            they lie on top of each other. For one picture the three are the same.
+            they lie on top of each other. For one image the three are the same.
         strengths (`float` or `Sequence[float]`, *optional*):
             For all, or per reference, in [0, 1]: the share of its tokens, evenly spread, that everything else may see.
-            The reference's own tokens always see each other. 1 is no rule at all, 0 is no reference at all.
-        max_area (`int`, *optional*): Larger references are shrunk to at most this many pixels, each at least a token.
+            The reference's own tokens always see each other. 1 adds no attention rule; 0 removes the reference.
+        max_area (`int`, *optional*):
+            Larger references are shrunk to at most this many pixels, at least one token each.
         preferred_size (`bool`, defaults to `True`):
             Stretch references to the preferred size of Kontext with the nearest aspect ratio, about one megapixel, as
             diffusers does. Otherwise they keep their size, rounded down to whole tokens.
 
     Raises:
-        TypeError: if a strength or `max_area` is no number.
-        ValueError: if there is no picture, or an argument is out of range.
+        TypeError: if a strength or `max_area` is not a number.
+        ValueError: if there is not an image, or an argument is out of range.
     """
 
     images: Any
@@ -83,7 +84,7 @@ class ReferenceImages(FluxCondition):
         return "the positions of reference images"
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Tokens of every reference that is seen."""
+        """Count the tokens of every reference that is seen."""
         seen = [each for each, strength in zip(self._references, self._strengths()) if strength > 0]
         most = math.inf if self.max_area is None else self.max_area // PIXELS_PER_TOKEN**2
         tokens = [MEGAPIXEL_TOKENS if self.preferred_size else _count_tokens(each) for each in seen]
@@ -104,7 +105,7 @@ class ReferenceImages(FluxCondition):
             length, 64)`, `"ids_i"` `(length, 3)` and, below 1, `"visible_i"` `(length,)`.
 
         Raises:
-            ValueError: if a picture is smaller than a token, or there is not one per prompt.
+            ValueError: if an image is smaller than a token, or there is not one per prompt.
         """
         encoded, column = {}, 0
         for index, (reference, strength) in enumerate(zip(self._references, self._strengths())):
@@ -125,7 +126,7 @@ class ReferenceImages(FluxCondition):
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The references' tokens, and who may see them."""
+        """Return the references' tokens, and who may see them."""
         groups, rules = [], []
         for index in range(len(self._references)):
             name = f"reference_{index}"
@@ -186,7 +187,7 @@ def _latents(pipe: Encoders, picture: Any, size: tuple[int, int]) -> torch.Tenso
 
 
 def _count_tokens(image: Any) -> int:
-    """Tokens of a reference in its own size; what has no size that is known counts as a megapixel."""
+    """Count the tokens of a reference in its own size; an unknown size counts as a megapixel."""
     first = image[0] if isinstance(image, (list, tuple)) and image else image
     if isinstance(first, Image.Image):
         width, height = first.size

@@ -35,7 +35,7 @@ _BLOCKS = "S.individual_token_refiner.blocks."
 
 
 def plan_connector(shapes: Shapes) -> dict[str, TensorRecipe]:
-    """How the connector's tensors are taken from a published file.
+    """Plan how the connector's tensors are taken from a published file.
 
     Args:
         shapes (`Mapping[str, Sequence[int]]`):
@@ -75,7 +75,7 @@ def _split_index(key: str) -> tuple[str, str]:
 def infer_connector_config(
     model_class: type, plan: Mapping[str, TensorRecipe], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of `Step1XConnector`, from the shapes of its tensors.
+    """Infer the arguments of `Step1XConnector` from the shapes of its tensors.
 
     The number that scales the mean tells version 1.0 from 1.1; what else differs between the two follows from it.
 
@@ -88,8 +88,8 @@ def infer_connector_config(
         `dict[str, Any]`
 
     Raises:
-        TypeError: if an override is no argument of the constructor.
-        ValueError: if tensors are missing that show a size.
+        TypeError: if an override is not an argument of the constructor.
+        ValueError: if tensors that determine a size are missing.
     """
     check_overrides(model_class, overrides)
     sized = ("proj_in.weight", "time_embedder.linear_1.weight", "blocks.0.mlp.0.weight", "pooled_proj.weight")

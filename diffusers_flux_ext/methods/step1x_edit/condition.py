@@ -1,4 +1,4 @@
-"""Step1X-Edit: a picture edited by an instruction that a language model reads."""
+"""Step1X-Edit: an image edited by an instruction that a language model reads."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _PREPARED, _IMAGE = "prepared.", "`image` of Step1XInstruction"
 class Step1XInstruction(FluxCondition):
     """An edit by an instruction, Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)).
 
-    The connector's tokens take the prompt's place in both branches of classifier-free guidance, and the picture
+    The connector's tokens replace the prompt in both branches of classifier-free guidance, and the image
     becomes a reference.
 
     Args:
         connector (`Step1XConnector`): On the pipeline's device and of its data type.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            The picture to edit, or one per prompt; of any size and mode, floats in [0, 1] or integers up to 255. It is
+            The image to edit, or one per prompt; of any size and mode, floats in [0, 1] or integers up to 255. It is
             stretched to the canvas by Lanczos.
         instruction (`str` or `Sequence[str]`, *optional*): What to do, or one per prompt.
         negative_instruction (`str` or `Sequence[str]`, defaults to `""`):
-            What the unconditional branch is told; encoded only if there is one.
+            The instruction of the unconditional branch; encoded only if there is such a branch.
         cut_at_apostrophes (`bool`, defaults to `True`):
-            Quoted text is tokenised character by character, and `'` counts as a quote as published, also the one of
+            Quoted text is tokenised character by character, and `'` counts as a quote as published, even in
             "dog's". With `False` only double quotes count.
         rescale_above (`float`, *optional*):
             At timesteps in [0, 1] above this, guidance is rescaled by [`combine_velocities`]; version 1.1 was
@@ -60,7 +60,7 @@ class Step1XInstruction(FluxCondition):
 
     Raises:
         TypeError: if `connector` is something else.
-        ValueError: if there is no picture or no instruction, or a mask has no embeddings.
+        ValueError: if there is not an image or no instruction, or a mask has no embeddings.
     """
 
     own_placement = ("mllm",)
@@ -115,13 +115,13 @@ class Step1XInstruction(FluxCondition):
             check_embeds(name, embeds, mask, self.connector.config.in_channels)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """The instruction in the prompt's place, and the image as a reference."""
+        """Return the instruction in the prompt's place, and the image as a reference."""
         given = (self.instruction_embeds, self.negative_instruction_embeds)
         lengths = [INSTRUCTION_TOKENS if each is None else each.shape[1] for each in given]
         return Demand(prompt_tokens=max(lengths), canvases=1)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Encode the picture with the VAE and the instructions with the language model.
+        """Encode the image with the VAE and the instructions with the language model.
 
         Args:
             pipe (`Encoders`): Gives the VAE, and the language model where the condition has none.
@@ -130,10 +130,10 @@ class Step1XInstruction(FluxCondition):
         Returns:
             `dict[str, torch.Tensor]`: `"reference"` `(1 or num_samples, num_tokens, 64)`, and for each branch
             `"<branch>.embeds"` `(1 or num_samples, length, 3584)` and `"<branch>.mask"` `(1 or num_samples, length)`,
-            which comes as `"<branch>.seen"`, too, where the transformer shall see no padding.
+            which comes as `"<branch>.seen"`, too, if padding is hidden from the transformer.
 
         Raises:
-            ValueError: if the numbers of pictures, instructions and prompts do not fit, or the language model is
+            ValueError: if the numbers of images, instructions and prompts do not fit, or the language model is
                 missing.
         """
         size = (canvas.width, canvas.height)
@@ -179,12 +179,12 @@ class Step1XInstruction(FluxCondition):
         )
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
-        """The half of the connector's work that no timestep enters."""
+        """Run the part of the connector that does not depend on the timestep."""
         context = self.connector(encoded[f"{step.branch}.embeds"], encoded[f"{step.branch}.mask"])
         return {_PREPARED + name: tensor for name, tensor in context._asdict().items()}
 
     def replace_prompt(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> PromptEmbeds:
-        """The connector's tokens for this timestep, and its pooled prompt."""
+        """Return the connector's tokens for this timestep, and its pooled prompt."""
         given = encoded if f"{_PREPARED}tokens" in encoded else self.prepare(encoded, step)
         context = Step1XContext(*(given[_PREPARED + name] for name in Step1XContext._fields))
         tokens, pooled = self.connector(context, timestep=step.timestep[: context.tokens.shape[0]])
@@ -194,7 +194,7 @@ class Step1XInstruction(FluxCondition):
         return PromptEmbeds(tokens.expand(count, -1, -1), pooled.expand(count, -1), ids, seen)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """The picture's tokens, at the positions of the target's or one further on each axis."""
+        """Return the image's tokens, at the positions of the target's or one further on each axis."""
         # In float32: bfloat16 has no odd numbers above 256.
         ids = step.latent_ids.float() + self.connector.config.reference_offset
         return Contribution(reference=[TokenGroup("step1x_reference", encoded["reference"], ids)])
@@ -202,7 +202,7 @@ class Step1XInstruction(FluxCondition):
     def combine_velocities(
         self, step: DenoisingStep, cond: torch.Tensor, uncond: torch.Tensor, true_cfg_scale: float
     ) -> torch.Tensor | None:
-        """Guidance with the norms of the differences rescaled, above the threshold."""
+        """Rescale the norms of the differences in guidance, above the threshold."""
         if self.rescale_above is None or float(step.timestep[0]) <= self.rescale_above:
             return None
         return combine_velocities(cond, uncond, true_cfg_scale, norm_power=self.rescale_power)

@@ -23,14 +23,14 @@ __all__ = ["ModelMixin", "Step1XConnector", "Step1XContext"]
 
 
 class Step1XContext(NamedTuple):
-    """What the connector makes of an instruction whatever the timestep.
+    """The part of the connector's result that does not depend on the timestep.
 
     Attributes:
         tokens (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): The tokens before the first block.
-        attended (`torch.Tensor` of the same shape): What the first block's attention gives, before its gate.
+        attended (`torch.Tensor` of the same shape): Output of the first block's attention, before its gate.
         summary (`torch.Tensor` of shape `(batch_size, hidden_size)`): The text's part in the gates.
         pooled (`torch.Tensor` of shape `(batch_size, pooled_dim)`): The pooled prompt.
-        attention_mask (`torch.Tensor` of shape `(batch_size, length)`): Which tokens are no padding; boolean.
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`): Which tokens are not padding; boolean.
     """
 
     tokens: torch.Tensor
@@ -68,8 +68,10 @@ class _RefinerBlock(nn.Module):
         modulation: torch.Tensor | None = None,
         attended: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`(batch_size, length, hidden_size)` to the same: without `modulation` what the attention gives, which can be
-        given back as `attended`."""
+        """Map tokens `(batch_size, length, hidden_size)` to the same shape.
+
+        Without `modulation` return the attention's output, which can be passed back as `attended`.
+        """
         # A mode of `forward` rather than a method of its own: offloading hooks act on `forward` only.
         if modulation is None:
             return self._attend(tokens, pairs)
@@ -80,12 +82,11 @@ class _RefinerBlock(nn.Module):
 
 
 class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMixin):
-    r"""
-    The connector of Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)): it refines the hidden states of
-    Qwen2.5-VL into the prompt of the transformer, and their mean into the pooled prompt.
+    r"""The connector of Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)).
 
-    The refined tokens depend on the timestep, through gates. Padding is refined, too (it looks at the first token
-    only), and the transformer sees it, as published.
+    It refines the hidden states of Qwen2.5-VL into the prompt of the transformer, and their mean into the pooled
+    prompt. The refined tokens depend on the timestep, through gates. Padding is refined, too (it sees the first
+    token only), and the transformer sees it, as published.
 
     Args:
         in_channels (`int`, defaults to 3584):
@@ -116,7 +117,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
     config: Any
     _supports_gradient_checkpointing = False
     runs_every_step = True
-    # It runs a part of its first block by itself, past the hooks of the block.
+    # It runs part of its first block itself, bypassing the hooks of the block.
     streams_blocks = False
 
     @register_to_config
@@ -155,7 +156,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
         attention_mask: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
     ) -> Any:
-        """The prompt for a timestep, or the part of the work that no timestep enters.
+        """Compute the prompt for a timestep, or the part that does not depend on the timestep.
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, length, in_channels)` or `Step1XContext`):
@@ -213,7 +214,7 @@ class Step1XConnector(SingleFileMixin, CheckedConfigMixin, ModelMixin, ConfigMix
 
 
 def _pairs(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Who sees whom, `(batch_size, 1, length, length)`: tokens see tokens, and everything sees the first one."""
+    """Return the mask `(batch_size, 1, length, length)`: tokens see tokens, and everything sees the first one."""
     pairs = attention_mask[:, None, :, None] & attention_mask[:, None, None, :]
     pairs[..., 0] = True
     return pairs

@@ -28,7 +28,7 @@ def convert(source: Path, target: Path, axes: list[int] | None, heads: int | Non
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = command_parser("step1x-edit", __doc__)
     parser.add_argument("source", type=Path, help="the safetensors file of transformer and connector")
     parser.add_argument("target", type=Path, help="a new folder")

@@ -1,4 +1,4 @@
-"""How Step1X-Edit asks Qwen2.5-VL about a picture and an instruction."""
+"""How Step1X-Edit asks Qwen2.5-VL about an image and an instruction."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PICTURE_END = "<|vision_end|>"
 
 
 def cut_quotes(text: str, at_apostrophes: bool = True) -> list[str]:
-    """Pieces of a text that are tokenised on their own: quoted text character by character, each in curly quotes.
+    """Split a text into separately tokenised pieces: quoted text character by character, each in curly quotes.
 
     Args:
         text (`str`): The text from the instruction on.
@@ -65,11 +65,11 @@ def cut_quotes(text: str, at_apostrophes: bool = True) -> list[str]:
 
 
 def instruction_tokens(processor: Any, instruction: str, at_apostrophes: bool = True) -> list[int]:
-    """Token ids of the chat about one picture, as published.
+    """Return token ids of the chat about one image, as published.
 
     Args:
         processor (`QwenVLProcessor`): Gives the tokenizer.
-        instruction (`str`): What to do with the picture.
+        instruction (`str`): What to do with the image.
         at_apostrophes (`bool`): See [`cut_quotes`].
 
     Returns:
@@ -94,12 +94,12 @@ def encode_instructions(
     cut: bool = True,
     name: str = "`prompt`",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The language model's hidden states for instructions about pictures, one by one and without padding.
+    """Return the language model's hidden states for instructions about images, one by one and without padding.
 
     Args:
         mllm (`Qwen2_5_VLForConditionalGeneration`): The language model.
         processor (`QwenVLProcessor`): Its processor.
-        instructions (`Sequence[str]`): What to do; one for all pictures, or one each.
+        instructions (`Sequence[str]`): What to do; one for all images, or one each.
         pictures (`Sequence[PIL.Image.Image]`): One for all instructions, or one each.
         cut (`bool`): Whether `'` is a quote, see [`cut_quotes`].
         name (`str`): What the instructions are called in errors.
@@ -109,7 +109,7 @@ def encode_instructions(
         the mask `(count, 640)`, boolean, both on the language model's device.
 
     Raises:
-        ValueError: if the numbers of instructions and pictures do not fit.
+        ValueError: if the numbers of instructions and images do not fit.
     """
     if 1 not in (len(instructions), len(pictures)) and len(instructions) != len(pictures):
         raise ValueError(f"{name} has {len(instructions)} texts for {len(pictures)} pictures. Give one, or one each.")
@@ -141,10 +141,10 @@ def encode_instructions(
 
 
 def step1x_size(width: int, height: int, size_level: int = 1024, multiple: int = 16) -> tuple[int, int]:
-    """The size in which Step1X-Edit draws a picture: its aspect, and about the area of the size level.
+    """Return the size in which Step1X-Edit draws an image: its aspect, and about the area of the size level.
 
     Args:
-        width (`int`): Pixels of the picture to edit.
+        width (`int`): Pixels of the image to edit.
         height (`int`): Pixels.
         size_level (`int`, *optional*, defaults to 1024): Side of a square of the same area; published are 512, 768
             and 1024.

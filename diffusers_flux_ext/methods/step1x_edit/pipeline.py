@@ -52,21 +52,18 @@ _NOT_READ = (
 
 
 class FluxStep1XEditPipeline(FluxConditionedPipeline):
-    r"""
-    Editing of pictures by instructions, Step1X-Edit ([paper](https://huggingface.co/papers/2504.17761)), versions 1.0
-    and 1.1.
+    r"""Editing images by instructions, Step1X-Edit 1.0 and 1.1 ([paper](https://huggingface.co/papers/2504.17761)).
 
     Args:
         scheduler, vae, transformer, image_encoder, feature_extractor: As for its base class.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2 (*optional*):
             As for its base class; only conditions read them, [`EntityRegions`] for example.
         mllm (`Qwen2_5_VLForConditionalGeneration`, *optional*):
-            Qwen2.5-VL 7B, which reads picture and instruction before the loop; encoded instructions do without it.
+            Qwen2.5-VL 7B, which reads image and instruction before the loop; encoded instructions do without it.
         mllm_processor ([`QwenVLProcessor`], *optional*): Its processor.
         connector ([`Step1XConnector`], *optional*): Makes the transformer's prompt of its hidden states.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers.utils import load_image
@@ -139,7 +136,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         self.register_modules(mllm=mllm, mllm_processor=mllm_processor, connector=connector)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """The longest instruction in the prompt's place, and the image as a reference."""
+        """Return the longest instruction in the prompt's place, and the image as a reference."""
         return Demand(prompt_tokens=MAX_TOKENS, canvases=1)
 
     @torch.no_grad()
@@ -152,19 +149,21 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         size_level: int = 1024,
         cut_at_apostrophes: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the language model makes of instructions, to keep and to give as `instruction_embeds` and
-        `instruction_mask`, also to a pipeline without it.
+        """Encode instructions with the language model.
+
+        The result can be saved and passed as `instruction_embeds` and `instruction_mask`, also to a pipeline without
+        the language model.
 
         Args:
-            prompt (`str` or `Sequence[str]`): What to do, or one for each picture; `""` for the negative side.
-            image (*optional*): The pictures, as for the call.
+            prompt (`str` or `Sequence[str]`): What to do, or one for each image; `""` for the negative side.
+            image (*optional*): The images, as for the call.
             height, width, size_level, cut_at_apostrophes: As for the call.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: hidden states `(count, 640, 3584)` and their mask `(count, 640)`.
 
         Raises:
-            ValueError: if the pipeline has no language model, there is no picture, or the numbers do not fit.
+            ValueError: if the pipeline has no language model, there is not an image, or the numbers do not fit.
         """
         if self.mllm is None or self.mllm_processor is None:
             raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")
@@ -194,20 +193,19 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
     ) -> FluxPipelineOutput | tuple:
-        r"""
-        Edit pictures.
+        r"""Edit images.
 
         Args:
             args, kwargs:
                 As for [`FluxConditionedPipeline.__call__`], but `prompt` is the instruction, `negative_prompt` what
-                the unconditional branch is told (`""` by default), `image` the picture to edit or one per prompt, and
+                the unconditional branch is told (`""` by default), `image` the image to edit or one per prompt, and
                 `true_cfg_scale` is 6 by default; at 1 and below nothing negative is encoded or computed. What only the
                 text encoders read (`prompt_2`, `prompt_embeds`, ...) is refused.
             size_level (`int`, *optional*, defaults to 1024):
-                Without `height` and `width` the first picture's aspect is kept at about the area of a square of this
-                side; published are 512, 768 and 1024. With them, pictures are stretched to them.
+                Without `height` and `width` the first image's aspect is kept at about the area of a square of this
+                side; published are 512, 768 and 1024. With them, images are stretched to them.
             init_image (*optional*):
-                Start from this picture instead of from noise, as `image` does in the base class, with `strength`.
+                Start from this image instead of from noise, as `image` does in the base class, with `strength`.
             cut_at_apostrophes, rescale_above, rescale_power: See [`Step1XInstruction`].
             instruction_embeds, instruction_mask, negative_instruction_embeds, negative_instruction_mask:
                 Encoded instructions in place of `prompt` and `negative_prompt`, see [`encode_instruction`].
@@ -217,7 +215,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
 
         Raises:
-            ValueError: if there is no picture, no instruction or no connector, or an argument is not read.
+            ValueError: if there is not an image, no instruction or no connector, or an argument is not read.
         """
         given = named_arguments(FluxConditionedPipeline, args, kwargs)
         useless = [name for name in _NOT_READ if given.get(name) is not None]
@@ -255,7 +253,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         return height or fitted[1], width or fitted[0]
 
     def _empty_prompts(self, condition: Step1XInstruction, guided: bool, masked: bool) -> dict[str, torch.Tensor]:
-        """Stand-ins for the text encoders' prompts, which the condition replaces."""
+        """Return stand-ins for the text encoders' prompts, which the condition replaces."""
         if condition.instruction_embeds is not None:
             count = condition.instruction_embeds.shape[0]
         else:

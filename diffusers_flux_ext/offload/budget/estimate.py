@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ...lora.loading.timestep_layers import TimestepClock
+from ...lora.loading.clock import TimestepClock
 from ..blocks import FP8, LEAVES, compute_dtype, streamable_blocks
 from ..disk.guards import MARKS
 from ..disk.stream import stream_of
