@@ -119,8 +119,7 @@ def added_tokens(name: str) -> int:
 
 def weights_gib(name: str) -> float:
     """Return the released modules beside FLUX.1's own in bfloat16."""
-    with on_meta():
-        modules = [make() for make in released_modules(name).values()]
+    modules = [on_meta(make) for make in released_modules(name).values()]
     return sum(weight.nbytes for module in modules for weight in module.parameters()) / GIB
 
 

@@ -67,9 +67,8 @@ def build_models() -> dict[str, nn.Module]:
     flux = flux_models()
     names = {"transformer": "transformer", "T5": "text_encoder_2", "CLIP": "text_encoder", "VAE": "vae"}
     models = {name: flux[component] for name, component in names.items()}
-    with on_meta():
-        models |= {"projector": InfiniteYouImageProjector(), "SigLIP": siglip(), IP_ADAPTER: FluxIPAdapter()}
-        return models | {name: make() for name, make in CONTROLNETS.items()}
+    others = {"projector": InfiniteYouImageProjector, "SigLIP": siglip, IP_ADAPTER: FluxIPAdapter, **CONTROLNETS}
+    return models | {name: on_meta(make) for name, make in others.items()}
 
 
 def measure(model: nn.Module) -> Sizes:

@@ -49,7 +49,7 @@ _CORE = {
         "stop_disk_streaming",
         "stream_from_disk",
     ],
-    "offload.disk.stream": ["DiskStreamingStats"],
+    "offload.disk.loader": ["DiskStreamingStats"],
     "pipeline.conditioned": ["FluxConditionedPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],

@@ -88,7 +88,7 @@ from .offload.budget.apply import memory_report as memory_report
 from .offload.budget.plan import VRAMBudgetError as VRAMBudgetError
 from .offload.budget.plan import VRAMPlan as VRAMPlan
 from .offload.budget.planner import plan_vram as plan_vram
-from .offload.disk.stream import DiskStreamingStats as DiskStreamingStats
+from .offload.disk.loader import DiskStreamingStats as DiskStreamingStats
 from .offload.disk.streaming import disk_streaming_stats as disk_streaming_stats
 from .offload.disk.streaming import load_streamed as load_streamed
 from .offload.disk.streaming import release_disk_buffers as release_disk_buffers

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,16 +25,19 @@ from .releases import check_counts, released_modules, releases
 FLUX_DEV = "FLUX.1-dev"
 
 
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """Give modules made inside bfloat16 weights on the meta device."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module with bfloat16 weights on the meta device.
+
+    Args:
+        make (`Callable`): Builds it.
+
+    Returns:
+        `torch.nn.Module`
+    """
+    with torch.device("meta"):
+        module = make()
+    # Not the library's own `to`, which warns of what it would do to weights that mean something.
+    return nn.Module.to(module, torch.bfloat16)
 
 
 def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Module]:
@@ -70,8 +72,8 @@ def flux_models(model: str = FLUX_DEV, **transformer: Any) -> dict[str, nn.Modul
 
 
 def _make(model: str, name: str, build: Callable[[], nn.Module]) -> nn.Module:
-    with building(_config_path(model, name)), on_meta():
-        return build()
+    with building(_config_path(model, name)):
+        return on_meta(build)
 
 
 def _config_path(model: str, name: str) -> str:
@@ -113,9 +115,8 @@ def plan_methods(
     known = releases()
     chosen = [(known[name], count) for name, count in methods]
     models = flux_models(model, **_changes([release for release, _ in chosen]))
-    with on_meta():
-        for release, _ in chosen:
-            models |= {name: make() for name, make in released_modules(release.name).items()}
+    for release, _ in chosen:
+        models |= {name: on_meta(make) for name, make in released_modules(release.name).items()}
     added = [release.demand(release.count if count is None else count) for release, count in chosen]
     # Arguments have been checked by now, so errors of a library come from the configs.
     with building(model, passing=(ValueError,), what="a FLUX.1 pipeline that can run"):

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from diffusers_flux_ext import tiny_flux_path
 from diffusers_flux_ext.cli.main import main
-from diffusers_flux_ext.methods.catalog import flux_models, plan_methods
+from diffusers_flux_ext.methods.catalog import flux_models, on_meta, plan_methods
 from diffusers_flux_ext.methods.releases import released_modules, releases
 
 
@@ -95,3 +96,15 @@ def test_step1x_edit_brings_its_models_prompt_and_reference(capsys):
 
 def test_a_method_may_change_the_transformer():
     assert flux_models(**releases()["fill"].transformer)["transformer"].x_embedder.in_features == 384
+
+
+def test_planning_leaves_the_default_data_type_alone():
+    seen = []
+
+    def make():
+        seen.append(torch.get_default_dtype())
+        return torch.nn.Linear(2, 2)
+
+    module = on_meta(make)
+    assert seen == [torch.float32]
+    assert (module.weight.dtype, module.weight.device.type) == (torch.bfloat16, "meta")

@@ -6,7 +6,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -25,6 +24,9 @@ TILE_SIZES = (None, 1024, 768, 512, 384, 256, 128)
 # For modules whose inputs are not known here: this share of their weights, and at least so many bytes.
 ASSUMED_SHARE, ASSUMED_BYTES = 0.1, 2**26
 PIXELS_PER_TOKEN = 16
+# What calls of modules of a shape were found to take; planning asks for the same ones many times.
+TRACES_KEPT = 256
+_TRACED: dict[Any, int] = {}
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = N
         weights = sum(each.numel() * each.element_size() for each in module.parameters())
         return max(int(weights * ASSUMED_SHARE), ASSUMED_BYTES), True
     plane = _plane_bytes(workload) if tile is not None else 0
-    key = _Key(module, call, (workload, tile, _shape_of(module)))
-    try:
-        return _traced(key) + plane, False
-    finally:
-        # The cache keeps the key, and must not keep the model alive.
-        key.module = None
+    key = (workload, tile, _shape_of(module))
+    if key not in _TRACED:
+        _TRACED[key] = peak_bytes(call(meta_copy(module)))
+        if len(_TRACED) > TRACES_KEPT:
+            del _TRACED[next(iter(_TRACED))]
+    return _TRACED[key] + plane, False
 
 
 def residual_bytes(module: Any, workload: Workload) -> int:
@@ -104,34 +106,11 @@ def residual_bytes(module: Any, workload: Workload) -> int:
     return int(number * workload.batch * workload.picture_tokens * width * compute_dtype(module).itemsize)
 
 
-class _Key:
-    """A traced call, equal to another one of a module with the same shapes, so that the cache finds it."""
-
-    module: nn.Module | None
-
-    def __init__(self, module: nn.Module, call: Callable[[nn.Module], Callable[[], Any]], key: Any) -> None:
-        self.module, self.call, self.key = module, call, key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.key == other.key
-
-
 def _shape_of(module: nn.Module) -> Any:
     own = [(name, tuple(each.shape)) for name, each in module.named_parameters()]
     # Hooks, such as those of LoRA-Fusion, hold tensors of their own.
     hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
     return type(module), compute_dtype(module), hash(tuple(own)), hooks, repr(getattr(module, "config", None))
-
-
-@lru_cache(maxsize=256)
-def _traced(key: _Key) -> int:
-    module = key.module
-    if module is None:
-        raise RuntimeError("A traced call has lost its module before it ran.")
-    return peak_bytes(key.call(meta_copy(module)))
 
 
 def meta_copy(module: nn.Module) -> Any:

@@ -1,4 +1,4 @@
-"""Reading blocks ahead of their use, into buffers that are used again."""
+"""Having the weights of one block in place while the next ones are brought."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import FileReader
+from .loader import DiskStreamingStats, Loader, Slot
 from .weights import StreamedBlock
 
 
@@ -18,165 +19,9 @@ STREAM = "_flux_ext_disk_stream"
 
 
 @dataclass
-class DiskStreamingStats:
-    """
-    What streaming has done so far.
-
-    Attributes:
-        bytes_read (`int`): Bytes read from disk.
-        blocks_read (`int`): Blocks read from disk.
-        read_seconds (`float`): Time spent reading, in the background.
-        wait_seconds (`float`): Time in which computing had to wait for a block.
-        blocks_waited (`int`): Blocks that were not ready when they were needed.
-        blocks_unused (`int`): Blocks that were read ahead in vain.
-    """
-
-    bytes_read: int = 0
-    blocks_read: int = 0
-    read_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    blocks_waited: int = 0
-    blocks_unused: int = 0
-
-
-class _Slot:
-    """A buffer on the onload device for one block."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
-        self.released: torch.cuda.Event | None = None
-        # The memory may have been freed by work that is still going on.
-        self.release()
-
-    def release(self) -> None:
-        """Mark that what was enqueued so far is the last to use the buffer's content."""
-        if self.buffer.is_cuda:
-            self.released = torch.cuda.current_stream(self.buffer.device).record_event()
-
-
-class _Reader:
-    """Reads blocks into staging buffers in host memory, one of them ahead. Runs in a thread of its own.
-
-    Args:
-        reader (`FileReader`): Reads the files.
-        buffers (`Sequence[torch.Tensor]`): One, or two to read ahead.
-        stats (`DiskStreamingStats`): Counts.
-    """
-
-    def __init__(self, reader: FileReader, buffers: Sequence[Tensor], stats: DiskStreamingStats) -> None:
-        self.reader, self.buffers, self.stats = reader, list(buffers), stats
-        self._free = list(buffers)
-        self._ahead: tuple[StreamedBlock, Tensor, Future[Tensor]] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disk-reading")
-
-    def take(self, block: StreamedBlock) -> tuple[Tensor, Tensor | None]:
-        """The bytes of a block in host memory, and the staging buffer that they are in."""
-        if block.kept is not None:
-            return block.kept, None
-        if self._ahead is not None and self._ahead[0] is block:
-            _, buffer, reading = self._ahead
-            self._ahead = None
-        else:
-            # Not pinned where it stays: sizes of pinned memory are rounded up, which the budget does not allow for.
-            buffer = torch.empty(block.size, dtype=torch.uint8) if block.keep else self._free.pop()
-            reading = self._thread.submit(self.read, block, buffer)
-        try:
-            reading.result()
-        except BaseException:
-            self.give_back(None if block.keep else buffer)
-            raise
-        if block.keep:
-            block.kept = buffer
-            return buffer, None
-        return buffer, buffer
-
-    def give_back(self, buffer: Tensor | None) -> None:
-        """A staging buffer may be used again."""
-        if buffer is not None:
-            self._free.append(buffer)
-
-    def read_ahead(self, block: StreamedBlock | None) -> None:
-        """Start to read the block that will have to come from disk next."""
-        if block is None or len(self.buffers) < 2 or (self._ahead is not None and self._ahead[0] is block):
-            return
-        if self._ahead is not None:
-            self._ahead[2].exception()
-            self.give_back(self._ahead[1])
-        buffer = self._free.pop()
-        self._ahead = (block, buffer, self._thread.submit(self.read, block, buffer))
-
-    def read(self, block: StreamedBlock, buffer: Tensor) -> Tensor:
-        """Read a block into a buffer."""
-        start = time.perf_counter()
-        self.stats.bytes_read += self.reader.read(block.pieces, buffer)
-        self.stats.read_seconds += time.perf_counter() - start
-        self.stats.blocks_read += 1
-        return buffer
-
-    def close(self) -> None:
-        """Wait for the read under way."""
-        self._thread.shutdown()
-
-
-class _Loader:
-    """Brings blocks from disk, or from the memory that they are kept in, to the device. Runs in a thread of its own.
-
-    On the CPU blocks are read to where they compute. Otherwise they pass through staging buffers, which are pinned
-    where the device can copy from such memory on the side.
-    """
-
-    def __init__(self, reader: FileReader, device: torch.device, staging: Sequence[int], stats: DiskStreamingStats):
-        is_cuda = device.type == "cuda"
-        self.device = device
-        self.staged = bool(staging)
-        buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda) for size in staging]
-        self.reader = _Reader(reader, buffers, stats)
-        self.stream = torch.cuda.Stream(device) if is_cuda else None
-
-    @torch.no_grad()
-    def load(self, block: StreamedBlock, slot: _Slot | None, coming: StreamedBlock | None) -> Tensor:
-        """The bytes of a block on the device."""
-        data = self._through_host(block, slot, coming) if self.staged else self._directly(block, slot)
-        if block.resident:
-            block.on_device = data
-        return data
-
-    def _directly(self, block: StreamedBlock, slot: _Slot | None) -> Tensor:
-        if block.kept is not None:
-            return block.kept
-        own = block.keep or slot is None
-        data = self.reader.read(block, torch.empty(block.size, dtype=torch.uint8) if own else slot.buffer)  # type: ignore[union-attr]
-        if block.keep:
-            block.kept = data
-        return data
-
-    def _through_host(self, block: StreamedBlock, slot: _Slot | None, coming: StreamedBlock | None) -> Tensor:
-        host, buffer = self.reader.take(block)
-        self.reader.read_ahead(coming)
-        try:
-            target = torch.empty(block.size, dtype=torch.uint8, device=self.device) if slot is None else slot.buffer
-            self._copy(host[: block.size], target, slot)
-        finally:
-            self.reader.give_back(buffer)
-        return target
-
-    def _copy(self, host: Tensor, target: Tensor, slot: _Slot | None) -> None:
-        # Only this thread waits: first for the last use of the slot, then for its own copy. So what it returns is
-        # complete, and the staging buffer is free again.
-        if self.stream is None:
-            target[: len(host)].copy_(host)
-            return
-        if slot is not None and slot.released is not None:
-            slot.released.synchronize()
-        with torch.cuda.stream(self.stream):
-            target[: len(host)].copy_(host, non_blocking=True)
-        self.stream.synchronize()
-
-
-@dataclass
 class _Pending:
     data: Future[Tensor]
-    slot: _Slot | None
+    slot: Slot | None
 
 
 class DiskStream:
@@ -216,9 +61,9 @@ class DiskStream:
 
     def _start(self) -> None:
         self._size = max((block.size for block in self.blocks if self._needs_slot(block)), default=0)
-        self._loader: _Loader | None = None
-        self._free: list[_Slot] = []
-        self._slot: _Slot | None = None
+        self._loader: Loader | None = None
+        self._free: list[Slot] = []
+        self._slot: Slot | None = None
         self._scratch: Tensor | None = None
 
     @property
@@ -264,9 +109,9 @@ class DiskStream:
         previous = self.current
         self._take_away()
         if self._loader is None:
-            self._loader = _Loader(self.reader, self.device, self._staging_sizes(), self.stats)
+            self._loader = Loader(self.reader, self.device, self._staging_sizes(), self.stats)
             slots = min(self.read_ahead + 1, sum(map(self._needs_slot, self.blocks)))
-            self._free = [_Slot(self._size, self.device) for _ in range(slots)]
+            self._free = [Slot(self._size, self.device) for _ in range(slots)]
         if previous is not None:
             self._following[previous] = index
         there = self._there(self.blocks[index])
@@ -313,9 +158,12 @@ class DiskStream:
             slot = self._free.pop()
         return self._load(index, slot)
 
-    def _load(self, index: int, slot: _Slot | None) -> _Pending:
+    def _load(self, index: int, slot: Slot | None) -> _Pending:
         assert self._loader is not None
-        return _Pending(self._thread.submit(self._loader.load, self.blocks[index], slot, self._coming(index)), slot)
+        block = self.blocks[index]
+        # Made here, so that the copy waits for work under way that used the memory before.
+        target = Slot(block.size, self.device) if block.resident and self._staged else slot
+        return _Pending(self._thread.submit(self._loader.load, block, target, self._coming(index)), slot)
 
     def _coming(self, index: int) -> StreamedBlock | None:
         """The block after one that will have to come from disk."""
@@ -362,7 +210,7 @@ class DiskStream:
                 slot = self._free.pop()
             self._pending[following] = self._load(following, slot)
 
-    def _install(self, index: int, data: Tensor, slot: _Slot | None) -> None:
+    def _install(self, index: int, data: Tensor, slot: Slot | None) -> None:
         block = self.blocks[index]
         self.current, self._slot = index, slot
         position = 0

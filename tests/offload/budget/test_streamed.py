@@ -13,7 +13,9 @@ from transformers import T5EncoderModel
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
+    TeaCacheConfig,
     VRAMBudgetError,
+    apply_tea_cache,
     apply_vram_plan,
     disable_vram_budget,
     disk_streaming_stats,
@@ -224,14 +226,25 @@ def test_saving_writes_the_weights(saved, tmp_path):
     assert all(torch.equal(value, wanted[key]) for key, value in written.state_dict().items())
 
 
-def test_blocks_that_a_cache_skips_are_not_read(saved):
+@pytest.mark.parametrize("cache_first", [True, False])
+@pytest.mark.parametrize("kind", ["first block", "tea"])
+def test_blocks_that_a_cache_skips_are_not_read(saved, kind, cache_first):
     plain, pipe = tiny_like(), streamed(saved)
-    for each in (plain, pipe):
-        each.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    caches = {
+        "first block": lambda each: each.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9)),
+        "tea": lambda each: apply_tea_cache(each.transformer, TeaCacheConfig(1e9)),
+    }
+    caches[kind](plain)
+    if cache_first:
+        caches[kind](pipe)
     budget(pipe, "streamed")
+    if not cache_first:
+        caches[kind](pipe)
     before = disk_streaming_stats(pipe.transformer).blocks_read
     assert torch.equal(draw(pipe, num_inference_steps=3), draw(plain, num_inference_steps=3))
-    assert disk_streaming_stats(pipe.transformer).blocks_read - before <= 10 + 2 * 3
+    # TeaCache computes the first and the last step.
+    whole = 1 if kind == "first block" else 2
+    assert disk_streaming_stats(pipe.transformer).blocks_read - before <= 10 * whole + 2 * 3
 
 
 def test_eight_bits_are_those_of_the_file(saved, tmp_path):
