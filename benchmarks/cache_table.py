@@ -25,8 +25,8 @@ from diffusers import (
 from diffusers.utils import logging
 
 from diffusers_flux_ext import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+from diffusers_flux_ext.testing import call_kwargs
 from tests.fixtures.conditions import CASES, METHODS, pipeline_for
-from tests.fixtures.tiny import call_kwargs
 
 
 STEPS = 6

@@ -19,8 +19,8 @@ from diffusers import FluxControlNetModel, FluxControlNetPipeline
 from PIL import Image
 
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline
+from diffusers_flux_ext.testing import randomise
 from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
-from tests.parity.reference.weights import randomise
 
 
 SIDES = ("reference", "diffusers", "ours")

@@ -1,4 +1,4 @@
-"""A forward of a transformer of the released size that is read from disk: ours, and the reference's disk mode.
+"""A forward of a transformer of the released size that is read from disk: ours, accelerate's and the reference's.
 
 Random bfloat16 weights are written to a folder and removed at the end; each side runs in a process of its own. Before
 every measurement the files are dropped from the page cache, so that they come from the disk.
@@ -26,16 +26,17 @@ from diffusers import FluxTransformer2DModel
 from benchmarks.memory import peak_mib
 from benchmarks.random_files import write_random_weights
 from diffusers_flux_ext import disk_streaming_stats, load_streamed
+from diffusers_flux_ext.checkpoints.stored import read_layout
 
 
-SIDES = ("ours", "reference")
+SIDES = ("ours", "accelerate", "reference")
 GIB = 2**30
 
 
 def drop_cache(folder: Path) -> None:
     """Make the next read of every file in `folder` come from the disk."""
     os.sync()
-    for path in folder.iterdir():
+    for path in folder.glob("*.*"):
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
@@ -77,8 +78,8 @@ def make_inputs(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 
 def write_files(args: argparse.Namespace, side: str, folder: Path) -> int:
-    """Write the transformer in the layout of a side; return the number of bytes."""
-    if side == "ours":
+    """Write the transformer in the layout of a side; returns the number of bytes."""
+    if side != "reference":
         with torch.device("meta"):
             model: Any = FluxTransformer2DModel(**transformer_config(args))
         model.save_config(folder)
@@ -90,22 +91,15 @@ def write_files(args: argparse.Namespace, side: str, folder: Path) -> int:
     return write_random_weights({key: tuple(t.shape) for key, t in model.state_dict().items()}, folder, name)
 
 
-def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
-    """Return a forward of ours, and its statistics."""
+def forward_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of diffusers' transformer."""
     from diffusers import FluxPipeline
 
-    model = load_streamed(
-        FluxTransformer2DModel,
-        folder,
-        compute_dtype=getattr(torch, args.dtype),
-        ram_budget_gib=args.ram_budget_gib,
-        read_ahead=args.read_ahead,
-    )
     inputs = make_inputs(args)
     side = args.image_size // 8
     packed = FluxPipeline._pack_latents(inputs["latents"], 1, 16, side, side)
     ids = FluxPipeline._prepare_latent_image_ids(1, side // 2, side // 2, torch.device("cpu"), torch.float32)
-    arguments = {
+    return {
         "hidden_states": packed,
         "encoder_hidden_states": inputs["text"],
         "pooled_projections": inputs["pooled"],
@@ -115,7 +109,42 @@ def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], t
         "txt_ids": torch.zeros(args.text_tokens, 3),
         "return_dict": False,
     }
+
+
+def prepare_ours(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
+    """Return a forward of ours, and its statistics."""
+    model = load_streamed(
+        FluxTransformer2DModel,
+        folder,
+        compute_dtype=getattr(torch, args.dtype),
+        ram_budget_gib=args.ram_budget_gib,
+        read_ahead=args.read_ahead,
+    )
+    arguments = forward_arguments(args)
     return lambda: model(**arguments)[0], lambda: vars(disk_streaming_stats(model))
+
+
+def prepare_accelerate(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
+    """Return a forward under accelerate's `disk_offload`, which reads the same safetensors files in place."""
+    from accelerate import disk_offload
+
+    with torch.device("meta"):
+        model: Any = FluxTransformer2DModel(**transformer_config(args)).to(getattr(torch, args.dtype))
+    index = {
+        key: {
+            "safetensors_file": str(each.path),
+            "weight_name": key,
+            "dtype": str(each.dtype).removeprefix("torch."),
+            "shape": list(each.shape),
+        }
+        for key, each in read_layout(folder).items()
+    }
+    offload = folder / "accelerate"
+    offload.mkdir(exist_ok=True)
+    (offload / "index.json").write_text(json.dumps(index))
+    disk_offload(model, str(offload), execution_device=torch.device("cpu"))
+    arguments = forward_arguments(args)
+    return lambda: model(**arguments)[0], dict
 
 
 def prepare_reference(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
@@ -143,7 +172,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     folder = Path(args.folder)
     drop_cache(folder)
-    prepare = prepare_ours if args.run == "ours" else prepare_reference
+    prepare = {"ours": prepare_ours, "accelerate": prepare_accelerate, "reference": prepare_reference}[args.run]
     forward, stats = prepare(args, folder)
     calls, plain = [], read_plainly(folder)
     for _ in range(args.forwards):

@@ -52,6 +52,7 @@ from diffusers_flux_ext import (
     regional_attention,
 )
 from diffusers_flux_ext.encoded import EncodedConditions
+from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.infinite_you import face, tiny_projector
@@ -61,7 +62,6 @@ from tests.fixtures.nexus_gen import tiny_adapter, tiny_merger
 from tests.fixtures.qwen_vl import HIDDEN
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
-from tests.fixtures.tiny import seeded, tiny_pipeline, tiny_transformer
 
 
 # A quarter of the released numbers of tokens and heads of the released size: the shares of a step stay the same.

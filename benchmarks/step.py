@@ -21,8 +21,8 @@ from PIL import Image
 
 from benchmarks.curves import draw_curves
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
+from diffusers_flux_ext.testing import randomise
 from tests.parity.reference import reference_pair
-from tests.parity.reference.weights import randomise
 
 
 Side = Callable[[], Any]

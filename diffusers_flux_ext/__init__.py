@@ -39,15 +39,10 @@ _CORE = {
     "methods": ["Method", "Release", "register_method"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
-    "offload.budget.api": [
-        "VRAMBudgetError",
-        "VRAMPlan",
-        "apply_vram_plan",
-        "disable_vram_budget",
-        "memory_report",
-        "plan_vram",
-    ],
-    "offload.disk.api": [
+    "offload.budget.apply": ["apply_vram_plan", "disable_vram_budget", "memory_report"],
+    "offload.budget.plan": ["VRAMBudgetError", "VRAMPlan"],
+    "offload.budget.planner": ["plan_vram"],
+    "offload.disk.streaming": [
         "disk_streaming_stats",
         "load_streamed",
         "release_disk_buffers",

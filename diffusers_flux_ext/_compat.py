@@ -244,11 +244,17 @@ def fetch_lora_state_dict(
 
 
 @contextmanager
-def offloading_suspended(pipe: Any) -> Iterator[None]:
-    """Remove accelerate's hooks from a pipeline's modules, then restore all offloading, new modules included."""
+def offloading_suspended(pipe: Any, weights: bool = False) -> Iterator[None]:
+    """Remove accelerate's hooks from a pipeline's modules, then restore all offloading, new modules included.
+
+    Args:
+        pipe (`DiffusionPipeline`): The pipeline.
+        weights (`bool`, *optional*, defaults to `False`):
+            Whether weights that a VRAM budget wrote to disk are brought back into memory.
+    """
     budget = vram_budget_of(pipe)
     if budget is not None:
-        with budget.suspended():
+        with budget.suspended(weights):
             yield
         return
     model, sequential, group = _func_optionally_disable_offloading(pipe)

@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 
 BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
+METHODS = Path(__file__).parent / "methods"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,10 +22,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register a marker for each method, so that `-m eligen` runs the tests of `methods/eligen`."""
+    for folder in sorted(METHODS.iterdir()):
+        if any(folder.glob("test_*.py")):
+            config.addinivalue_line("markers", f"{folder.name}: tests of the method in tests/methods/{folder.name}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that compare bits, which other kernels of the processor may round otherwise."""
+    """Mark tests by their method, and those that compare bits, which other processors' kernels may round otherwise."""
     known: dict[CodeType, bool] = {}
     for item in items:
+        if METHODS in item.path.parents[1:]:
+            item.add_marker(item.path.relative_to(METHODS).parts[0])
         function = getattr(item, "function", None)
         if isinstance(function, FunctionType) and _compares_bits(function, known):
             item.add_marker(pytest.mark.bits)

@@ -15,7 +15,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention.processor import runs_attention_plans
 from diffusers_flux_ext.methods.eligen.condition import entity_rules
-from tests.fixtures.tiny import seeded, tiny_transformer
+from diffusers_flux_ext.testing import seeded, tiny_transformer
 
 
 BATCH, TEXT, ROWS, COLUMNS = 2, 7, 4, 5

@@ -11,9 +11,9 @@ from diffusers_flux_ext import (
     memory_report,
     plan_vram,
 )
-from diffusers_flux_ext.offload.budget import api as vram
 from diffusers_flux_ext.offload.budget import placement as vram_placement
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
+from diffusers_flux_ext.offload.budget import planner as vram
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
 
 
 pytestmark = [

@@ -30,6 +30,7 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.modules import read_weights_file
 from diffusers_flux_ext.cli.main import main as command
+from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
@@ -40,7 +41,6 @@ from tests.fixtures.lora_fusion import tiny_fusion
 from tests.fixtures.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
 from tests.fixtures.redux import tiny_redux_embedder
 from tests.fixtures.step1x import published_weights, tiny_connector
-from tests.fixtures.tiny import tiny_transformer
 
 from .reader import Reader
 

@@ -48,8 +48,7 @@ def naming_files(*sources: Any) -> Iterator[None]:
     Has every [`LoRAError`] of the block name the files that it is about, unless it names files already.
 
     Args:
-        sources:
-            Paths or repositories; state dicts and other objects have no name and are passed over.
+        sources: Paths or repositories; state dicts and other objects have no name and are passed over.
     """
     try:
         yield
@@ -64,12 +63,9 @@ class UnknownLoRAKeysError(LoRAError):
     Keys that no known layout of a FLUX.1 LoRA spells.
 
     Args:
-        keys (`Sequence[str]`):
-            The keys; the message lists up to ten.
-        total (`int`):
-            How many keys the file has.
-        closest (`str`, *optional*):
-            The known format that the rest of the file looks like.
+        keys (`Sequence[str]`): The keys; the message lists up to ten.
+        total (`int`): How many keys the file has.
+        closest (`str`, *optional*): The known format that the rest of the file looks like.
     """
 
     def __init__(self, keys: Sequence[str], total: int, closest: str | None = None) -> None:

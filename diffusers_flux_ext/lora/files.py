@@ -38,14 +38,10 @@ class OpenedLoRA:
     Attributes:
         tensors (`Mapping[str, Any]`):
             Its tensors; those of a safetensors file are mapped into memory and read when they are used.
-        metadata (`dict[str, str]`):
-            Its header.
-        adapter_config (`dict[str, Any]`, *optional*):
-            PEFT's config beside the file.
-        path (`Path`, *optional*):
-            The file.
-        is_mapped (`bool`):
-            Whether the tensors live in the file.
+        metadata (`dict[str, str]`): Its header.
+        adapter_config (`dict[str, Any]`, *optional*): PEFT's config beside the file.
+        path (`Path`, *optional*): The file.
+        is_mapped (`bool`): Whether the tensors live in the file.
     """
 
     tensors: Mapping[str, Any]
@@ -60,9 +56,8 @@ def open_lora(source: LoRASource) -> OpenedLoRA:
     Opens a LoRA.
 
     Args:
-        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
-            A safetensors file; a pickle, which is read with `weights_only=True`; a folder with one of them; or the
-            tensors themselves.
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): A safetensors file; a pickle, which is read with
+            `weights_only=True`; a folder with one of them; or the tensors themselves.
 
     Returns:
         `OpenedLoRA`: Its tensors and header.
@@ -157,8 +152,7 @@ def materialize(entries: Mapping[str, Any], dtype: torch.dtype | None = None) ->
     Args:
         entries (`Mapping[str, Any]`):
             Tensors that may share memory, and objects with `shape`, `dtype` and `build()` that are computed here.
-        dtype (`torch.dtype`, *optional*):
-            What floating-point factors are cast to; alphas keep theirs.
+        dtype (`torch.dtype`, *optional*): What floating-point factors are cast to; alphas keep theirs.
 
     Returns:
         `dict[str, torch.Tensor]`: Contiguous tensors.
@@ -195,16 +189,11 @@ def save_lora(
     safetensors' own `save_file` needs all tensors in memory at once, which joined layers would multiply.
 
     Args:
-        path (`str` or `os.PathLike`):
-            Where to.
-        entries (`Mapping[str, Any]`):
-            The tensors, as for [`materialize`].
-        metadata (`Mapping[str, str]`):
-            The header's metadata.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether an existing file may be replaced.
-        dtype (`torch.dtype`, *optional*):
-            What floating-point factors are cast to.
+        path (`str` or `os.PathLike`): Where to.
+        entries (`Mapping[str, Any]`): The tensors, as for [`materialize`].
+        metadata (`Mapping[str, str]`): The header's metadata.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing file may be replaced.
+        dtype (`torch.dtype`, *optional*): What floating-point factors are cast to.
 
     Raises:
         LoRAError: If the file exists and may not be replaced, if its folder does not, or if writing fails.

@@ -38,16 +38,11 @@ class LayerName:
     A layer as one layout spells it.
 
     Attributes:
-        namespace (`str`):
-            The layout.
-        form (`str`):
-            The spelling, with `{}` for the index of the block.
-        targets (`tuple[str, ...]`):
-            The diffusers layers whose rows it stacks, in order, with `{}` for the index.
-        swap_halves (`bool`):
-            Whether the two halves of its rows stand the other way round than in diffusers.
-        is_norm (`bool`):
-            Whether the layer is a normalisation, with a vector for a weight.
+        namespace (`str`): The layout.
+        form (`str`): The spelling, with `{}` for the index of the block.
+        targets (`tuple[str, ...]`): The diffusers layers whose rows it stacks, in order, with `{}` for the index.
+        swap_halves (`bool`): Whether the two halves of its rows stand the other way round than in diffusers.
+        is_norm (`bool`): Whether the layer is a normalisation, with a vector for a weight.
     """
 
     namespace: Namespace
@@ -68,22 +63,14 @@ class LoRAKey:
     A key of a LoRA file, taken apart.
 
     Attributes:
-        prefix (`str`):
-            What stands before the layer.
-        body (`str`):
-            The layer as spelled.
-        component (`str`):
-            `"transformer"`, `"text_encoder"` (CLIP) or `"text_encoder_2"` (T5).
-        layer (`LayerName`):
-            The layer.
-        index (`str`):
-            Index of the block, empty outside of blocks.
-        part (`str`):
-            Canonical name of the part: `"down"`, `"up"`, `"alpha"`, `"lokr_w1"`, ...
-        suffix (`str`):
-            The part as spelled.
-        adapter_name (`str`, *optional*):
-            PEFT's name of the adapter, where the key has one.
+        prefix (`str`): What stands before the layer.
+        body (`str`): The layer as spelled.
+        component (`str`): `"transformer"`, `"text_encoder"` (CLIP) or `"text_encoder_2"` (T5).
+        layer (`LayerName`): The layer.
+        index (`str`): Index of the block, empty outside of blocks.
+        part (`str`): Canonical name of the part: `"down"`, `"up"`, `"alpha"`, `"lokr_w1"`, ...
+        suffix (`str`): The part as spelled.
+        adapter_name (`str`, *optional*): PEFT's name of the adapter, where the key has one.
     """
 
     prefix: str
@@ -329,8 +316,7 @@ def parse_lora_key(key: str) -> LoRAKey | None:
     Takes a key of a LoRA file apart.
 
     Args:
-        key (`str`):
-            A key in any layout.
+        key (`str`): A key in any layout.
 
     Returns:
         `LoRAKey`, or `None` if it is no key of a FLUX.1 LoRA.

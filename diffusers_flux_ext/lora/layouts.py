@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import LoRAError
+from .updates import Bias, LoRA, Update
 
 
 @dataclass(frozen=True)
@@ -14,19 +15,14 @@ class LoRALayout:
     A layout that LoRAs are written in.
 
     Attributes:
-        name (`str`):
-            Its name.
-        namespace (`str`):
-            How it spells the transformer's layers.
+        name (`str`): Its name.
+        namespace (`str`): How it spells the transformer's layers.
         prefixes (`Mapping[str, str]`):
             What it puts before the layers of each component; a component that is missing cannot be held.
-        down, up (`str`):
-            Suffixes of the factors.
-        alpha (`str`):
-            Whether alpha is written `"always"`, for all layers or none (`"together"`), where it is not the rank
-            (`"needed"`) or `"never"`; then the scale goes into the factors.
-        kinds (`frozenset[str]`):
-            The kinds of updates that its readers apply; others become a LoRA.
+        down, up (`str`): Suffixes of the factors.
+        alpha (`str`): Whether alpha is written `"always"`, for all layers or none (`"together"`), where it is not the
+            rank (`"needed"`) or `"never"`; then the scale goes into the factors.
+        kinds (`tuple[type[Update], ...]`): The kinds of updates that its readers apply; others become a LoRA.
         bias, magnitude, norm (`str`, *optional*):
             Suffixes of the bias of a LoRA, of DoRA's magnitudes, and of a replaced norm.
     """
@@ -37,7 +33,7 @@ class LoRALayout:
     down: str
     up: str
     alpha: str
-    kinds: frozenset[str] = frozenset({"lora", "none"})
+    kinds: tuple[type[Update], ...] = (LoRA, Bias)
     bias: str | None = None
     magnitude: str | None = None
     norm: str | None = None
@@ -48,7 +44,7 @@ class LoRALayout:
         return self.prefixes["transformer"].endswith("_")
 
 
-_EVERY_KIND = frozenset({"lora", "loha", "lokr", "diff", "none"})
+_EVERY_KIND = (Update,)
 _PEFT, _KOHYA = (".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight")
 _COMPONENTS = ("transformer", "text_encoder", "text_encoder_2")
 

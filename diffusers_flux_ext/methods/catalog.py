@@ -17,8 +17,8 @@ from ..checkpoints.messages import naming
 from ..checkpoints.model_configs import building, read_model_config
 from ..checkpoints.pipeline_folders import check_types
 from ..models.released import VAE, clip_text, t5_text
-from ..offload.budget.api import plan_vram
 from ..offload.budget.plan import VRAMPlan
+from ..offload.budget.planner import plan_vram
 from .method import Release
 from .releases import check_counts, released_modules, releases
 

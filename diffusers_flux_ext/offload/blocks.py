@@ -19,30 +19,42 @@ KEPT_PRECISE = ("lora_", r"(^|\.)wo$", "pos_embed", "patch_embed")
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
+def find_blocks(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """
+    Find the blocks of a module: the items of its outermost `nn.ModuleList`s.
+
+    Args:
+        module (`torch.nn.Module`): A model.
+        prefix (`str`, *optional*): Its own path.
+
+    Returns:
+        `dict[str, torch.nn.Module]`: Blocks by path, in their order.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            found[path] = child
+        else:
+            found |= find_blocks(child, f"{path}.")
+    return found
+
+
 def streamable_blocks(module: nn.Module) -> dict[str, nn.Module]:
     """
-    The blocks of a module: the items of its outermost lists, in their order.
+    Find the blocks that may come to the card one by one.
 
     Args:
         module (`torch.nn.Module`):
-            A model. An autoencoder is one piece: its convolutions hold little weight. So is a class with
-            `streams_blocks = False`.
+            A model. An autoencoder is one piece: its convolutions hold little weight. So is a model with
+            `streams_blocks = False`, whose blocks do not run as a whole.
 
     Returns:
         `dict[str, torch.nn.Module]`: Blocks with weights by path.
     """
     if isinstance(module, AutoencoderKL) or not getattr(module, "streams_blocks", True):
         return {}
-    return {path: block for path, block in _blocks(module, "") if next(block.parameters(), None) is not None}
-
-
-def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
-            yield path, child
-        else:
-            yield from _blocks(child, f"{path}.")
+    return {path: block for path, block in find_blocks(module).items() if any(True for _ in block.parameters())}
 
 
 def rest_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
@@ -64,9 +76,7 @@ def tensor_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) ->
     Returns:
         `int`
     """
-    cast = set()
-    if storage_dtype is not None:
-        cast = {id(weight) for leaf in castable_leaves(module) for weight in leaf.parameters(recurse=False)}
+    cast = set() if storage_dtype is None else castable_weights(module)
     return sum(
         each.numel() * (storage_dtype.itemsize if storage_dtype and id(each) in cast else each.element_size())
         for each in chain(module.parameters(), module.buffers())
@@ -86,6 +96,11 @@ def castable_leaves(module: nn.Module) -> Iterator[nn.Module]:
     for name, leaf in module.named_modules():
         if isinstance(leaf, LEAVES) and not any(re.search(pattern, name) for pattern in KEPT_PRECISE):
             yield leaf
+
+
+def castable_weights(module: nn.Module) -> set[int]:
+    """Identities of the parameters of [`castable_leaves`]."""
+    return {id(weight) for leaf in castable_leaves(module) for weight in leaf.parameters(recurse=False)}
 
 
 def leaf_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> list[int]:

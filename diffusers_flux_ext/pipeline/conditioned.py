@@ -38,7 +38,7 @@ from ..inputs.text import encode_text, encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
-from ..offload.budget.api import VRAMBudgetMixin
+from ..offload.budget.apply import VRAMBudgetMixin
 from .call_checks import check_arguments
 from .call_inputs import (
     PromptInputs,

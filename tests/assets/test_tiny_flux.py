@@ -54,6 +54,7 @@ def test_the_stock_pipeline_loads_the_lora() -> None:
     assert not any(name.startswith("proj_out") or ".norm" in name for name in adapted)
 
 
+@pytest.mark.slow
 def test_entities_appear_in_their_regions_only_with_their_prompts(eligen: FluxEliGenPipeline) -> None:
     scenes = flux_shapes.held_out_entity_scenes(12)
     prompts = [flux_shapes.background_caption(scene) for scene in scenes]

@@ -19,8 +19,8 @@ from diffusers_flux_ext import (
     apply_tea_cache,
     remove_tea_cache,
 )
+from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline, tiny_transformer
 
 
 ALL, STEPS = TeaCacheConfig(1e9, 5), 5

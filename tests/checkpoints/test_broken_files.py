@@ -18,10 +18,10 @@ from diffusers_flux_ext.checkpoints.reading import read_weights_file
 from diffusers_flux_ext.checkpoints.sizes import count_blocks
 from diffusers_flux_ext.checkpoints.stored import read_layout
 from diffusers_flux_ext.cli.main import main as command
+from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
 from tests.fixtures.redux import tiny_redux_embedder
 from tests.fixtures.step1x import tiny_connector
-from tests.fixtures.tiny import tiny_transformer
 
 
 READERS = {name: (file, weights, read) for name, file, weights, read in CLASSES if name != "weights file"}
@@ -205,7 +205,7 @@ def test_streaming_compares_sizes_before_it_takes_memory(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "joint_attention_dim": 10**7}))
     monkeypatch.setattr(
-        "diffusers_flux_ext.offload.disk.api.init_empty_weights", lambda **_: pytest.fail("memory was taken")
+        "diffusers_flux_ext.offload.disk.streaming.init_empty_weights", lambda **_: pytest.fail("memory was taken")
     )
     with pytest.raises(ValueError, match=f"{tmp_path}.*of another shape: `context_embedder.weight`"):
         load_streamed(FluxExtTransformer2DModel, tmp_path)

@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from tests.fixtures.tiny import tiny_transformer
+from diffusers_flux_ext.testing import tiny_transformer
 
 
 PATH = Path(__file__).parents[2] / "conversion_scripts" / "convert_transformer.py"

@@ -30,6 +30,7 @@ def benches(tmp_path_factory):
     return bench
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(sorted(READERS)), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_broken_files_are_read_or_refused_by_name(benches, name, seed):

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxExtTransformer2DModel
 from diffusers_flux_ext.checkpoints import hub
-from tests.fixtures.tiny import tiny_transformer
+from diffusers_flux_ext.testing import tiny_transformer
 
 
 AXES = (4, 6, 6)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_flux_ext.checkpoints.writing import save_tensors, written_at_once
 from diffusers_flux_ext.cli.run import save_picture
+from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import atomic_path, save_checkpoint
 from tests.checkpoints.test_broken_files import script
-from tests.fixtures.tiny import tiny_transformer
 
 
 TENSORS = {"a": torch.arange(4096.0)}

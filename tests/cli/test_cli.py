@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusers_flux_ext.cli import main as command
 from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
-from tests.fixtures.tiny import tiny_components
+from diffusers_flux_ext.testing import tiny_components
 
 
 def run(*arguments):

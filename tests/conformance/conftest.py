@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from diffusers_flux_ext.testing import tiny_pipeline
 from tests.fixtures.contract import CASES, CLASSES, Case, output_of
-from tests.fixtures.tiny import tiny_pipeline
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)

@@ -14,8 +14,11 @@ from diffusers import (
 )
 from torch.testing import assert_close
 
+from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_components, tiny_pipeline
 from tests.fixtures.contract import CLASSES, EXACT, count_calls, modules_of
-from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_components, tiny_pipeline
+
+
+pytestmark = pytest.mark.versions
 
 
 class TestInterface:

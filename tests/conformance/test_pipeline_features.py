@@ -20,8 +20,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import nn
 from torch.testing import assert_close
 
+from diffusers_flux_ext.testing import call_kwargs, different, seeded, tiny_components, tiny_pipeline
 from tests.fixtures.contract import EXACT, NUM_BLOCKS, Case, count_calls, output_of
-from tests.fixtures.tiny import call_kwargs, different, seeded, tiny_components, tiny_pipeline
 
 
 def timestep_of(pipe: Any) -> Callable[[], float]:

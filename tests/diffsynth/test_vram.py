@@ -7,7 +7,7 @@ import torch
 
 from diffusers_flux_ext import FluxConditionedPipeline, vram_plan_from_diffsynth
 from diffusers_flux_ext.diffsynth.vram import STAGES
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
 
 
 BF16, FP16, FP32, E4, E5 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2

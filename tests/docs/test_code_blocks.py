@@ -47,6 +47,7 @@ def sandbox(repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("python"), ids=name_of)
 def test_a_python_block_runs(block, sandbox):
     for name in written_folders(block.code):
@@ -56,6 +57,7 @@ def test_a_python_block_runs(block, sandbox):
     exec(code, {"__name__": "__main__"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [found for found in commands() if found.words[0] == "flux-ext"], ids=name_of)
 def test_a_command_of_the_package_runs(command, sandbox, capsys):
     if command.words[1] == "convert":

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxConditionedPipeline
+from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
 from tests.fixtures.attribute_values import published_state_dict, tiny_value_encoder
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.infinite_you import ColorFaceEncoder, tiny_projector
 from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.tiny import tiny_pipeline, tiny_transformer
 
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))

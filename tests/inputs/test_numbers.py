@@ -9,7 +9,7 @@ from diffusers_flux_ext.inputs.images import read_image
 from diffusers_flux_ext.inputs.masks import read_mask
 from diffusers_flux_ext.inputs.numbers import read_count, read_number, read_numbers
 from diffusers_flux_ext.pipeline import call_inputs
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
 
 
 CANVAS = Canvas(32, 48, 1, 1, torch.device("cpu"), torch.float32)

@@ -21,6 +21,7 @@ from diffusers_flux_ext.inputs.qwen_vl import (
 from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 
 
+pytestmark = pytest.mark.versions
 # As published with Qwen2.5-VL, for one system turn and text and pictures by turns.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"

@@ -18,6 +18,7 @@ def accepted():
     return read_accepted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_each_is_taken_as_listed_or_refused_by_name(accepted, group):
     wrong = []

@@ -2,7 +2,6 @@
 
 import torch
 
-from diffusers_flux_ext.lora.products import bias_delta, dense_delta
 from diffusers_flux_ext.lora.reading.read import read_lora
 
 
@@ -15,7 +14,7 @@ def meaning(state_dict, metadata=None, adapter_config=None):
     weights, biases, norms = {}, {}, {}
     for name, update in read_lora(state_dict, metadata, adapter_config).updates():
         name = flat_clip(name)
-        delta, bias = dense_delta(update, torch.float64), bias_delta(update, torch.float64)
+        delta, bias = update.dense(torch.float64), update.bias_delta(torch.float64)
         if delta is not None and delta.any():
             weights[name] = delta
         if bias is not None and bias.any():

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxConditionedPipeline, FluxEliGenPipeline, convert_lora, detect_lora_format
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
-from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
 
 
 RANK = 3

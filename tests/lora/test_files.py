@@ -135,6 +135,7 @@ SHAPES = [(4, 32), (32, 4), (96, 4), (), (1,), (0, 3), (2, 2, 2), (4, 64)]
 HEADERS = ['{"r": []}', '{"transformer.r": 4, "transformer.alpha_pattern": {"(": 1}}', "[]", '{"lora_alpha": "x"}']
 
 
+@pytest.mark.slow
 @settings(max_examples=6000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 60), st.text(max_size=6)), max_size=4),
@@ -155,6 +156,7 @@ def test_fuzzed_keys_shapes_and_headers_raise_our_errors_only(keys, shapes, dtyp
         convert_lora(state_dict, "kohya", metadata)
 
 
+@pytest.mark.slow
 @settings(max_examples=4500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.binary(max_size=64),

@@ -52,6 +52,7 @@ READ_BY_THE_REFERENCE = [
 ]
 
 
+@pytest.mark.slow
 def test_there_are_many_files_and_each_is_consistent():
     count = 0
     for file in all_files():
@@ -125,6 +126,7 @@ def test_factors_of_widths():
     assert divisors(21504, -1) == (128, 168)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "case"), READ_BY_DIFFUSERS)
 def test_diffusers_reads_what_the_file_means(tmp_path, format, case):
     file = make(format, case)
@@ -133,6 +135,7 @@ def test_diffusers_reads_what_the_file_means(tmp_path, format, case):
     assert keeps_magnitudes(file, reading)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "case"), READ_BY_THE_REFERENCE)
 def test_the_reference_reads_what_the_file_means(tmp_path, format, case):
     file = make(format, case)

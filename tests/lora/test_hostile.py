@@ -32,8 +32,8 @@ from diffusers_flux_ext.lora.errors import MAX_MESSAGE, naming_files
 from diffusers_flux_ext.lora.files import save_lora
 from diffusers_flux_ext.lora.keys import parse_lora_key
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
+from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
 from tests.fixtures.lora_encoder import tiny_lora_encoder
-from tests.fixtures.tiny import tiny_pipeline, tiny_transformer
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
@@ -57,6 +57,7 @@ def benches(tmp_path_factory):
     return bench
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(sorted(TOOLS)), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_broken_files_are_read_or_refused_by_name(benches, name, seed):

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, FluxImg2ImgPipeline, FluxPipeline
 
 import diffusers_flux_ext
 from diffusers_flux_ext import AutoencoderKLFlux, FluxExtTransformer2DModel, FluxFlowMatchScheduler
-from tests.parity.reference import tiny_components
+from diffusers_flux_ext.testing import tiny_components
 
 
 def our_components(**scheduler: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from diffusers_flux_ext.models.autoencoder_kl_flux import AutoencoderKLFlux
-from tests.parity.reference import reference_vae_decoder, reference_vae_encoder, tiny_vae
+from diffusers_flux_ext.testing import tiny_vae
+from tests.parity.reference import reference_vae_decoder, reference_vae_encoder
 
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}

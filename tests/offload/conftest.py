@@ -1,7 +1,7 @@
 import pytest
 
-from diffusers_flux_ext.offload.budget import api as vram
 from diffusers_flux_ext.offload.budget import placement as vram_placement
+from diffusers_flux_ext.offload.budget import planner as vram
 from tests.fixtures.vram import draw, pipeline
 
 

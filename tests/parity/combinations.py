@@ -32,11 +32,11 @@ from diffusers_flux_ext import (
     remove_tea_cache,
 )
 from diffusers_flux_ext.canvas import encode_image, pack_latents
+from diffusers_flux_ext.testing import seeded
 from tests.fixtures.infinite_you import POINTS, face
 from tests.fixtures.ip_adapter import picture
 from tests.fixtures.nexus_gen import image_embeds
 from tests.fixtures.step1x import instruction_embeds
-from tests.fixtures.tiny import seeded
 from tests.parity.reference import controlnet_input
 from tests.parity.sides import BASES, NETS, Sides, sides
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler
+from diffusers_flux_ext.testing import quiet
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.infinite_you import tiny_projector
@@ -18,7 +19,6 @@ from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
 from tests.fixtures.nexus_gen import tiny_adapter, tiny_merger
 from tests.fixtures.redux import tiny_redux_embedder, tiny_redux_vision
 from tests.fixtures.step1x import tiny_connector
-from tests.fixtures.tiny import quiet
 from tests.parity.reference import (
     EmbeddedFace,
     reference_connector,

@@ -13,6 +13,7 @@ from tests.parity.combinations import BASES, EXCLUDED, METHODS, OPTIONS, TOLERAN
 COUNT = int(os.environ.get("FLUX_EXT_COMBINATIONS", 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(COUNT))
 def test_a_combination(seed):
     call = combination(seed)

@@ -9,7 +9,7 @@ from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline
 
 
 @pytest.fixture(scope="module")

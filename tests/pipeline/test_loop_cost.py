@@ -16,9 +16,9 @@ from diffusers_flux_ext import (
     PromptEmbeds,
 )
 from diffusers_flux_ext.encoded import EncodedConditions
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
 from tests.fixtures.conditions import CASES, METHODS, pipeline_for
 from tests.fixtures.synthetic import never
-from tests.fixtures.tiny import call_kwargs, tiny_pipeline, tiny_transformer
 
 
 # Operators that read values on the host, or whose result's shape depends on values.

@@ -18,11 +18,11 @@ from diffusers_flux_ext import (
     PromptEmbeds,
 )
 from diffusers_flux_ext.attention import plan as attention_plan
+from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
 from tests.fixtures.conditions import CASES, METHODS, PICTURE, pipeline_for
 from tests.fixtures.controlnet import PICTURE as CONTROL
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.synthetic import ReplacedPrompt
-from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}

@@ -20,9 +20,10 @@ from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
 )
 from diffusers_flux_ext.methods import METHODS
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
 
 
+pytestmark = pytest.mark.versions
 OURS = [FluxConditionedPipeline, FluxEliGenPipeline, FluxInfiniteYouPipeline]
 
 
@@ -170,16 +171,43 @@ SCRIPTS = {
         "from diffusers import DiffusionPipeline"
     ),
 }
+RELOAD = "; import sys; print(type(DiffusionPipeline.from_pretrained(sys.argv[1])).__name__)"
+AUTO_PIPELINE = (
+    "import sys, diffusers_flux_ext, diffusers; diffusers.FluxEliGenPipeline; "
+    "[getattr(diffusers_flux_ext, name) for name in diffusers_flux_ext.__all__]; "
+    "print('diffusers.pipelines.auto_pipeline' in sys.modules)"
+)
+# Neither package is imported before the fork; what both import is, since it takes most of the time.
+FORKS = """
+import os, sys, peft, torch
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, SiglipVisionModel, T5EncoderModel
+assert not {"diffusers", "diffusers_flux_ext"} & set(sys.modules)
+for script in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        exec(script, {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("---", flush=True)
+"""
 
 
-@pytest.mark.parametrize("imports", SCRIPTS.values(), ids=SCRIPTS)
-def test_a_fresh_process_reloads_a_saved_pipeline(tmp_path, imports):
-    tiny_pipeline(FluxEliGenPipeline).save_pretrained(tmp_path)
-    script = f"{imports}; import sys; print(type(DiffusionPipeline.from_pretrained(sys.argv[1])).__name__)"
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert result.stdout.strip().endswith("FluxEliGenPipeline"), result.stderr
+@pytest.fixture(scope="module")
+def fresh_processes(tmp_path_factory):
+    """What the scripts print, each in a process that has imported neither diffusers nor this package."""
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_pipeline(FluxEliGenPipeline).save_pretrained(folder)
+    scripts = {**{name: script + RELOAD for name, script in SCRIPTS.items()}, "auto pipeline": AUTO_PIPELINE}
+    command = [sys.executable, "-c", FORKS, str(folder), *scripts.values()]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    printed = result.stdout.split("---\n")
+    return {name: text.strip() or result.stderr for name, text in zip(scripts, printed, strict=False)}
+
+
+@pytest.mark.parametrize("imports", SCRIPTS)
+def test_a_fresh_process_reloads_a_saved_pipeline(fresh_processes, imports):
+    assert fresh_processes[imports].endswith("FluxEliGenPipeline")
 
 
 def test_importing_the_package_imports_neither_torch_nor_diffusers():
@@ -188,11 +216,5 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers():
     assert result.stdout.strip() == "[]"
 
 
-def test_the_import_leaves_auto_pipeline_alone_and_names_resolve():
-    script = (
-        "import sys, diffusers_flux_ext, diffusers; diffusers.FluxEliGenPipeline; "
-        "[getattr(diffusers_flux_ext, name) for name in diffusers_flux_ext.__all__]; "
-        "print('diffusers.pipelines.auto_pipeline' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.stdout.strip().endswith("False"), result.stderr
+def test_the_import_leaves_auto_pipeline_alone_and_names_resolve(fresh_processes):
+    assert fresh_processes["auto pipeline"].endswith("False")

@@ -13,13 +13,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..._compat import expand_linears
-from ..dynamic import is_timed
 from ..errors import LoRAError
-from ..products import to_lora
-from ..updates import LayerUpdate
-from .deltas import DeltaVariant, make_delta
+from ..updates import Update
+from .deltas import DeltaVariant
 from .plan import ModelPlan
-from .timestep_layers import TimestepDelta, TimestepVariant
 
 
 def inject(
@@ -29,16 +26,11 @@ def inject(
     Adds a model's updates as PEFT layers.
 
     Args:
-        model (`torch.nn.Module`):
-            The model.
-        component (`str`):
-            Which it is in its pipeline.
-        plan (`ModelPlan`):
-            The updates of its layers.
-        name (`str`):
-            The adapter's name.
-        hotswap, low_cpu_mem_usage (`bool`):
-            As for diffusers' `load_lora_adapter`.
+        model (`torch.nn.Module`): The model.
+        component (`str`): Which it is in its pipeline.
+        plan (`ModelPlan`): The updates of its layers.
+        name (`str`): The adapter's name.
+        hotswap, low_cpu_mem_usage (`bool`): As for diffusers' `load_lora_adapter`.
 
     Raises:
         LoRAError: If `x_embedder` has to be widened and cannot be.
@@ -47,7 +39,7 @@ def inject(
         return
     dtype = _computing_dtype(model)
     special = plan.special
-    pairs = {layer: to_lora(update) for layer, update in plan.updates.items() if layer not in special}
+    pairs = {layer: update.to_lora() for layer, update in plan.updates.items() if layer not in special}
     with_bias = any({"bias", "diff_b"} & update.parts.keys() for update in plan.updates.values())
     state_dict, config = _peft_state(model, pairs, special, with_bias, dtype)
     if component == "transformer":
@@ -64,11 +56,7 @@ def inject(
     _restore_dtypes(layers, state_dict, name)
     for layer, update in special.items():
         placeholder = layers[layer].lora_B[name].weight
-        if is_timed(update):
-            layers[layer].lora_B[name] = TimestepDelta(update, placeholder.dtype).to(placeholder.device)
-            layers[layer].lora_variant[name] = TimestepVariant()
-            continue
-        layers[layer].lora_B[name] = make_delta(update, placeholder.dtype, with_bias).to(placeholder.device)
+        layers[layer].lora_B[name] = update.module(placeholder.dtype, with_bias).to(placeholder.device)
         layers[layer].lora_B[name].prepare(layers[layer].get_base_layer())
         layers[layer].lora_variant[name] = DeltaVariant()
 
@@ -96,8 +84,8 @@ def _usable(factor: Tensor, fallback: torch.dtype) -> Tensor:
 
 def _peft_state(
     model: nn.Module,
-    pairs: Mapping[str, LayerUpdate],
-    special: Mapping[str, LayerUpdate],
+    pairs: Mapping[str, Update],
+    special: Mapping[str, Update],
     with_bias: bool,
     dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -157,8 +145,7 @@ def narrow_x_embedder(model: nn.Module) -> None:
     Gives `x_embedder` its old width and weights back once no LoRA reads the control channels any more.
 
     Args:
-        model (`torch.nn.Module`):
-            The model; nothing happens unless [`inject`] has widened it.
+        model (`torch.nn.Module`): The model; nothing happens unless [`inject`] has widened it.
     """
     replaced = getattr(model, "_overwritten_params", None) or {}
     layer: Any = getattr(model, "x_embedder", None)

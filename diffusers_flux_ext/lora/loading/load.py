@@ -2,81 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..._compat import fetch_lora_state_dict, offloading_suspended, restore_linears
+from ..._compat import offloading_suspended, restore_linears
 from ..errors import LoRAError, naming_files
-from ..files import ADAPTER_CONFIG, PICKLES, LoRASource
+from ..files import LoRASource
 from ..keys import Component
-from ..reading.read import LoRAAdapter
-from ..reading.scale import PEFT_HEADER
+from ..reading.hub import check_hub_arguments
+from ..reading.read import LoRAFile, read
 from ..reading.scope import find_token_scope
-from ..tools.convert import load_adapter
+from .clock import drop_unused_clock
 from .inject import inject, narrow_x_embedder
 from .patches import add_patches, apply_patches, patch_weights, remove_patches
 from .plan import adapter_names, check_plans, free_name, plan_loading
-from .timestep_layers import drop_unused_clock
 
 
 logger = logging.getLogger(__name__)
 
 COMPONENTS: tuple[Component, ...] = ("transformer", "text_encoder", "text_encoder_2")
-_HUB_ARGUMENTS = ("weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "proxies",
-                  "local_files_only", "use_safetensors")  # fmt: skip
-
-
-def read_source(
-    source: Any, metadata: Any, adapter_config: Any, strict: bool, default_alpha: float | None = None, **hub: Any
-) -> LoRAAdapter:
-    """
-    Reads a LoRA from a dict, a file, a folder, or a repository of the Hub.
-
-    Raises:
-        LoRAError: If it cannot be read.
-    """
-    local = source
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        local = Path(source) / (hub.get("subfolder") or "") / (hub.get("weight_name") or "")
-    elif isinstance(source, str) and not Path(source).exists() and _is_repository(source):
-        local, found, config = _download(source, hub)
-        metadata = found if metadata is None else metadata
-        adapter_config = config if adapter_config is None else adapter_config
-    return load_adapter(local, metadata, adapter_config, default_alpha, strict)[0]
-
-
-def _is_repository(source: str) -> bool:
-    is_file = Path(source).suffix.lower() in (".safetensors", *PICKLES)
-    return not is_file and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
-
-
-def _download(repository: str, hub: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """The LoRA of a repository, as a path where its file is named, its header, and PEFT's config beside it."""
-    names = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
-    given = {name: hub[name] for name in names if hub.get(name) is not None}
-    name, config = hub.get("weight_name"), None
-    if name is None or name.startswith("adapter_model"):
-        try:
-            config = json.loads(Path(hf_hub_download(repository, ADAPTER_CONFIG, **given)).read_text())
-        except (OSError, ValueError):
-            config = None
-    if name is not None:
-        try:
-            return hf_hub_download(repository, name, **given), None, config
-        except (OSError, ValueError) as error:
-            raise LoRAError(f"`{name}` of the repository `{repository}` cannot be fetched: {error}") from error
-    tensors, found = fetch_lora_state_dict(repository, **hub)
-    return tensors, {PEFT_HEADER: json.dumps(dict(found))} if found else {}, config
 
 
 def load_lora(
@@ -123,23 +73,31 @@ def load_lora(
     """
     check_hub_arguments(hub)
     with naming_files(source):
-        adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
-        return add_adapter(pipe, adapter, adapter_name, weight)
+        file = read(source, metadata, adapter_config, default_alpha, strict, hub)
+        return add_adapter(pipe, file, adapter_name, weight)
 
 
-def add_adapter(pipe: Any, adapter: LoRAAdapter, adapter_name: str | None, weight: float, timed: bool = False) -> str:
+def add_adapter(
+    pipe: Any,
+    file: LoRAFile,
+    adapter_name: str | None,
+    weight: float = 1.0,
+    *,
+    beside: bool = True,
+    hotswap: bool = False,
+    low_cpu_mem_usage: bool = True,
+    timed: bool = False,
+) -> str:
     """
-    Adds a LoRA that has been read to those that are active.
+    Adds a LoRA that has been read: plans it, injects it as PEFT layers and activates it.
 
     Args:
-        pipe (`DiffusionPipeline`):
-            A FLUX.1 pipeline.
-        adapter (`LoRAAdapter`):
-            The LoRA.
-        adapter_name (`str`, *optional*):
-            The adapter's name; `default_0`, `default_1`, ... without.
-        weight (`float`):
-            The adapter's weight.
+        pipe (`DiffusionPipeline`): A FLUX.1 pipeline.
+        file (`LoRAFile`): The LoRA.
+        adapter_name (`str`, *optional*): The adapter's name; `default_0`, `default_1`, ... without.
+        weight (`float`, *optional*, defaults to 1.0): The adapter's weight.
+        beside (`bool`, *optional*, defaults to `True`): Whether the adapters that are active stay so.
+        hotswap, low_cpu_mem_usage (`bool`): As for diffusers' `load_lora_adapter`.
         timed (`bool`, *optional*, defaults to `False`):
             Whether its updates may depend on the timestep; the caller then connects them.
 
@@ -147,63 +105,18 @@ def add_adapter(pipe: Any, adapter: LoRAAdapter, adapter_name: str | None, weigh
         `str`: The adapter's name.
 
     Raises:
-        LoRAError: If it fits no layer of the pipeline, the name is taken, or the weight is no finite number.
+        LoRAError: If it fits no layer of the pipeline, the name is taken, or the weight is not a finite number.
     """
     if not isinstance(weight, Real) or not math.isfinite(weight):
         raise LoRAError(f"`{'strength' if timed else 'weight'}` is {weight!r}; expected a finite number.")
     models = lora_models(pipe)
-    layers = {component: _active_names(model) for component, model in models.items()}
-    patches = {component: patch_weights(model) for component, model in models.items()}
-    name = _load_read(pipe, adapter, adapter_name, timed=timed)
-    with offloading_suspended(pipe):
-        for component, model in models.items():
-            _activate(model, [*layers[component], name], {name: weight})
-            apply_patches(model, {**patches[component], name: weight})
-    return name
-
-
-def load_into(
-    pipe: Any,
-    source: LoRASource,
-    adapter_name: str | None = None,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    adapter_config: Mapping[str, Any] | None = None,
-    strict: bool = True,
-    default_alpha: float | None = None,
-    hotswap: bool = False,
-    low_cpu_mem_usage: bool = True,
-    **hub: Any,
-) -> str:
-    """
-    Loads a LoRA as diffusers' `load_lora_weights` does: it becomes the only active adapter. See [`load_lora`].
-    """
-    check_hub_arguments(hub)
-    with naming_files(source):
-        adapter = read_source(source, metadata, adapter_config, strict, default_alpha, **hub)
-        return _load_read(pipe, adapter, adapter_name, hotswap, low_cpu_mem_usage)
-
-
-def check_hub_arguments(hub: Mapping[str, Any]) -> None:
-    """Raises a `TypeError` if there are arguments that [`read_source`] does not know."""
-    if not hub.keys() <= set(_HUB_ARGUMENTS):
-        raise TypeError(f"Unknown arguments {sorted(hub.keys() - set(_HUB_ARGUMENTS))}; known are {_HUB_ARGUMENTS}.")
-
-
-def _load_read(
-    pipe: Any,
-    adapter: LoRAAdapter,
-    adapter_name: str | None,
-    hotswap: bool = False,
-    low_cpu_mem_usage: bool = True,
-    timed: bool = False,
-) -> str:
-    models = lora_models(pipe)
     name = adapter_name or free_name(models.values())
-    plans = plan_loading(adapter, models, timed)
+    plans = plan_loading(file, models, timed)
     check_plans(plans, models, name, hotswap)
-    if scope := find_token_scope(adapter.layers.values()):
+    if scope := find_token_scope(file.layers.values()):
         logger.warning("%s", scope)
+    active = {component: _active_names(model) if beside else [] for component, model in models.items()}
+    patched = {component: patch_weights(model) if beside else {} for component, model in models.items()}
     with offloading_suspended(pipe):
         try:
             for component, plan in plans.items():
@@ -213,9 +126,9 @@ def _load_read(
             if not hotswap:
                 _remove(pipe, models, [name])
             raise
-        for model in () if hotswap else models.values():
-            _activate(model, [name], {name: 1.0})
-            apply_patches(model, {name: 1.0})
+        for component, model in () if hotswap else models.items():
+            _activate(model, [*active[component], name], {name: weight})
+            apply_patches(model, {**patched[component], name: weight})
     return name
 
 
@@ -250,8 +163,7 @@ def active_weights(model: nn.Module) -> dict[str, float]:
     The weights of a model's active adapters.
 
     Args:
-        model (`torch.nn.Module`):
-            The model.
+        model (`torch.nn.Module`): The model.
 
     Returns:
         `dict[str, float]`: Weights by name; where the blocks of a model have different ones, that of its first layer.

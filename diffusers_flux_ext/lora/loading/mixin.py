@@ -18,14 +18,18 @@ from ...checkpoints.writing import written_at_once
 from ..errors import LoRAError, naming_files
 from ..files import LoRASource, materialize
 from ..layouts import lora_layout
+from ..reading.hub import check_hub_arguments
+from ..reading.read import read
 from ..reading.scale import PEFT_HEADER
-from ..writing.save import stable_metadata
+from ..writing.patterns import stable_metadata
 from ..writing.write import write_lora
-from .deltas import check_plain
-from .fusing import check_fusible, has_fused
-from .load import COMPONENTS, load_into, lora_models, read_source, unload_lora
+from .deltas import check_fusible, check_plain, has_fused
+from .load import COMPONENTS, add_adapter, lora_models, unload_lora
 from .patches import apply_patches, patch_weights, patched_adapters
 from .weights import read_weights
+
+
+_READ_ARGUMENTS = ("metadata", "adapter_config", "default_alpha", "strict")
 
 
 class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
@@ -61,7 +65,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         with_alphas, with_metadata = kwargs.pop("return_alphas", False), kwargs.pop("return_lora_metadata", False)
         strict = kwargs.pop("strict", True)
         with naming_files(pretrained_model_name_or_path_or_dict):
-            adapter = read_source(pretrained_model_name_or_path_or_dict, None, None, strict, **kwargs)
+            adapter = read(pretrained_model_name_or_path_or_dict, strict=strict, hub=kwargs)
             if not with_metadata:
                 adapter.metadata.clear()
             entries, header = write_lora(adapter, lora_layout("diffusers"), strict)
@@ -98,7 +102,15 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
             LoRAError: If the file cannot be read, fits no layer, or the name is taken.
             TypeError: If there are unknown arguments.
         """
-        load_into(self, pretrained_model_name_or_path_or_dict, adapter_name, hotswap=hotswap, **kwargs)
+        source = pretrained_model_name_or_path_or_dict
+        low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        given = {name: kwargs.pop(name) for name in _READ_ARGUMENTS if name in kwargs}
+        check_hub_arguments(kwargs)
+        with naming_files(source):
+            file = read(source, hub=kwargs, **given)
+            add_adapter(
+                self, file, adapter_name, beside=False, hotswap=hotswap, low_cpu_mem_usage=low_cpu_mem_usage
+            )  # fmt: skip
 
     @classmethod
     def save_lora_weights(
@@ -189,7 +201,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 memory, so that the sum would be rounded or lost. Unfused, the LoRAs work there as anywhere.
             ValueError: If there is no component of a name.
         """
-        with offloading_suspended(self):
+        with offloading_suspended(self, weights=True):
             check_fusible({name: model for name, model in lora_models(self).items() if name in components})
             super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names, **kwargs)
 
@@ -209,7 +221,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         models = lora_models(self)
         # PEFT warns about every layer where nothing is fused.
         fused = [name for name in components if name not in models or has_fused(models[name])]
-        with offloading_suspended(self):
+        with offloading_suspended(self, weights=True):
             super().unfuse_lora(fused or list(components), **kwargs)
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = True) -> None:
@@ -332,7 +344,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
 
     def _patching(self, models: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
         """Parameters that offloading has taken away cannot be patched."""
-        return offloading_suspended(self) if _patched(models) else nullcontext()
+        return offloading_suspended(self, weights=True) if _patched(models) else nullcontext()
 
 
 def _patched(models: Mapping[str, torch.nn.Module]) -> set[str]:

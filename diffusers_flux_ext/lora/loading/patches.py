@@ -18,12 +18,9 @@ class Patch:
     A change of one parameter.
 
     Attributes:
-        name (`str`):
-            The parameter.
-        value (`torch.Tensor`):
-            Its new value, or what is added to it.
-        replaces (`bool`):
-            Whether it is replaced; a replaced parameter does not depend on the adapter's weight.
+        name (`str`): The parameter.
+        value (`torch.Tensor`): Its new value, or what is added to it.
+        replaces (`bool`): Whether it is replaced; a replaced parameter does not depend on the adapter's weight.
     """
 
     name: str
@@ -63,10 +60,8 @@ def apply_patches(model: nn.Module, weights: Mapping[str, float], remember: bool
     Sets the patched parameters of a model for the active adapters, from their original values.
 
     Args:
-        model (`torch.nn.Module`):
-            The model.
-        weights (`Mapping[str, float]`):
-            The weights of the active adapters.
+        model (`torch.nn.Module`): The model.
+        weights (`Mapping[str, float]`): The weights of the active adapters.
         remember (`bool`, *optional*, defaults to `True`):
             Whether these weights are the ones that [`patch_weights`] gives from now on.
     """

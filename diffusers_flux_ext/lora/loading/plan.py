@@ -13,11 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...checkpoints.layouts import list_keys
-from ..dynamic import is_timed, refuse_dynamic
 from ..errors import LoRAError
-from ..reading.read import LoRAAdapter
-from ..updates import LayerUpdate
-from .deltas import needs_variant
+from ..reading.read import LoRAFile
+from ..updates import Bias, LoRA, Timed, Update
 from .patches import Patch, patched_adapters
 
 
@@ -30,27 +28,24 @@ _PATCH_PARTS = {"set": True, "set_weight": True, "diff": False, "w_norm": False,
 class ModelPlan:
     """What an adapter does to one model."""
 
-    updates: dict[str, LayerUpdate] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
     patches: list[Patch] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
-    def special(self) -> dict[str, LayerUpdate]:
+    def special(self) -> dict[str, Update]:
         """The updates that are no plain LoRA."""
-        return {name: update for name, update in self.updates.items() if needs_variant(update)}
+        return {name: update for name, update in self.updates.items() if not update.is_plain}
 
 
-def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module], timed: bool = False) -> dict[str, ModelPlan]:
+def plan_loading(adapter: LoRAFile, models: Mapping[str, nn.Module], timed: bool = False) -> dict[str, ModelPlan]:
     """
     Finds the layers of an adapter in models. Layers that none has are reported in a warning.
 
     Args:
-        adapter (`LoRAAdapter`):
-            The adapter.
-        models (`Mapping[str, torch.nn.Module]`):
-            The models by component.
-        timed (`bool`, *optional*, defaults to `False`):
-            Whether updates may depend on the timestep.
+        adapter (`LoRAFile`): The adapter.
+        models (`Mapping[str, torch.nn.Module]`): The models by component.
+        timed (`bool`, *optional*, defaults to `False`): Whether updates may depend on the timestep.
 
     Returns:
         `dict[str, ModelPlan]`: What is done to each model that the adapter touches.
@@ -71,8 +66,8 @@ def plan_loading(adapter: LoRAAdapter, models: Mapping[str, nn.Module], timed: b
         if layer is None:
             plan.missing.append(name)
         elif isinstance(layer, nn.Linear | BaseTunerLayer) or _is_linear(layer):
-            if not (timed and is_timed(update)):
-                refuse_dynamic(name, update)
+            if not (timed and isinstance(update, Timed)):
+                update.check_static(name)
             _add_update(plan, name, update, layer)
         else:
             plan.patches.extend(_patches(name, update, layer))
@@ -101,13 +96,13 @@ def _is_linear(layer: nn.Module) -> bool:
     return hasattr(layer, "in_features") and hasattr(layer, "out_features")
 
 
-def _add_update(plan: ModelPlan, name: str, update: LayerUpdate, layer: nn.Module) -> None:
+def _add_update(plan: ModelPlan, name: str, update: Update, layer: nn.Module) -> None:
     outputs, inputs = _linear_size(layer)
-    if update.kind == "none":
+    if isinstance(update.inner, Bias):
         bias = {n: p for n, p in update.parts.items() if n in ("bias", "diff_b")}
         zeros = {"down": torch.zeros(1, inputs), "up": torch.zeros(outputs, 1)}
-        update = LayerUpdate({**zeros, **bias}, update.scale)
-    fits = update.in_features == inputs or name == "x_embedder" and not needs_variant(update)
+        update = LoRA({**zeros, **bias}, update.scale)
+    fits = update.in_features == inputs or name == "x_embedder" and update.is_plain
     if update.out_features != outputs or not fits:
         raise LoRAError(
             f"The LoRA updates `{name}` with a matrix of shape {(update.out_features, update.in_features)}; the "
@@ -116,7 +111,7 @@ def _add_update(plan: ModelPlan, name: str, update: LayerUpdate, layer: nn.Modul
     plan.updates[name] = update
 
 
-def _patches(name: str, update: LayerUpdate, layer: nn.Module) -> Iterator[Patch]:
+def _patches(name: str, update: Update, layer: nn.Module) -> Iterator[Patch]:
     for part, value in update.parts.items():
         if part not in _PATCH_PARTS:
             raise LoRAError(f"`{name}` is no Linear, and the LoRA has {sorted(update.parts)} for it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from ..._compat import offloading_suspended
 from ..errors import LoRAError, naming_files
 from ..files import LoRASource
-from ..reading.read import LoRAAdapter
-from .load import add_adapter, check_hub_arguments, read_source
-from .timestep_layers import baked, check_timed, connect_clock
+from ..reading.hub import check_hub_arguments
+from ..reading.read import LoRAFile, read
+from ..updates import TIMED_PARTS, LoRA, Timed, Update
+from .clock import connect_clock
+from .load import add_adapter
 
 
 PUBLISHED_STRENGTH = 2.0
@@ -98,18 +101,37 @@ def bake_timestep_lora(
     return {
         f"{name}.{suffixes[part]}": tensor
         for name, update in _read(source, strict, **hub).updates()
-        for part, tensor in baked(update, timestep, strength).items()
+        if isinstance(update, Timed)
+        for part, tensor in update.at(timestep, strength).parts.items()
     }
 
 
-def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAAdapter:
+def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAFile:
     check_hub_arguments(hub)
     with naming_files(source):
-        adapter = read_source(source, {}, {}, strict, **hub)
-        check_timed(adapter.updates())
+        adapter = read(source, {}, {}, strict=strict, hub=hub)
+        _check_timed(adapter.updates())
         others = sorted({name.partition(".")[0] for name, _ in adapter.updates()} - {"transformer"})
         if others:
             raise LoRAError(f"A timestep LoRA updates the transformer only; this one has layers of {others}.")
     # The strength takes the place of alpha.
     layers = {name: replace(layer, update=replace(layer.update, scale=1.0)) for name, layer in adapter.layers.items()}
     return replace(adapter, layers=layers)
+
+
+def _check_timed(updates: Iterable[tuple[str, Update]]) -> None:
+    """Raises a [`LoRAError`] unless every layer is a complete one of a timestep LoRA."""
+    for name, update in updates:
+        timed = {part: tuple(tensor.shape) for part, tensor in update.parts.items() if part.startswith("lora_time_")}
+        if not timed:
+            raise LoRAError(f"`{name}` does not depend on the timestep: this is no timestep LoRA. Use `load_lora`.")
+        rank = update.rank
+        sizes = {shape[1:] for part, shape in timed.items() if part.endswith(".weight")}
+        ranks = {shape[:1] for shape in timed.values()}
+        if sorted(timed) != TIMED_PARTS or not isinstance(update.inner, LoRA) or ranks != {(rank,)} or len(sizes) != 1:
+            raise LoRAError(
+                f"`{name}` is no layer of a timestep LoRA: besides a LoRA of rank {rank} it has {timed}; expected "
+                f"{TIMED_PARTS}, the weights of shape (rank, size) and the biases of shape (rank,)."
+            )
+        if len(other := [part for part in update.parts if part not in (*timed, "down", "up")]):
+            raise LoRAError(f"`{name}` has {other}, which no timestep LoRA has.")

@@ -20,12 +20,9 @@ def read_weights(names: Sequence[str], given: Any, models: Mapping[str, nn.Modul
     A weight for each adapter, in the form that diffusers takes.
 
     Args:
-        names (`Sequence[str]`):
-            The adapters.
-        given (`float`, `dict` or a list of them, *optional*):
-            As for `set_adapters`.
-        models (`Mapping[str, torch.nn.Module]`):
-            The models that LoRAs update, by component.
+        names (`Sequence[str]`): The adapters.
+        given (`float`, `dict` or a list of them, *optional*): As for `set_adapters`.
+        models (`Mapping[str, torch.nn.Module]`): The models that LoRAs update, by component.
 
     Returns:
         `list`: A number, `None`, or a dict of its own for each adapter; names that mean nothing are left out with a

@@ -3,144 +3,132 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..keys import LoRAKey
 
 
-class _Facts:
-    """What the keys of one component and namespace have in common."""
-
-    def __init__(self, keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> None:
-        own = [key for key in keys if key.component == "transformer"] or list(keys)
-        spaces = Counter(key.layer.namespace for key in own)
-        # Layers that are not fused have Black Forest Labs' plain names in files that number the parts of the others.
-        self.namespace = "bfl_split" if "bfl_split" in spaces else spaces.most_common(1)[0][0]
-        own = [key for key in own if key.layer.namespace == self.namespace]
-        self.prefix = Counter(key.prefix for key in own).most_common(1)[0][0]
-        self.parts = {key.part for key in own}
-        self.suffixes = {key.suffix for key in own}
-        self.forms = {key.layer.form for key in own}
-        self.named = any(key.adapter_name for key in own)
-        self.trailing = any(key.body.endswith("_") for key in own)
-        self.text_prefixes = {key.prefix for key in keys if key.component != "transformer"}
-        self.text_suffixes = {key.suffix for key in keys if key.component != "transformer"}
-        self.flat_clip = any(
-            key.component == "text_encoder" and not key.body.startswith("text_model")
-            for key in keys
-            if not key.is_flat
-        )
-        self.peft = "lora_adapter_metadata" in metadata
-        self.onetrainer = any(name.startswith("ot_") for name in metadata)
-
-    @property
-    def kind(self) -> str:
-        for mark, kind in (("lokr", "lokr"), ("hada", "loha")):
-            if any(part.startswith(mark) for part in self.parts):
-                return kind
-        if "down" not in self.parts and {"diff", "diff_b"} & self.parts:
-            return "full"
-        return "dora" if "magnitude" in self.parts else "lora"
-
-    def spelled(self, text: str) -> bool:
-        return any(text in suffix for suffix in self.suffixes)
-
-
-def _bfl_flat(facts: _Facts) -> str:
-    if "lora_te2_" in facts.text_prefixes or facts.onetrainer:
-        return "onetrainer_kohya"
-    if facts.kind != "lora":
-        return f"kohya_{facts.kind}"
-    return "kohya" if "alpha" in facts.parts else "kohya_noalpha"
-
-
-def _bfl_dotted(facts: _Facts) -> str:
-    if "set" in facts.parts:
-        return "bfl_control"
-    if facts.kind == "lokr":
-        return "aitoolkit_lokr_bfl"
-    if facts.named:
-        return "bfl_default"
-    by_prefix = {"base_model.model.": "fal_kontext", "model.diffusion_model.": "bfl_model_prefix"}
-    if facts.prefix in by_prefix:
-        return by_prefix[facts.prefix]
-    if facts.spelled("lora_down") or facts.spelled("lora_up"):
-        return "comfy_extract" if {"diff_b", "diff"} & facts.parts else "bfl_down_up"
-    if facts.prefix == "":
-        return "onetrainer_original" if "alpha" in facts.parts else "bfl_noprefix"
-    if "alpha" not in facts.parts:
-        return "aitoolkit_bfl"
-    comfy = facts.onetrainer or any(prefix.startswith("text_encoders.") for prefix in facts.text_prefixes)
-    return "onetrainer_comfy" if comfy else "bfl_alpha"
-
-
-def _diffusers_flat(facts: _Facts) -> str:
-    if facts.prefix == "lycoris_":
-        return f"simpletuner_lycoris_{facts.kind}"
-    if facts.prefix == "lora_transformer_":
-        return "onetrainer_legacy" if facts.kind == "lora" else f"onetrainer_{facts.kind}"
-    return "kohya_flat_diffusers_trail" if facts.trailing else "kohya_flat_diffusers"
+# Names of formats with the facts that tell them, by namespace and, with a trailing `_`, for flat keys. The first row
+# whose facts all hold is the format; `{kind}` is the kind of updates. A prefix stands behind `=`.
+_DIFFUSERS: tuple[tuple[str, ...], ...] = (
+    ("peft_adalora", "diagonal"),
+    ("peft_basemodel_default", "base_model", "named"),
+    ("peft_basemodel", "base_model"),
+    ("simpletuner_comfy", "=diffusion_model."),
+    ("aitoolkit_{kind}", "lokr"),
+    ("aitoolkit_{kind}", "loha"),
+    ("aitoolkit_{kind}", "full"),
+    ("aitoolkit_dora", ".magnitude"),
+    ("diffusers_old_alpha", "lora.", "alpha"),
+    ("diffusers_old", "lora."),
+    ("diffusers_down_up", "lora_down"),
+    ("diffusers_noprefix_default", "=", "named"),
+    ("diffusers_peft_default", "named"),
+    ("diffusers_noprefix_meta", "=", "peft header"),
+    ("diffusers_peft_meta", "peft header"),
+    ("diffusers_peft_bias", "bias"),
+    ("diffusers_peft_dora", "dora"),
+    ("diffusers_peft_noprefix_alpha", "=", "alpha"),
+    ("diffusers_peft_noprefix", "="),
+    ("diffusers_te_old", "old text"),
+    ("diffusers_te_flat", "flat clip"),
+    ("diffusers_peft_alpha", "alpha"),
+    ("diffusers_peft",),
+)
+_DIFFUSERS_FLAT: tuple[tuple[str, ...], ...] = (
+    ("simpletuner_lycoris_{kind}", "=lycoris_"),
+    ("onetrainer_legacy", "=lora_transformer_", "lora"),
+    ("onetrainer_{kind}", "=lora_transformer_"),
+    ("kohya_flat_diffusers_trail", "trailing"),
+    ("kohya_flat_diffusers",),
+)
+_FORMATS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "diffusers": _DIFFUSERS, "clip": _DIFFUSERS, "t5": _DIFFUSERS,
+    "diffusers_": _DIFFUSERS_FLAT, "clip_": _DIFFUSERS_FLAT, "t5_": _DIFFUSERS_FLAT,
+    "bfl": (
+        ("bfl_control", "set"),
+        ("aitoolkit_lokr_bfl", "lokr"),
+        ("bfl_default", "named"),
+        ("fal_kontext", "=base_model.model."),
+        ("bfl_model_prefix", "=model.diffusion_model."),
+        ("comfy_extract", "lora_down", "diff"),
+        ("comfy_extract", "lora_down", "diff_b"),
+        ("bfl_down_up", "lora_down"),
+        ("onetrainer_original", "=", "alpha"),
+        ("bfl_noprefix", "="),
+        ("onetrainer_comfy", "alpha", "onetrainer header"),
+        ("onetrainer_comfy", "alpha", "text_encoders"),
+        ("bfl_alpha", "alpha"),
+        ("aitoolkit_bfl",),
+    ),
+    "bfl_": (
+        ("onetrainer_kohya", "lora_te2_"),
+        ("onetrainer_kohya", "onetrainer header"),
+        ("kohya", "lora", "alpha"),
+        ("kohya_noalpha", "lora"),
+        ("kohya_{kind}",),
+    ),
+    "bfl_split": (("onetrainer_bfl_split",),),
+    "xlabs": (("xlabs", "="), ("xlabs_prefixed",)),
+    "diffsynth": (
+        ("diffsynth_sept2024", "single_blocks.{}.linear"),
+        ("diffsynth_split", "split"),
+        ("diffsynth_pipe", "pipe"),
+        ("diffsynth_native", "named"),
+        ("diffsynth_nodefault",),
+    ),
+}  # fmt: skip
 
 
-def _diffusers_dotted(facts: _Facts) -> str:
-    if "diagonal" in facts.parts:
-        return "peft_adalora"
-    if facts.prefix.startswith("base_model."):
-        return "peft_basemodel_default" if facts.named else "peft_basemodel"
-    if facts.prefix == "diffusion_model.":
-        return "simpletuner_comfy"
-    if facts.kind in ("lokr", "loha", "full"):
-        return f"aitoolkit_{facts.kind}"
-    if facts.spelled(".magnitude"):
-        return "aitoolkit_dora"
-    alpha = "_alpha" if "alpha" in facts.parts else ""
-    if facts.spelled(".lora.") or facts.spelled("_lora."):
-        return f"diffusers_old{alpha}"
-    if facts.spelled("lora_down") or facts.spelled("lora_up"):
-        return "diffusers_down_up"
-    level = "noprefix" if facts.prefix == "" else "peft"
-    if facts.named:
-        return f"diffusers_{level}_default"
-    if facts.peft:
-        return f"diffusers_{level}_meta"
-    return _diffusers_peft(facts, level, alpha)
+def _kind(parts: Collection[str]) -> str:
+    for mark, kind in (("lokr", "lokr"), ("hada", "loha")):
+        if any(part.startswith(mark) for part in parts):
+            return kind
+    if "down" not in parts and not {"diff", "diff_b"}.isdisjoint(parts):
+        return "full"
+    return "dora" if "magnitude" in parts else "lora"
 
 
-def _diffusers_peft(facts: _Facts, level: str, alpha: str) -> str:
-    if "bias" in facts.parts:
-        return "diffusers_peft_bias"
-    if facts.kind == "dora":
-        return "diffusers_peft_dora"
-    if level == "noprefix":
-        return f"diffusers_peft_noprefix{alpha}"
-    if any("lora_linear_layer" in suffix for suffix in facts.text_suffixes):
-        return "diffusers_te_old"
-    if facts.flat_clip:
-        return "diffusers_te_flat"
-    return f"diffusers_peft{alpha}"
+def _facts(own: Sequence[LoRAKey], text: Sequence[LoRAKey], prefix: str, metadata: Mapping[str, str]) -> set[str]:
+    """What the keys of one component and namespace, and those of text encoders, tell."""
+    parts, suffixes, forms = {key.part for key in own}, {key.suffix for key in own}, {key.layer.form for key in own}
+    text_prefixes = {key.prefix for key in text}
+    told = {
+        "base_model": prefix.startswith("base_model."),
+        "pipe": prefix.startswith("pipe."),
+        "named": any(key.adapter_name for key in own),
+        "trailing": any(key.body.endswith("_") for key in own),
+        ".magnitude": any(".magnitude" in suffix for suffix in suffixes),
+        "lora.": any(".lora." in suffix or "_lora." in suffix for suffix in suffixes),
+        "lora_down": any("lora_down" in suffix or "lora_up" in suffix for suffix in suffixes),
+        "split": any(form.endswith(("to_q", "to_k", "to_v", "besides_attn")) for form in forms),
+        "old text": any("lora_linear_layer" in key.suffix for key in text),
+        "flat clip": any(
+            key.component == "text_encoder" and not key.is_flat and not key.body.startswith("text_model")
+            for key in (*own, *text)
+        ),
+        "lora_te2_": "lora_te2_" in text_prefixes,
+        "text_encoders": any(name.startswith("text_encoders.") for name in text_prefixes),
+        "peft header": "lora_adapter_metadata" in metadata,
+        "onetrainer header": any(name.startswith("ot_") for name in metadata),
+    }
+    return {f"={prefix}", _kind(parts), *parts, *forms, *(name for name, holds in told.items() if holds)}
 
 
-def _diffsynth(facts: _Facts) -> str:
-    if "single_blocks.{}.linear" in facts.forms:
-        return "diffsynth_sept2024"
-    if any(form.endswith(("to_q", "to_k", "to_v", "besides_attn")) for form in facts.forms):
-        return "diffsynth_split"
-    if facts.prefix.startswith("pipe."):
-        return "diffsynth_pipe"
-    return "diffsynth_native" if facts.named else "diffsynth_nodefault"
-
-
-def _name(facts: _Facts) -> str:
-    if any(part.startswith("lora_time_") for part in facts.parts):
+def _name(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str:
+    own = [key for key in keys if key.component == "transformer"] or list(keys)
+    spaces = Counter(key.layer.namespace for key in own)
+    # Layers that are not fused have Black Forest Labs' plain names in files that number the parts of the others.
+    namespace = "bfl_split" if "bfl_split" in spaces else spaces.most_common(1)[0][0]
+    own = [key for key in own if key.layer.namespace == namespace]
+    prefix = Counter(key.prefix for key in own).most_common(1)[0][0]
+    if any(key.part.startswith("lora_time_") for key in own):
         return "diffsynth_timestep"
-    flat = facts.prefix.endswith("_")
-    if facts.namespace in ("diffusers", "clip", "t5"):
-        return _diffusers_flat(facts) if flat else _diffusers_dotted(facts)
-    if facts.namespace == "bfl":
-        return _bfl_flat(facts) if flat else _bfl_dotted(facts)
-    if facts.namespace == "xlabs":
-        return "xlabs_prefixed" if facts.prefix else "xlabs"
-    return "onetrainer_bfl_split" if facts.namespace == "bfl_split" else _diffsynth(facts)
+    facts = _facts(own, [key for key in keys if key.component != "transformer"], prefix, metadata)
+    flat = f"{namespace}_" if prefix.endswith("_") else namespace
+    rows = _FORMATS.get(flat) or _FORMATS[namespace]
+    name = next(name for name, *needed in rows if facts.issuperset(needed))
+    return name.format(kind=_kind({key.part for key in own}))
 
 
 def describe_format(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str:
@@ -148,10 +136,8 @@ def describe_format(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str
     Names the format of a file.
 
     Args:
-        keys (`Sequence[LoRAKey]`):
-            Its keys, taken apart.
-        metadata (`Mapping[str, str]`):
-            Its header.
+        keys (`Sequence[LoRAKey]`): Its keys, taken apart.
+        metadata (`Mapping[str, str]`): Its header.
 
     Returns:
         `str`: A name such as `"kohya"`; several joined by `" + "` if the file mixes layouts; `"unknown"` without keys.
@@ -166,7 +152,7 @@ def describe_format(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str
     if len(groups) > 1:
         groups.pop(("shared", False), None)
     text = [key for key in keys if key.component != "transformer"]
-    return " + ".join(_name(_Facts([*group, *text], metadata)) for group in groups.values())
+    return " + ".join(_name([*group, *text], metadata) for group in groups.values())
 
 
 def _family(key: LoRAKey) -> str:

@@ -79,8 +79,7 @@ def find_foreign(keys: Collection[str]) -> str | None:
     Says what a LoRA is that is none for FLUX.1, or none that changes weights.
 
     Args:
-        keys (`Collection[str]`):
-            Keys of the file.
+        keys (`Collection[str]`): Keys of the file.
 
     Returns:
         `str`: A sentence for an error, or `None` if nothing speaks against FLUX.1.

@@ -162,8 +162,7 @@ class NamePatterns:
     A pattern fits a name that it matches whole, or from behind a dot up to its end; `^` holds at the beginning only.
 
     Args:
-        patterns (`Iterable[str]`):
-            The patterns.
+        patterns (`Iterable[str]`): The patterns.
 
     Raises:
         LoRAError: If one is no pattern, goes beyond names of layers, or is too large; or if they are together.

@@ -30,10 +30,8 @@ def normalized_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     Brings the config of any tuner that is read into the terms of a `LoraConfig`.
 
     Args:
-        config (`Mapping[str, Any]`):
-            PEFT's config of one model.
-        source (`str`):
-            Where it comes from, for errors.
+        config (`Mapping[str, Any]`): PEFT's config of one model.
+        source (`str`): Where it comes from, for errors.
 
     Returns:
         `dict[str, Any]`: The config, with alpha under the name `lora_alpha`, and numbers as ranks.

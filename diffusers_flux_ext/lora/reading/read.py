@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError
+from ...checkpoints.layouts import list_keys
+from ..errors import ForeignLoRAError, LoRAError, UnknownLoRAKeysError, naming_files
+from ..files import LoRASource, nonfinite, open_lora
 from ..keys import LoRAKey, is_extra, parse_lora_key
-from ..products import dense_delta, to_lora
-from ..updates import LOHA, LORA, LayerUpdate, StoredLayer, magnitude_axis, map_rows, split_rows, swap_halves
-from .adalora import DIAGONAL, is_pruned, multiply_diagonal
+from ..updates import PRODUCTS, Bias, LoHa, LoKr, LoRA, StoredLayer, Update, update_of
+from ..updates.exact import lossless
 from .detection import describe_format
 from .families import find_checkpoint, find_foreign, find_qwen_image
+from .hub import find_source
 from .scale import USABLE, PeftScales, is_usable, layer_scale, read_peft_scales
 
 
@@ -28,7 +30,7 @@ _DTYPES = frozenset({
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64,
     torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 })  # fmt: skip
-_MATRICES = LORA | LOHA | {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
+_MATRICES = LoRA.own | LoHa.own | LoKr.own
 # The largest matrix that a LoRA of FLUX.1 updates, T5's embedding, has half as many values.
 MAX_VALUES = 2**28
 # Outputs and inputs of diffusers' layers in units of the model's width; `None` where they are something else.
@@ -41,26 +43,21 @@ _SIZES: dict[str, tuple[int | None, int | None]] = {
 
 
 @dataclass(frozen=True)
-class LoRAAdapter:
+class LoRAFile:
     """
     A LoRA file, read.
 
     Attributes:
-        layers (`dict[str, StoredLayer]`):
-            The layers by the names that the file gives them, in its order.
+        layers (`dict[str, StoredLayer]`): The layers by the names that the file gives them, in its order.
         modules (`dict[str, tuple[str, int]]`):
             For every diffusers layer (`"transformer.transformer_blocks.0.attn.to_q"`) the layer of the file that
             holds it, and which of its parts it is.
-        extras (`dict[str, torch.Tensor]`):
-            Textual inversions that travel with the file.
-        metadata (`dict[str, str]`):
-            The header.
-        unknown (`tuple[str, ...]`):
-            Keys that were left out because `strict=False`.
-        format (`str`):
-            The name of the format, a diagnosis only.
-        peft (`PeftScales`, *optional*):
-            PEFT's config from the header or from `adapter_config`.
+        extras (`dict[str, torch.Tensor]`): Textual inversions that travel with the file.
+        metadata (`dict[str, str]`): The header.
+        unknown (`tuple[str, ...]`): Keys that were left out because `strict=False`.
+        format (`str`): The name of the format, a diagnosis only.
+        peft (`PeftScales`, *optional*): PEFT's config from the header or from `adapter_config`.
+        tensors (`Mapping[str, Any]`): The tensors as they were found.
     """
 
     layers: dict[str, StoredLayer]
@@ -70,42 +67,61 @@ class LoRAAdapter:
     unknown: tuple[str, ...] = ()
     format: str = ""
     peft: PeftScales | None = None
+    tensors: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def updates(self) -> Iterator[tuple[str, LayerUpdate]]:
+    def updates(self) -> Iterator[tuple[str, Update]]:
         """Every diffusers layer with its update, one layer of the file at a time."""
         for name, layer in self.layers.items():
-            for index, update in enumerate(diffusers_updates(layer)):
+            for index, update in enumerate(layer.diffusers_updates()):
                 target = layer.key.targets[index]
                 if update is not None and self.modules.get(target) == (name, index):
                     yield target, update
 
 
-def diffusers_updates(layer: StoredLayer) -> list[LayerUpdate | None]:
+def read(
+    source: LoRASource,
+    metadata: Mapping[str, str] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    default_alpha: float | None = None,
+    strict: bool = True,
+    hub: Mapping[str, Any] | None = None,
+) -> LoRAFile:
     """
-    The updates of the diffusers layers that a layer of a file stacks, in diffusers' order of rows.
+    Opens and reads a LoRA in any layout.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
+            A file, a folder with one, the tensors, or, given `hub`, a repository of the Hub.
+        metadata (`Mapping[str, str]`, *optional*): A header that replaces the file's; `{}` reads it without.
+        adapter_config (`Mapping[str, Any]`, *optional*):
+            PEFT's config, in place of the `adapter_config.json` beside the file.
+        default_alpha (`float`, *optional*): Alpha of layers that say nothing.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether keys that are not understood, and numbers that are not finite, are errors.
+        hub (`Mapping[str, Any]`, *optional*):
+            `weight_name`, `subfolder` and the other arguments for the Hub. The source may be a repository then.
+
+    Returns:
+        `LoRAFile`: What it holds.
 
     Raises:
-        LoRAError: If its rows cannot be divided.
-        UnsupportedLoRAError: If it has DoRA magnitudes that mix its parts.
+        LoRAError: If it cannot be read; see [`read_lora`].
     """
-    name, update = layer.key.layer, layer.update
-    if len(name.targets) == 1 and not name.swap_halves:
-        return [update]
-    if name.swap_halves:
-        return [swapped(update)]
-    return split_rows(to_lora(update) if update.kind == "lokr" else update, name.shares, layer.name)
-
-
-def swapped(update: LayerUpdate) -> LayerUpdate:
-    """The update with the two halves of its rows exchanged."""
-    if update.kind != "lokr":
-        return map_rows(update, swap_halves)
-    first = "lokr_w1" if "lokr_w1" in update.parts else "lokr_w1_a"
-    if update.parts[first].shape[0] % 2:
-        return map_rows(to_lora(update), swap_halves)
-    # The rows of a Kronecker product follow those of its first factor.
-    halves = map_rows(update, swap_halves)
-    return replace(halves, parts={**halves.parts, first: swap_halves(update.parts[first])})
+    if hub is not None:
+        source, metadata, adapter_config = find_source(source, metadata, adapter_config, hub)
+    with naming_files(source):
+        opened = open_lora(source)
+    # Of a folder, the file in it.
+    with naming_files(opened.path or source):
+        header = opened.metadata if metadata is None else dict(metadata)
+        wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
+        if wrong:
+            raise LoRAError(f"A header holds text only, but `metadata` has {wrong}.")
+        config = opened.adapter_config if adapter_config is None else adapter_config
+        file = read_lora(opened.tensors, header, config, default_alpha, strict)
+        if strict and (broken := list(nonfinite(opened.tensors))):
+            raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
+    return replace(file, tensors=opened.tensors)
 
 
 def read_lora(
@@ -114,24 +130,22 @@ def read_lora(
     adapter_config: Mapping[str, Any] | None = None,
     default_alpha: float | None = None,
     strict: bool = True,
-) -> LoRAAdapter:
+) -> LoRAFile:
     """
     Reads a LoRA in any layout.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
             The file's tensors; alphas may be numbers. Nothing is changed or copied.
-        metadata (`Mapping[str, str]`, *optional*):
-            The file's header.
-        adapter_config (`Mapping[str, Any]`, *optional*):
-            The content of PEFT's `adapter_config.json`.
+        metadata (`Mapping[str, str]`, *optional*): The file's header.
+        adapter_config (`Mapping[str, Any]`, *optional*): The content of PEFT's `adapter_config.json`.
         default_alpha (`float`, *optional*):
             Alpha of layers for which neither the tensors nor a config give one. Without it their scale is 1.
         strict (`bool`, *optional*, defaults to `True`):
             Whether keys that are not understood are an error; else they are left out with a warning.
 
     Returns:
-        `LoRAAdapter`: Its layers.
+        `LoRAFile`: Its layers.
 
     Raises:
         ForeignLoRAError: If it belongs to another model or is no static update of weights.
@@ -158,7 +172,7 @@ def read_lora(
     _check_sizes(layers)
     if default_alpha is None and peft is None and (lost := lost_alpha(layers, metadata)):
         logger.warning("%s", lost)
-    return LoRAAdapter(
+    return LoRAFile(
         layers=layers,
         modules=_assign(layers),
         extras={key: tensor for key, tensor in tensors.items() if is_extra(key)},
@@ -241,27 +255,39 @@ def _read_layer(
     if len(parts) != len(keys):
         raise LoRAError(f"`{name}` has a part twice: {[spelled for spelled, _ in keys]}.")
     alpha = parts.pop("alpha", None)
-    if is_pruned(parts):
+    if "diagonal" in parts and parts["diagonal"].numel() == 0:
+        # Training has taken all ranks from this layer of an AdaLoRA.
         return None
-    if DIAGONAL in parts and alpha is None and default_alpha is None and peft is None:
+    if "diagonal" in parts and alpha is None and default_alpha is None and peft is None:
         raise LoRAError(
             f"`{name}` is a layer of an AdaLoRA, whose scale is in PEFT's `adapter_config.json` only. Give the folder "
             "that has both, or pass `adapter_config=` or `default_alpha=`."
         )
-    parts = multiply_diagonal(name, parts)
-    update = LayerUpdate(parts, 1.0, alpha)
+    parts = _without_diagonal(name, parts)
     key = keys[0][1]
     replaced = {"set", "set_weight"} & parts.keys()
     if replaced and not key.layer.is_norm:
         raise LoRAError(f"`{name}` replaces a whole matrix. Only norms can be replaced; use the `diff` to it instead.")
-    _check_parts(name, update)
+    update = replace(_read_update(name, parts), alpha=alpha)
     if "diff" in parts and parts["diff"].ndim != (1 if key.layer.is_norm else 2):
         raise LoRAError(f"`{name}.diff` has shape {tuple(parts['diff'].shape)}, which is not that of a weight here.")
-    return StoredLayer(key, LayerUpdate(parts, layer_scale(key, update, peft, default_alpha), alpha))
+    return StoredLayer(key, replace(update, scale=layer_scale(key, update, peft, default_alpha)))
 
 
-def _check_parts(name: str, update: LayerUpdate) -> None:
-    parts = update.parts
+def _without_diagonal(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AdaLoRA's `up @ diag(e) @ down` (https://arxiv.org/abs/2303.10512) as a LoRA's `up @ down`."""
+    rest = {part: tensor for part, tensor in parts.items() if part != "diagonal"}
+    if "diagonal" not in parts:
+        return rest
+    values, down = parts["diagonal"], parts.get("down")
+    if down is None or down.ndim != 2 or tuple(values.shape) != (down.shape[0], 1):
+        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        raise LoRAError(f"`{name}` is a broken layer of an AdaLoRA: expected one `lora_E` a rank, got {shapes}.")
+    wide = torch.float64 if torch.float64 in (down.dtype, values.dtype) else torch.float32
+    return {**rest, "down": lossless(down.to(wide) * values.to(wide), down.dtype)}
+
+
+def _read_update(name: str, parts: Mapping[str, Tensor]) -> Update:
     shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
     if not parts:
         raise LoRAError(f"`{name}` has an alpha and nothing that it scales.")
@@ -272,57 +298,23 @@ def _check_parts(name: str, update: LayerUpdate) -> None:
     twice = [part for part in ("lokr_w1", "lokr_w2") if part in parts and {f"{part}_a", f"{part}_b"} & parts.keys()]
     if cores or twice:
         raise LoRAError(f"`{name}` has {cores or twice} beside {sorted(parts)}: such a product is none of a Linear.")
-    kinds = [kind for kind, present in _complete_kinds(parts).items() if present is not None]
-    broken = [kind for kind in kinds if not _complete_kinds(parts)[kind]]
+    kinds = [kind for kind in PRODUCTS if kind.owns(parts)]
+    broken = [kind.title for kind in kinds if not kind.is_complete(parts)]
     if broken:
         raise LoRAError(f"`{name}` has an incomplete {broken[0]}: only {shapes} is there.")
     if len(kinds) > 1:
-        raise LoRAError(f"`{name}` has several updates of its matrix at once: {kinds} with {shapes}.")
-    if kinds and not _chains(update):
+        raise LoRAError(
+            f"`{name}` has several updates of its matrix at once: {[kind.title for kind in kinds]} with {shapes}."
+        )
+    update = update_of(parts)
+    if kinds and not update.fits():
         raise LoRAError(f"The factors of `{name}` do not chain: their shapes are {shapes}.")
     if kinds and update.out_features * (update.in_features or 1) > MAX_VALUES:
         raise LoRAError(
             f"`{name}` updates a matrix of shape {(update.out_features, update.in_features)}; expected no more than "
             f"{MAX_VALUES} values. Its factors have the shapes {shapes}."
         )
-
-
-def _complete_kinds(parts: Mapping[str, Tensor]) -> dict[str, bool | None]:
-    """For each kind of update whether it is complete, `None` if nothing of it is there."""
-
-    def lokr(factor: str) -> bool:
-        return factor in parts or {f"{factor}_a", f"{factor}_b"} <= parts.keys()
-
-    matrix = "diff" in parts and parts["diff"].ndim == 2
-    return {
-        "LoRA": LORA <= parts.keys() if LORA & parts.keys() else None,
-        "LoHa": LOHA <= parts.keys() if LOHA & parts.keys() else None,
-        "LoKr": lokr("lokr_w1") and lokr("lokr_w2") if any(part.startswith("lokr_") for part in parts) else None,
-        "matrix": True if matrix else None,
-    }
-
-
-def _chains(update: LayerUpdate) -> bool:
-    parts = update.parts
-    pairs = {
-        "lora": (("up", "down"),),
-        "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
-        "lokr": (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
-    }.get(update.kind, ())
-    if any(a in parts and b in parts and parts[a].shape[1] != parts[b].shape[0] for a, b in pairs):
-        return False
-    if update.kind == "loha" and any(
-        parts[f"hada_w1_{side}"].shape[axis] != parts[f"hada_w2_{side}"].shape[axis]
-        for side, axis in (("a", 0), ("b", 1))
-    ):
-        return False
-    magnitude = parts.get("magnitude")
-    if magnitude is not None and update.kind != "none":
-        size = update.in_features if magnitude_axis(magnitude) == "in" else update.out_features
-        if magnitude.ndim not in (1, 2) or magnitude.numel() != size:
-            return False
-    vectors = [parts[part] for part in ("bias", "diff_b") if part in parts]
-    return all(vector.ndim == 1 and vector.shape[0] == update.out_features for vector in vectors)
+    return update
 
 
 def _sizes(layer: StoredLayer) -> tuple[int | None, int | None]:
@@ -344,7 +336,7 @@ def _check_sizes(layers: Mapping[str, StoredLayer]) -> None:
     """Holds the layers of the transformer against the width that most of them have."""
     widths: dict[str, set[float]] = {}
     for name, layer in layers.items():
-        if layer.key.component != "transformer" or layer.key.layer.is_norm or layer.update.kind == "none":
+        if layer.key.component != "transformer" or layer.key.layer.is_norm or isinstance(layer.update.inner, Bias):
             continue
         features = (layer.update.out_features, layer.update.in_features)
         widths[name] = {have / size for have, size in zip(features, _sizes(layer)) if size and have is not None}
@@ -375,10 +367,10 @@ def _assign(layers: Mapping[str, StoredLayer]) -> dict[str, tuple[str, int]]:
 
 
 def _same_update(layers: Mapping[str, StoredLayer], first: tuple[str, int], second: tuple[str, int]) -> bool:
-    updates = [diffusers_updates(layers[name])[index] for name, index in (first, second)]
+    updates = [layers[name].diffusers_updates()[index] for name, index in (first, second)]
     if updates[0] is None or updates[1] is None:
         return updates[0] is updates[1]
-    dense = [dense_delta(update, torch.float64) for update in updates if update is not None]
+    dense = [update.dense(torch.float64) for update in updates if update is not None]
     if dense[0] is None or dense[1] is None or dense[0].shape != dense[1].shape:
         return dense[0] is dense[1] and updates[0].parts.keys() == updates[1].parts.keys()
     return bool((dense[0] - dense[1]).norm() <= 1e-6 * dense[0].norm())

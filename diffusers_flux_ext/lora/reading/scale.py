@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import LoRAError, shortened
 from ..keys import LoRAKey
-from ..updates import LayerUpdate
+from ..updates import Update
 from .patterns import NamePatterns
 from .peft_config import divisor, normalized_config, tuner_of
 
@@ -30,8 +30,7 @@ class PeftScales:
     Args:
         configs (`Mapping[str, Mapping[str, Any]]`):
             A config for each component: `"transformer"`, `"text_encoder"`, `"text_encoder_2"`.
-        source (`str`):
-            Where the configs come from, for errors.
+        source (`str`): Where the configs come from, for errors.
     """
 
     def __init__(self, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
@@ -44,12 +43,9 @@ class PeftScales:
         The scale of a layer.
 
         Args:
-            component (`str`):
-                The component that the layer belongs to.
-            module (`str`):
-                Its name there, as PEFT saw it.
-            rank (`int`, *optional*):
-                The rank that its tensors have; a LoKr of two whole factors has none.
+            component (`str`): The component that the layer belongs to.
+            module (`str`): Its name there, as PEFT saw it.
+            rank (`int`, *optional*): The rank that its tensors have; a LoKr of two whole factors has none.
 
         Returns:
             `float`, or `None` if no config gives its component a scale.
@@ -83,12 +79,9 @@ class PeftScales:
         What a config gives a layer by its patterns, or by its default.
 
         Args:
-            component (`str`):
-                The component that the layer belongs to.
-            table (`str`):
-                `"rank_pattern"` or `"alpha_pattern"`.
-            module (`str`):
-                The layer's name there.
+            component (`str`): The component that the layer belongs to.
+            table (`str`): `"rank_pattern"` or `"alpha_pattern"`.
+            module (`str`): The layer's name there.
 
         Returns:
             The rank or alpha, `None` if the config has none.
@@ -124,10 +117,8 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
     Reads PEFT's config from the header of a file, or from the `adapter_config.json` beside it.
 
     Args:
-        metadata (`Mapping[str, str]`):
-            The header.
-        adapter_config (`Mapping[str, Any]`, *optional*):
-            The content of `adapter_config.json`; the header comes first.
+        metadata (`Mapping[str, str]`): The header.
+        adapter_config (`Mapping[str, Any]`, *optional*): The content of `adapter_config.json`; the header comes first.
 
     Returns:
         `PeftScales`, or `None` if there is neither.
@@ -191,21 +182,15 @@ def is_usable(value: Any) -> bool:
     return isinstance(value, int | float) and (value == 0 or SMALLEST < abs(value) < LARGEST)
 
 
-def layer_scale(
-    key: LoRAKey, update: LayerUpdate, peft: PeftScales | None, default_alpha: float | None = None
-) -> float:
+def layer_scale(key: LoRAKey, update: Update, peft: PeftScales | None, default_alpha: float | None = None) -> float:
     """
     The scale of a layer: its own alpha, else PEFT's config, else `default_alpha`, else 1.
 
     Args:
-        key (`LoRAKey`):
-            A key of the layer.
-        update (`LayerUpdate`):
-            Its parts, with `alpha` as stored.
-        peft (`PeftScales`, *optional*):
-            PEFT's config.
-        default_alpha (`float`, *optional*):
-            Alpha of layers that say nothing.
+        key (`LoRAKey`): A key of the layer.
+        update (`Update`): Its parts, with `alpha` as stored.
+        peft (`PeftScales`, *optional*): PEFT's config.
+        default_alpha (`float`, *optional*): Alpha of layers that say nothing.
 
     Returns:
         `float`: May be 0 or negative.
@@ -217,7 +202,7 @@ def layer_scale(
     alpha = None if update.alpha is None else _number(update.alpha, key)
     # LyCORIS divides alpha by the rank of a decomposed factor; a LoKr of two full ones has none.
     if rank is None:
-        if update.kind != "lokr" or alpha is not None or peft is None or key.is_flat:
+        if not update.inner.scaled_without_rank or alpha is not None or peft is None or key.is_flat:
             return 1.0
         scale = peft.scale(key.component, key.body, None)
         return 1.0 if scale is None else scale

@@ -26,8 +26,7 @@ def find_token_scope(layers: Iterable[StoredLayer]) -> str | None:
     same layers.
 
     Args:
-        layers (`Iterable[StoredLayer]`):
-            The layers of a file.
+        layers (`Iterable[StoredLayer]`): The layers of a file.
 
     Returns:
         `str`: A sentence that says which tokens it is probably meant for, or `None`.

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dynamic import refuse_dynamic
 from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, is_finite, materialize
 from ..keys import parse_lora_key
 from ..layouts import LoRALayout, lora_layout
-from ..products import to_lora
-from ..reading.read import LoRAAdapter, read_lora
+from ..reading.read import LoRAFile, read, read_lora
 from ..reading.scale import PEFT_HEADER
-from ..updates import LayerUpdate, StoredLayer, add_exactly, equal_values, lossless, multiplied, promote
+from ..updates import Bias, LoRA, StoredLayer, Update, update_of
+from ..updates.exact import add_exactly, equal_values, lossless, multiplied, promote
 from ..writing.write import Entries, write_lora
-from .convert import load_adapter
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ class ErrorSum:
         return LoRAResult(materialize(entries, dtype), metadata, error, self.layers)
 
 
-def adapter_of(updates: Mapping[str, LayerUpdate], metadata: Mapping[str, str] | None = None) -> LoRAAdapter:
+def adapter_of(updates: Mapping[str, Update], metadata: Mapping[str, str] | None = None) -> LoRAFile:
     """An adapter of diffusers' layers, such as `"transformer.proj_out"`."""
     layers, modules = {}, {}
     for name, update in updates.items():
@@ -80,7 +78,7 @@ def adapter_of(updates: Mapping[str, LayerUpdate], metadata: Mapping[str, str] |
             raise LoRAError(f"`{name}` is no layer of FLUX.1.")
         layers[name] = StoredLayer(key, update)
         modules[name] = (name, 0)
-    return LoRAAdapter(layers, modules, metadata=dict(metadata or {}))
+    return LoRAFile(layers, modules, metadata=dict(metadata or {}))
 
 
 def merge_loras(
@@ -123,11 +121,11 @@ def merge_loras(
         raise LoRAError(f"{len(loras)} LoRAs and the weights {chosen}; expected one finite number for each LoRA.")
     check_rank(rank)
     layout = lora_layout(to)
-    merged: dict[str, LayerUpdate] = {}
+    merged: dict[str, Update] = {}
     extras: dict[str, Tensor] = {}
     for source, weight in zip(loras, chosen):
         with naming_files(source):
-            adapter = load_adapter(source, strict=strict)[0]
+            adapter = read(source, strict=strict)
             extras = {**adapter.extras, **extras}
             for name, update in adapter.updates():
                 module = name.replace("text_encoder.text_model.", "text_encoder.")
@@ -139,7 +137,7 @@ def merge_loras(
 
 
 def _resized(
-    adapter: LoRAAdapter,
+    adapter: LoRAFile,
     layout: LoRALayout,
     rank: int | None,
     energy: float | None,
@@ -176,26 +174,26 @@ def check_energy(energy: float | None) -> None:
         raise LoRAError(f"`energy` is {energy}; expected a number in (0, 1].")
 
 
-def _weighted(name: str, update: LayerUpdate, weight: float) -> LayerUpdate:
-    refuse_dynamic(name, update)
+def _weighted(name: str, update: Update, weight: float) -> Update:
+    update.check_static(name)
     beyond = sorted(update.parts.keys() & {"magnitude", "set", "set_weight"})
     if beyond:
         raise UnsupportedLoRAError(f"`{name}` has {beyond}, which cannot be merged: they do not add up.")
-    if update.kind == "none" or update.kind == "diff" and update.parts["diff"].ndim == 1:
+    if isinstance(update.inner, Bias):
         parts = {part: multiplied(value, weight * (update.scale if part == "bias" else 1))
                  for part, value in update.parts.items()}  # fmt: skip
-        return LayerUpdate(parts)
-    pair = to_lora(update)
+        return update_of(parts)
+    pair = update.to_lora()
     return replace(pair, scale=pair.scale * weight, alpha=None)
 
 
-def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
+def _sum(first: Update, second: Update) -> Update:
     """The sum of two LoRAs of one layer; the scale of the first stays."""
     if "down" not in first.parts or "down" not in second.parts:
         if "down" in second.parts:
             first, second = second, first
         if first.scale == 0 and "up" in first.parts:
-            first = LayerUpdate({**first.parts, "up": torch.zeros_like(first.parts["up"])}, 1.0)
+            first = LoRA({**first.parts, "up": torch.zeros_like(first.parts["up"])}, 1.0)
         parts = dict(first.parts)
         for part, value in second.parts.items():
             target = "bias" if part == "diff_b" and "down" in parts else part
@@ -216,7 +214,7 @@ def _sum(first: LayerUpdate, second: LayerUpdate) -> LayerUpdate:
         if "bias" in update.parts:
             bias = multiplied(update.parts["bias"], update.scale / scale)
             parts["bias"] = add_exactly(parts["bias"], bias) if "bias" in parts else bias
-    return LayerUpdate(parts, scale)
+    return LoRA(parts, scale)
 
 
 def _padded(downs: Sequence[Tensor]) -> list[Tensor]:
@@ -267,22 +265,22 @@ def resize_lora(
     check_energy(energy)
     layout = lora_layout(to)
     with naming_files(source):
-        adapter = load_adapter(source, metadata, adapter_config, strict=strict)[0]
+        adapter = read(source, metadata, adapter_config, strict=strict)
         # PEFT's config gives the old ranks.
         header = {key: value for key, value in adapter.metadata.items() if key != PEFT_HEADER}
         return _resized(replace(adapter, metadata=header, peft=None), layout, rank, energy, strict, dtype)
 
 
-def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None, errors: ErrorSum) -> LayerUpdate:
+def _cut(name: str, update: Update, rank: int | None, energy: float | None, errors: ErrorSum) -> Update:
     """The update with a lower rank, if there is one to lower."""
-    refuse_dynamic(name, update)
-    if update.kind == "none" or update.kind == "diff" and update.parts["diff"].ndim == 1:
+    update.check_static(name)
+    if isinstance(update.inner, Bias):
         return update
     if "magnitude" in update.parts:
         if rank is None and energy is None:
             return update
         raise UnsupportedLoRAError(f"`{name}` has DoRA magnitudes, whose norms depend on the whole product.")
-    pair = to_lora(update) if update.kind != "lora" else update
+    pair = update if isinstance(update, LoRA) else update.to_lora()
     current = pair.rank or 1
     if rank is None and energy is None or energy is None and rank is not None and current <= rank:
         return pair
@@ -306,7 +304,7 @@ def _cut(name: str, update: LayerUpdate, rank: int | None, energy: float | None,
         rest["bias"] = multiplied(rest["bias"], pair.scale)
     if pair.scale == 0:
         factors["up"] = torch.zeros_like(factors["up"])
-    return LayerUpdate({**factors, **rest})
+    return LoRA({**factors, **rest})
 
 
 def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:

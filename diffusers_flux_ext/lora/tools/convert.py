@@ -9,55 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoints.layouts import list_keys
-from ..errors import LoRAError, naming_files
-from ..files import LoRASource, OpenedLoRA, check_writable, materialize, nonfinite, open_lora, save_lora
+from ..errors import naming_files
+from ..files import LoRASource, check_writable, materialize, save_lora
 from ..layouts import lora_layout
-from ..reading.read import LoRAAdapter, read_lora
+from ..reading.read import read
 from ..writing.write import write_lora
-
-
-def load_adapter(
-    source: LoRASource,
-    metadata: Mapping[str, str] | None = None,
-    adapter_config: Mapping[str, Any] | None = None,
-    default_alpha: float | None = None,
-    strict: bool = True,
-) -> tuple[LoRAAdapter, OpenedLoRA]:
-    """
-    Opens and reads a LoRA.
-
-    Args:
-        source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
-            A file, a folder with one, or the tensors.
-        metadata (`Mapping[str, str]`, *optional*):
-            A header that replaces the file's; `{}` reads it without.
-        adapter_config (`Mapping[str, Any]`, *optional*):
-            PEFT's config, in place of the `adapter_config.json` beside the file.
-        default_alpha (`float`, *optional*):
-            Alpha of layers that say nothing.
-        strict (`bool`, *optional*, defaults to `True`):
-            Whether keys that are not understood, and numbers that are not finite, are errors.
-
-    Returns:
-        `tuple`: The adapter, and the file it was read from.
-
-    Raises:
-        LoRAError: If it cannot be read; see [`read_lora`].
-    """
-    with naming_files(source):
-        opened = open_lora(source)
-    # Of a folder, the file in it.
-    with naming_files(opened.path or source):
-        header = opened.metadata if metadata is None else dict(metadata)
-        wrong = {key: value for key, value in header.items() if not isinstance(key, str) or not isinstance(value, str)}
-        if wrong:
-            raise LoRAError(f"A header holds text only, but `metadata` has {wrong}.")
-        config = opened.adapter_config if adapter_config is None else adapter_config
-        adapter = read_lora(opened.tensors, header, config, default_alpha, strict)
-        if strict and (broken := list(nonfinite(opened.tensors))):
-            raise LoRAError(f"{len(broken)} tensors have NaN or infinite values: {list_keys(broken)}.")
-    return adapter, opened
 
 
 def convert_lora(
@@ -106,8 +62,7 @@ def convert_lora(
     """
     layout = lora_layout(to)
     with naming_files(source):
-        adapter, _ = load_adapter(source, metadata, adapter_config, default_alpha, strict)
-        entries, header = write_lora(adapter, layout, strict)
+        entries, header = write_lora(read(source, metadata, adapter_config, default_alpha, strict), layout, strict)
         return materialize(entries, dtype), header
 
 
@@ -142,6 +97,5 @@ def convert_lora_file(
     layout = lora_layout(to)
     check_writable(target, overwrite)
     with naming_files(source):
-        adapter, _ = load_adapter(source, metadata, adapter_config, default_alpha, strict)
-        entries, header = write_lora(adapter, layout, strict)
+        entries, header = write_lora(read(source, metadata, adapter_config, default_alpha, strict), layout, strict)
         save_lora(target, entries, header, overwrite, dtype)

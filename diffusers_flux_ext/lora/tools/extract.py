@@ -10,7 +10,7 @@ from torch import Tensor
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError, naming_files
 from ..layouts import lora_layout
-from ..updates import LayerUpdate
+from ..updates import Update, update_of
 from ..writing.write import write_lora
 from .algebra import ErrorSum, LoRAResult, adapter_of, check_energy, check_rank
 from .transformer import OpenedTransformer, open_transformer
@@ -64,7 +64,7 @@ def extract_lora(
 
 def _differences(
     first: OpenedTransformer, second: OpenedTransformer, rank: int, energy: float | None, dtype: torch.dtype | None
-) -> tuple[dict[str, LayerUpdate], ErrorSum]:
+) -> tuple[dict[str, Update], ErrorSum]:
     if first.shapes != second.shapes:
         odd = {key for key in first.shapes.keys() | second.shapes.keys()
                if first.shapes.get(key) != second.shapes.get(key)}  # fmt: skip
@@ -89,7 +89,7 @@ def _differences(
             parts.update(_extracted(module, difference, rank, energy, kind, errors))
     if not updates:
         raise LoRAError("The two models do not differ.")
-    return {name: LayerUpdate(parts) for name, parts in updates.items()}, errors
+    return {name: update_of(parts) for name, parts in updates.items()}, errors
 
 
 def _extracted(

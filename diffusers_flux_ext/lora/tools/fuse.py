@@ -12,20 +12,16 @@ import torch
 from torch import Tensor
 
 from ...checkpoints.layouts import TransformerLayout, list_keys, spell_in_layout
-from ..dynamic import refuse_dynamic
 from ..errors import LoRAError, UnsupportedLoRAError, naming_files
 from ..files import LoRASource, check_writable, is_finite, save_lora
-from ..products import bias_delta, dense_delta
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile, read
 from ..reading.scope import find_token_scope
-from ..updates import LayerUpdate, magnitude_axis, swap_halves
-from .convert import load_adapter
+from ..updates import Update
+from ..updates.exact import swap_halves
 from .transformer import OpenedTransformer, TransformerSource, open_transformer
 
 
 logger = logging.getLogger(__name__)
-
-_SET, _ADDED = ("set", "set_weight"), ("diff", "w_norm")
 
 
 class _FusedTensor:
@@ -41,7 +37,7 @@ class _FusedTensor:
 class _Fusion:
     """A checkpoint and the updates of its diffusers layers."""
 
-    def __init__(self, checkpoint: TransformerSource, updates: Mapping[str, Sequence[tuple[LayerUpdate, float]]]):
+    def __init__(self, checkpoint: TransformerSource, updates: Mapping[str, Sequence[tuple[Update, float]]]):
         self.opened = open_transformer(checkpoint)
         self.diffusers: OpenedTransformer = open_transformer(checkpoint, "diffusers")
         self.updates = updates
@@ -68,9 +64,10 @@ class _Fusion:
         module, _, which = key.rpartition(".")
         weight = self.diffusers.read(key).float()
         for update, strength in self.updates.get(module, ()):
-            weight = _tuned_bias(weight, update, strength) if which == "bias" else _tuned_weight(
-                weight, update, strength, module
-            )  # fmt: skip
+            if which == "bias":
+                weight = _tuned_bias(weight, update, strength)
+            else:
+                weight = update.applied(weight, strength, module)
         return weight
 
 
@@ -86,34 +83,11 @@ def _members(layout: TransformerLayout, diffusers: Mapping[str, Any]) -> dict[st
     return table
 
 
-def _tuned_bias(bias: Tensor, update: LayerUpdate, strength: float) -> Tensor:
-    delta = bias_delta(update)
+def _tuned_bias(bias: Tensor, update: Update, strength: float) -> Tensor:
+    delta = update.bias_delta()
     if "b_norm" in update.parts:
         delta = update.parts["b_norm"].float()
     return bias if delta is None else bias + strength * delta
-
-
-def _tuned_weight(weight: Tensor, update: LayerUpdate, strength: float, name: str) -> Tensor:
-    for part in _SET:
-        if part in update.parts:
-            return update.parts[part].float()
-    for part in _ADDED:
-        if part in update.parts and update.parts[part].ndim == 1:
-            return weight + strength * update.parts[part].float()
-    delta = dense_delta(update)
-    if delta is None:
-        return weight
-    if delta.shape != weight.shape:
-        raise LoRAError(
-            f"`{name}` is updated by a matrix of shape {tuple(delta.shape)}, it has {tuple(weight.shape)}."
-        )
-    if "magnitude" not in update.parts:
-        return weight + strength * delta
-    magnitude = update.parts["magnitude"].float()
-    axis = 0 if magnitude_axis(magnitude) == "in" else 1
-    tuned = weight + delta
-    tuned = tuned * (magnitude.reshape((1, -1) if axis == 0 else (-1, 1)) / tuned.norm(dim=axis, keepdim=True))
-    return weight + strength * (tuned - weight)
 
 
 def fuse_lora_into(
@@ -173,17 +147,17 @@ def fuse_lora_into(
 
 def _collect(
     sources: Sequence[Any], strengths: Sequence[float], strict: bool
-) -> dict[str, list[tuple[LayerUpdate, float]]]:
-    updates: dict[str, list[tuple[LayerUpdate, float]]] = {}
+) -> dict[str, list[tuple[Update, float]]]:
+    updates: dict[str, list[tuple[Update, float]]] = {}
     for source, strength in zip(sources, strengths):
         with naming_files(source):
-            adapter = load_adapter(source, strict=strict)[0]
+            adapter = read(source, strict=strict)
             _add_updates(updates, adapter, strength, strict)
     return updates
 
 
 def _add_updates(
-    updates: dict[str, list[tuple[LayerUpdate, float]]], adapter: LoRAAdapter, strength: float, strict: bool
+    updates: dict[str, list[tuple[Update, float]]], adapter: LoRAFile, strength: float, strict: bool
 ) -> None:
     text = sorted(name for name in adapter.modules if not name.startswith("transformer."))
     if text and strict:
@@ -195,7 +169,7 @@ def _add_updates(
         logger.warning("%s", scope)
     for name, update in adapter.updates():
         if name.startswith("transformer."):
-            refuse_dynamic(name, update)
+            update.check_static(name)
             updates.setdefault(name.removeprefix("transformer."), []).append((update, strength))
 
 

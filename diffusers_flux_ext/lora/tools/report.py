@@ -10,17 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dynamic import is_timed
 from ..errors import naming_files
-from ..files import LoRASource, OpenedLoRA, nonfinite, open_lora
+from ..files import LoRASource, nonfinite, open_lora
 from ..keys import is_extra, parse_lora_key
-from ..products import kron_factors, to_lora
 from ..reading.detection import describe_format
-from ..reading.read import LoRAAdapter, lost_alpha
+from ..reading.read import LoRAFile, lost_alpha, read
 from ..reading.scale import PEFT_HEADER
 from ..reading.scope import find_token_scope
-from ..updates import LayerUpdate, StoredLayer
-from .convert import load_adapter
+from ..updates import StoredLayer, Timed
 from .verdict import diffusers_verdict
 
 
@@ -144,19 +141,20 @@ def inspect_lora(
         LoRAError: If the file cannot be read, is for another model, or contradicts itself.
     """
     with naming_files(source):
-        adapter, opened = load_adapter(source, metadata, adapter_config, strict=False)
-        return _report(adapter, opened)
+        return _report(read(source, metadata, adapter_config, strict=False))
 
 
-def _report(adapter: LoRAAdapter, opened: OpenedLoRA) -> LoRAReport:
-    tensors: dict[str, Tensor] = {key: value for key, value in opened.tensors.items() if isinstance(value, Tensor)}
+def _report(adapter: LoRAFile) -> LoRAReport:
+    tensors: dict[str, Tensor] = {key: value for key, value in adapter.tensors.items() if isinstance(value, Tensor)}
     updates = [layer.update for layer in adapter.layers.values()]
     verdict = diffusers_verdict(adapter, tensors)
     return LoRAReport(
         format=adapter.format,
         modules=_coverage(adapter),
         text_encoders=dict(Counter(m.partition(".")[0] for m in adapter.modules if not m.startswith("transformer."))),
-        kinds=dict(Counter(_kind(layer) for layer in adapter.layers.values())),
+        kinds=dict(
+            Counter("norm" if layer.key.layer.is_norm else layer.update.label for layer in adapter.layers.values())
+        ),
         ranks=_count(update.rank for update in updates),
         alphas=_count(None if update.alpha is None else float(update.alpha) for update in updates),
         scales=_count(None if update.rank is None else update.scale for update in updates),
@@ -178,17 +176,7 @@ def _count(values: Any) -> dict[Any, int]:
     return dict(sorted(Counter(value for value in values if value is not None).items()))
 
 
-def _kind(layer: StoredLayer) -> str:
-    if layer.key.layer.is_norm:
-        return "norm"
-    if "magnitude" in layer.update.parts:
-        return "dora"
-    if is_timed(layer.update):
-        return "timestep"
-    return "bias" if layer.update.kind == "none" else layer.update.kind
-
-
-def _coverage(adapter: LoRAAdapter) -> dict[str, tuple[int, int]]:
+def _coverage(adapter: LoRAFile) -> dict[str, tuple[int, int]]:
     norms = {target for layer in adapter.layers.values() if layer.key.layer.is_norm for target in layer.key.targets}
     names = [
         m.removeprefix("transformer.") for m in adapter.modules if m.startswith("transformer.") and m not in norms
@@ -209,13 +197,13 @@ def _block(layer: StoredLayer) -> str:
     return ".".join(name.split(".")[:2]) if "blocks." in name else "others"
 
 
-def _norms(adapter: LoRAAdapter) -> dict[str, float]:
+def _norms(adapter: LoRAFile) -> dict[str, float]:
     owners = {name for name, _ in adapter.modules.values()}
     squares: dict[str, float] = {}
     for name in adapter.layers:
         if name in owners:
             layer = adapter.layers[name]
-            squares[_block(layer)] = squares.get(_block(layer), 0.0) + _squared_norm(layer.update)
+            squares[_block(layer)] = squares.get(_block(layer), 0.0) + layer.update.squared_norm()
     order = sorted(squares, key=_block_order)
     return {block: math.sqrt(max(squares[block], 0.0)) for block in order}
 
@@ -226,22 +214,7 @@ def _block_order(block: str) -> tuple[int, int]:
     return kinds.index(kind), int(index or 0)
 
 
-def _squared_norm(update: LayerUpdate) -> float:
-    """`norm(delta W) ** 2` from matrices of the rank's size, or of the layer's if that is smaller."""
-    if update.kind == "lokr":
-        first, second = kron_factors(update)
-        return float((update.scale * first.norm() * second.norm()) ** 2)
-    total = float(update.parts["diff"].float().norm() ** 2) if "diff" in update.parts else 0.0
-    if update.kind in ("lora", "loha"):
-        pair = to_lora(LayerUpdate({n: p for n, p in update.parts.items() if n != "diff_b"}, update.scale))
-        up, down = pair.parts["up"].float(), pair.parts["down"].float()
-        if up.shape[1] > min(up.shape[0], down.shape[1]):
-            return total + float((update.scale * (up @ down).norm()) ** 2)
-        total += float(update.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
-    return total
-
-
-def _warnings(adapter: LoRAAdapter) -> list[str]:
+def _warnings(adapter: LoRAFile) -> list[str]:
     found = []
     header = adapter.metadata
     silent = all(layer.update.alpha is None for layer in adapter.layers.values())
@@ -250,7 +223,7 @@ def _warnings(adapter: LoRAAdapter) -> list[str]:
         found.append(lost)
     if PEFT_HEADER in header and not silent:
         found.append("The header has PEFT's config besides the alphas of the tensors; the tensors' are used.")
-    if any(is_timed(layer.update) for layer in adapter.layers.values()):
+    if any(isinstance(layer.update, Timed) for layer in adapter.layers.values()):
         found.append("This is a timestep LoRA: load it with `load_timestep_lora`.")
     if scope := find_token_scope(adapter.layers.values()):
         found.append(scope)

@@ -33,14 +33,10 @@ class OpenedTransformer:
     A transformer's weights.
 
     Attributes:
-        layout (`str`):
-            The layout that they were found in.
-        shapes (`dict[str, tuple[int, ...]]`):
-            Shapes by key, in the layout that was asked for.
-        read (`Callable[[str], torch.Tensor]`):
-            Gives the weight of a key; it may share memory with the file.
-        metadata (`dict[str, str]`):
-            The file's header.
+        layout (`str`): The layout that they were found in.
+        shapes (`dict[str, tuple[int, ...]]`): Shapes by key, in the layout that was asked for.
+        read (`Callable[[str], torch.Tensor]`): Gives the weight of a key; it may share memory with the file.
+        metadata (`dict[str, str]`): The file's header.
     """
 
     layout: TransformerLayout

@@ -18,10 +18,9 @@ from ..._compat import get_peft_kwargs
 from ...checkpoints.layouts import list_keys
 from ..errors import LoRAError
 from ..keys import parse_lora_key
-from ..products import bias_delta
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile
 from ..reading.scale import PEFT_HEADER, PeftScales, read_peft_scales
-from ..updates import LayerUpdate
+from ..updates import LoRA, Update
 
 
 # Products that differ by less agree; bfloat16 factors that were multiplied once differ by this much.
@@ -43,26 +42,22 @@ class DiffusersVerdict:
     What diffusers' `load_lora_weights` makes of a file.
 
     Attributes:
-        result (`str`):
-            `"fully"`, `"partly"` (some layers are left out), `"wrongly"` (some are scaled or mapped wrong), `"not"`
-            (nothing is applied) or `"fails"` (an error).
-        reasons (`tuple[str, ...]`):
-            Sentences that say what happens.
+        result (`str`): `"fully"`, `"partly"` (some layers are left out), `"wrongly"` (some are scaled or mapped
+            wrong), `"not"` (nothing is applied) or `"fails"` (an error).
+        reasons (`tuple[str, ...]`): Sentences that say what happens.
     """
 
     result: str
     reasons: tuple[str, ...] = ()
 
 
-def diffusers_verdict(adapter: LoRAAdapter, tensors: Mapping[str, Any]) -> DiffusersVerdict:
+def diffusers_verdict(adapter: LoRAFile, tensors: Mapping[str, Any]) -> DiffusersVerdict:
     """
     Runs the installed diffusers' conversion on a file and compares every layer with what the file means.
 
     Args:
-        adapter (`LoRAAdapter`):
-            The file, read.
-        tensors (`Mapping[str, torch.Tensor]`):
-            Its tensors.
+        adapter (`LoRAFile`): The file, read.
+        tensors (`Mapping[str, torch.Tensor]`): Its tensors.
 
     Returns:
         `DiffusersVerdict`: The result and the reasons.
@@ -104,7 +99,7 @@ def _silence() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
 
 
-def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAAdapter) -> str | None:
+def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAFile) -> str | None:
     norms = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
     if not any("lora" in key or any(norm in key for norm in norms) for key in loaded):
         return "it finds no LoRA in the file"
@@ -123,7 +118,7 @@ def _refusal(loaded: Mapping[str, Any], alphas: Any, adapter: LoRAAdapter) -> st
     return None
 
 
-def _compare(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> DiffusersVerdict:
+def _compare(adapter: LoRAFile, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> DiffusersVerdict:
     loaded = _in_peft_names(loaded)
     scales = _scales(adapter, loaded, alphas)
     found: dict[str, list[str]] = {state: [] for state in _STATES}
@@ -167,7 +162,7 @@ def _clip_spelling(name: str, loaded: Mapping[str, Any]) -> str:
     return name
 
 
-def _scales(adapter: LoRAAdapter, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, float]:
+def _scales(adapter: LoRAFile, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, float]:
     """The scale that PEFT would give each layer."""
     found: dict[str, float] = {}
     stored = read_peft_scales(adapter.metadata, None)
@@ -204,27 +199,27 @@ def _inferred(component: str, ranks: Mapping[str, int], alphas: Mapping[str, Any
     return PeftScales({component: {**config, "rank_pattern": {}, "r": None}}, "diffusers")
 
 
-def _layer_state(name: str, update: LayerUpdate, loaded: Mapping[str, Any], scale: float) -> str:
+def _layer_state(name: str, update: Update, loaded: Mapping[str, Any], scale: float) -> str:
     if {"set", "set_weight"} & update.parts.keys():
         return "right" if f"{name}.weight" in loaded else "dropped"
     down, up = (loaded.get(f"{name}.lora_{side}.weight") for side in "AB")
     if down is None or up is None:
         return "right" if _is_mute(update) else "dropped"
-    if update.kind != "lora":
+    if not isinstance(update.inner, LoRA):
         return "wrong"
     if not _agree(update, down, up, scale):
         return "wrong"
-    bias, given = bias_delta(update), loaded.get(f"{name}.lora_B.bias")
+    bias, given = update.bias_delta(), loaded.get(f"{name}.lora_B.bias")
     if "magnitude" in update.parts and not any(key.startswith(f"{name}.lora_magnitude_vector") for key in loaded):
         return "partial"
     return "partial" if bias is not None and given is None and bool(bias.any()) else "right"
 
 
-def _is_mute(update: LayerUpdate) -> bool:
+def _is_mute(update: Update) -> bool:
     return update.scale == 0 and not {"diff", "diff_b"} & update.parts.keys()
 
 
-def _agree(update: LayerUpdate, down: Tensor, up: Tensor, scale: float) -> bool:
+def _agree(update: Update, down: Tensor, up: Tensor, scale: float) -> bool:
     """Compares the two products on one vector, which is enough to tell them apart."""
     if down.shape[1] != update.parts["down"].shape[1] or up.shape[0] != update.parts["up"].shape[0]:
         return False

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ..errors import LoRAError
 from ..layouts import LoRALayout
 from ..reading.peft_config import tuner_of
-from ..reading.read import LoRAAdapter
+from ..reading.read import LoRAFile
 from ..reading.scale import PEFT_HEADER, read_peft_scales
-from ..updates import LayerUpdate
+from ..updates import LoRA, Update
 from .patterns import in_any_order
 
 
@@ -22,37 +22,28 @@ class TargetLayer:
     A layer of the target layout with its update.
 
     Attributes:
-        component (`str`):
-            The model that it belongs to.
-        body (`str`):
-            The layer as the layout spells it, dotted.
-        update (`LayerUpdate`):
-            Its update.
-        is_norm (`bool`):
-            Whether it is a normalisation.
+        component (`str`): The model that it belongs to.
+        body (`str`): The layer as the layout spells it, dotted.
+        update (`Update`): Its update.
+        is_norm (`bool`): Whether it is a normalisation.
     """
 
     component: str
     body: str
-    update: LayerUpdate
+    update: Update
     is_norm: bool = False
 
 
-def write_header(
-    adapter: LoRAAdapter, layout: LoRALayout, targets: Sequence[TargetLayer]
-) -> tuple[dict[str, str], str]:
+def write_header(adapter: LoRAFile, layout: LoRALayout, targets: Sequence[TargetLayer]) -> tuple[dict[str, str], str]:
     """
     The header of a written file.
 
     PEFT's config stays where diffusers will read it and it is still right; alphas take its place elsewhere.
 
     Args:
-        adapter (`LoRAAdapter`):
-            What was read.
-        layout (`LoRALayout`):
-            What is written.
-        targets (`Sequence[TargetLayer]`):
-            The layers that are written.
+        adapter (`LoRAFile`): What was read.
+        layout (`LoRALayout`): What is written.
+        targets (`Sequence[TargetLayer]`): The layers that are written.
 
     Returns:
         `tuple`: The header, and whether alphas are written for `"all"` layers, where they are `"needed"`, or for
@@ -84,7 +75,7 @@ def _described(metadata: Mapping[str, str], targets: Sequence[TargetLayer]) -> s
     scales = read_peft_scales(metadata, None)
     if scales is None or any(tuner_of(config) != "LORA" for config in scales.configs.values()):
         return None
-    if any(target.update.kind != "lora" or target.is_norm for target in targets):
+    if any(not isinstance(target.update.inner, LoRA) or target.is_norm for target in targets):
         return None
     for target in targets:
         try:

@@ -1,10 +1,12 @@
-"""PEFT's tables of patterns in a form whose order means nothing: the first that fits wins, and JSON gets sorted."""
+"""PEFT's configs with patterns whose order means nothing: the first that fits wins, and JSON gets sorted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..errors import LoRAError
+from ..reading.peft_config import normalized_config
 from ..reading.scale import PeftScales
 
 
@@ -16,12 +18,9 @@ def in_any_order(scales: PeftScales, component: str, modules: Iterable[str]) -> 
     A config that gives every layer the same rank and alpha in whatever order its patterns stand.
 
     Args:
-        scales (`PeftScales`):
-            The configs.
-        component (`str`):
-            The model whose config it is.
-        modules (`Iterable[str]`):
-            Its layers, as PEFT sees them.
+        scales (`PeftScales`): The configs.
+        component (`str`): The model whose config it is.
+        modules (`Iterable[str]`): Its layers, as PEFT sees them.
 
     Returns:
         `dict[str, Any]`: The config, with a pattern for each layer alone where several fit one and the order decides.
@@ -45,3 +44,31 @@ def _values(config: Mapping[str, Any], table: str, order: Iterable[str], names: 
 def _exact(component: str, name: str) -> str:
     # transformers 5 dropped CLIP's level `text_model.`, with which files are written and read by either version.
     return rf"^(text_model\.)?{name.removeprefix('text_model.')}" if component == "text_encoder" else f"^{name}"
+
+
+def stable_metadata(component: str, metadata: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Any] | None:
+    """
+    PEFT's config as it is written beside the tensors of a model, where sorting would not change what it says.
+
+    Args:
+        component (`str`): The model.
+        metadata (`Mapping[str, Any]`, *optional*): Its `LoraConfig` as a dict.
+        keys (`Iterable[str]`): The keys of its tensors, without the model's name.
+
+    Returns:
+        `dict[str, Any]`, or `None` without metadata.
+
+    Raises:
+        LoRAError: If the metadata is not a dict.
+    """
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise LoRAError(
+            f"`{component}_lora_adapter_metadata` is a {type(metadata).__name__}; expected the dict that "
+            "`LoraConfig.to_dict()` gives."
+        )
+    source = f"`{component}_lora_adapter_metadata`"
+    scales = PeftScales({component: normalized_config(metadata, source)}, source)
+    modules = dict.fromkeys(key.partition(".lora_")[0] for key in keys if ".lora_" in key)
+    return in_any_order(scales, component, modules)

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dynamic import refuse_dynamic
 from ..errors import UnsupportedLoRAError
 from ..keys import flatten, layer_in_namespace
 from ..layouts import LoRALayout
-from ..products import to_lora
-from ..reading.read import LoRAAdapter, diffusers_updates, swapped
-from ..updates import BlockMatrix, LayerUpdate, add_exactly, alpha_tensor, join_rows, magnitude_axis, multiplied
+from ..reading.read import LoRAFile
+from ..updates import Bias, Dense, LoRA, Update, join_rows
+from ..updates.exact import BlockMatrix, add_exactly, alpha_tensor, multiplied
+from ..updates.modules import magnitude_axis
 from .header import TargetLayer, write_header
 
 
@@ -28,15 +28,13 @@ MAX_GROWN = 8 * 2**30
 Entries = dict[str, "Tensor | BlockMatrix"]
 
 
-def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) -> tuple[Entries, dict[str, str]]:
+def write_lora(adapter: LoRAFile, layout: LoRALayout, strict: bool = True) -> tuple[Entries, dict[str, str]]:
     """
     Spells an adapter in a layout.
 
     Args:
-        adapter (`LoRAAdapter`):
-            The adapter.
-        layout (`LoRALayout`):
-            The layout.
+        adapter (`LoRAFile`): The adapter.
+        layout (`LoRALayout`): The layout.
         strict (`bool`, *optional*, defaults to `True`):
             Whether parts that the layout cannot hold are an error; else they are left out with a warning.
 
@@ -55,7 +53,7 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
         except UnsupportedLoRAError as error:
             refusals.append(str(error))
             continue
-        grown += _size(targets[-1].update) if targets[-1].update.kind != target.update.kind else 0
+        grown += _size(targets[-1].update) if type(targets[-1].update.inner) is not type(target.update.inner) else 0
         if grown > MAX_GROWN:
             raise UnsupportedLoRAError(
                 f"The products of this LoRA take more than {MAX_GROWN >> 30} GiB as LoRAs, which {layout.name!r} "
@@ -74,7 +72,7 @@ def write_lora(adapter: LoRAAdapter, layout: LoRALayout, strict: bool = True) ->
     return {**entries, **adapter.extras}, metadata
 
 
-def _size(update: LayerUpdate) -> int:
+def _size(update: Update) -> int:
     return sum(part.shape.numel() * part.dtype.itemsize for part in update.parts.values())
 
 
@@ -96,20 +94,20 @@ def _report(refusals: list[str], layout: LoRALayout, strict: bool) -> None:
 class _Cuts:
     """The parts of the layers of a file, the last few kept: a layer's parts are asked for one after another."""
 
-    def __init__(self, adapter: LoRAAdapter) -> None:
+    def __init__(self, adapter: LoRAFile) -> None:
         self.adapter = adapter
-        self.recent: dict[str, list[LayerUpdate | None]] = {}
+        self.recent: dict[str, list[Update | None]] = {}
 
-    def __call__(self, where: tuple[str, int]) -> LayerUpdate | None:
+    def __call__(self, where: tuple[str, int]) -> Update | None:
         name, index = where
         if name not in self.recent:
             while len(self.recent) > 8:
                 self.recent.pop(next(iter(self.recent)))
-            self.recent[name] = diffusers_updates(self.adapter.layers[name])
+            self.recent[name] = self.adapter.layers[name].diffusers_updates()
         return self.recent[name][index]
 
 
-def _target_layers(adapter: LoRAAdapter, layout: LoRALayout, refusals: list[str]) -> Iterator[TargetLayer]:
+def _target_layers(adapter: LoRAFile, layout: LoRALayout, refusals: list[str]) -> Iterator[TargetLayer]:
     cuts = _Cuts(adapter)
     seen: set[tuple[str, str]] = set()
     for module, (name, position) in adapter.modules.items():
@@ -141,7 +139,7 @@ def _target_layers(adapter: LoRAAdapter, layout: LoRALayout, refusals: list[str]
             refusals.append(str(error))
             continue
         if update is not None:
-            update = swapped(update) if layer.swap_halves else update
+            update = update.swap_rows() if layer.swap_halves else update
             yield TargetLayer(key.component, body, update, layer.is_norm)
 
 
@@ -151,14 +149,14 @@ def _text_body(name: str, component: str, layout: LoRALayout) -> str:
     return name
 
 
-def _joined(members: list[LayerUpdate | None], shares: tuple[int, ...], body: str) -> LayerUpdate | None:
+def _joined(members: list[Update | None], shares: tuple[int, ...], body: str) -> Update | None:
     if len(members) == 1:
         return members[0]
     if all(member is None for member in members):
         return None
-    kinds = {member.kind for member in members if member is not None} - {"none"}
-    if kinds != {"diff"}:
-        members = [member and to_lora(member) for member in members]
+    kinds = {type(member.inner) for member in members if member is not None}
+    if kinds - {Bias} != {Dense}:
+        members = [member and member.to_lora() for member in members]
     return join_rows(members, shares, body)
 
 
@@ -168,59 +166,51 @@ def _joined(members: list[LayerUpdate | None], shares: tuple[int, ...], body: st
 def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
     update = target.update
     name = f"`{target.body}`"
-    refuse_dynamic(target.body, update)
+    update.check_static(target.body)
     if layout.namespace == "diffsynth":
         beyond = sorted(update.parts.keys() & {"bias", "diff_b", "magnitude"}) or (["norm"] if target.is_norm else [])
         if beyond:
             raise UnsupportedLoRAError(f"{name} has {beyond}, which its reader drops.")
     if target.is_norm:
         return target
-    if update.kind not in layout.kinds:
+    if not isinstance(update.inner, layout.kinds):
         update = _as_lora(update, name)
-    if update.kind == "lokr" and update.rank is None and update.scale != 1:
-        update = _fold_kron_scale(update)
+    update = update.with_known_scale()
+    is_lora = isinstance(update.inner, LoRA)
     if layout.bias is None and "bias" in update.parts:
         update = _bias_as_delta(update)
-    elif layout.bias is not None and layout.name == "diffusers" and "diff_b" in update.parts and update.kind == "lora":
-        update = to_lora(update)
-    if layout.alpha == "never" and update.kind == "lora":
+    elif layout.bias is not None and layout.name == "diffusers" and "diff_b" in update.parts and is_lora:
+        update = update.to_lora()
+    if layout.alpha == "never" and is_lora:
         update = fold_scale(update)
     return replace(target, update=update)
 
 
-def _as_lora(update: LayerUpdate, name: str) -> LayerUpdate:
-    converted = to_lora(update)
+def _as_lora(update: Update, name: str) -> Update:
+    converted = update.to_lora()
     before, after = (sum(part.numel() for part in u.parts.values()) for u in (update, converted))
     if after > 4 * before and after > 2**20:
         logger.warning(
             "%s is a %s, which becomes a LoRA of rank %d, %.1f times its size. `resize_lora` reduces it.",
-            name, update.kind, converted.rank, after / before,
+            name, update.inner.title, converted.rank, after / before,
         )  # fmt: skip
     return converted
 
 
-def _bias_as_delta(update: LayerUpdate) -> LayerUpdate:
+def _bias_as_delta(update: Update) -> Update:
     parts = dict(update.parts)
     bias = multiplied(parts.pop("bias"), update.scale)
     parts["diff_b"] = add_exactly(parts["diff_b"], bias) if "diff_b" in parts else bias
     return replace(update, parts=parts)
 
 
-def fold_scale(update: LayerUpdate, scale: float = 1.0) -> LayerUpdate:
+def fold_scale(update: Update, scale: float = 1.0) -> Update:
     """The same LoRA with another `scale`: the difference goes into `up` and `bias`, exactly."""
     if update.scale == scale:
         return replace(update, alpha=None)
     factor = update.scale / scale
     parts = {n: multiplied(_built(p), factor) if n in ("up", "bias") else p for n, p in update.parts.items()}
-    return LayerUpdate(parts, scale)
-
-
-def _fold_kron_scale(update: LayerUpdate) -> LayerUpdate:
-    """PEFT scales a LoKr of two whole factors; other readers take its scale for 1, whatever its alpha is."""
-    parts = {**update.parts, "lokr_w1": multiplied(update.parts["lokr_w1"], update.scale)}
-    if "bias" in parts:
-        parts["bias"] = multiplied(parts["bias"], update.scale)
-    return LayerUpdate(parts)
+    return replace(update, parts=parts, scale=scale, alpha=None)
 
 
 def _built(part: Tensor | BlockMatrix) -> Tensor:
@@ -236,7 +226,7 @@ def _protect_proj_out(targets: list[TargetLayer], layout: LoRALayout) -> None:
     """
     if layout.name != "diffusers":
         return
-    layers = [t for t in targets if t.update.kind == "lora" and t.component == "transformer"]
+    layers = [t for t in targets if isinstance(t.update.inner, LoRA) and t.component == "transformer"]
     alphas = Counter(_alpha(target.update) for target in layers if target.body != "proj_out")
     common = alphas.most_common(1)[0][0] if alphas else 0.0
     for target in layers:
@@ -244,11 +234,11 @@ def _protect_proj_out(targets: list[TargetLayer], layout: LoRALayout) -> None:
             target.update = fold_scale(target.update, common / (target.update.rank or 1))
 
 
-def _alpha(update: LayerUpdate) -> float:
+def _alpha(update: Update) -> float:
     return update.scale * (update.rank or 1)
 
 
-def _alpha_entry(update: LayerUpdate, layout: LoRALayout) -> Tensor | None:
+def _alpha_entry(update: Update, layout: LoRALayout) -> Tensor | None:
     if update.alpha is not None and layout.name != "diffusers":
         return update.alpha
     if update.rank is None:

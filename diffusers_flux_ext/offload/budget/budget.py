@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
+from ..claims import check_unclaimed
 from .demand import is_autoencoder, larger
 from .estimate import Workload, set_tiling
 from .placed_model import PlacedModel, fingerprint
 from .placement import LOOP
 from .plan import VRAMPlan
+from .planner import plan_modules
 from .report import PeakMeter
 
 
@@ -30,7 +32,6 @@ class VRAMBudget:
         modules (`Mapping[str, torch.nn.Module]`): The models by their names in the plan.
         plan (`VRAMPlan`): The plan.
         device (`torch.device`): Where to run.
-        replan (`Callable`): Makes a plan for the models and another call.
 
     Attributes:
         plan (`VRAMPlan`): The plan that holds now.
@@ -42,16 +43,10 @@ class VRAMBudget:
         ValueError: if a model is offloaded in another way.
     """
 
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        plan: VRAMPlan,
-        device: torch.device,
-        replan: Callable[..., VRAMPlan],
-    ) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], plan: VRAMPlan, device: torch.device) -> None:
         for name, module in modules.items():
-            _check_free(name, module)
-        self.modules, self.plan, self.device, self._replan = dict(modules), plan, device, replan
+            check_unclaimed(module, name)
+        self.modules, self.plan, self.device = dict(modules), plan, device
         self.meter = PeakMeter(device)
         self.phase: str | None = None
         self.parts: dict[str, PlacedModel] = {}
@@ -100,10 +95,20 @@ class VRAMBudget:
         self._attach()
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Have all weights in memory as they are, for changes to them; then plan again."""
+    def suspended(self, weights: bool = False) -> Iterator[None]:
+        """
+        Have everything in host memory for changes to it, then plan again.
+
+        Args:
+            weights (`bool`, *optional*, defaults to `False`):
+                Whether weights that the budget wrote to disk are needed, too; those streamed from their own files by
+                [`stream_from_disk`] never come.
+        """
         if not self._suspended:
             self._detach(again=True)
+        if weights:
+            for part in self.parts.values():
+                part.take_from_disk()
         self._suspended += 1
         try:
             yield
@@ -147,7 +152,7 @@ class VRAMBudget:
 
     def _plan_again(self, workload: Workload) -> None:
         plan = self.plan
-        self.plan = self._replan(self.modules, plan.budget_gib, workload, plan.offload_dir, plan.options)
+        self.plan = plan_modules(self.modules, plan.budget_gib, workload, plan.offload_dir, plan.options)
 
     def _attach(self) -> None:
         stream = None if self.device.type == "cpu" else torch.Stream(self.device)
@@ -166,16 +171,3 @@ class VRAMBudget:
     def _detach(self, again: bool) -> None:
         for part in self.parts.values():
             part.restore(keep_entry_hook=again)
-
-
-def _check_free(name: str, module: nn.Module) -> None:
-    for part in module.modules():
-        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
-        other = (
-            "accelerate" if hasattr(part, "_hf_hook") else "group offloading" if "group_offloading" in hooks else None
-        )
-        if other is not None:
-            raise ValueError(
-                f"{name!r} is offloaded by {other} already. Take that away first: `pipe.remove_all_hooks()` for "
-                f"model and sequential offload, or load the pipeline again after group offload."
-            )

@@ -13,7 +13,8 @@ from torch import nn
 
 from ...demand import Demand
 from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
-from ..disk.api import is_streamed_from_disk
+from ..disk.plan import block_bytes
+from ..disk.stream import stream_of
 from .estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, residual_bytes
 from .placement import LOOP, Need
 
@@ -68,9 +69,6 @@ def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module
 
     Returns:
         `dict[str, torch.nn.Module]`
-
-    Raises:
-        ValueError: if one of them is streamed from disk by [`stream_from_disk`].
     """
     found = dict(pipe if isinstance(pipe, Mapping) else pipe.components)
     for condition in conditions:
@@ -85,13 +83,6 @@ def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module
         for key, part in parts.items():
             if isinstance(part, nn.Module) and not any(part is other for other in modules.values()):
                 modules[key] = part
-    streamed = [name for name, module in modules.items() if any(is_streamed_from_disk(m) for m in module.modules())]
-    if streamed:
-        raise ValueError(
-            f"{streamed} are streamed from disk by `stream_from_disk`, which a VRAM budget cannot place. Call "
-            f"`stop_disk_streaming` on them and give `ram_budget_gib` and `offload_dir` to the budget, or stream "
-            f"without a budget."
-        )
     order = {"text_encoder": 0, "text_encoder_2": 1, "other": 2, LOOP: 3, "vae": 4}
     return dict(sorted(modules.items(), key=lambda item: order.get(phase_of(*item), 2)))
 
@@ -149,37 +140,82 @@ def storage_of(
             raise ValueError(f"`storage_dtype` names {name!r}, but the models are {list(modules)}.")
         if dtype not in FP8:
             raise ValueError(f"`storage_dtype` is {dtype} for {name!r}; expected one of {list(FP8)}.")
+        stream = stream_of(modules[name])
+        if stream is not None and dtype not in stream.stored_dtypes:
+            raise ValueError(
+                f"{name!r} is streamed from disk as it is stored, not in {dtype}. Give `storage_dtype` to "
+                f"`load_streamed` or `stream_from_disk` in place of the budget."
+            )
     return dict(storage_dtype)
 
 
+def weights_of(module: nn.Module, storage: torch.dtype | None, from_disk: bool) -> tuple[int, dict[str, int]]:
+    """
+    Count the bytes of a model's blocks, and of the rest.
+
+    Args:
+        module (`torch.nn.Module`): The model.
+        storage (`torch.dtype`, *optional*): What its blocks will be stored in.
+        from_disk (`bool`): Whether blocks are read from files: biases, norms and adapters belong to the rest then.
+
+    Returns:
+        `tuple[int, dict[str, int]]`: The rest, and the blocks by path.
+    """
+    stored = None if stream_of(module) is not None else storage
+    whole = {path: tensor_bytes(block, stored) for path, block in streamable_blocks(module).items()}
+    rest = rest_bytes(module)
+    if not from_disk:
+        return rest, whole
+    blocks = block_bytes(module, storage)
+    return rest + sum(whole.values()) - (0 if stream_of(module) is not None else sum(blocks.values())), blocks
+
+
 def need_of(
-    name: str, module: nn.Module, workload: Workload, storage: torch.dtype | None, tile: int | None = None
+    name: str,
+    module: nn.Module,
+    workload: Workload,
+    storage: torch.dtype | None,
+    tile: int | None = None,
+    from_disk: bool = False,
 ) -> Need:
     """What a model needs."""
     activations, assumed = activation_bytes(module, workload, tile)
-    blocks = streamable_blocks(module)
     if is_autoencoder(module):
         activations += int(activations * CONVOLUTION_SCRATCH)
     if hasattr(getattr(module, "config", None), "image_embed_dim"):
         # What the blocks of an IP-Adapter make is kept.
         activations += workload.held_bytes
-    if storage is not None or any(each.dtype in FP8 for each in module.parameters()):
-        # A stored layer is copied to the type it computes in for its turn.
-        size = compute_dtype(module).itemsize
-        largest = (sum(each.numel() for each in leaf.parameters(recurse=False)) for leaf in castable_leaves(module))
-        activations += size * max(largest, default=0)
+    activations += _unpacked_bytes(module, storage, from_disk)
+    rest, blocks = weights_of(module, storage, from_disk)
     return Need(
         name=name,
         kind=type(module).__name__,
         phase=phase_of(name, module),
-        rest=rest_bytes(module),
-        blocks={path: tensor_bytes(block, storage) for path, block in blocks.items()},
+        rest=rest,
+        blocks=blocks,
         leaves=leaf_bytes(module, storage),
         activations=activations,
         held=residual_bytes(module, workload) + (workload.held_bytes if is_denoiser(module) else 0),
         assumed=assumed,
         storage_dtype=storage,
+        from_disk=from_disk,
     )
+
+
+def _unpacked_bytes(module: nn.Module, storage: torch.dtype | None, from_disk: bool) -> int:
+    """What is copied to the type it computes in for its turn: a layer, or a block that is read from disk."""
+    stream, size = stream_of(module), compute_dtype(module).itemsize
+    if stream is not None:
+        return max((block.cast_size for block in stream.blocks), default=0)
+    if storage is None and not any(each.dtype in FP8 for each in module.parameters()):
+        return 0
+    if from_disk:
+        return size * max(
+            (sum(each.numel() for each in block.parameters()) for block in streamable_blocks(module).values()),
+            default=0,
+        )
+    leaves = (sum(each.numel() for each in leaf.parameters(recurse=False)) for leaf in castable_leaves(module))
+    return size * max(leaves, default=0)
 
 
 def autoencoder_need(name: str, module: nn.Module, workload: Workload, available: int) -> tuple[Need, int | None]:

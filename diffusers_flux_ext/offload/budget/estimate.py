@@ -14,8 +14,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ...lora.loading.timestep_layers import TimestepClock
+from ...lora.loading.clock import TimestepClock
 from ..blocks import FP8, LEAVES, compute_dtype, streamable_blocks
+from ..disk.guards import MARKS
+from ..disk.stream import stream_of
 from .live_bytes import peak_bytes
 
 
@@ -154,11 +156,19 @@ def meta_copy(module: nn.Module) -> Any:
         for hooks in _hook_dicts(part):
             if not any(_is_clock(hook) for hook in hooks.values()):
                 memo[id(hooks)] = OrderedDict()
+    for holder, name in _streaming_marks(module):
+        memo[id(holder[name])] = None
+    stream = stream_of(module)
+    for weight in (weight for block in (stream.blocks if stream else ()) for weight in block.weights):
+        away = weight.owner.__dict__[weight.attribute]
+        memo[id(away)] = torch.empty(weight.shape, device="meta", dtype=weight.dtype)
     for path in {path.rpartition(".")[0] for path in streamable_blocks(module)}:
         blocks = module.get_submodule(path)
         if isinstance(blocks, nn.ModuleList) and not isinstance(blocks[0], LEAVES):
             memo[id(blocks)] = nn.ModuleList([copy.deepcopy(blocks[0], memo)])
     twin = copy.deepcopy(module, memo)
+    for holder, name in _streaming_marks(twin):
+        del holder[name]
     for part in twin.modules():
         for name in ("_diffusers_hook", "_hf_hook", "forward"):
             part.__dict__.pop(name, None)
@@ -168,8 +178,17 @@ def meta_copy(module: nn.Module) -> Any:
     return twin.requires_grad_(False)
 
 
-def _hook_dicts(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    return module._forward_pre_hooks, module._forward_hooks
+def _streaming_marks(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    return [(part.__dict__, name) for part in module.modules() for name in MARKS if name in part.__dict__]
+
+
+def _hook_dicts(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    return (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._state_dict_hooks,
+        module._load_state_dict_pre_hooks,
+    )
 
 
 def _is_clock(hook: Any) -> bool:

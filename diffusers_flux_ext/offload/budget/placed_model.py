@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from accelerate.utils import send_to_device
 from diffusers import AutoencoderKL
 from diffusers.hooks import ModelHook, apply_group_offloading, apply_layerwise_casting
-from safetensors.torch import load_file
 from torch import nn
 
 from ..._compat import (
@@ -26,8 +24,10 @@ from ..._compat import (
     remove_group_offloading,
     remove_hook,
 )
-from ...checkpoints.writing import save_tensors
 from ..blocks import KEPT_PRECISE, compute_dtype, rest_tensors, streamable_blocks
+from ..disk.attach import attach, detach
+from ..disk.plan import make_plan
+from ..disk.stream import DiskStream, stream_of
 from .plan import ComponentPlan
 
 
@@ -88,7 +88,7 @@ class PlacedModel:
         plan (`ComponentPlan`): Its plan.
         device (`torch.device`): Where it runs.
         stream (`torch.Stream`, *optional*): The side stream that copies; without it copies wait.
-        folder (`Path`, *optional*): Where blocks on disk are written.
+        folder (`Path`, *optional*): Where blocks are written that are read from disk.
         budget (`VRAMBudget`): Is told when the model runs.
 
     Attributes:
@@ -109,8 +109,8 @@ class PlacedModel:
         self.folder = folder
         self.loaded: set[str] = set()
         self.groups: dict[str, Any] = {}
-        self._refusal: Any = None
         self._store()
+        self.disk = self._place_on_disk() if plan.from_disk else None
         if plan.level == "leaves":
             apply_group_offloading(module, device, CPU, "leaf_level", use_stream=plan.prefetch and stream is not None)
         else:
@@ -130,7 +130,7 @@ class PlacedModel:
             self._load(name)
         if missing and self.stream is not None:
             self.stream.synchronize()
-        if self.groups and self.plan.prefetch and self.plan.streamed:
+        if self.disk is None and self.groups and self.plan.prefetch and self.plan.streamed:
             self._keep_streamed(first := next(iter(self.plan.streamed)))
             if first not in self.loaded:
                 self._load(first)
@@ -140,10 +140,15 @@ class PlacedModel:
         leaving = [name for name in self.loaded if (self.plan.name, name) not in keeps]
         for name in leaving:
             self._unload(name)
-        return bool(leaving)
+        if self.disk is None:
+            return bool(leaving)
+        blocks = [block.name for block in self.disk.blocks if (self.plan.name, block.name) not in keeps]
+        return self.disk.evict(blocks) or bool(leaving)
 
     def evict_streamed(self) -> None:
         """Send away blocks that were prefetched for a turn that did not come."""
+        if self.disk is not None:
+            self.disk.release()
         for name in self.loaded & self.plan.streamed.keys():
             self._unload(name)
 
@@ -181,29 +186,46 @@ class PlacedModel:
             keep_entry_hook (`bool`, *optional*, defaults to `False`): Whether the model will be placed again.
         """
         remove_group_offloading(self.module)
-        for name, group in self.groups.items():
-            if name in self.plan.on_disk and name not in self.loaded:
-                for key, tensor in load_file(group.safetensors_file_path).items():
-                    group.key_to_tensor[key].data = tensor
+        if self.disk is not None and keep_entry_hook:
+            self.disk.evict()
+        elif self.disk is not None:
+            self.take_from_disk()
+            self.disk.unplace()
         if not (keep_entry_hook and self.plan.stays):
             for tensor in (*self.module.parameters(), *self.module.buffers()):
                 tensor.data = tensor.data.to(CPU)
-        if self._refusal is not None:
-            self._refusal.remove()
         if not keep_entry_hook:
             for entry in entries(self.module):
                 remove_hook(entry, ENTRY_HOOK)
         self.loaded.clear()
 
+    def take_from_disk(self) -> None:
+        """Have weights in host memory that were written to disk for the budget."""
+        if self.disk is not None and self.disk.written and stream_of(self.module) is self.disk:
+            self.disk.unplace()
+            detach(self.module, self.disk, as_stored=is_stored_in_fewer_bits(self.module))
+
     # ---- groups -----------------------------------------------------------------------------------------------------
 
     def _store(self) -> None:
         dtype = self.plan.storage_dtype
-        if dtype is None or is_stored_in_fewer_bits(self.module):
+        if dtype is None or is_stored_in_fewer_bits(self.module) or stream_of(self.module) is not None:
             return
         computes = compute_dtype(self.module)
         for block in streamable_blocks(self.module).values():
             apply_layerwise_casting(block, dtype, computes, skip_modules_pattern=KEPT_PRECISE)
+
+    def _place_on_disk(self) -> DiskStream:
+        """Have blocks read from the files that the model is streamed from already, or from files written here."""
+        stream = stream_of(self.module)
+        if stream is None:
+            plan = make_plan(self.module, None, list(streamable_blocks(self.module)), None,
+                             compute_dtype(self.module), self.folder)  # fmt: skip
+            stream = attach(self.module, plan, CPU)
+            stream.written = True
+        kept = {} if self.plan.stays else {**self.plan.resident, **self.plan.streamed}
+        stream.place(self.device, int(self.plan.prefetch), self.plan.resident, kept.keys() - self.plan.on_disk)
+        return stream
 
     def _make_groups(self) -> None:
         self._entries = entries(self.module)
@@ -218,15 +240,15 @@ class PlacedModel:
             stream=self.stream,
         )
         parameters, buffers = rest_tensors(self.module)
+        if self.disk is not None:
+            parameters, buffers = list(self.module.parameters()), list(self.module.buffers())
         self.groups[REST] = self._group(REST, self.module, [], parameters, buffers)
         for entry in self._entries:
             register_innermost(entry, _MarkerHook(self.groups[REST], config=config), GROUP_OFFLOADING)
-        for name, block in streamable_blocks(self.module).items():
+        for name, block in (streamable_blocks(self.module) if self.disk is None else {}).items():
             self.groups[name] = self._group(name, block, [block], [], [])
             if name in self.plan.streamed:
                 register_innermost(block, _StreamHook(self.groups[name], config, self, name), GROUP_OFFLOADING)
-        if self.plan.on_disk:
-            self._refusal = self.module.register_state_dict_pre_hook(_refuse_state_dict)
         if not self.plan.stays:
             for group in self.groups.values():
                 group.offload_()
@@ -239,10 +261,7 @@ class PlacedModel:
         parameters: Sequence[nn.Parameter],
         buffers: Sequence[torch.Tensor],
     ) -> Any:
-        on_disk = name in self.plan.on_disk
-        tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
-        tensors += [*parameters, *buffers]
-        group = ModuleGroup(
+        return ModuleGroup(
             modules=modules,
             offload_device=CPU,
             onload_device=self.device,
@@ -255,12 +274,8 @@ class PlacedModel:
             record_stream=False,
             low_cpu_mem_usage=False,
             onload_self=True,
-            offload_to_disk_path=str(self.folder) if on_disk else None,
-            group_id=content_hash(tensors) if on_disk else None,
+            group_id=name,
         )
-        if on_disk:
-            _write(group)
-        return group
 
     def _load(self, name: str) -> None:
         self.groups[name].onload_()
@@ -295,30 +310,3 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     layers = [layer for layer in module.modules() if hasattr(layer, "merged_adapters")]
     merged = tuple(tuple(layer.merged_adapters) for layer in layers)  # type: ignore[arg-type]
     return sum(1 for _ in module.parameters()), merged
-
-
-def content_hash(tensors: Sequence[torch.Tensor]) -> str:
-    """A hash of the values, shapes and types of tensors, so that a file on disk is only used for the same weights."""
-    digest = hashlib.sha256()
-    for tensor in dict.fromkeys(tensors):
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        values = tensor.detach().to(CPU).contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _write(group: Any) -> None:
-    """Write a group's file whole or not at all; an existing one holds the same weights by its name."""
-    path = Path(group.safetensors_file_path)
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().to(CPU).contiguous() for tensor, key in group.tensor_to_key.items()}
-    save_tensors(tensors, path)
-
-
-def _refuse_state_dict(module: nn.Module, *_: Any) -> None:
-    raise RuntimeError(
-        f"Weights of {type(module).__name__} are on disk because of a VRAM budget, so its state dict would be empty "
-        f"memory. Call `disable_vram_budget` before saving it."
-    )

@@ -29,6 +29,7 @@ class Need:
         held (`int`): Bytes it leaves on the card for the rest of the phase.
         assumed (`bool`): Whether `activations` are assumed.
         storage_dtype (`torch.dtype`, *optional*): What the blocks are stored in.
+        from_disk (`bool`): Whether blocks are read from files, which needs whole blocks and buffers for them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Need:
     held: int = 0
     assumed: bool = False
     storage_dtype: torch.dtype | None = None
+    from_disk: bool = False
 
     @property
     def total(self) -> int:
@@ -134,7 +136,7 @@ def mark_staying(plans: Sequence[ComponentPlan], phases: Sequence[PhasePlan]) ->
 
 def send_to_disk(plans: Sequence[ComponentPlan], ram_budget: int) -> tuple[list[ComponentPlan], int]:
     """
-    Move copies from host memory to disk until they fit: what is read rarely goes first.
+    Move blocks from host memory to disk until the rest fits: what is read rarely goes first.
 
     Args:
         plans (`Sequence[ComponentPlan]`): The places.
@@ -151,24 +153,33 @@ def send_to_disk(plans: Sequence[ComponentPlan], ram_budget: int) -> tuple[list[
     candidates = [plan for plan in plans if not plan.stays and plan.level != "leaves"]
     once = sorted((plan for plan in candidates if plan.phase != LOOP), key=lambda plan: -plan.total)
     loop = [plan for plan in candidates if plan.phase == LOOP]
-    steps = [(plan.name, ["", *plan.resident, *plan.streamed]) for plan in once]
+    steps = [(plan.name, [*plan.resident, *plan.streamed]) for plan in once]
     steps += [(plan.name, [block]) for plan in loop for block in plan.resident]
-    steps += [(plan.name, [block]) for plan in loop for block in plan.streamed]
+    # Spread, so that the disk goes on reading while blocks in host memory are copied.
+    for plan in loop:
+        names = list(plan.streamed)
+        steps += [(plan.name, [names[index]]) for index in _spread(len(names))]
     for name, blocks in steps:
         if excess() <= 0:
             break
+        if not blocks:
+            continue
         changed[name] = replace(changed[name], on_disk=changed[name].on_disk | set(blocks))
     return [changed[plan.name] for plan in plans], max(0, excess())
 
 
 def smallest_phases(needs: Sequence[Need]) -> dict[str, int]:
-    """The least bytes of each phase."""
+    """Minimum bytes that each phase needs."""
     found: dict[str, int] = {}
     for phase in dict.fromkeys(need.phase for need in needs):
         members = [need for need in needs if need.phase == phase]
-        running = max(_leaf_window(need, prefetch=False) + need.activations for need in members)
-        found[phase] = running + sum(need.held for need in members)
+        running = max(_smallest_window(need) + need.activations for need in members)
+        found[phase] = running + sum(need.held + need.rest * need.from_disk for need in members)
     return found
+
+
+def _smallest_window(need: Need) -> int:
+    return max(need.blocks.values(), default=0) if need.from_disk else _leaf_window(need, prefetch=False)
 
 
 def _leaf_window(need: Need, prefetch: bool) -> int:
@@ -183,7 +194,7 @@ def _whole(need: Need) -> ComponentPlan:
 def _plan(need: Need, level: str, resident: set[str], prefetch: bool) -> ComponentPlan:
     staying = {name: size for name, size in need.blocks.items() if name in resident}
     streamed = {name: size for name, size in need.blocks.items() if name not in resident}
-    window = _leaf_window(need, prefetch) if level == "leaves" else _window(list(streamed.values()), prefetch)
+    window = _leaf_window(need, prefetch) if level == "leaves" else _window(need, list(streamed.values()), prefetch)
     return ComponentPlan(
         name=need.name,
         kind=need.kind,
@@ -197,13 +208,17 @@ def _plan(need: Need, level: str, resident: set[str], prefetch: bool) -> Compone
         assumed=need.assumed,
         window=window,
         storage_dtype=need.storage_dtype,
+        from_disk=need.from_disk,
     )
 
 
-def _window(sizes: list[int], prefetch: bool) -> int:
+def _window(need: Need, sizes: list[int], prefetch: bool) -> int:
     """The most bytes of streamed blocks at once: a block, and with prefetch its follower."""
     if not prefetch or len(sizes) < 2:
         return max(sizes, default=0)
+    if need.from_disk:
+        # Buffers of one size, which are used again.
+        return 2 * max(sizes)
     return max(one + other for one, other in zip(sizes, sizes[1:]))
 
 
@@ -213,6 +228,8 @@ def _ways(need: Need) -> Iterator[ComponentPlan]:
         yield _plan(need, "blocks", set(), prefetch=True)
     if need.blocks:
         yield _plan(need, "blocks", set(), prefetch=False)
+    if need.from_disk:
+        return
     for prefetch in (True, False):
         if need.total > _leaf_window(need, prefetch):
             yield _plan(need, "leaves", set(), prefetch)

@@ -47,7 +47,8 @@ class ComponentPlan:
         assumed (`bool`): Whether `activations` are assumed rather than counted.
         window (`int`): Bytes of the streamed weights that are on the card at once.
         storage_dtype (`torch.dtype`, *optional*): What the blocks' weights are stored in.
-        on_disk (`frozenset[str]`): Names of the blocks that are read from disk; `""` stands for the rest.
+        from_disk (`bool`): Whether blocks are read from files, at least once.
+        on_disk (`frozenset[str]`): Names of the blocks that are read from disk whenever they come to the card.
         stays (`bool`): Whether it never leaves the card, so that no copy is held in host memory.
     """
 
@@ -63,6 +64,7 @@ class ComponentPlan:
     assumed: bool
     window: int
     storage_dtype: torch.dtype | None = None
+    from_disk: bool = False
     on_disk: frozenset[str] = frozenset()
     stays: bool = False
 
@@ -85,8 +87,10 @@ class ComponentPlan:
 
     @property
     def disk_window(self) -> int:
-        """Host memory that blocks from disk pass through: the one that runs, and the next one."""
-        return 2 * max((self._parts[name] for name in self.on_disk), default=0)
+        """Host memory that blocks from disk pass through: the one that is copied, and the next one."""
+        largest = max((self._parts[name] for name in self.on_disk), default=0)
+        # Sizes of pinned memory are rounded up to powers of two.
+        return 2 << (largest - 1).bit_length() if largest else 0
 
     @property
     def _parts(self) -> dict[str, int]:
@@ -103,8 +107,8 @@ class ComponentPlan:
         if self.level != "whole" and not self.prefetch:
             words += " without prefetch"
         if self.on_disk:
-            everything = len(self.on_disk) > len(self.resident) + len(self.streamed)
-            words += ", all on disk" if everything else f", {len(self.on_disk)} on disk"
+            everything = len(self.on_disk) == len(self.resident) + len(self.streamed)
+            words += ", all blocks on disk" if everything else f", {len(self.on_disk)} on disk"
         if self.storage_dtype is not None:
             words += f", {str(self.storage_dtype).removeprefix('torch.')}"
         return words

@@ -13,7 +13,6 @@ import torch
 from ...checkpoints.stored import StoredTensor
 
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Tensors start at multiples of this in a buffer, unless they lie closer together in the file.
 ALIGNMENT = 64
 # Reading over a gap of this size is faster than starting a read of its own.

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .stream import DiskStream
+from .stream import STREAM, DiskStream
 from .weights import StreamedWeight
 
 
@@ -23,6 +23,8 @@ _REFUSED = {
 }
 _GUARDED = ("_apply", "save_pretrained", *_REFUSED)
 _HANDLES = "_flux_ext_disk_stream_handles"
+# What streaming puts into a module itself.
+MARKS = (*_GUARDED, _HANDLES, STREAM)
 
 
 def add_guards(module: nn.Module, stream: DiskStream, folders: set[Path]) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ...checkpoints.messages import list_keys, naming
 from ...checkpoints.stored import StoredTensor, read_layout
-from .files import FLOAT8, FileReader, plan_pieces
+from ..blocks import FP8, castable_weights, find_blocks, streamable_blocks
+from .files import FileReader, plan_pieces
 from .store import WeightToStore, store_weights
+from .stream import stream_of
 from .weights import StreamedBlock, StreamedWeight
 
 
@@ -48,33 +50,20 @@ class StreamingPlan:
     files: Mapping[str, StoredTensor]
 
 
-def find_blocks(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """
-    The blocks of a module by name: the members of its outermost `ModuleList`s.
-
-    Args:
-        module (`nn.Module`): The module.
-        names (`Sequence[str]`, *optional*): Only these: names of blocks, or of lists of them.
-
-    Raises:
-        ValueError: If there are none, or none of such a name.
-    """
-    lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
-    outermost = {
-        name: part for name, part in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists if other != name)
-    }  # fmt: skip
-    blocks = {f"{name}.{index}": block for name, part in outermost.items() for index, block in enumerate(part)}
+def _chosen_blocks(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """The blocks of a module, or those of them that `names` names, by themselves or by their list."""
+    blocks = find_blocks(module)
     if not blocks:
         raise ValueError(f"{type(module).__name__} has no `nn.ModuleList` of blocks, so it cannot be streamed.")
     if names is None:
         return blocks
+    lists = dict.fromkeys(name.rpartition(".")[0] for name in blocks)
     chosen = {name: block for name, block in blocks.items() if name in names or name.rpartition(".")[0] in names}
-    unknown = [name for name in names if name not in blocks and name not in outermost]
+    unknown = [name for name in names if name not in blocks and name not in lists]
     if unknown or not chosen:
         raise ValueError(
             f"`blocks` names {list_keys(unknown) or 'nothing'}; {type(module).__name__} has the lists "
-            f"{list_keys(outermost)}. Name a list, or a member such as `{next(iter(blocks))}`."
+            f"{list_keys(lists)}. Name a list, or a member such as `{next(iter(blocks))}`."
         )
     return chosen
 
@@ -140,7 +129,7 @@ def _check(slots: Sequence[Slot], resident: Mapping[str, Sequence[Slot]], files:
 
 def check_folder(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Raise a `ValueError` if the files of a folder do not fit a module, which may be on the meta device."""
-    streamed, resident = _split(module, find_blocks(module, None))
+    streamed, resident = _split(module, find_blocks(module))
     with naming(folder):
         _check([slot for block in streamed.values() for slot in block], resident, read_layout(folder))
 
@@ -170,7 +159,7 @@ def make_plan(
     Raises:
         ValueError: If something does not fit.
     """
-    streamed, resident = _split(module, find_blocks(module, names))
+    streamed, resident = _split(module, _chosen_blocks(module, names))
     slots = [slot for block in streamed.values() for slot in block]
     files: Mapping[str, StoredTensor] = read_layout(source) if source is not None else {}
     if source is not None:
@@ -241,7 +230,7 @@ def _block(
             slot.owner,
             slot.attribute,
             files[slot.key].dtype,
-            compute_dtype(slot.tensor, files[slot.key].dtype, dtype),
+            weight_dtype(slot.tensor, files[slot.key].dtype, dtype),
             tuple(slot.tensor.shape),
             positions[slot.key],
             slot.tensor.requires_grad,
@@ -252,15 +241,39 @@ def _block(
     return StreamedBlock(name, weights, pieces, size)
 
 
-def compute_dtype(present: Tensor, stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+def weight_dtype(present: Tensor, stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
     """The data type that a weight computes in: the wanted one, that of the module, or that of the file."""
     if not stored.is_floating_point:
         return stored
     if wanted is not None:
         return wanted
-    if not present.is_meta and present.dtype not in FLOAT8:
+    if not present.is_meta and present.dtype not in FP8:
         return present.dtype
-    return torch.bfloat16 if stored in FLOAT8 else stored
+    return torch.bfloat16 if stored in FP8 else stored
+
+
+def block_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> dict[str, int]:
+    """
+    Bytes of what is streamed of a module, or would be.
+
+    Args:
+        module (`nn.Module`): The module.
+        storage_dtype (`torch.dtype`, *optional*): What its castable weights will be stored in before.
+
+    Returns:
+        `dict[str, int]`: By block.
+    """
+    stream = stream_of(module)
+    if stream is not None:
+        return {block.name: block.size for block in stream.blocks}
+    blocks = streamable_blocks(module)
+    cast = castable_weights(module) if storage_dtype is not None else set()
+    sizes = {}
+    for name, slots in (_split(module, blocks)[0] if blocks else {}).items():
+        each = [slot.tensor for slot in slots]
+        stored = storage_dtype.itemsize if storage_dtype else 0
+        sizes[name] = sum(t.numel() * (stored if id(t) in cast else t.element_size()) for t in each)
+    return sizes
 
 
 def source_folders(files: Mapping[str, StoredTensor], blocks: Sequence[StreamedBlock]) -> set[Path]:

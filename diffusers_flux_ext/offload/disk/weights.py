@@ -84,8 +84,10 @@ class StreamedBlock:
         weights (`Sequence[StreamedWeight]`): Its weights.
         pieces (`Sequence[Piece]`): The reads that bring them.
         size (`int`): The buffer that they need, in bytes.
-        keep (`bool`): Whether it stays in memory once it has been read.
+        keep (`bool`): Whether it stays in host memory once it has been read.
         kept (`torch.Tensor`, *optional*): What was read, if it stays.
+        resident (`bool`): Whether it stays on the onload device once it is there.
+        on_device (`torch.Tensor`, *optional*): What is there, if it stays.
     """
 
     name: str
@@ -94,6 +96,8 @@ class StreamedBlock:
     size: int
     keep: bool = False
     kept: Tensor | None = field(default=None, repr=False)
+    resident: bool = False
+    on_device: Tensor | None = field(default=None, repr=False)
 
     @property
     def cast_size(self) -> int:

@@ -18,8 +18,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from tests.parity.reference.components import CLIP, T5
-from tests.parity.reference.tokenizers import tiny_tokenizers
+from diffusers_flux_ext.testing import tiny_tokenizers
+from diffusers_flux_ext.testing.components import CLIP, T5
 
 
 WIDTH = 32

@@ -16,13 +16,14 @@ from diffusers_flux_ext import (
     unload_lora,
 )
 from diffusers_flux_ext.lora.loading.load import active_weights
+from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline
 from tests.fixtures.lora_files import FORMATS, Sizes, make
 from tests.fixtures.lora_files.readers import components, read_loaded
 from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
+pytestmark = pytest.mark.versions
 MODELS = ("transformer", "text_encoder", "text_encoder_2")
 
 
@@ -36,6 +37,7 @@ def picture(pipe, **overrides):
     return pipe(**call_kwargs(**overrides)).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_applied_whole(tmp_path, format):
     file = make(format)

@@ -22,9 +22,9 @@ from diffusers_flux_ext import (
     unload_lora,
 )
 from diffusers_flux_ext.lora.loading.load import active_weights
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 from tests.fixtures.lora_fusion import small_lora
 from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from diffusers_flux_ext import FluxConditionedPipeline
-from tests.fixtures.tiny import tiny_pipeline, tiny_transformer
+from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
 
 
 def attention_lora(targets):

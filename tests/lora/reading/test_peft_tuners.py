@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, convert_lora, detect_lora_format
 from diffusers_flux_ext.lora.files import open_lora
-from tests.fixtures.tiny import tiny_pipeline, tiny_transformer
+from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
 from tests.lora.lora_evaluation import assert_same, meaning
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from diffusers_flux_ext import LoRAError, convert_lora, detect_lora_format
 from diffusers_flux_ext.lora.errors import ForeignLoRAError, UnknownLoRAKeysError, UnsupportedLoRAError
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
+from diffusers_flux_ext.testing import seeded
 from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.fixtures.tiny import seeded
 from tests.lora.lora_evaluation import assert_bit_equal, assert_same, expected_of, meaning
 
 
@@ -24,6 +24,7 @@ def convert(file, to, **options):
     return convert_lora(file.state_dict, to, file.metadata, file.adapter_config, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_file_becomes_diffusers_layout_exactly(format):
     for case in cases(format):
@@ -33,6 +34,7 @@ def test_every_file_becomes_diffusers_layout_exactly(format):
         assert_bit_equal(file.state_dict, given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", LAYOUTS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_becomes_every_layout_or_says_what_it_cannot_hold(format, to):

@@ -22,6 +22,7 @@ def report_of(file, tmp_path):
 CASES = ("default", "everything", "with_t5", "alpha_five_of_three", "alpha_negative")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format, case", [(format, case) for format in FORMATS for case in CASES if case in cases(format)]
 )

@@ -27,6 +27,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.canvas import pack_latents, sample_image_latents
 from diffusers_flux_ext.methods.control.residuals import region_weights
+from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.controlnet import (
     KINDS,
     OTHER_PICTURE,
@@ -36,7 +37,6 @@ from tests.fixtures.controlnet import (
     watch_transformer,
 )
 from tests.fixtures.synthetic import AddedReference
-from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

@@ -9,10 +9,11 @@ from PIL import Image
 
 from diffusers_flux_ext import EntityRegions, FluxConditionedPipeline, FluxEliGenPipeline, InpaintRegion
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
+from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
 from tests.fixtures.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
-from tests.fixtures.tiny import call_kwargs, seeded, tiny_pipeline
 
 
+pytestmark = pytest.mark.versions
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 ENTITIES = {"entity_prompts": ["a red dog", "a blue bird"], "entity_masks": [LEFT, RIGHT]}
 
@@ -139,7 +140,7 @@ def test_entities_run_with_what_other_conditions_bring(pipe, monkeypatch, others
 
 
 def test_entities_run_with_extra_channels():
-    from tests.fixtures.tiny import tiny_transformer
+    from diffusers_flux_ext.testing import tiny_transformer
 
     transformer = tiny_transformer(0, in_channels=68, out_channels=64)
     pipe = tiny_pipeline(FluxEliGenPipeline, transformer=transformer)

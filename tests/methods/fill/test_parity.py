@@ -3,8 +3,8 @@
 import pytest
 
 from diffusers_flux_ext import EntityRegions, FillMask, FluxConditionedPipeline, FluxFlowMatchScheduler
+from diffusers_flux_ext.testing import quiet
 from tests.fixtures.controlnet import PICTURE
-from tests.fixtures.tiny import quiet
 from tests.methods.eligen.test_parity import check, mask, our_images
 from tests.parity.reference import reference_pair
 

@@ -14,9 +14,9 @@ from diffusers_flux_ext import (
     InpaintRegion,
     IPAdapterImages,
 )
+from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from tests.fixtures.ip_adapter import image_embeds, tiny_ip_adapter
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
 BOX = (16, 0, 48, 16)

@@ -13,9 +13,9 @@ from diffusers_flux_ext import (
     infinite_you_preset,
 )
 from diffusers_flux_ext.methods.infinite_you import condition as infinite_you_identity
+from diffusers_flux_ext.testing import call_kwargs, different, tiny_pipeline
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules, tiny_projector
-from tests.fixtures.tiny import call_kwargs, different, tiny_pipeline
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

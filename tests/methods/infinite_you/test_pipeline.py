@@ -14,12 +14,12 @@ from diffusers_flux_ext import (
     IPAdapterImages,
 )
 from diffusers_flux_ext._compat import offload_all_but
+from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
 from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
 from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
 from tests.fixtures.offload import watch_card
 from tests.fixtures.synthetic import AddedReference, AddedText
-from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

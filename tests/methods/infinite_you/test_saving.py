@@ -9,8 +9,8 @@ from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
     InfiniteYouImageProjector,
 )
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
 from tests.fixtures.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
 
 
 @pytest.fixture(scope="module")

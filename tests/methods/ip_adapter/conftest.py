@@ -3,8 +3,8 @@
 import pytest
 
 from diffusers_flux_ext import FluxConditionedPipeline
+from diffusers_flux_ext.testing import tiny_pipeline
 from tests.fixtures.ip_adapter import KINDS, tiny_ip_adapter
-from tests.fixtures.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")

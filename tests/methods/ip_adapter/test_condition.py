@@ -11,6 +11,7 @@ from diffusers_flux_ext import (
     predict_velocity,
 )
 from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.ip_adapter import (
     XLABS,
     differ,
@@ -22,7 +23,6 @@ from tests.fixtures.ip_adapter import (
     tiny_siglip,
 )
 from tests.fixtures.synthetic import AddedReference
-from tests.fixtures.tiny import seeded, tiny_pipeline, tiny_transformer
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

@@ -15,6 +15,7 @@ from diffusers_flux_ext import (
     predict_velocity,
 )
 from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 from tests.fixtures.ip_adapter import (
     XLABS,
     differ,
@@ -27,7 +28,6 @@ from tests.fixtures.ip_adapter import (
     tiny_siglip,
 )
 from tests.fixtures.synthetic import AddedReference, AddedResiduals, AddedText
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

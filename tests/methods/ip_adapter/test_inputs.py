@@ -17,6 +17,7 @@ from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
+from diffusers_flux_ext.testing import quiet, tiny_pipeline
 from tests.fixtures.ip_adapter import (
     XLABS,
     differ,
@@ -28,7 +29,6 @@ from tests.fixtures.ip_adapter import (
     tiny_ip_adapter,
     tiny_siglip,
 )
-from tests.fixtures.tiny import quiet, tiny_pipeline
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

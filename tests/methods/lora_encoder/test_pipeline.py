@@ -19,9 +19,9 @@ from diffusers_flux_ext import (
     convert_lora,
 )
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
+from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
-from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

@@ -22,10 +22,10 @@ from diffusers_flux_ext import (
     load_timestep_lora,
     unload_lora,
 )
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
 from tests.fixtures.lora_files import make
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

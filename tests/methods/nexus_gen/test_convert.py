@@ -10,6 +10,7 @@ from diffusers_flux_ext import (
     NexusGenModel,
     QwenVLProcessor,
 )
+from diffusers_flux_ext.testing import tiny_transformer
 from tests.fixtures.nexus_gen import (
     published_decoder,
     tiny_adapter,
@@ -17,7 +18,6 @@ from tests.fixtures.nexus_gen import (
     tiny_merger,
     write_published_folder,
 )
-from tests.fixtures.tiny import tiny_transformer
 
 
 RELEASED_HEADS = {

@@ -17,6 +17,7 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.inputs.qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
 from diffusers_flux_ext.methods.nexus_gen.checkpoint import split_decoder
 from diffusers_flux_ext.methods.nexus_gen.prompts import chat_for, embed_prompts
+from diffusers_flux_ext.testing import seeded, tiny_transformer
 from tests.fixtures.nexus_gen import (
     HIDDEN,
     pictures,
@@ -27,7 +28,6 @@ from tests.fixtures.nexus_gen import (
     tiny_merger,
     write_published_folder,
 )
-from tests.fixtures.tiny import seeded, tiny_transformer
 
 
 # The fingerprints of names and shapes by which the reference knows the published files.

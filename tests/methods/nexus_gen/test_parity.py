@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxNexusGenPipeline
 from diffusers_flux_ext.canvas import Canvas
 from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prompts
+from diffusers_flux_ext.testing import quiet, seeded
 from tests.fixtures.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
 from tests.fixtures.qwen_vl import HIDDEN
-from tests.fixtures.tiny import quiet, seeded
 from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
 from tests.methods.nexus_gen.record_values import CASES, KEPT_ROWS, SIZES, VALUES
 from tests.parity.reference import (

@@ -22,6 +22,7 @@ from diffusers_flux_ext import (
     load_nexus_gen_decoder,
     plan_vram,
 )
+from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.attribute_values import tiny_value_encoder
 from tests.fixtures.ip_adapter import tiny_ip_adapter, tiny_siglip
 from tests.fixtures.nexus_gen import (
@@ -35,9 +36,9 @@ from tests.fixtures.nexus_gen import (
 )
 from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm
-from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
+pytestmark = pytest.mark.versions
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
 SMALL = {"num_inference_steps": 2}
 PICTURE, WIDE, LARGE = pictures({"a": (60, 40), "b": (110, 40), "c": (150, 120)}).values()

@@ -18,13 +18,14 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.inputs.token_grids import evenly_spread, merge_tokens
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
+from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 from tests.fixtures.controlnet import PICTURE
 from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter
 from tests.fixtures.redux import patch_embeds, redux_modules, tiny_redux_embedder
 from tests.fixtures.synthetic import ReplacedPrompt
-from tests.fixtures.tiny import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
 
 
+pytestmark = pytest.mark.versions
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
 LEFT = (0.0, 0.0, 0.34, 1.0)
 MODULES = redux_modules()

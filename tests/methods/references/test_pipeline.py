@@ -7,11 +7,12 @@ from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline
 
 from diffusers_flux_ext import Canvas, EntityRegions, FluxConditionedPipeline, InpaintRegion, ReferenceImages
 from diffusers_flux_ext.canvas import encode_image, pack_latents
+from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline
 from tests.fixtures.conditions import CASES
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
-from tests.fixtures.tiny import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline
 
 
+pytestmark = pytest.mark.versions
 GUIDED = {"negative_prompt": ["ugly", "blurry"], "true_cfg_scale": 2.0}
 # diffusers rounds the size of the canvas to this area; 48 x 32 stays as it is.
 AREA = {"max_area": 32 * 48}

@@ -9,9 +9,9 @@ from diffusers_flux_ext import FluxFlowMatchScheduler, FluxStep1XEditPipeline, Q
 from diffusers_flux_ext.canvas import pack_latents
 from diffusers_flux_ext.inputs.qwen_vl import ImageProcessor
 from diffusers_flux_ext.methods.step1x_edit.instructions import encode_instructions, instruction_tokens
+from diffusers_flux_ext.testing import quiet, seeded
 from tests.fixtures.qwen_vl import tiny_mllm, write_qwen_tokenizer
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
-from tests.fixtures.tiny import quiet, seeded
 from tests.methods.eligen.test_parity import TOLERANCE, reference_images
 from tests.parity.reference import reference_connector, reference_embedder, reference_pair
 

@@ -22,16 +22,16 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.methods.step1x_edit import instructions as step1x_embedder
 from diffusers_flux_ext.methods.step1x_edit.instructions import MAX_TOKENS, step1x_size
-from diffusers_flux_ext.offload.budget import api as vram
 from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
+from diffusers_flux_ext.offload.budget import planner as vram
+from diffusers_flux_ext.testing import different, quiet, seeded, tiny_transformer
 from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.offload import watch_card
 from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 from tests.fixtures.step1x import edited, tiny_connector
 from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, draw, make, make_whole, tiny_question
 from tests.fixtures.synthetic import never
-from tests.fixtures.tiny import different, quiet, seeded, tiny_transformer
 
 
 @pytest.fixture(scope="module")

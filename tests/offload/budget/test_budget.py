@@ -20,7 +20,7 @@ from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, budget, draw, pipeline
 
 
-pytestmark = pytest.mark.usefixtures("tiny_vram_numbers")
+pytestmark = [pytest.mark.usefixtures("tiny_vram_numbers"), pytest.mark.versions]
 
 
 def hooks_of(pipe):

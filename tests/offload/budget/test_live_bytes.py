@@ -5,7 +5,7 @@ import torch
 
 from diffusers_flux_ext.offload.budget.estimate import Workload, activation_bytes, meta_copy
 from diffusers_flux_ext.offload.budget.live_bytes import peak_bytes
-from tests.fixtures.tiny import tiny_components
+from diffusers_flux_ext.testing import tiny_components
 
 
 WORK = Workload(height=64, width=96, batch=2, text_tokens=16, prompt_tokens=16, encoded_tokens=16)

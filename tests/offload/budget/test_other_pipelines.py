@@ -16,6 +16,7 @@ from diffusers_flux_ext import (
     apply_tea_cache,
     apply_vram_plan,
     disable_vram_budget,
+    disk_streaming_stats,
     enable_lora_fusion,
     load_lora,
     load_timestep_lora,
@@ -27,15 +28,16 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.blocks import streamable_blocks
-from diffusers_flux_ext.offload.budget import api as vram
+from diffusers_flux_ext.offload.budget import apply
 from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
+from diffusers_flux_ext.offload.budget import planner as vram
+from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.nexus_gen import image_embeds, tiny_adapter
 from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
 from tests.fixtures.timestep_lora import tiny_timestep_lora
-from tests.fixtures.tiny import call_kwargs, quiet, tiny_pipeline, tiny_transformer
 
 
 GIB = 2**30
@@ -145,9 +147,10 @@ def test_two_pipelines_under_one_budget(caplog):
     expected = draw(one), draw(other)
     budget(one)
     with caplog.at_level(logging.WARNING):
-        vram.logger.addHandler(caplog.handler)
+        logger = apply.logger
+        logger.addHandler(caplog.handler)
         budget(other)
-        vram.logger.removeHandler(caplog.handler)
+        logger.removeHandler(caplog.handler)
     assert "['transformer'] of another pipeline are under no budget" in caplog.text
     models = {name: part for name, part in one.components.items() if isinstance(part, torch.nn.Module)}
     found = budget({**models, "transformer_2": other.transformer})
@@ -225,21 +228,31 @@ def test_pictures_of_redux_are_counted():
     assert plan.component("ReduxImages.image_embedder").phase == "ReduxImages.image_embedder"
 
 
-def test_streaming_from_disk_is_refused_in_both_orders(tmp_path):
+@pytest.mark.parametrize("budget_first", [True, False])
+def test_streaming_from_disk_and_a_budget_in_both_orders(tmp_path, budget_first):
     pipe = pipeline()
     expected = draw(pipe)
-    found = budget(pipe)
-    with pytest.raises(ValueError, match="ram_budget_gib"):
-        stream_from_disk(pipe.transformer, offload_dir=tmp_path)
-    assert vram_budget_of(pipe) is found
-    disable_vram_budget(pipe)
+    if budget_first:
+        found = budget(pipe)
     stream_from_disk(pipe.transformer, offload_dir=tmp_path)
-    with pytest.raises(ValueError, match="stop_disk_streaming"):
-        plan_vram(pipe, 1, **SIZES)
-    stop_disk_streaming(pipe.transformer)
-    budget(pipe)
-    # Weights read from a file lie elsewhere in memory, on which the last bit may depend.
-    torch.testing.assert_close(draw(pipe), expected, atol=1e-5, rtol=0)
+    if not budget_first:
+        found = budget(pipe)
+    assert vram_budget_of(pipe) is found
+    assert found.plan.component("transformer").from_disk
+    for _ in range(2):
+        assert torch.equal(draw(pipe), expected)
+    assert disk_streaming_stats(pipe.transformer).blocks_read > 0
+    if budget_first:
+        stop_disk_streaming(pipe.transformer)
+        assert not found.plan.component("transformer").from_disk
+    else:
+        disable_vram_budget(pipe)
+        # What streamed before the budget streams after it.
+        before = disk_streaming_stats(pipe.transformer).blocks_read
+        assert torch.equal(draw(pipe), expected)
+        assert disk_streaming_stats(pipe.transformer).blocks_read > before
+        stop_disk_streaming(pipe.transformer)
+    assert torch.equal(draw(pipe), expected)
 
 
 @pytest.mark.parametrize(

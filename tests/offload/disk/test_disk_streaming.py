@@ -121,7 +121,7 @@ def test_a_budget_keeps_blocks_that_are_never_read_again(tmp_path, reads, kept):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 5])
-def test_blocks_pass_through_one_staging_buffer(tmp_path, monkeypatch, reads, kept):
+def test_blocks_pass_through_two_staging_buffers(tmp_path, monkeypatch, reads, kept):
     monkeypatch.setattr(DiskStream, "_staged", True)
     tower, path, x, expected = saved_tower(tmp_path)
     stream_from_disk(tower, path)
@@ -129,10 +129,12 @@ def test_blocks_pass_through_one_staging_buffer(tmp_path, monkeypatch, reads, ke
     choose_kept(stream.blocks, kept * BLOCK_BYTES)
     outside = len(reads)
     assert all(torch.equal(output, expected) for output in run(tower, x, 3))
-    assert stream._loader.staging.nbytes == BLOCK_BYTES
+    staging = stream._loader.reader.buffers
+    assert [each.nbytes for each in staging] == [BLOCK_BYTES if kept < 5 else 0] * 2
     assert held_bytes(stream) == (2 + kept) * BLOCK_BYTES
     release_disk_buffers(tower)
-    assert 0 <= len(reads) - outside - (kept + 3 * (5 - kept)) <= 1
+    # One block may be on its way to the device for a call that did not come, and one to host memory.
+    assert 0 <= len(reads) - outside - (kept + 3 * (5 - kept)) <= 2
 
 
 def test_kept_blocks_are_spread_and_fit():

@@ -23,7 +23,7 @@ from diffusers_flux_ext import (
     stream_from_disk,
     unload_lora,
 )
-from tests.fixtures.tiny import call_kwargs, tiny_components, tiny_pipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_components, tiny_pipeline
 
 
 LEFT = (0.0, 0.0, 0.5, 1.0)
@@ -81,6 +81,7 @@ def test_pictures_are_those_of_ordinary_modules(saved, streamed, pipeline_class)
     assert disk_streaming_stats(text_encoder).blocks_read > 0
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_20_steps(tmp_path):
     command = [sys.executable, "-m", "tests.offload.disk.streamed_steps", str(tmp_path)]
     root = Path(__file__).parents[3]

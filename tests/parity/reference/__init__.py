@@ -1,8 +1,8 @@
 """Tiny instances of the reference package's FLUX modules, each derived from a diffusers component.
 
 Every forward that runs is the reference's own; nothing here computes a result. Asking for a `reference_*` name skips
-the asking test module where the reference package is not installed; the `tiny_*` components do without it. A further
-method adds one file with one `reference_<module>(component)` function, and a line below.
+the asking test module where the reference package is not installed. A further method adds one file with one
+`reference_<module>(component)` function, and a line below.
 """
 
 import importlib
@@ -12,7 +12,6 @@ from typing import Any
 _MODULES = {
     "attribute_values": ["reference_value_encoder"],
     "boot": ["import_reference"],
-    "components": ["tiny_components", "tiny_text_encoder", "tiny_text_encoder_2", "tiny_transformer", "tiny_vae"],
     "controlnet": ["controlnet_input", "reference_controlnet", "reference_multi_controlnet"],
     "dit": ["reference_dit", "reference_dit_weights", "reference_velocity"],
     "infinite_you": ["EmbeddedFace", "reference_projector"],
@@ -25,9 +24,7 @@ _MODULES = {
     "redux": ["add_redux", "reference_redux"],
     "text_encoders": ["reference_clip", "reference_t5"],
     "timestep_lora": ["load_reference_timestep_lora"],
-    "tokenizers": ["tiny_tokenizers"],
     "vae": ["reference_vae_decoder", "reference_vae_encoder"],
-    "weights": ["randomise", "seeded_generator"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from diffusers_flux_ext.testing import tiny_components
 from tests.parity.reference.boot import import_reference
-from tests.parity.reference.components import tiny_components
 from tests.parity.reference.dit import reference_dit
 from tests.parity.reference.text_encoders import reference_clip, reference_t5
 from tests.parity.reference.vae import reference_vae_decoder, reference_vae_encoder

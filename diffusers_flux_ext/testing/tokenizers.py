@@ -4,6 +4,7 @@ import json
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTokenizer, T5TokenizerFast
@@ -30,7 +31,7 @@ def _clip_merges(word: str) -> list[tuple[str, str]]:
 
 
 def write_clip_tokenizer(folder: Path) -> None:
-    """Writes `vocab.json` and `merges.txt`; `<|endoftext|>` has the largest id, as in the released tokenizer."""
+    """Write `vocab.json` and `merges.txt`; `<|endoftext|>` has the largest id, as in the released tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = list(dict.fromkeys(pair for word in WORDS for pair in _clip_merges(word)))
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
@@ -44,12 +45,12 @@ def write_clip_tokenizer(folder: Path) -> None:
 
 
 def write_t5_tokenizer(folder: Path) -> None:
-    """Writes `tokenizer.json` of a unigram model with `<pad>` = 0, `</s>` = 1, `<unk>` = 2 and no sentinel tokens."""
+    """Write `tokenizer.json` of a unigram model with `<pad>` = 0, `</s>` = 1, `<unk>` = 2 and no sentinel tokens."""
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     vocabulary += [("▁" + word, -3.0 - 0.05 * index) for index, word in enumerate(WORDS)]
     vocabulary += [(character, -6.0 - 0.01 * index) for index, character in enumerate(CHARACTERS)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
-    pieces = {"replacement": "▁", "prepend_scheme": "always", "split": True}
+    pieces: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**pieces)]
     )
@@ -63,7 +64,13 @@ def write_t5_tokenizer(folder: Path) -> None:
 
 @cache
 def tiny_tokenizers() -> tuple[CLIPTokenizer, T5TokenizerFast]:
-    """The pair `(CLIP, T5)`, loaded by transformers from files in the released layouts."""
+    """Make the tiny CLIP and T5 tokenizers, loaded by transformers from files in the released layouts.
+
+    They know the words of `WORDS` and spell all others; one pair is shared by all callers.
+
+    Returns:
+        `tuple[CLIPTokenizer, T5TokenizerFast]`: Of at most 77 and 512 tokens.
+    """
     with tempfile.TemporaryDirectory() as folder:
         clip, t5 = Path(folder, "tokenizer"), Path(folder, "tokenizer_2")
         clip.mkdir()

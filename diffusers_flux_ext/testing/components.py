@@ -1,4 +1,4 @@
-"""Tiny components of `FluxPipeline` with seeded weights. The reference's modules are derived from them."""
+"""Tiny components of `FluxPipeline` with seeded weights."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from tests.parity.reference.tokenizers import tiny_tokenizers
-from tests.parity.reference.weights import randomise
+from .tokenizers import tiny_tokenizers
+from .weights import randomise
 
 
 TRANSFORMER: dict[str, Any] = {
@@ -58,24 +58,32 @@ T5: dict[str, Any] = {
 
 
 def tiny_transformer(seed: int = 0, **overrides: Any) -> FluxTransformer2DModel:
-    """A `FluxTransformer2DModel` of 2 + 3 blocks and width 32; `overrides` replace entries of its config."""
+    """Make a `FluxTransformer2DModel` of 2 + 3 blocks, width 32 and 64 channels, as FLUX.1-dev with guidance.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the weights.
+        overrides:
+            Entries that replace those of the config, such as `guidance_embeds=False` or `in_channels=384,
+            out_channels=64`.
+    """
     return randomise(FluxTransformer2DModel(**{**TRANSFORMER, **overrides}), seed)
 
 
 def tiny_vae(seed: int = 0, **overrides: Any) -> AutoencoderKL:
-    """An `AutoencoderKL` with FLUX' four levels and at most 16 channels."""
+    """Make an `AutoencoderKL` with FLUX.1's four levels and 16 latent channels; `overrides` replace config entries."""
     return randomise(AutoencoderKL(**{**VAE, **overrides}), seed)
 
 
 def tiny_text_encoder(seed: int = 0) -> CLIPTextModel:
-    """A `CLIPTextModel` of width 24 for the tiny CLIP tokenizer."""
+    """Make a `CLIPTextModel` of width 24 for the tiny CLIP tokenizer."""
     tokenizer, _ = tiny_tokenizers()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     return randomise(CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ids, **CLIP)), seed)
 
 
 def tiny_text_encoder_2(seed: int = 0) -> T5EncoderModel:
-    """A `T5EncoderModel` of width 40 for the tiny T5 tokenizer."""
+    """Make a `T5EncoderModel` of width 40 for the tiny T5 tokenizer."""
     _, tokenizer = tiny_tokenizers()
     model = randomise(T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5)), seed)
     with torch.no_grad():
@@ -84,7 +92,17 @@ def tiny_text_encoder_2(seed: int = 0) -> T5EncoderModel:
 
 
 def tiny_components(seed: int = 0, **transformer_overrides: Any) -> dict[str, Any]:
-    """All arguments of `FluxPipeline` but the optional ones, in float32 on CPU."""
+    """Make all components that `FluxPipeline` requires, in float32 on the CPU.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the weights of all models.
+        transformer_overrides:
+            As in [`tiny_transformer`].
+
+    Returns:
+        `dict[str, Any]`: The constructor's arguments. The tokenizers are shared by all calls.
+    """
     tokenizer, tokenizer_2 = tiny_tokenizers()
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(),

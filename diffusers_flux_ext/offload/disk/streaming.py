@@ -10,15 +10,14 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
-from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ...checkpoints.model_configs import building, read_model_config
-from .files import FileReader
-from .guards import add_guards, remove_guards
-from .plan import StreamingPlan, check_folder, compute_dtype, make_plan, read_tensor, source_folders
-from .stream import DiskStream, DiskStreamingStats
+from ..claims import budget_suspended, check_unclaimed
+from .attach import attach, detach
+from .plan import check_folder, make_plan
+from .stream import DiskStream, DiskStreamingStats, stream_of
 from .weights import StreamedBlock, choose_kept
 
 
@@ -31,28 +30,7 @@ __all__ = [
 ]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-_HOOK = "disk_streaming"
-_ATTRIBUTE = "_flux_ext_disk_stream"
 _GIB = 2**30
-
-
-class _NeedBlock(ModelHook):
-    """Brings a block's weights before the first of its layers runs.
-
-    It sits on the layers, not on the block: a cache that skips a block then never causes it to be read, whichever of
-    the two was there first.
-    """
-
-    def __init__(self, stream: DiskStream, index: int) -> None:
-        super().__init__()
-        self.stream: DiskStream | None = stream
-        self.index = index
-
-    @torch.compiler.disable
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.stream is not None:
-            self.stream.need(self.index)
-        return args, kwargs
 
 
 def stream_from_disk(
@@ -126,18 +104,12 @@ def stream_from_disk(
     ```
     """
     _check_arguments(module, ram_budget_gib, read_ahead, storage_dtype)
-    _check_free(module)
-    device = _device(module) if onload_device is None else torch.device(onload_device)
-    plan = make_plan(module, source, blocks, storage_dtype, compute_dtype, offload_dir)
-    _plan_memory(plan.blocks, device, read_ahead, ram_budget_gib)
-    _fill_resident(plan, device, compute_dtype)
-    stream = DiskStream(plan.blocks, FileReader(_paths(plan.blocks)), device, read_ahead)
-    for block in plan.blocks:
-        for weight in block.weights:
-            weight.take_away(device)
-    module._apply(lambda tensor: tensor.to(device))
-    _attach(module, stream)
-    add_guards(module, stream, source_folders(plan.files, plan.blocks))
+    with budget_suspended(module):
+        _check_free(module)
+        device = _device(module) if onload_device is None else torch.device(onload_device)
+        plan = make_plan(module, source, blocks, storage_dtype, compute_dtype, offload_dir)
+        staging = _plan_memory(plan.blocks, device, read_ahead, ram_budget_gib)
+        attach(module, plan, device, read_ahead, staging, compute_dtype)
 
 
 def load_streamed(model_class: type[ModuleT], folder: str | os.PathLike[str], **kwargs: Any) -> ModuleT:
@@ -206,15 +178,8 @@ def stop_disk_streaming(module: nn.Module) -> None:
         RuntimeError: If a file was changed; streaming then stays on.
     """
     stream = _stream(module)
-    stream.release()
-    restored = [_read_weights(block, stream) for block in stream.blocks]
-    for block, weights in zip(stream.blocks, restored, strict=True):
-        for weight, value in zip(block.weights, weights, strict=True):
-            weight.restore(value)
-            _remove_hook(weight.owner)
-    remove_guards(module)
-    stream.close()
-    object.__delattr__(module, _ATTRIBUTE)
+    with budget_suspended(module):
+        detach(module, stream)
 
 
 def release_disk_buffers(module: nn.Module) -> None:
@@ -244,7 +209,7 @@ def disk_streaming_stats(module: nn.Module) -> DiskStreamingStats:
 
 
 def _stream(module: nn.Module) -> DiskStream:
-    stream = module.__dict__.get(_ATTRIBUTE)
+    stream = stream_of(module)
     if stream is None:
         raise ValueError(f"This {type(module).__name__} is not streamed from disk; call `stream_from_disk` first.")
     return stream
@@ -263,36 +228,14 @@ def _check_arguments(
         raise ValueError(f"`storage_dtype` is {storage_dtype}; expected a floating one, such as torch.float8_e4m3fn.")
 
 
-def is_streamed_from_disk(module: nn.Module) -> bool:
-    """
-    Whether [`stream_from_disk`] was called on a module itself.
-
-    Args:
-        module (`nn.Module`): The module.
-
-    Returns:
-        `bool`
-    """
-    return _ATTRIBUTE in module.__dict__
-
-
 def _check_free(module: nn.Module) -> None:
     """Raise if something else moves the module's weights already."""
+    check_unclaimed(module, model_offload=True)
     for part in module.modules():
-        if _ATTRIBUTE in part.__dict__:
+        if stream_of(part) is not None:
             raise ValueError(
                 f"This {type(part).__name__} is streamed from disk already. Call `stop_disk_streaming` on it first."
             )
-        registry = getattr(part, "_diffusers_hook", None)
-        if registry is not None and registry.get_hook("vram_budget") is not None:
-            raise ValueError(
-                "The module is under a VRAM budget, which reads from disk by itself: give it `ram_budget_gib` and "
-                "`offload_dir`, or call `disable_vram_budget(pipe)` first."
-            )
-        if registry is not None and registry.get_hook("group_offloading") is not None:
-            raise ValueError("The module is group offloaded. Stream it first: group offloading may follow.")
-        if part is not module and hasattr(part, "_hf_hook"):
-            raise ValueError("The module is offloaded by accelerate. Call `remove_all_hooks()` on the pipeline first.")
         if isinstance(getattr(part, "merged_adapters", None), list) and part.merged_adapters:
             raise ValueError("The module has fused LoRAs. Call `unfuse_lora`, or unload them, before streaming it.")
 
@@ -303,24 +246,23 @@ def _device(module: nn.Module) -> torch.device:
     return real[-1] if real else torch.device("cpu")
 
 
-def _paths(blocks: Sequence[StreamedBlock]) -> set[Any]:
-    return {piece.path for block in blocks for piece in block.pieces}
-
-
 def _plan_memory(
     blocks: Sequence[StreamedBlock], device: torch.device, read_ahead: int, ram_budget_gib: float | None
-) -> None:
-    """Mark the blocks to keep, or raise if the buffers alone are too large."""
+) -> int:
+    """Mark the blocks to keep, and say how many staging buffers there are; or raise if buffers alone are too large."""
+    staging = 2 if read_ahead else 1
     if ram_budget_gib is None:
-        return
+        return staging
     on_cpu = device.type == "cpu"
     largest = max(block.size for block in blocks)
     cast = max(block.cast_size for block in blocks) if on_cpu else 0
     buffers = largest * min(read_ahead + 1, len(blocks)) + cast
-    if not on_cpu:
-        # One block at a time passes through host memory, pinned, whose size is rounded up to a power of two.
-        buffers = 1 << (largest - 1).bit_length()
     room = int(ram_budget_gib * _GIB)
+    if not on_cpu:
+        # Blocks pass through pinned host memory, whose size is rounded up to a power of two.
+        buffers = 1 << (largest - 1).bit_length()
+        staging = min(staging, max(1, room // buffers))
+        buffers *= staging
     if on_cpu and sum(block.size for block in blocks) + cast <= room:
         buffers = cast
     if room < buffers:
@@ -329,57 +271,4 @@ def _plan_memory(
             + (", or lower `read_ahead`." if read_ahead and on_cpu else ".")
         )
     choose_kept(blocks, room - buffers)
-
-
-def _fill_resident(plan: StreamingPlan, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Give the module what the file has besides the streamed weights."""
-    reader = FileReader({plan.files[key].path for key in plan.resident})
-    try:
-        for key, tied in plan.resident.items():
-            present = tied[0].tensor
-            stored = read_tensor(plan.files[key], reader)
-            value: Tensor = stored.to(device, compute_dtype(present, stored.dtype, dtype))
-            if isinstance(present, nn.Parameter):
-                value = nn.Parameter(value, requires_grad=present.requires_grad)
-            for slot in tied:
-                setattr(slot.owner, slot.attribute, value)
-    finally:
-        reader.close()
-
-
-def _read_weights(block: StreamedBlock, stream: DiskStream) -> list[Tensor]:
-    data = block.kept
-    if data is None:
-        data = torch.empty(block.size, dtype=torch.uint8)
-        stream.reader.read(block.pieces, data)
-    return [weight.stored(data).to(stream.device, weight.dtype, copy=True) for weight in block.weights]
-
-
-def _attach(module: nn.Module, stream: DiskStream) -> None:
-    for index, block in enumerate(stream.blocks):
-        for owner in {id(weight.owner): weight.owner for weight in block.weights}.values():
-            _attach_hook(owner, stream, index)
-    # Not a plain assignment: nothing of the stream belongs to the module's state.
-    object.__setattr__(module, _ATTRIBUTE, stream)
-
-
-def _attach_hook(owner: nn.Module, stream: DiskStream, index: int) -> None:
-    registry = HookRegistry.check_if_exists_or_initialize(owner)
-    idle = registry.get_hook(_HOOK)
-    if idle is None:
-        registry.register_hook(_NeedBlock(stream, index), _HOOK)
-    else:
-        idle.stream, idle.index = stream, index
-
-
-def _remove_hook(owner: nn.Module) -> None:
-    registry = HookRegistry.check_if_exists_or_initialize(owner)
-    hook = registry.get_hook(_HOOK)
-    if hook is None:
-        return
-    hook.stream = None
-    names = list(registry.hooks)
-    above = names[names.index(_HOOK) + 1 :]
-    # Removing a hook below one that replaces `forward` would disable that one, so this one stays there, idle.
-    if not any(hasattr(registry.hooks[name], "new_forward") for name in above):
-        registry.remove_hook(_HOOK, recurse=False)
+    return staging
