@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
 from diffusers.hooks import FirstBlockCacheConfig
+from tests.fixtures.tiny import quiet, tiny_components, tiny_pipeline, tiny_transformer
 from transformers import T5EncoderModel
 
 from diffusers_flux_ext import (
@@ -23,7 +24,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.offload.disk.stream import DiskStream, stream_of
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.tiny import quiet, tiny_components, tiny_pipeline, tiny_transformer
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw
 
 
