@@ -129,7 +129,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         OSError: If it cannot be read.
     """
     path = check_file(path)
-    is_archive = zipfile.is_zipfile(path)
+    is_archive = _is_archive(path)
     if is_archive:
         _check_archive(path)
     try:
@@ -147,6 +147,14 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
             f"`{path}` is not a pickle of plain tensors ({type(error).__name__}{asked}); others are not read: they "
             "could run code."
         ) from error
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        # Python raises for some broken archives here, and refuses them by name when they are opened.
+        return True
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Mapping[str, Any]:

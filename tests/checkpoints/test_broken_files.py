@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -285,3 +286,10 @@ def test_scripts_tell_what_is_wrong_with_their_source(tmp_path, name, capsys):
         assert script(name).main([str(source), str(tmp_path / target)]) == 1
         assert "source.safetensors" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+def test_an_archive_over_several_disks_is_refused(tmp_path):
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    (tmp_path / "odd.pt").write_bytes(b"PK\x03\x04" + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(ValueError, match=r"odd\.pt.*not an intact archive"):
+        read_weights_file(tmp_path / "odd.pt")

@@ -23,6 +23,7 @@ from diffusers_flux_ext import (
     stop_disk_streaming,
 )
 from diffusers_flux_ext.offload.disk.stream import DiskStream, stream_of
+from diffusers_flux_ext.testing import quiet, tiny_components, tiny_pipeline, tiny_transformer
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw
 
