@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
 from diffusers.hooks import FirstBlockCacheConfig
-from tests.fixtures.tiny import quiet, tiny_components, tiny_pipeline, tiny_transformer
 from transformers import T5EncoderModel
 
 from diffusers_flux_ext import (
