@@ -57,7 +57,7 @@ def read_plainly(folder: Path) -> float:
 
 
 def transformer_config(args: argparse.Namespace) -> dict[str, Any]:
-    """FLUX.1-dev's config at the asked width and depth."""
+    """Return FLUX.1-dev's config at the given width and depth."""
     return {
         "num_layers": args.double,
         "num_single_layers": args.single,

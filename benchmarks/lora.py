@@ -57,7 +57,7 @@ def write_source(name: str, rank: int, path: Path) -> None:
 
 
 def save_unshared(tensors: Tensors, path: Path) -> None:
-    """Save converted tensors; those that share memory are cloned first, as safetensors demands."""
+    """Save converted tensors; those that share memory are cloned first, as safetensors requires."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         if tensor.data_ptr() in seen or not tensor.is_contiguous():
@@ -67,7 +67,7 @@ def save_unshared(tensors: Tensors, path: Path) -> None:
 
 
 def plain_copy() -> Convert:
-    """Read every tensor and writes it again."""
+    """Read every tensor and write it again."""
     return lambda source, target: save_file(load_file(source), target)
 
 
@@ -125,7 +125,7 @@ def make_converter(tool: str, source_format: str, target_format: str) -> Convert
 
 
 def measure_one(args: argparse.Namespace) -> None:
-    """Convert once in this process and prints the seconds and the peak memory in MiB above that after imports."""
+    """Convert once in this process, and print seconds and peak memory in MiB above the level after imports."""
     tool, source_format, target_format, source, target = args.one
     torch.set_num_threads(1)
     convert = make_converter(tool, source_format, target_format)

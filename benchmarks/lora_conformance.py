@@ -1,4 +1,4 @@
-"""Every generated LoRA file through diffusers' loader, the reference's and ours: who applies what the file means.
+"""Every generated LoRA file through diffusers' loader, the reference's and ours: which apply what the file means.
 
 Run from the repository's root with the reference package installed (see the README's second command):
 
@@ -58,7 +58,7 @@ formats for tiny models, each with a known change of every layer, read by diffus
 
 @dataclass
 class Results:
-    """Verdicts of every reader: by format, and by case where asked for."""
+    """Verdicts of every reader: by format, and by case if requested."""
 
     verdicts: dict[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     magnitudes: dict[tuple[str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
@@ -103,7 +103,7 @@ def run(file: LoRAFile, reader: str) -> tuple[str, bool, str]:
 
 
 def measure(formats: list[str], readers: list[str], only: list[str] | None, listed: bool) -> Results:
-    """Run the cases of the formats through the readers, and prints those that are not exact if `listed`."""
+    """Run the cases of the formats through the readers, and print those that are not exact if `listed`."""
     results = Results()
     for format in formats:
         for case in (name for name in cases(format) if only is None or name in only):
@@ -118,7 +118,7 @@ def measure(formats: list[str], readers: list[str], only: list[str] | None, list
 
 
 def cell(counts: Counter[str]) -> str:
-    """`25/25`, or the number of exact files and what became of the others."""
+    """Return `25/25`, or the number of exact files and the outcomes of the others."""
     total = sum(counts.values())
     others = [f"{name} {counts[name]}" for name in VERDICTS[1:] if counts[name]]
     return f"**{total}/{total}**" if not others else f"{counts['exact']}/{total}: {', '.join(others)}"
@@ -131,7 +131,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def conformance_table(results: Results, formats: list[str], readers: list[str]) -> str:
-    """Return a row a format, and the totals."""
+    """Return one row per format, and the totals."""
     rows = [[f"`{name}`", *(cell(results.verdicts[name, reader]) for reader in readers)] for name in formats]
     totals = [sum((results.verdicts[name, reader] for name in formats), Counter()) for reader in readers]
     return table(["format", *readers], [*rows, ["all", *map(cell, totals)]])

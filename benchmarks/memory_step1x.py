@@ -64,7 +64,7 @@ def streamed(size: Sizes) -> int:
 
 
 def phases() -> dict[str, dict[str, float]]:
-    """GiB on the card by way and phase, for 1024 x 1024 pixels, the phases one after the other."""
+    """Return GiB on the card by way and phase, for 1024 x 1024 pixels, the phases one after the other."""
     sizes = {name: measure(model) for name, model in build().items()}
     more = {
         name: fp8_bytes(model, NORMS_ONLY) for name, model in build().items() if name in ("transformer", "connector")

@@ -31,7 +31,7 @@ IP_ADAPTER_BLOCKS, IP_ADAPTER_TOKENS = 57, 128
 # Blocks of each ControlNet, each with a residual.
 RESIDUALS = {"Union-Pro": 15, "Inpainting-Beta": 6, "XLabs": 2, "InfuseNet": 14}
 IP_ADAPTER = "InstantX' IP-Adapter"
-# What a method runs before the loop only.
+# What a method runs only before the loop.
 ENCODERS = {"InfuseNet": "projector", IP_ADAPTER: "SigLIP"}
 SETUPS: dict[str, tuple[str, ...]] = {
     "FLUX.1-dev": (),
@@ -46,7 +46,7 @@ SETUPS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of one model: in bfloat16 in all, of its blocks and of its largest block; in all with fp8 storage."""
+    """Bytes of one model: total, blocks and largest block in bfloat16; total with fp8 storage."""
 
     total: int
     blocks: int
@@ -101,12 +101,12 @@ def fp8_bytes(model: nn.Module, skip: tuple[str, ...] | None = None) -> int:
 
 
 def residual_bytes(setup: tuple[str, ...]) -> int:
-    """Return residuals of one step: one per block of each ControlNet."""
+    """Return the bytes of one step's residuals: one per block of each ControlNet."""
     return sum(RESIDUALS.get(name, 0) for name in setup) * IMAGE_TOKENS * WIDTH * BYTES
 
 
 def image_prompt_bytes(setup: tuple[str, ...]) -> int:
-    """Return keys and values that an IP-Adapter keeps during the loop, for one image."""
+    """Return the bytes of keys and values that an IP-Adapter keeps during the loop, for one image."""
     return 2 * IP_ADAPTER_BLOCKS * IP_ADAPTER_TOKENS * WIDTH * BYTES if IP_ADAPTER in setup else 0
 
 

@@ -268,7 +268,7 @@ def table(names: Sequence[str], repeats: int) -> Iterator[str]:
 
 
 def write_between_markers(page: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
-    """Replace what stands between the markers of a page; raises a `ValueError` if it has none."""
+    """Replace what stands between the markers of a page; raise a `ValueError` if it has none."""
     before, begin, rest = page.read_text().partition(markers[0])
     _, end, after = rest.partition(markers[1])
     if not end:

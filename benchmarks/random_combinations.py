@@ -22,7 +22,7 @@ from tests.parity.combinations import TOLERANCE, combination, difference
 
 
 def main() -> int:
-    """Run the combinations, prints what differs and a summary; return 1 if any does."""
+    """Run the combinations, print differences and a summary; return 1 if any does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=250, help="how many combinations")
     parser.add_argument("--first", type=int, default=0, help="the first seed")

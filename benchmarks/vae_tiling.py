@@ -27,7 +27,7 @@ MEBIBYTE = 2**20
 
 
 def resident_bytes(field: str) -> int:
-    """`VmRSS` (now) or `VmHWM` (the high-water mark) of this process."""
+    """Return `VmRSS` (now) or `VmHWM` (the high-water mark) of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

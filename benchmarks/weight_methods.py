@@ -69,7 +69,7 @@ def theirs(transformer: FluxTransformer2DModel, values: dict[str, torch.Tensor])
 
 
 def fusion_sides(args: argparse.Namespace, values: dict[str, torch.Tensor], number: int) -> dict[str, Call]:
-    """LoRAs added up, and under the gates on both sides."""
+    """Return the sides: LoRAs added up, and under the gates in the reference and here."""
     sizes = {"num_layers": args.double, "num_single_layers": args.single, "inner_dim": args.width}
     fusion, layers = FluxLoRAFusion(**sizes).eval().requires_grad_(False), lora_layers(*sizes.values())
     loras = [

@@ -134,7 +134,7 @@ def sample_image_latents(
 def image_generators(
     generator: torch.Generator | Sequence[torch.Generator] | None, images: int, num_samples: int
 ) -> torch.Generator | Sequence[torch.Generator] | None:
-    """Return the generators that sample the latents of images: of one per sample, the first, as in diffusers.
+    """Return the generators that sample the latents of images: the first of each image's samples, as in diffusers.
 
     Args:
         generator (`torch.Generator` or a list of one per sample, *optional*): What the user gave.

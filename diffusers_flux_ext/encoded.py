@@ -37,7 +37,7 @@ class EncodedConditions:
     def from_tensors(
         cls, conditions: Sequence[FluxCondition], encoded: Sequence[Mapping[str, torch.Tensor]]
     ) -> EncodedConditions:
-        """Return the conditions with what their `encode` returned earlier, as in training.
+        """Combine conditions with tensors that their `encode` returned earlier, as in training.
 
         Take a new object for each backward pass: it keeps what a module returned in `contribute`.
 

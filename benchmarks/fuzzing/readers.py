@@ -87,7 +87,7 @@ def _script(name: str) -> Any:
 
 
 def script(name: str, *options: str, suffix: str = "", whole: bool = False) -> Callable[[Path, Path], int]:
-    """Call a conversion script on the file, or on its `whole` folder, with a target of an ending."""
+    """Call a conversion script on the file, or on its `whole` folder, with a target of the given suffix."""
 
     def call(path: Path, target: Path) -> int:
         source = path.parent if whole else path
@@ -151,7 +151,7 @@ def _pipeline_configs(name: str) -> Callable[[Path], Path]:
 
 def _plan(path: Path, target: Path) -> int:
     code = command(["plan", "--model", str(_root(path)), "--size", "128", "--vram", "8"])
-    # 1 is an answer: such models do not fit on such a card.
+    # 1 is a valid exit code: such models do not fit on such a card.
     return 0 if code == 1 else code
 
 

@@ -1,4 +1,4 @@
-"""Mutations of safetensors files: of the header as text, and of the tensors in a file that stays whole."""
+"""Mutations of safetensors files: of the header as text, and of the tensors in a valid file."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def edit_metadata(data: bytes, rng: Random) -> bytes:
 
 
 def many_entries(data: bytes, rng: Random) -> bytes:
-    """Return thousands of empty tensors more."""
+    """Add thousands of empty tensors."""
     header, body = split(data)
     end = len(body)
     name = rng.choice(sorted(header))
@@ -87,7 +87,7 @@ def many_entries(data: bytes, rng: Random) -> bytes:
 
 
 def edit_tensors(data: bytes, rng: Random) -> bytes:
-    """Return a whole file of changed tensors."""
+    """Return a valid file of changed tensors."""
     header, _ = split(data)
     tensors = edit_state_dict(load(data), rng)
     return save(tensors, {str(k): str(v) for k, v in (header.get("__metadata__") or {}).items()})

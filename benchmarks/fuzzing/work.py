@@ -1,4 +1,4 @@
-"""Files tried in processes of their own, so that one that hangs or dies is a finding and not the end of the run."""
+"""Try files in separate processes, so that one that hangs or crashes is a finding and does not end the run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .reader import Reader
 
 # Tables of readers; a module that defines `READERS`.
 TABLES = ("readers", "lora_readers")
-# Address space over what the process has when it begins.
+# Address space beyond that of the process at its start.
 ADDRESSES = 6 * 2**30
-# Seconds until an answer, which on a busy machine are more than the processor time that a file has.
+# Seconds until an answer: on a busy machine more than the processor time of a file.
 PATIENCE = 120
 
 
@@ -49,7 +49,7 @@ def try_files(reader: Reader, seeds: list[int]) -> Iterator[tuple[int, Verdict]]
 
 
 def _answers(reader: Reader, seeds: list[int]) -> Iterator[Verdict]:
-    """Of a process that is forked here, so that the libraries are imported once."""
+    """Yield the answers of a process that is forked here, so that libraries are imported once."""
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(reader, list(seeds), sender), daemon=True)

@@ -165,7 +165,7 @@ def build_attention_plan(
 def attend_table(
     table: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: AttentionFunction
 ) -> torch.Tensor:
-    """[`AttentionPlan.attend`] for classes in the form of a table.
+    """Run [`AttentionPlan.attend`] for classes in the form of a table.
 
     Args:
         table (`torch.Tensor` of shape `(runs, 4)`): Rows `(class, 1 for keys, start, stop)`.

@@ -104,7 +104,7 @@ class CheckedConfigMixin:
         return_commit_hash: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """See [`~diffusers.ConfigMixin.load_config`]; raises a `ValueError` if a number is implausible."""
+        """See [`~diffusers.ConfigMixin.load_config`]; raise a `ValueError` if a number is implausible."""
         with naming(Path(pretrained_model_name_or_path) / "config.json"):
             loaded = super().load_config(  # type: ignore[misc]
                 pretrained_model_name_or_path, return_unused_kwargs, return_commit_hash, **kwargs

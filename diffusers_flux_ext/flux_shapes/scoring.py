@@ -159,7 +159,7 @@ def summarize_scenes(scores: Sequence[SceneScore]) -> dict[str, float]:
         images that are all right (the size aside), in [0, 1], and `"objects"`, their number.
 
     Raises:
-        ValueError: if there is not an image.
+        ValueError: if there is no image.
     """
     if not scores:
         raise ValueError("There is nothing to summarize: no picture was scored.")

@@ -67,7 +67,7 @@ def read_image(
 
 
 def read_images(what: str, images: Any, latent_channels: int | None = None, values: bool = True) -> Any:
-    """Read an image or a list or tuple of them, see [`read_image`]; raises its errors, and for an empty list."""
+    """Read an image or a list or tuple of them, see [`read_image`]; raise its errors, and one for an empty list."""
     if not isinstance(images, (list, tuple)):
         return read_image(what, images, latent_channels, values=values)
     if not images:

@@ -142,7 +142,7 @@ def to_pil(image: Any, what: str = "An image") -> Image.Image:
 
 
 def check_single_image(what: str, image: Any) -> Any:
-    """Read an image that is not a batch, see [`read_image`]; raises its errors, and for floats below 0."""
+    """Read an image that is not a batch, see [`read_image`]; raise its errors, and one for floats below 0."""
     read = read_image(what, image, signed=False)
     if getattr(read, "ndim", 3) != 3:
         raise ValueError(f"{what} must be a single image, got a batch of the shape {tuple(image.shape)}.")

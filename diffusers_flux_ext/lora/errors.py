@@ -10,13 +10,12 @@ from typing import Any
 from ..checkpoints.layouts import list_keys
 
 
-# Keys of a file stand in messages, and may be as long as the file.
+# Messages contain keys of a file, which may be as long as the file.
 MAX_MESSAGE, MAX_NAME = 3000, 300
 
 
 class LoRAError(ValueError):
-    """
-    A LoRA file that cannot be read, converted or applied. The message says why and what to do.
+    """A LoRA file that cannot be read, converted or applied. The message says why and what to do.
 
     Args:
         message (`str`):
@@ -36,7 +35,7 @@ class LoRAError(ValueError):
 
 
 def shortened(text: str, length: int = MAX_NAME) -> str:
-    """`text` with its middle left out where it is longer than `length`."""
+    """Return `text`, with its middle left out if it is longer than `length`."""
     if len(text) <= length:
         return text
     return f"{text[: length // 2]}[...{len(text) - length} characters...]{text[-(length - length // 2) :]}"
@@ -44,11 +43,10 @@ def shortened(text: str, length: int = MAX_NAME) -> str:
 
 @contextmanager
 def naming_files(*sources: Any) -> Iterator[None]:
-    """
-    Has every [`LoRAError`] of the block name the files that it is about, unless it names files already.
+    """Make every [`LoRAError`] of the block name the files that it is about, unless it already names files.
 
     Args:
-        sources: Paths or repositories; state dicts and other objects have no name and are passed over.
+        sources: Paths or repositories; state dicts and other objects have no name and are skipped.
     """
     try:
         yield
@@ -59,8 +57,7 @@ def naming_files(*sources: Any) -> Iterator[None]:
 
 
 class UnknownLoRAKeysError(LoRAError):
-    """
-    Keys that no known layout of a FLUX.1 LoRA spells.
+    """Keys that are not in any known layout of a FLUX.1 LoRA.
 
     Args:
         keys (`Sequence[str]`): The keys; the message lists up to ten.
@@ -78,7 +75,7 @@ class UnknownLoRAKeysError(LoRAError):
 
 
 class ForeignLoRAError(LoRAError):
-    """A LoRA for another model family than FLUX.1, or one that is no static update of weights."""
+    """A LoRA for another model family than FLUX.1, or one that is not a static update of weights."""
 
 
 class UnsupportedLoRAError(LoRAError):

@@ -32,8 +32,7 @@ MAX_KEY = 500
 
 @dataclass(frozen=True)
 class OpenedLoRA:
-    """
-    A LoRA as it was found.
+    """A LoRA before its keys are interpreted.
 
     Attributes:
         tensors (`Mapping[str, Any]`):
@@ -41,7 +40,7 @@ class OpenedLoRA:
         metadata (`dict[str, str]`): Its header.
         adapter_config (`dict[str, Any]`, *optional*): PEFT's config beside the file.
         path (`Path`, *optional*): The file.
-        is_mapped (`bool`): Whether the tensors live in the file.
+        is_mapped (`bool`): Whether the tensors are mapped from the file.
     """
 
     tensors: Mapping[str, Any]
@@ -52,8 +51,7 @@ class OpenedLoRA:
 
 
 def open_lora(source: LoRASource) -> OpenedLoRA:
-    """
-    Opens a LoRA.
+    """Open a LoRA.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`): A safetensors file; a pickle, which is read with
@@ -63,7 +61,7 @@ def open_lora(source: LoRASource) -> OpenedLoRA:
         `OpenedLoRA`: Its tensors and header.
 
     Raises:
-        LoRAError: If there is no such file, or if it is no safetensors file or pickle of tensors.
+        LoRAError: If there is no such file, or if it is neither a safetensors file nor a pickle of tensors.
     """
     if isinstance(source, Mapping):
         _check_names(source)
@@ -71,7 +69,7 @@ def open_lora(source: LoRASource) -> OpenedLoRA:
     if not isinstance(source, str | os.PathLike):
         raise LoRAError(f"A LoRA is {type(source).__name__}; expected a path or a mapping of names to tensors.")
     path = _find_file(Path(source))
-    # Beside a file of another name the config may belong to anything.
+    # Beside a file of another name the config may belong to something else.
     has_config = Path(source).is_dir() or path.stem == "adapter_model"
     try:
         beside = path.parent / ADAPTER_CONFIG
@@ -108,14 +106,14 @@ def _find_file(path: Path) -> Path:
 
 
 def _check_names(tensors: Iterable[Any]) -> None:
-    """Names of thousands of characters cost what a file's author likes wherever a name is looked at."""
+    """Refuse overlong names, which would be costly wherever a name is processed."""
     for name in tensors:
         if not isinstance(name, str) or len(name) > MAX_KEY:
             raise LoRAError(f"A tensor has the name `{shorten(name)}`; expected text of up to {MAX_KEY} characters.")
 
 
 def _guess(path: Path) -> str:
-    """What a file is that is not a safetensors file, by its first bytes."""
+    """Say what a file that is not a safetensors file is, by its first bytes."""
     if path.suffix.lower() in PICKLES:
         return ""
     try:
@@ -137,7 +135,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise LoRAError(f"`{path}` holds a {type(loaded).__name__}; expected a mapping of names to tensors.")
     _check_names(loaded)
-    # A few bytes may be stretched to any size, and layers that share a factor are no more than four.
+    # A few bytes may be expanded to any size, and at most four layers share a factor.
     tensors = [value for value in loaded.values() if isinstance(value, Tensor)]
     taken, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors), path.stat().st_size
     if taken > 4 * size:
@@ -146,8 +144,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 
 def materialize(entries: Mapping[str, Any], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """
-    The tensors of `entries`, each with memory of its own.
+    """Return the tensors of `entries`, each with its own memory.
 
     Args:
         entries (`Mapping[str, Any]`):
@@ -183,8 +180,7 @@ def save_lora(
     overwrite: bool = False,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """
-    Writes a safetensors file, one tensor after another, under a temporary name and renames it when it is complete.
+    """Write a safetensors file, one tensor after another, under a temporary name until it is complete.
 
     safetensors' own `save_file` needs all tensors in memory at once, which joined layers would multiply.
 
@@ -213,8 +209,7 @@ def save_lora(
 
 
 def check_writable(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """
-    Checks that a file can be written.
+    """Check that a file can be written.
 
     Raises:
         LoRAError: If there is something that may not be replaced, or if its folder does not exist.
@@ -251,7 +246,7 @@ def _header(
 
 
 def nonfinite(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """The names of tensors with NaN or infinite values."""
+    """Return the names of tensors with NaN or infinite values."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not is_finite(tensor):
             yield name

@@ -1,4 +1,4 @@
-"""How LoRA files spell the layers of FLUX.1 and of its text encoders, and the parts of an adapter.
+"""How LoRA files name the layers of FLUX.1 and of its text encoders, and the parts of an adapter.
 
 A key is `PREFIX + LAYER + SUFFIX`, and the three vary independently between trainers. So every key is taken apart on
 its own, with one table of layers (shared with whole checkpoints) and one of suffixes; the name of a file's format is
@@ -34,14 +34,13 @@ Namespace = Literal["diffusers", "bfl", "bfl_split", "diffsynth", "xlabs", "clip
 
 @dataclass(frozen=True)
 class LayerName:
-    """
-    A layer as one layout spells it.
+    """A layer as named in one layout.
 
     Attributes:
         namespace (`str`): The layout.
         form (`str`): The spelling, with `{}` for the index of the block.
         targets (`tuple[str, ...]`): The diffusers layers whose rows it stacks, in order, with `{}` for the index.
-        swap_halves (`bool`): Whether the two halves of its rows stand the other way round than in diffusers.
+        swap_halves (`bool`): Whether the two halves of its rows are swapped compared with diffusers.
         is_norm (`bool`): Whether the layer is a normalisation, with a vector for a weight.
     """
 
@@ -59,17 +58,16 @@ class LayerName:
 
 @dataclass(frozen=True)
 class LoRAKey:
-    """
-    A key of a LoRA file, taken apart.
+    """A key of a LoRA file, split into its parts.
 
     Attributes:
-        prefix (`str`): What stands before the layer.
-        body (`str`): The layer as spelled.
+        prefix (`str`): The part before the layer.
+        body (`str`): The layer as named in the key.
         component (`str`): `"transformer"`, `"text_encoder"` (CLIP) or `"text_encoder_2"` (T5).
         layer (`LayerName`): The layer.
-        index (`str`): Index of the block, empty outside of blocks.
+        index (`str`): Index of the block, empty outside blocks.
         part (`str`): Canonical name of the part: `"down"`, `"up"`, `"alpha"`, `"lokr_w1"`, ...
-        suffix (`str`): The part as spelled.
+        suffix (`str`): The part as named in the key.
         adapter_name (`str`, *optional*): PEFT's name of the adapter, where the key has one.
     """
 
@@ -105,7 +103,7 @@ _GROUPS: tuple[tuple[tuple[str, str, str], tuple[Row, ...], bool], ...] = (
 
 
 def _transformer_layers() -> Iterator[LayerName]:
-    """The three layouts of whole checkpoints, and the parts of Black Forest Labs' fused layers by number."""
+    """Return the three layouts of whole checkpoints, and the parts of Black Forest Labs' fused layers by number."""
     for blocks, rows, is_norm in _GROUPS:
         for parts, bfl, diffsynth in rows:
             targets = tuple(blocks[0] + part for part in parts)
@@ -119,7 +117,7 @@ def _transformer_layers() -> Iterator[LayerName]:
                     yield LayerName("bfl_split", f"{blocks[1]}{bfl}.{number}", (target,))
 
 
-# Spellings outside of the checkpoint layouts: namespace, form, diffusers layers.
+# Spellings outside the checkpoint layouts: namespace, form, diffusers layers.
 _QKV, _ADDED_QKV = (tuple(DOUBLE_BLOCKS[0] + part for part in DOUBLE_LINEARS[row][0]) for row in (2, 3))
 _SINGLE_QKV_MLP = tuple(SINGLE_BLOCKS[0] + part for part in SINGLE_LINEARS[1][0])
 _SINGLE_QKV = _SINGLE_QKV_MLP[:3]
@@ -190,7 +188,7 @@ LAYERS: dict[Component, dict[str, LayerName]] = {
 
 
 def flatten(name: str) -> str:
-    """A layer's name as kohya's and OneTrainer's flat keys have it."""
+    """Return a layer's name as in kohya's and OneTrainer's flat keys."""
     return name.replace(".", "_")
 
 
@@ -205,7 +203,7 @@ _IN_NAMESPACE: dict[str, dict[str, LayerName]] = {
 
 
 def layer_in_namespace(target: str, namespace: str) -> LayerName:
-    """The layer of `"diffusers"`, `"bfl"` or `"diffsynth"` that holds a diffusers layer (with `{}` for the index)."""
+    """Return the layer of a namespace that holds a diffusers layer (with `{}` for the index)."""
     return _IN_NAMESPACE[namespace][target]
 
 
@@ -250,7 +248,7 @@ _SUFFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\.lora_A{_NAME}", "down"),
         (rf"\.lora_B{_NAME}", "up"),
         (rf"\.lora_E{_NAME}", "diagonal"),
-        # diffusers also takes the name of a factor for that of its layer.
+        # diffusers also reads the name of a factor as that of its layer.
         (rf"(?:\.lora_(?:A|B|down|up){_NAME}\.weight)?\.alpha", "alpha"),
         (r"\.dora_scale", "magnitude"),
         (rf"\.lora_magnitude_vector{_NAME}(?:\.weight)?", "magnitude"),
@@ -270,13 +268,13 @@ _XLABS_SUFFIXES = frozenset({".down.weight", ".up.weight"})
 _NORM_SUFFIXES = frozenset({".scale", ".weight", ".w_norm", ".b_norm"})
 _INDEX = re.compile(r"(?<=[._])(\d+)(?=[._])")
 
-# Learned embeddings travel with an adapter but are none.
+# Learned embeddings are stored with an adapter but are not part of it.
 EXTRA_PREFIXES = ("bundle_emb.",)
 EXTRA_KEYS = frozenset({"clip_l", "t5", "t5xxl"})
 
 
 def is_extra(key: str) -> bool:
-    """Whether a key is a textual inversion that travels with the file."""
+    """Whether a key is a textual inversion that is stored in the file."""
     return key.startswith(EXTRA_PREFIXES) or key in EXTRA_KEYS
 
 
@@ -298,7 +296,7 @@ def _strip_prefix(key: str) -> tuple[str, str, Component]:
 
 @lru_cache(maxsize=2**16)
 def _find_layer(component: Component, body: str, is_flat: bool) -> tuple[LayerName, str] | None:
-    """The layer and the index of its block; layers of a file repeat for every part, hence the cache."""
+    """Return the layer and the index of its block; cached, since layers repeat for every part."""
     name = body.rstrip("_") if is_flat else body.replace(".processor.", ".", int(body.startswith("transformer_")))
     table = _FLAT[component] if is_flat else LAYERS[component]
     if name in table and "{}" not in name:
@@ -312,14 +310,13 @@ def _find_layer(component: Component, body: str, is_flat: bool) -> tuple[LayerNa
 
 
 def parse_lora_key(key: str) -> LoRAKey | None:
-    """
-    Takes a key of a LoRA file apart.
+    """Split a key of a LoRA file into its parts.
 
     Args:
         key (`str`): A key in any layout.
 
     Returns:
-        `LoRAKey`, or `None` if it is no key of a FLUX.1 LoRA.
+        `LoRAKey`, or `None` if it is not a key of a FLUX.1 LoRA.
     """
     prefix, rest, component = _strip_prefix(key)
     for pattern, part in _SUFFIXES:

@@ -1,4 +1,4 @@
-"""The layouts that LoRAs are written in, a row each."""
+"""The layouts that LoRAs are written in, one row each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from .updates import Bias, LoRA, Update
 
 @dataclass(frozen=True)
 class LoRALayout:
-    """
-    A layout that LoRAs are written in.
+    """A layout that LoRAs are written in.
 
     Attributes:
         name (`str`): Its name.
-        namespace (`str`): How it spells the transformer's layers.
+        namespace (`str`): How it names the transformer's layers.
         prefixes (`Mapping[str, str]`):
-            What it puts before the layers of each component; a component that is missing cannot be held.
+            What it puts before the layers of each component; missing components are not supported.
         down, up (`str`): Suffixes of the factors.
         alpha (`str`): Whether alpha is written `"always"`, for all layers or none (`"together"`), where it is not the
             rank (`"needed"`) or `"never"`; then the scale goes into the factors.
@@ -83,8 +82,7 @@ _ALIASES = {"comfyui": "bfl", "comfy": "bfl", "peft": "diffusers", "diffusers_pe
 
 
 def lora_layout(name: str) -> LoRALayout:
-    """
-    The layout of a name.
+    """Return the layout with a given name.
 
     Raises:
         LoRAError: If there is none; the message lists them.

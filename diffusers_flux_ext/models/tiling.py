@@ -91,7 +91,7 @@ class TileGrid:
         return torch.minimum(vertical[:, None], horizontal[None, :])
 
     def blend(self, process: Callable[[slice, slice], torch.Tensor]) -> torch.Tensor:
-        """Process the tiles one after the other and blends them into one plane.
+        """Process the tiles one after the other and blend them into one plane.
 
         Besides the plane itself only one processed tile is held at a time.
 

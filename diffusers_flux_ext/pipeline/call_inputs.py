@@ -48,7 +48,7 @@ class PromptInputs:
         return {f"{prefix}{name}": value for name, value in vars(self).items() if name != "mask"}
 
     def repeated_embeds(self, num_images_per_prompt: int) -> list[torch.Tensor | None]:
-        """`prompt_embeds` and `pooled_prompt_embeds` for every image."""
+        """Repeat `prompt_embeds` and `pooled_prompt_embeds` for every image."""
         given = (self.prompt_embeds, self.pooled_prompt_embeds)
         return [each if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in given]
 

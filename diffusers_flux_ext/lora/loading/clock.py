@@ -17,13 +17,13 @@ _ATTRIBUTE = "_flux_ext_clock"
 
 
 class TimestepClock:
-    """Takes the timesteps of every call of a transformer, for the LoRAs in it."""
+    """Records the timesteps of every call of a transformer, for the LoRAs in it."""
 
     def __init__(self, transformer: nn.Module) -> None:
         self.timestep: Tensor | None = None
         self.embedding: Tensor | None = None
         self.configs: list[Any] = []
-        # The time holds for one forward pass, so one thread at a time may run it.
+        # The time is valid for one forward pass, so one thread at a time may run it.
         guard_forward(transformer)
         self.handles = [
             transformer.register_forward_pre_hook(self.before, with_kwargs=True),
@@ -45,7 +45,7 @@ class TimestepClock:
         self.timestep = self.embedding = None
 
     def read(self, size: int) -> Tensor:
-        """The embedding of the timesteps of the current call, `(batch, size)` in float32."""
+        """Return the embedding of the timesteps of the current call, `(batch, size)` in float32."""
         if self.timestep is None:
             raise RuntimeError("A timestep LoRA runs only inside a call of its transformer, which has the timestep.")
         if self.embedding is None or self.embedding.shape[1] != size:
@@ -59,7 +59,7 @@ class TimestepClock:
 
 
 def connect_clock(transformer: nn.Module, adapter_name: str) -> None:
-    """Connects the updates of an adapter with the clock of their transformer."""
+    """Connect the updates of an adapter with the clock of their transformer."""
     clock = getattr(transformer, _ATTRIBUTE, None) or TimestepClock(transformer)
     setattr(transformer, _ATTRIBUTE, clock)
     clock.configs.append(transformer.peft_config[adapter_name])  # type: ignore[index]
@@ -69,7 +69,7 @@ def connect_clock(transformer: nn.Module, adapter_name: str) -> None:
 
 
 def drop_unused_clock(model: nn.Module) -> None:
-    """Takes the clock off a model that has no timestep LoRA any more."""
+    """Remove the clock from a model that no longer has a timestep LoRA."""
     clock: TimestepClock | None = getattr(model, _ATTRIBUTE, None)
     if clock is not None and not clock.is_used(model):
         for handle in clock.handles:

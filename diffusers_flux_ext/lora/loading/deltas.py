@@ -1,4 +1,4 @@
-"""PEFT's LoRA layers with another module in the place of `lora_B`: PEFT switches, weighs, fuses and deletes it."""
+"""PEFT's LoRA layers with another module in place of `lora_B`: PEFT switches, weighs, fuses and deletes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DOWN = ".lora_A.weight"
 
 
 class DeltaVariant(LoraVariant):
-    """Has PEFT's LoRA layer add a delta module in place of `lora_B(lora_A(x))`."""
+    """Makes PEFT's LoRA layer add a delta module in place of `lora_B(lora_A(x))`."""
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
@@ -53,8 +53,7 @@ class DeltaVariant(LoraVariant):
 
 
 def check_plain(layers: Mapping[str, Any]) -> None:
-    """
-    Refuses what a state dict of PEFT layers cannot say about updates that are no plain LoRAs.
+    """Refuse updates that a state dict of PEFT layers cannot represent, which only holds plain LoRAs.
 
     Args:
         layers (`Mapping[str, torch.Tensor]`): The state dict.
@@ -73,8 +72,7 @@ def check_plain(layers: Mapping[str, Any]) -> None:
 
 
 def check_fusible(models: Mapping[str, nn.Module]) -> None:
-    """
-    Checks that LoRAs can be added to the weights of models.
+    """Check that LoRAs can be added to the weights of models.
 
     Args:
         models (`Mapping[str, torch.nn.Module]`): The models by component.
@@ -89,7 +87,7 @@ def check_fusible(models: Mapping[str, nn.Module]) -> None:
 
 
 def check_layer(name: str, base: Any) -> None:
-    """Raises a [`LoRAError`] unless a layer is a Linear whose weight is an ordinary tensor of at least 16 bits."""
+    """Raise a [`LoRAError`] unless a layer is a Linear whose weight is an ordinary tensor of at least 16 bits."""
     weight = base.weight
     plain = type(base).forward is nn.Linear.forward and type(weight) is nn.Parameter and not weight.is_meta
     if plain and weight.is_floating_point() and weight.dtype.itemsize > 1:

@@ -22,8 +22,7 @@ from .plan import ModelPlan
 def inject(
     model: nn.Module, component: str, plan: ModelPlan, name: str, hotswap: bool, low_cpu_mem_usage: bool
 ) -> None:
-    """
-    Adds a model's updates as PEFT layers.
+    """Add a model's updates as PEFT layers.
 
     Args:
         model (`torch.nn.Module`): The model.
@@ -62,7 +61,7 @@ def inject(
 
 
 def _restore_dtypes(layers: Mapping[str, Any], state_dict: Mapping[str, Tensor], name: str) -> None:
-    """PEFT casts factors to the dtype of the layer; where that is one of 8 bits, nothing can be computed in it."""
+    """Undo PEFT's cast of factors to the dtype of the layer where that has 8 bits, which cannot compute."""
     for key, value in state_dict.items():
         layer, side, which = key.rsplit(".", 2)
         factor = getattr(layers[layer], side)[name]
@@ -71,13 +70,13 @@ def _restore_dtypes(layers: Mapping[str, Any], state_dict: Mapping[str, Tensor],
 
 
 def _computing_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of a model's weights, leaving out those that are stored in 8 bits."""
+    """Return the dtype of a model's weights, leaving out those that are stored in 8 bits."""
     own = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1), None)
     return own or torch.bfloat16
 
 
 def _usable(factor: Tensor, fallback: torch.dtype) -> Tensor:
-    """A factor in its own dtype, or in `fallback` if that is one of 8 bits, in which nothing can be computed."""
+    """Return a factor in its own dtype, or in `fallback` if that has 8 bits, which cannot compute."""
     usable = factor.is_floating_point() and factor.dtype.itemsize > 1
     return factor if usable else factor.to(fallback)
 
@@ -113,7 +112,7 @@ def _peft_state(
         "lora_alpha": alpha,
         "rank_pattern": {f"^{re.escape(layer)}": value for layer, value in ranks.items() if value != rank},
         "alpha_pattern": {f"^{re.escape(layer)}": value for layer, value in alphas.items() if value != alpha},
-        # A list would match by ends of names, a pattern matches whole ones.
+        # A list would match the ends of names; a pattern matches whole names.
         "target_modules": "|".join(re.escape(layer) for layer in ranks),
         "lora_bias": with_bias,
     }
@@ -121,7 +120,7 @@ def _peft_state(
 
 
 def _fit_x_embedder(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Widens the model for a control LoRA, or the LoRA for a widened model; new columns are zeros."""
+    """Widen the model for a control LoRA, or the LoRA for a widened model; new columns are zeros."""
     key = "x_embedder.lora_A.weight"
     if key not in state_dict:
         return state_dict
@@ -141,8 +140,7 @@ def _fit_x_embedder(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str
 
 
 def narrow_x_embedder(model: nn.Module) -> None:
-    """
-    Gives `x_embedder` its old width and weights back once no LoRA reads the control channels any more.
+    """Restore the width and weights of `x_embedder` once no LoRA reads the control channels.
 
     Args:
         model (`torch.nn.Module`): The model; nothing happens unless [`inject`] has widened it.

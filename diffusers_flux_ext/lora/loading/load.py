@@ -41,12 +41,11 @@ def load_lora(
     default_alpha: float | None = None,
     **hub: Any,
 ) -> str:
-    """
-    Loads a LoRA of any layout into a pipeline beside those that are active, diffusers' own pipelines included.
+    """Load a LoRA of any layout into a pipeline beside those that are active, diffusers' own pipelines included.
 
     CLIP and T5 parts, LoKr, LoHa, DoRA on either axis, dense deltas, biases and replaced norms are all applied. The
     pipeline's `set_adapters`, `fuse_lora` and so on work as for any LoRA; on diffusers' own pipelines [`unload_lora`]
-    also takes away what their `unload_lora_weights` does not know: T5 parts, norms and a widened `x_embedder`.
+    also removes what their `unload_lora_weights` does not know: T5 parts, norms and a widened `x_embedder`.
 
     Args:
         pipe (`DiffusionPipeline`):
@@ -54,7 +53,7 @@ def load_lora(
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
             A file, a folder, a repository of the Hub, or the tensors.
         adapter_name (`str`, *optional*):
-            The adapter's name; `default_0`, `default_1`, ... without.
+            The adapter's name; `default_0`, `default_1`, ... by default.
         weight (`float`, *optional*, defaults to 1.0):
             The adapter's weight. The weights of other active adapters stay.
         metadata, adapter_config, strict, default_alpha:
@@ -67,8 +66,8 @@ def load_lora(
         `str`: The adapter's name.
 
     Raises:
-        LoRAError: If the file cannot be read, fits no layer of the pipeline, the name is taken, or the weight is no
-            finite number.
+        LoRAError: If the file cannot be read, fits no layer of the pipeline, the name is taken, or the weight is not
+            finite.
         TypeError: If there are unknown arguments.
     """
     check_hub_arguments(hub)
@@ -88,13 +87,12 @@ def add_adapter(
     low_cpu_mem_usage: bool = True,
     timed: bool = False,
 ) -> str:
-    """
-    Adds a LoRA that has been read: plans it, injects it as PEFT layers and activates it.
+    """Add a LoRA that has been read: plan it, inject it as PEFT layers and activate it.
 
     Args:
         pipe (`DiffusionPipeline`): A FLUX.1 pipeline.
         file (`LoRAFile`): The LoRA.
-        adapter_name (`str`, *optional*): The adapter's name; `default_0`, `default_1`, ... without.
+        adapter_name (`str`, *optional*): The adapter's name; `default_0`, `default_1`, ... by default.
         weight (`float`, *optional*, defaults to 1.0): The adapter's weight.
         beside (`bool`, *optional*, defaults to `True`): Whether the adapters that are active stay so.
         hotswap, low_cpu_mem_usage (`bool`): As for diffusers' `load_lora_adapter`.
@@ -133,7 +131,7 @@ def add_adapter(
 
 
 def lora_models(pipe: Any) -> dict[str, nn.Module]:
-    """The models of a pipeline that LoRAs update."""
+    """Return the models of a pipeline that LoRAs update."""
     return {name: model for name in COMPONENTS if isinstance(model := getattr(pipe, name, None), nn.Module)}
 
 
@@ -150,7 +148,7 @@ def _active_names(model: nn.Module) -> list[str]:
 
 
 def _activate(model: nn.Module, names: Sequence[str], weights: Mapping[str, float]) -> None:
-    """Makes adapters the active ones of every layer; the weights of those that are not given stay as they are."""
+    """Activate adapters in every layer; weights that are not given stay unchanged."""
     for layer in _tuned_layers(model):
         layer.set_adapter([name for name in names if name in layer.lora_A])
         for name, weight in weights.items():
@@ -159,8 +157,7 @@ def _activate(model: nn.Module, names: Sequence[str], weights: Mapping[str, floa
 
 
 def active_weights(model: nn.Module) -> dict[str, float]:
-    """
-    The weights of a model's active adapters.
+    """Return the weights of a model's active adapters.
 
     Args:
         model (`torch.nn.Module`): The model.
@@ -177,10 +174,9 @@ def active_weights(model: nn.Module) -> dict[str, float]:
 
 
 def unload_lora(pipe: Any, adapter_name: str | Sequence[str] | None = None) -> None:
-    """
-    Takes LoRAs out of a pipeline; the weights are as before they were loaded, to the bit.
+    """Remove LoRAs from a pipeline; the weights are as before they were loaded, bit for bit.
 
-    What has been fused stays fused: after `fuse_lora`, taking all LoRAs out makes them part of the model.
+    What has been fused stays fused: after `fuse_lora`, removing all LoRAs makes them part of the model.
 
     Args:
         pipe (`DiffusionPipeline`):
@@ -228,7 +224,7 @@ def _delete(model: nn.Module, name: str) -> None:
 
 
 def _unwrap(model: nn.Module) -> None:
-    """Puts the model's own layers back in the place of PEFT's."""
+    """Restore the model's own layers in place of PEFT's."""
     for path, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             parent, _, child = path.rpartition(".")

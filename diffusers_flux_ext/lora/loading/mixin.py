@@ -33,10 +33,9 @@ _READ_ARGUMENTS = ("metadata", "adapter_config", "default_alpha", "strict")
 
 
 class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
-    """
-    LoRA loading for pipelines: files of any trainer, with all of their parts, T5's included.
+    """LoRA loading for pipelines: files of any trainer, with all of their parts, T5's included.
 
-    What diffusers' methods do they do here as well; see [`load_lora`] for what is loaded.
+    The methods do what those of diffusers do; see [`load_lora`] for what is loaded.
     """
 
     _lora_loadable_modules: ClassVar[list[str]] = list(COMPONENTS)
@@ -45,8 +44,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
     def lora_state_dict(
         cls, pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor], **kwargs: Any
     ) -> Any:
-        """
-        Reads a LoRA into diffusers' layout.
+        """Read a LoRA into diffusers' layout.
 
         Args:
             pretrained_model_name_or_path_or_dict (`str` or `dict[str, torch.Tensor]`):
@@ -57,7 +55,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         Returns:
             `dict`, or a `tuple` with the alphas and the metadata when `return_alphas` or `return_lora_metadata`. The
             metadata is PEFT's config of each model, with keys such as `"transformer.r"`, if the file has it and it
-            says the scale of every layer; it then takes the place of the alphas. Else it is `None`.
+            gives the scale of every layer; it then replaces the alphas. Otherwise it is `None`.
 
         Raises:
             LoRAError: If it cannot be read.
@@ -84,8 +82,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """
-        Loads a LoRA of any layout. It becomes the active adapter; [`set_adapters`] activates several.
+        """Load a LoRA of any layout. It becomes the active adapter; [`set_adapters`] activates several.
 
         Args:
             pretrained_model_name_or_path_or_dict (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -127,8 +124,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         text_encoder_2_lora_layers: Any = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """
-        Saves LoRAs as diffusers does, and T5's with them.
+        """Save LoRAs as diffusers does, and T5's with them.
 
         Args:
             save_directory (`str` or `os.PathLike`):
@@ -181,14 +177,13 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         adapter_names: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """
-        Adds LoRAs to the weights, as diffusers does.
+        """Add LoRAs to the weights, as diffusers does.
 
         Args:
             components (`list[str]`, *optional*, defaults to `["transformer"]`):
                 The models whose LoRAs are fused: `"transformer"`, `"text_encoder"`, `"text_encoder_2"`.
             lora_scale (`float`, *optional*, defaults to 1.0):
-                What the updates are multiplied with.
+                Factor of the updates.
             safe_fusing (`bool`, *optional*, defaults to `False`):
                 Whether to check for NaN first.
             adapter_names (`list[str]`, *optional*):
@@ -198,16 +193,15 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
 
         Raises:
             LoRAError: If the weights are quantised (bitsandbytes, GGUF, quanto, torchao), stored in 8 bits, or not in
-                memory, so that the sum would be rounded or lost. Unfused, the LoRAs work there as anywhere.
-            ValueError: If there is no component of a name.
+                memory, so that the sum would be rounded or lost. Unfused, the LoRAs work there, too.
+            ValueError: If a component does not exist.
         """
         with offloading_suspended(self, weights=True):
             check_fusible({name: model for name, model in lora_models(self).items() if name in components})
             super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names, **kwargs)
 
     def unfuse_lora(self, components: Sequence[str] = COMPONENTS, **kwargs: Any) -> None:
-        """
-        Subtracts fused LoRAs again, with the rounding of that subtraction.
+        """Subtract fused LoRAs again, with the rounding of that subtraction.
 
         Args:
             components (`list[str]`, *optional*):
@@ -216,7 +210,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 As for [`~diffusers.loaders.FluxLoraLoaderMixin.unfuse_lora`].
 
         Raises:
-            ValueError: If there is no component of a name.
+            ValueError: If a component does not exist.
         """
         models = lora_models(self)
         # PEFT warns about every layer where nothing is fused.
@@ -225,8 +219,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
             super().unfuse_lora(fused or list(components), **kwargs)
 
     def unload_lora_weights(self, reset_to_overwritten_params: bool = True) -> None:
-        """
-        Takes all LoRAs out; the weights are as before, to the bit.
+        """Remove all LoRAs; the weights are as before, bit for bit.
 
         Args:
             reset_to_overwritten_params (`bool`, *optional*, defaults to `True`):
@@ -237,14 +230,13 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         unload_lora(self)
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """
-        Takes adapters out.
+        """Remove adapters.
 
         Args:
             adapter_names (`str` or `Sequence[str]`): Their names.
 
         Raises:
-            LoRAError: If there is none of a name, or if some of several are fused.
+            LoRAError: If an adapter does not exist, or if some of several are fused.
         """
         unload_lora(self, adapter_names)
 
@@ -258,16 +250,15 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
         safe_serialization: bool,
         lora_adapter_metadata: dict[str, Any] | None = None,
     ) -> None:
-        """
-        Writes a LoRA as diffusers does, whole or not at all. It is what [`save_lora_weights`] calls.
+        """Write a LoRA as diffusers does, whole or not at all. [`save_lora_weights`] calls it.
 
         Args:
             state_dict (`dict[str, torch.Tensor]`):
                 The factors.
             save_directory (`str` or `os.PathLike`):
-                A folder, which is made if there is none.
+                A folder, which is created if necessary.
             is_main_process, weight_name, save_function, safe_serialization, lora_adapter_metadata:
-                As for diffusers' method. A `save_function` writes where it is told to, without a temporary file.
+                As for diffusers' method. A `save_function` writes to the given path, without a temporary file.
 
         Raises:
             LoRAError: If the folder or the file cannot be written; the message names it.
@@ -287,7 +278,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
             raise LoRAError(f"The LoRA could not be saved: {error}", target) from error
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """The adapters of every model, those that patch norms alone included."""
+        """Return the adapters of every model, those that patch norms alone included."""
         found = super().get_list_adapters()
         for component, model in lora_models(self).items():
             names = [name for name in patched_adapters(model) if name not in found.get(component, [])]
@@ -298,8 +289,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
     def set_adapters(
         self, adapter_names: str | list[str], adapter_weights: float | dict[str, Any] | list[Any] | None = None
     ) -> None:
-        """
-        Makes adapters the active ones, with weights.
+        """Activate adapters, with weights.
 
         Args:
             adapter_names (`str` or `list[str]`):
@@ -310,7 +300,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 dict holds for every adapter. Names of models and layers that do not exist are reported in a warning.
 
         Raises:
-            ValueError: If there is no adapter of a name, the numbers of names and weights differ, or a weight is not a
+            ValueError: If an adapter does not exist, the numbers of names and weights differ, or a weight is not a
                 finite number.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -325,7 +315,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 apply_patches(model, {name: _weight(weight, component) for name, weight in zip(names, given)})
 
     def disable_lora(self) -> None:
-        """Switches all LoRAs off."""
+        """Switch all LoRAs off."""
         models = lora_models(self)
         if any(getattr(model, "peft_config", None) for model in models.values()):
             super().disable_lora()
@@ -334,7 +324,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 apply_patches(model, {}, remember=False)
 
     def enable_lora(self) -> None:
-        """Switches LoRAs that were switched off on again."""
+        """Switch LoRAs that were switched off on again."""
         models = lora_models(self)
         if any(getattr(model, "peft_config", None) for model in models.values()):
             super().enable_lora()
@@ -343,7 +333,7 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 apply_patches(model, patch_weights(model))
 
     def _patching(self, models: Mapping[str, torch.nn.Module]) -> AbstractContextManager[None]:
-        """Parameters that offloading has taken away cannot be patched."""
+        """Hold offloading off, since parameters that it has moved away cannot be patched."""
         return offloading_suspended(self, weights=True) if _patched(models) else nullcontext()
 
 
@@ -352,7 +342,7 @@ def _patched(models: Mapping[str, torch.nn.Module]) -> set[str]:
 
 
 def _weight(weight: Any, component: str) -> float:
-    """The weight of an adapter's patches of a model; weights of single blocks do not concern them."""
+    """Return the weight of an adapter's patches of a model; weights of single blocks do not concern them."""
     if isinstance(weight, dict):
         weight = weight.get(component)
     return float(weight) if isinstance(weight, int | float) else 1.0

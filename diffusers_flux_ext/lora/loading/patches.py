@@ -1,4 +1,4 @@
-"""Changes of weights that no adapter layer can make: replaced norms, and deltas of norms and embeddings."""
+"""Changes of weights that adapter layers cannot make: replaced norms, and deltas of norms and embeddings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ _ATTRIBUTE = "_flux_ext_patches"
 
 @dataclass(frozen=True)
 class Patch:
-    """
-    A change of one parameter.
+    """A change of one parameter.
 
     Attributes:
         name (`str`): The parameter.
@@ -30,7 +29,7 @@ class Patch:
 
 @dataclass
 class _State:
-    """The patches of a model by adapter, the weights of the active ones, and the values that they hide."""
+    """The patches of a model by adapter, the weights of the active ones, and the original values."""
 
     patches: dict[str, Sequence[Patch]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
@@ -42,12 +41,12 @@ def _state(model: nn.Module) -> _State | None:
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    # T5's embedding stands under two names.
+    # T5's embedding has two names.
     return dict(model.named_parameters(remove_duplicate=False))
 
 
 def add_patches(model: nn.Module, adapter_name: str, patches: Sequence[Patch]) -> None:
-    """Registers the patches of an adapter; [`apply_patches`] puts them to work."""
+    """Register the patches of an adapter; [`apply_patches`] applies them."""
     if not patches:
         return
     state = _state(model) or _State()
@@ -56,8 +55,7 @@ def add_patches(model: nn.Module, adapter_name: str, patches: Sequence[Patch]) -
 
 
 def apply_patches(model: nn.Module, weights: Mapping[str, float], remember: bool = True) -> None:
-    """
-    Sets the patched parameters of a model for the active adapters, from their original values.
+    """Set the patched parameters of a model for the active adapters, from their original values.
 
     Args:
         model (`torch.nn.Module`): The model.
@@ -91,7 +89,7 @@ def _patched(value: Tensor, patch: Patch, weight: float) -> Tensor:
 
 
 def remove_patches(model: nn.Module, adapter_name: str, keep_values: bool = False) -> None:
-    """Forgets the patches of an adapter; what nothing patches any more gets its old value, or keeps the new one."""
+    """Forget the patches of an adapter; parameters without patches get their old value, or keep the new one."""
     state = _state(model)
     if state is None or state.patches.pop(adapter_name, None) is None:
         return
@@ -108,12 +106,12 @@ def remove_patches(model: nn.Module, adapter_name: str, keep_values: bool = Fals
 
 
 def patched_adapters(model: nn.Module) -> list[str]:
-    """The adapters that have patches."""
+    """Return the adapters that have patches."""
     state = _state(model)
     return [] if state is None else list(state.patches)
 
 
 def patch_weights(model: nn.Module) -> dict[str, float]:
-    """The weights of the active adapters that have patches."""
+    """Return the weights of the active adapters that have patches."""
     state = _state(model)
     return {} if state is None else dict(state.weights)

@@ -1,4 +1,4 @@
-"""What a LoRA does to the models of a pipeline: which layers it updates, and what it cannot find."""
+"""What a LoRA does to the models of a pipeline: the layers it updates, and those it cannot find."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ class ModelPlan:
 
     @property
     def special(self) -> dict[str, Update]:
-        """The updates that are no plain LoRA."""
+        """The updates that are not plain LoRAs."""
         return {name: update for name, update in self.updates.items() if not update.is_plain}
 
 
 def plan_loading(adapter: LoRAFile, models: Mapping[str, nn.Module], timed: bool = False) -> dict[str, ModelPlan]:
-    """
-    Finds the layers of an adapter in models. Layers that none has are reported in a warning.
+    """Find the layers of an adapter in models. Layers that no model has are reported in a warning.
 
     Args:
         adapter (`LoRAFile`): The adapter.
@@ -79,7 +78,7 @@ def plan_loading(adapter: LoRAFile, models: Mapping[str, nn.Module], timed: bool
 
 
 def _live_name(name: str, layers: Mapping[str, nn.Module]) -> str:
-    """The name as the loaded model has it: transformers 5 dropped CLIP's level `text_model.`."""
+    """Return the name as the loaded model has it: transformers 5 dropped CLIP's level `text_model.`."""
     if name in layers:
         return name
     other = name.removeprefix("text_model.") if name.startswith("text_model.") else f"text_model.{name}"
@@ -92,7 +91,7 @@ def _linear_size(layer: Any) -> tuple[int, int]:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    # Quantised layers are no `nn.Linear` but have its sizes.
+    # Quantised layers are not `nn.Linear` but have its sizes.
     return hasattr(layer, "in_features") and hasattr(layer, "out_features")
 
 
@@ -139,8 +138,7 @@ def _report_missing(plans: Mapping[str, ModelPlan]) -> None:
 
 
 def check_plans(plans: Mapping[str, ModelPlan], models: Mapping[str, nn.Module], name: str, hotswap: bool) -> None:
-    """
-    Checks that plans can be carried out under an adapter's name.
+    """Check that plans can be carried out under an adapter's name.
 
     Raises:
         LoRAError: If there is nothing to do, the name is taken or unfit, or an update cannot be swapped in place.
@@ -172,11 +170,11 @@ def _is_special(model: nn.Module, name: str) -> bool:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The adapters of a model."""
+    """Return the adapters of a model."""
     return list(dict.fromkeys([*getattr(model, "peft_config", {}), *patched_adapters(model)]))
 
 
 def free_name(models: Iterable[nn.Module]) -> str:
-    """A name that no adapter of the models has."""
+    """Return a name that is not used by any adapter of the models."""
     taken = {name for model in models for name in adapter_names(model)}
     return next(name for number in range(len(taken) + 1) if (name := f"default_{number}") not in taken)

@@ -31,14 +31,13 @@ def load_timestep_lora(
     strict: bool = True,
     **hub: Any,
 ) -> str:
-    r"""
-    Loads a LoRA that depends on the timestep
-    ([MultiAlign](https://modelscope.cn/models/DiffSynth-Studio/MultiAlign-FLUX.1-dev)), beside those that are active.
+    r"""Load a LoRA that depends on the timestep, beside those that are active.
 
-    A layer adds `strength * up @ (gamma(t) * (down @ x) + beta(t))`, where `gamma` and `beta` are affine in the
-    sinusoids of the timestep. It is an adapter like others: `set_adapters` changes its strength, `disable_lora`,
-    `unload_lora` and diffusers' own functions switch it off and take it out, to the bit. Every sample of a batch may
-    have a timestep of its own. It cannot be fused into the weights.
+    See [MultiAlign](https://modelscope.cn/models/DiffSynth-Studio/MultiAlign-FLUX.1-dev). A layer adds `strength * up
+    @ (gamma(t) * (down @ x) + beta(t))`, where `gamma` and `beta` are affine in the sinusoids of the timestep. It is
+    an adapter like others: `set_adapters` changes its strength, `disable_lora`, `unload_lora` and diffusers' own
+    functions switch it off and remove it, bit for bit. Every sample of a batch may have its own timestep. It cannot be
+    fused into the weights.
 
     Args:
         pipe (`DiffusionPipeline`):
@@ -48,9 +47,9 @@ def load_timestep_lora(
         adapter_name (`str`, *optional*):
             The adapter's name; `default_0`, `default_1`, ... without.
         strength (`float`, *optional*, defaults to 2.0):
-            What the update is multiplied with; 2.0 is the published value. A PEFT config beside the file is not read.
+            Factor of the update; 2.0 is the published value. A PEFT config beside the file is not read.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether keys that are not understood are an error.
+            Whether unknown keys are an error.
         hub:
             `weight_name`, `subfolder`, `revision`, ... as for [`load_lora`].
 
@@ -58,8 +57,8 @@ def load_timestep_lora(
         `str`: The adapter's name.
 
     Raises:
-        LoRAError: If the file cannot be read, is no timestep LoRA, fits no layer of the transformer, the name is
-            taken, or the strength is no finite number.
+        LoRAError: If the file cannot be read, is not a timestep LoRA, fits no layer of the transformer, the name is
+            taken, or the strength is not a finite number.
         TypeError: If there are unknown arguments.
     """
     adapter = _read(source, strict, **hub)
@@ -73,8 +72,7 @@ def load_timestep_lora(
 def bake_timestep_lora(
     source: LoRASource, timestep: float, strength: float = PUBLISHED_STRENGTH, *, strict: bool = True, **hub: Any
 ) -> dict[str, Tensor]:
-    """
-    The ordinary LoRA that a timestep LoRA is at one timestep.
+    """Return the ordinary LoRA that a timestep LoRA is at one timestep.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -82,7 +80,7 @@ def bake_timestep_lora(
         timestep (`float`):
             In [0, 1000], as in `scheduler.timesteps`.
         strength (`float`, *optional*, defaults to 2.0):
-            What the update is multiplied with.
+            Factor of the update.
         strict, hub:
             As for [`load_timestep_lora`].
 
@@ -90,8 +88,8 @@ def bake_timestep_lora(
         `dict[str, torch.Tensor]`: Factors and biases in float32 and diffusers' layout, for [`load_lora`].
 
     Raises:
-        LoRAError: If the file cannot be read or is no timestep LoRA.
-        ValueError: If the timestep is out of range, or the strength no finite number.
+        LoRAError: If the file cannot be read or is not a timestep LoRA.
+        ValueError: If the timestep is out of range, or the strength is not finite.
     """
     if not 0 <= timestep <= 1000 or not math.isfinite(strength):
         raise ValueError(
@@ -114,13 +112,13 @@ def _read(source: LoRASource, strict: bool, **hub: Any) -> LoRAFile:
         others = sorted({name.partition(".")[0] for name, _ in adapter.updates()} - {"transformer"})
         if others:
             raise LoRAError(f"A timestep LoRA updates the transformer only; this one has layers of {others}.")
-    # The strength takes the place of alpha.
+    # The strength replaces alpha.
     layers = {name: replace(layer, update=replace(layer.update, scale=1.0)) for name, layer in adapter.layers.items()}
     return replace(adapter, layers=layers)
 
 
 def _check_timed(updates: Iterable[tuple[str, Update]]) -> None:
-    """Raises a [`LoRAError`] unless every layer is a complete one of a timestep LoRA."""
+    """Raise a [`LoRAError`] unless every layer is a complete one of a timestep LoRA."""
     for name, update in updates:
         timed = {part: tuple(tensor.shape) for part, tensor in update.parts.items() if part.startswith("lora_time_")}
         if not timed:

@@ -1,4 +1,4 @@
-"""The weights of adapters as users give them: one for all, one an adapter, one a model, or one a kind of block."""
+"""User weights of adapters: one for all, or one per adapter, per model or per kind of block."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_weights(names: Sequence[str], given: Any, models: Mapping[str, nn.Module]) -> list[Any]:
-    """
-    A weight for each adapter, in the form that diffusers takes.
+    """Return a weight for each adapter, in the form that diffusers takes.
 
     Args:
         names (`Sequence[str]`): The adapters.
@@ -58,13 +57,11 @@ def _of_models(weights: Mapping[str, Any], models: Mapping[str, nn.Module]) -> d
 
 
 def _of_layers(weights: Mapping[str, Any], component: str, model: nn.Module) -> dict[str, float]:
-    """
-    A weight for every layer, 1 where nothing is said: diffusers looks for parts of names, and stops at layers without.
-    """
+    """Return a weight for every layer, 1 by default: diffusers fails at layers without one."""
     layers = [name for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     unused = [part for part in weights if not any(part in layer for layer in layers)]
     if unused:
         logger.warning("`adapter_weights` for `%s` names %s, which no layer of its LoRAs has.", component, unused)
     found = {layer: _number(next((weights[part] for part in weights if part in layer), 1.0)) for layer in layers}
-    # No name is a part of a shorter one.
+    # A name is never part of a shorter one.
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from ..keys import LoRAKey
 
 
-# Names of formats with the facts that tell them, by namespace and, with a trailing `_`, for flat keys. The first row
-# whose facts all hold is the format; `{kind}` is the kind of updates. A prefix stands behind `=`.
+# Names of formats and the facts that identify them, by namespace and, with a trailing `_`, for flat keys. The first
+# row whose facts all hold is the format; `{kind}` is the kind of updates. A prefix comes after `=`.
 _DIFFUSERS: tuple[tuple[str, ...], ...] = (
     ("peft_adalora", "diagonal"),
     ("peft_basemodel_default", "base_model", "named"),
@@ -90,7 +90,7 @@ def _kind(parts: Collection[str]) -> str:
 
 
 def _facts(own: Sequence[LoRAKey], text: Sequence[LoRAKey], prefix: str, metadata: Mapping[str, str]) -> set[str]:
-    """What the keys of one component and namespace, and those of text encoders, tell."""
+    """Collect facts from the keys of one component and namespace, and those of text encoders."""
     parts, suffixes, forms = {key.part for key in own}, {key.suffix for key in own}, {key.layer.form for key in own}
     text_prefixes = {key.prefix for key in text}
     told = {
@@ -132,8 +132,7 @@ def _name(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str:
 
 
 def describe_format(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str:
-    """
-    Names the format of a file.
+    """Name the format of a file.
 
     Args:
         keys (`Sequence[LoRAKey]`): Its keys, taken apart.
@@ -148,7 +147,7 @@ def describe_format(keys: Sequence[LoRAKey], metadata: Mapping[str, str]) -> str
     groups: dict[tuple[str, bool], list[LoRAKey]] = {}
     for key in transformer or keys:
         groups.setdefault((_family(key), key.is_flat), []).append(key)
-    # `x_embedder` and `context_embedder` are spelled alike in diffusers and DiffSynth.
+    # `x_embedder` and `context_embedder` have the same names in diffusers and DiffSynth.
     if len(groups) > 1:
         groups.pop(("shared", False), None)
     text = [key for key in keys if key.component != "transformer"]

@@ -1,4 +1,4 @@
-"""LoRAs that are recognised in order to be refused: those of other models, and those that are no static update."""
+"""LoRAs that are recognised in order to be refused: those of other models, and those that are not static updates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 
-# Marks of other model families among the keys, the most telling first.
+# Marks of other model families among the keys, the most distinctive first.
 _MODELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
@@ -30,7 +30,7 @@ _MODELS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
     )
 )
-# Adapters for FLUX.1 that do something else than add to weights.
+# Adapters for FLUX.1 that do more than add to weights.
 _DYNAMIC: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (name, re.compile(pattern), reason)
     for name, pattern, reason in (
@@ -75,8 +75,7 @@ _INDEX = re.compile(r"(?<![a-z_])transformer_blocks[._](\d{1,4})[._]")
 
 
 def find_foreign(keys: Collection[str]) -> str | None:
-    """
-    Says what a LoRA is that is none for FLUX.1, or none that changes weights.
+    """Explain why a file cannot be used: it targets another model, or is not a static weight update.
 
     Args:
         keys (`Collection[str]`): Keys of the file.
@@ -101,14 +100,14 @@ def find_foreign(keys: Collection[str]) -> str | None:
 
 
 def find_checkpoint(keys: Collection[str]) -> str | None:
-    """Recognises whole weights, given the keys of a file that has none of a LoRA."""
+    """Recognise whole weights, given the keys of a file without LoRA keys."""
     if keys and all(key.endswith(_WEIGHTS) and "lora" not in key for key in keys):
         return f"This holds whole weights and no updates of them, such as `{next(iter(keys))}`: it is a checkpoint."
     return None
 
 
 def find_qwen_image(keys: Collection[str], shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """Recognises attention-only LoRAs for Qwen-Image, whose layers have FLUX.1's names but stand in 60 blocks."""
+    """Recognise attention-only LoRAs for Qwen-Image, whose layers have FLUX.1's names but are in 60 blocks."""
     indices = [int(found.group(1)) for key in keys if (found := _INDEX.search(key))]
     if not indices or max(indices) < RELEASED_DOUBLE_BLOCKS or any("single_" in key for key in keys):
         return None

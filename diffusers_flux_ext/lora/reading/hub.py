@@ -23,18 +23,17 @@ HUB_ARGUMENTS = (
 
 
 def check_hub_arguments(hub: Mapping[str, Any]) -> None:
-    """Raises a `TypeError` if there are arguments that the Hub does not take."""
+    """Raise a `TypeError` if there are arguments that the Hub does not take."""
     if not hub.keys() <= set(HUB_ARGUMENTS):
         raise TypeError(f"Unknown arguments {sorted(hub.keys() - set(HUB_ARGUMENTS))}; known are {HUB_ARGUMENTS}.")
 
 
 def find_source(source: Any, metadata: Any, adapter_config: Any, hub: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """
-    Finds a LoRA in a folder or a repository.
+    """Find a LoRA in a folder or a repository.
 
     Args:
-        source: What the user gave; files and tensors are returned as they are.
-        metadata, adapter_config: Header and config that the user gave; a repository's take the place of none.
+        source: The user's source; files and tensors are returned as they are.
+        metadata, adapter_config: Header and config that the user gave; by default those of the repository.
         hub (`Mapping[str, Any]`): Arguments for the Hub.
 
     Returns:
@@ -57,7 +56,7 @@ def _is_repository(source: str) -> bool:
 
 
 def _download(repository: str, hub: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """The LoRA of a repository, as a path where its file is named, its header, and PEFT's config beside it."""
+    """Return the LoRA of a repository, as a path where its file is named, its header, and PEFT's config beside it."""
     names = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
     given = {name: hub[name] for name in names if hub.get(name) is not None}
     name, config = hub.get("weight_name"), None

@@ -1,4 +1,4 @@
-"""PEFT's name patterns, matched in linear time: a file's header must not choose what a regular expression costs.
+"""PEFT's name patterns, matched in linear time: a file's header must not decide the cost of a regular expression.
 
 The subset that names of layers need is translated into an automaton: characters, `.`, escapes, classes, groups,
 alternatives, repetitions and anchors. Everything else (flags, look-arounds, back-references) is refused.
@@ -156,8 +156,7 @@ class _Parser:
 
 
 class NamePatterns:
-    """
-    Patterns for names of modules, tried in their order as PEFT tries them.
+    """Patterns for names of modules, tried in their order as PEFT tries them.
 
     A pattern fits a name that it matches whole, or from behind a dot up to its end; `^` holds at the beginning only.
 
@@ -165,7 +164,7 @@ class NamePatterns:
         patterns (`Iterable[str]`): The patterns.
 
     Raises:
-        LoRAError: If one is no pattern, goes beyond names of layers, or is too large; or if they are together.
+        LoRAError: If one is not a pattern, goes beyond names of layers, or is too large; or if they are together.
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -193,7 +192,7 @@ class NamePatterns:
         return self._build(_Parser(pattern).parse(), end)
 
     def _build(self, item: _Item, after: int) -> int:
-        """Adds the states of an item in front of `after`; returns the first of them."""
+        """Add the states of an item in front of `after`; return the first of them."""
         kind, content = item
         if kind == "any":
             return self._join([self._sequence(branch, after) for branch in content])
@@ -220,7 +219,7 @@ class NamePatterns:
         return self._sequence([item] * least, after)
 
     def first(self, name: str) -> str | None:
-        """The first pattern that fits `name`, or `None`."""
+        """Return the first pattern that fits `name`, or `None`."""
         states: tuple[int, ...] = ()
         for position, character in enumerate(name):
             begin = position == 0
@@ -244,7 +243,7 @@ class NamePatterns:
         return self.steps[key]
 
     def _closed(self, states: Iterable[int], at_start: bool, at_end: bool) -> tuple[int, ...]:
-        """The states with all that are entered from them without a character."""
+        """Return the states with all that are entered from them without a character."""
         seen: set[int] = set()
         waiting = list(states)
         while waiting:

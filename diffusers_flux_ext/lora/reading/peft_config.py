@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import LoRAError, UnsupportedLoRAError
 
 
-# The tuners that are read, and the name that each has for alpha.
+# The supported tuners, and the name of alpha in each.
 _ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "ADALORA": "lora_alpha"}
 # Initialisations that take the first update out of the base weights, so that the file alone does not say what changes.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -26,8 +26,7 @@ _LARGEST_RANK = 2**20
 
 
 def normalized_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """
-    Brings the config of any tuner that is read into the terms of a `LoraConfig`.
+    """Translate the config of any supported tuner to that of a `LoraConfig`.
 
     Args:
         config (`Mapping[str, Any]`): PEFT's config of one model.
@@ -54,7 +53,7 @@ def normalized_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def tuner_of(config: Mapping[str, Any]) -> str:
-    """The name of the tuner that a config belongs to; diffusers leaves it out for a LoRA."""
+    """Return the name of the tuner that a config belongs to; diffusers leaves it out for a LoRA."""
     return str(config.get("peft_type") or "LORA").rpartition(".")[2].upper()
 
 
@@ -72,7 +71,7 @@ def _refuse_options(config: Mapping[str, Any], source: str) -> None:
 
 
 def _normalized_adalora(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """AdaLoRA divides by the rank that training started with, and notes for every layer which ranks were kept."""
+    """Translate AdaLoRA's config, which divides by the initial rank and notes the kept ranks of every layer."""
     start, kept = config.get("init_r"), config.get("rank_pattern") or {}
     if not isinstance(start, int) or isinstance(start, bool) or not 0 < start <= _LARGEST_RANK:
         raise LoRAError(f"`init_r` of the AdaLoRA config, {source}, is {str(start)[:50]}; expected a positive rank.")
@@ -85,7 +84,7 @@ def _normalized_adalora(config: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def divisor(config: Mapping[str, Any], rank: int) -> float:
-    """What alpha is divided by, given a normalized config and the rank of a layer."""
+    """Return what alpha is divided by, given a normalized config and the rank of a layer."""
     if tuner_of(config) == "ADALORA":
         return float(config["r"] + _ADALORA_EPSILON)
     return float(rank**0.5 if config.get("use_rslora") else rank)

@@ -25,7 +25,7 @@ from .scale import USABLE, PeftScales, is_usable, layer_scale, read_peft_scales
 
 logger = logging.getLogger(__name__)
 
-# What a LoRA may be stored in: everything else is no number that a weight can be multiplied with.
+# What a LoRA may be stored in: everything else is not a number that a weight can be multiplied with.
 _DTYPES = frozenset({
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64,
     torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
@@ -44,20 +44,19 @@ _SIZES: dict[str, tuple[int | None, int | None]] = {
 
 @dataclass(frozen=True)
 class LoRAFile:
-    """
-    A LoRA file, read.
+    """A LoRA file that has been read.
 
     Attributes:
         layers (`dict[str, StoredLayer]`): The layers by the names that the file gives them, in its order.
         modules (`dict[str, tuple[str, int]]`):
             For every diffusers layer (`"transformer.transformer_blocks.0.attn.to_q"`) the layer of the file that
             holds it, and which of its parts it is.
-        extras (`dict[str, torch.Tensor]`): Textual inversions that travel with the file.
+        extras (`dict[str, torch.Tensor]`): Textual inversions stored in the file.
         metadata (`dict[str, str]`): The header.
         unknown (`tuple[str, ...]`): Keys that were left out because `strict=False`.
         format (`str`): The name of the format, a diagnosis only.
         peft (`PeftScales`, *optional*): PEFT's config from the header or from `adapter_config`.
-        tensors (`Mapping[str, Any]`): The tensors as they were found.
+        tensors (`Mapping[str, Any]`): The tensors as they are in the file.
     """
 
     layers: dict[str, StoredLayer]
@@ -70,7 +69,7 @@ class LoRAFile:
     tensors: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def updates(self) -> Iterator[tuple[str, Update]]:
-        """Every diffusers layer with its update, one layer of the file at a time."""
+        """Return every diffusers layer with its update, one layer of the file at a time."""
         for name, layer in self.layers.items():
             for index, update in enumerate(layer.diffusers_updates()):
                 target = layer.key.targets[index]
@@ -86,20 +85,19 @@ def read(
     strict: bool = True,
     hub: Mapping[str, Any] | None = None,
 ) -> LoRAFile:
-    """
-    Opens and reads a LoRA in any layout.
+    """Open and read a LoRA in any layout.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
             A file, a folder with one, the tensors, or, given `hub`, a repository of the Hub.
-        metadata (`Mapping[str, str]`, *optional*): A header that replaces the file's; `{}` reads it without.
+        metadata (`Mapping[str, str]`, *optional*): A header that replaces the file's; `{}` ignores the header.
         adapter_config (`Mapping[str, Any]`, *optional*):
             PEFT's config, in place of the `adapter_config.json` beside the file.
-        default_alpha (`float`, *optional*): Alpha of layers that say nothing.
+        default_alpha (`float`, *optional*): Alpha of layers that do not give one.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether keys that are not understood, and numbers that are not finite, are errors.
+            Whether unknown keys, and numbers that are not finite, are errors.
         hub (`Mapping[str, Any]`, *optional*):
-            `weight_name`, `subfolder` and the other arguments for the Hub. The source may be a repository then.
+            `weight_name`, `subfolder` and the other arguments for the Hub. The source may then be a repository.
 
     Returns:
         `LoRAFile`: What it holds.
@@ -131,8 +129,7 @@ def read_lora(
     default_alpha: float | None = None,
     strict: bool = True,
 ) -> LoRAFile:
-    """
-    Reads a LoRA in any layout.
+    """Read a LoRA in any layout.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
@@ -142,15 +139,16 @@ def read_lora(
         default_alpha (`float`, *optional*):
             Alpha of layers for which neither the tensors nor a config give one. Without it their scale is 1.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether keys that are not understood are an error; else they are left out with a warning.
+            Whether unknown keys are an error; otherwise they are left out with a warning.
 
     Returns:
         `LoRAFile`: Its layers.
 
     Raises:
-        ForeignLoRAError: If it belongs to another model or is no static update of weights.
-        UnknownLoRAKeysError: If keys are not understood and `strict`.
-        LoRAError: If a layer is incomplete, does not chain, contradicts the metadata or another spelling of itself.
+        ForeignLoRAError: If it belongs to another model or is not a static update of weights.
+        UnknownLoRAKeysError: If keys are unknown and `strict`.
+        LoRAError: If a layer is incomplete, has factors of incompatible shapes, or conflicts with the metadata or a
+        duplicate entry.
     """
     metadata = dict(metadata or {})
     tensors = {str(key): _as_tensor(str(key), value) for key, value in state_dict.items()}
@@ -184,7 +182,7 @@ def read_lora(
 
 
 def lost_alpha(layers: Mapping[str, StoredLayer], metadata: Mapping[str, str]) -> str | None:
-    """A sentence about an alpha of the training that the header tells and the tensors do not, if there is one."""
+    """Return a sentence about a training alpha that is in the header but not in the tensors, if there is one."""
     try:
         alpha, rank = float(metadata["ss_network_alpha"]), float(metadata["ss_network_dim"])
     except (KeyError, TypeError, ValueError):
@@ -275,7 +273,7 @@ def _read_layer(
 
 
 def _without_diagonal(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """AdaLoRA's `up @ diag(e) @ down` (https://arxiv.org/abs/2303.10512) as a LoRA's `up @ down`."""
+    """Turn AdaLoRA's `up @ diag(e) @ down` (https://arxiv.org/abs/2303.10512) into a LoRA's `up @ down`."""
     rest = {part: tensor for part, tensor in parts.items() if part != "diagonal"}
     if "diagonal" not in parts:
         return rest
@@ -333,7 +331,7 @@ def _sizes(layer: StoredLayer) -> tuple[int | None, int | None]:
 
 
 def _check_sizes(layers: Mapping[str, StoredLayer]) -> None:
-    """Holds the layers of the transformer against the width that most of them have."""
+    """Check the layers of the transformer against the width that most of them have."""
     widths: dict[str, set[float]] = {}
     for name, layer in layers.items():
         if layer.key.component != "transformer" or layer.key.layer.is_norm or isinstance(layer.update.inner, Bias):

@@ -18,14 +18,13 @@ from .peft_config import divisor, normalized_config, tuner_of
 logger = logging.getLogger(__name__)
 
 PEFT_HEADER = "lora_adapter_metadata"
-# Beyond these the products of a LoRA are no numbers of float32.
+# Beyond these the products of a LoRA overflow float32.
 LARGEST, SMALLEST = 1e30, 1e-30
 USABLE = f"0, or a number between {SMALLEST:g} and {LARGEST:g}"
 
 
 class PeftScales:
-    """
-    The scales that PEFT's config gives to layers.
+    """The scales that PEFT's config gives to layers.
 
     Args:
         configs (`Mapping[str, Mapping[str, Any]]`):
@@ -39,8 +38,7 @@ class PeftScales:
         self._patterns: dict[tuple[int, str], NamePatterns] = {}
 
     def scale(self, component: str, module: str, rank: int | None) -> float | None:
-        """
-        The scale of a layer.
+        """Return the scale of a layer.
 
         Args:
             component (`str`): The component that the layer belongs to.
@@ -75,8 +73,7 @@ class PeftScales:
         return alpha / divisor(config, rank)
 
     def value(self, component: str, table: str, module: str) -> Any:
-        """
-        What a config gives a layer by its patterns, or by its default.
+        """Return what a config gives a layer by its patterns, or by its default.
 
         Args:
             component (`str`): The component that the layer belongs to.
@@ -90,8 +87,7 @@ class PeftScales:
         return self._lookup(config, table, module, config.get("r" if table == "rank_pattern" else "lora_alpha"))
 
     def compile(self) -> None:
-        """
-        Reads all patterns.
+        """Read all patterns.
 
         Raises:
             LoRAError: If one is not a pattern for names of layers.
@@ -113,8 +109,7 @@ class PeftScales:
 
 
 def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, Any] | None) -> PeftScales | None:
-    """
-    Reads PEFT's config from the header of a file, or from the `adapter_config.json` beside it.
+    """Read PEFT's config from the header of a file, or from the `adapter_config.json` beside it.
 
     Args:
         metadata (`Mapping[str, str]`): The header.
@@ -124,7 +119,7 @@ def read_peft_scales(metadata: Mapping[str, str], adapter_config: Mapping[str, A
         `PeftScales`, or `None` if there is neither.
 
     Raises:
-        LoRAError: If the header's entry is not a JSON object, or has patterns or numbers that are not understood.
+        LoRAError: If the header's entry is not a JSON object, or has invalid patterns or numbers.
     """
     text = metadata.get(PEFT_HEADER)
     if text is not None:
@@ -168,7 +163,7 @@ def _checked(configs: dict[str, Any], source: str) -> PeftScales:
         numbers += [value for table in tables for value in table.values()]
         wrong = next((number for number in numbers if not is_usable(number)), 0)
         if not is_usable(wrong):
-            # Python does not spell integers of thousands of digits.
+            # Python does not format integers of thousands of digits.
             spelled = f"a number of {wrong.bit_length()} bits" if isinstance(wrong, int) else shortened(repr(wrong))
             raise LoRAError(f"Ranks and alphas of {source} include {spelled}; expected {USABLE}.")
     scales = PeftScales(configs, source)
@@ -183,20 +178,19 @@ def is_usable(value: Any) -> bool:
 
 
 def layer_scale(key: LoRAKey, update: Update, peft: PeftScales | None, default_alpha: float | None = None) -> float:
-    """
-    The scale of a layer: its own alpha, else PEFT's config, else `default_alpha`, else 1.
+    """Return the scale of a layer: its own alpha, else PEFT's config, else `default_alpha`, else 1.
 
     Args:
         key (`LoRAKey`): A key of the layer.
         update (`Update`): Its parts, with `alpha` as stored.
         peft (`PeftScales`, *optional*): PEFT's config.
-        default_alpha (`float`, *optional*): Alpha of layers that say nothing.
+        default_alpha (`float`, *optional*): Alpha of layers that do not give one.
 
     Returns:
         `float`: May be 0 or negative.
 
     Raises:
-        LoRAError: If alpha is no finite number, or if the config contradicts the tensors.
+        LoRAError: If alpha is not a finite number, or if the config contradicts the tensors.
     """
     rank = update.rank
     alpha = None if update.alpha is None else _number(update.alpha, key)
@@ -212,7 +206,7 @@ def layer_scale(key: LoRAKey, update: Update, peft: PeftScales | None, default_a
         if peft is not None and not key.is_flat:
             _warn_if_different(alpha / rank, key, rank, peft)
         return alpha / rank
-    # PEFT never wrote flat names, so its config does not speak of them.
+    # PEFT never wrote flat names, so its config does not refer to them.
     scale = peft.scale(key.component, key.body, rank) if peft is not None and not key.is_flat else None
     if scale is not None:
         return scale

@@ -1,4 +1,4 @@
-"""LoRAs that are meant for some tokens only, as far as their layers tell."""
+"""LoRAs that are meant for some tokens only, as far as their layers show."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ _IMAGE_LAYERS = frozenset(
 
 
 def find_token_scope(layers: Iterable[StoredLayer]) -> str | None:
-    """
-    Recognises LoRAs whose layers are those of methods that apply them to some tokens only.
+    """Recognise LoRAs whose layers are those of methods that apply them to some tokens only.
 
-    The keys of such a file are those of any LoRA, so this is a likelihood: a training on all tokens may choose the
+    The keys of such a file are those of any LoRA, so this is only likely: training on all tokens may use the
     same layers.
 
     Args:

@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoRAResult:
-    """
-    A LoRA that was made. It unpacks like the result of [`convert_lora`]: `state_dict, metadata = result`.
+    """A new LoRA. It unpacks like the result of [`convert_lora`]: `state_dict, metadata = result`.
 
     Attributes:
         state_dict (`dict[str, torch.Tensor]`):
@@ -58,19 +57,19 @@ class ErrorSum:
         self.lost = self.total = 0.0
 
     def add(self, name: str, lost: float, total: float) -> None:
-        """Counts the squared norms of what was lost of a layer and of the layer."""
+        """Add the squared norms of a layer's error and of the layer."""
         if lost > 0:
             self.layers[name] = math.sqrt(lost / total) if total else 0.0
         self.lost, self.total = self.lost + lost, self.total + total
 
     def result(self, entries: Entries, metadata: dict[str, str], dtype: torch.dtype | None) -> LoRAResult:
-        """The LoRA with these errors."""
+        """Return the LoRA with these errors."""
         error = math.sqrt(self.lost / self.total) if self.total else 0.0
         return LoRAResult(materialize(entries, dtype), metadata, error, self.layers)
 
 
 def adapter_of(updates: Mapping[str, Update], metadata: Mapping[str, str] | None = None) -> LoRAFile:
-    """An adapter of diffusers' layers, such as `"transformer.proj_out"`."""
+    """Return an adapter of diffusers' layers, such as `"transformer.proj_out"`."""
     layers, modules = {}, {}
     for name, update in updates.items():
         key = parse_lora_key(f"{name}.diff")
@@ -89,8 +88,7 @@ def merge_loras(
     strict: bool = True,
     dtype: torch.dtype | None = None,
 ) -> LoRAResult:
-    """
-    Merges LoRAs into one, `delta W = sum(weight * delta W_i)`.
+    """Merge LoRAs into one, `delta W = sum(weight * delta W_i)`.
 
     Without `rank` the result is exact: factors are stacked, and the rank of a layer is the sum of the ranks, or less
     where LoRAs share a factor.
@@ -99,7 +97,7 @@ def merge_loras(
         loras (`Sequence`):
             Files, folders or state dicts, each in any layout.
         weights (`Sequence[float]`, *optional*):
-            A weight for each; 1 without.
+            A weight for each; 1 by default.
         to (`str`, *optional*, defaults to `"diffusers"`):
             The layout of the result.
         rank (`int`, *optional*):
@@ -113,7 +111,7 @@ def merge_loras(
         `LoRAResult`: The LoRA, and the relative error where it was cut.
 
     Raises:
-        UnsupportedLoRAError: If one has DoRA magnitudes or replaces norms, which do not add up.
+        UnsupportedLoRAError: If one has DoRA magnitudes or replaces norms, which cannot be summed.
         LoRAError: If one cannot be read, or numbers do not fit.
     """
     chosen = [1.0] * len(loras) if weights is None else [float(weight) for weight in weights]
@@ -144,13 +142,13 @@ def _resized(
     strict: bool,
     dtype: torch.dtype | None,
 ) -> LoRAResult:
-    """The adapter in a layout, every layer of the layout cut to a rank."""
+    """Return the adapter in a layout, every layer of the layout cut to a rank."""
     errors = ErrorSum()
     if layout.namespace == "diffusers":
         updates = {name: _cut(name, update, rank, energy, errors) for name, update in adapter.updates()}
         adapter = replace(adapter_of(updates, adapter.metadata), extras=adapter.extras)
     elif rank is not None or energy is not None:
-        # Fused layers are cut as a whole: their parts, cut on their own, would add their ranks up.
+        # Fused layers are cut as a whole: their parts, cut separately, would add up their ranks.
         entries, header = write_lora(adapter, layout, strict)
         joined = read_lora(materialize(entries), header)
         layers = {
@@ -163,13 +161,13 @@ def _resized(
 
 
 def check_rank(rank: int | None) -> None:
-    """Raises a [`LoRAError`] unless `rank` is a whole number of at least 1, or `None`."""
+    """Raise a [`LoRAError`] unless `rank` is a whole number of at least 1, or `None`."""
     if rank is not None and (not isinstance(rank, int) or rank < 1):
         raise LoRAError(f"`rank` is {rank!r}; expected a whole number of at least 1.")
 
 
 def check_energy(energy: float | None) -> None:
-    """Raises a [`LoRAError`] unless `energy` is in (0, 1], or `None`."""
+    """Raise a [`LoRAError`] unless `energy` is in (0, 1], or `None`."""
     if energy is not None and not 0 < energy <= 1:
         raise LoRAError(f"`energy` is {energy}; expected a number in (0, 1].")
 
@@ -188,7 +186,7 @@ def _weighted(name: str, update: Update, weight: float) -> Update:
 
 
 def _sum(first: Update, second: Update) -> Update:
-    """The sum of two LoRAs of one layer; the scale of the first stays."""
+    """Return the sum of two LoRAs of one layer; the scale of the first stays."""
     if "down" not in first.parts or "down" not in second.parts:
         if "down" in second.parts:
             first, second = second, first
@@ -218,7 +216,7 @@ def _sum(first: Update, second: Update) -> Update:
 
 
 def _padded(downs: Sequence[Tensor]) -> list[Tensor]:
-    """Factors with the inputs of the widest: a control LoRA's `x_embedder` takes more channels than another's."""
+    """Pad factors to the widest inputs: a control LoRA's `x_embedder` takes more channels than another's."""
     width = max(down.shape[1] for down in downs)
     dtype = promote(*(down.dtype if down.dtype.itemsize > 1 else torch.float32 for down in downs))
     return [torch.nn.functional.pad(down.to(dtype), (0, width - down.shape[1])) for down in downs]
@@ -234,8 +232,7 @@ def resize_lora(
     strict: bool = True,
     dtype: torch.dtype | None = None,
 ) -> LoRAResult:
-    """
-    Lowers the ranks of a LoRA by the singular values of every `delta W`, the best approximation of a given rank.
+    """Lower the ranks of a LoRA by the singular values of every `delta W`, which is the best approximation.
 
     Fused layers are cut as a whole where the target fuses them too. LoKr, LoHa and dense updates become LoRAs. Layers
     that are small enough stay as they are.
@@ -272,7 +269,7 @@ def resize_lora(
 
 
 def _cut(name: str, update: Update, rank: int | None, energy: float | None, errors: ErrorSum) -> Update:
-    """The update with a lower rank, if there is one to lower."""
+    """Return the update with a lower rank, if there is one to lower."""
     update.check_static(name)
     if isinstance(update.inner, Bias):
         return update
@@ -319,7 +316,7 @@ def product_svd(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rank_for_energy(squares: Tensor, energy: float | None) -> int:
-    """The lowest number of leading values that sum up to the share `energy` of all."""
+    """Return the lowest number of leading values that sum up to the share `energy` of all."""
     total = float(squares.sum())
     if energy is None or total == 0:
         return max(1, len(squares)) if energy is None else 1

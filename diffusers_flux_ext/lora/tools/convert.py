@@ -26,13 +26,13 @@ def convert_lora(
     default_alpha: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """
-    Converts a FLUX.1 LoRA between the layouts of all trainers, without loss.
+    """Convert a FLUX.1 LoRA between the layouts of all trainers, without loss.
 
     For every layer `delta W = alpha / rank * up @ down` stays the same. Fused layers are split by rows and split ones
-    joined in blocks, so no rank grows where the parts share `down`; what was joined comes apart with its old rank.
+    joined in blocks, so no rank grows where the parts share `down`; joined layers are split again at their old rank.
     Tensors keep their dtype, unless a scale has to be multiplied into one that cannot hold the product exactly; that
-    one becomes float32. LyCORIS' products (LoKr, LoHa) and dense updates become LoRAs where the target has no others.
+    one becomes float32. LyCORIS' products (LoKr, LoHa) and dense updates become LoRAs where the target supports only
+    those.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -52,10 +52,10 @@ def convert_lora(
             A dtype that all factors are cast to, with its rounding.
 
     Returns:
-        `tuple[dict[str, torch.Tensor], dict[str, str]]`: The tensors, each with memory of its own, and the header.
+        `tuple[dict[str, torch.Tensor], dict[str, str]]`: The tensors, each with its own memory, and the header.
 
     Raises:
-        ForeignLoRAError: If it is a LoRA for another model, or no static update of weights.
+        ForeignLoRAError: If it is a LoRA for another model, or not a static update of weights.
         UnknownLoRAKeysError: If there are keys that no layout has.
         UnsupportedLoRAError: If the target cannot hold a part.
         LoRAError: If the file is broken, incomplete, or contradicts itself or its metadata.
@@ -78,8 +78,7 @@ def convert_lora_file(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> None:
-    """
-    Converts a LoRA to a file, holding one layer at a time in memory.
+    """Convert a LoRA to a file, holding one layer at a time in memory.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):

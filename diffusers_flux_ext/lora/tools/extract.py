@@ -28,11 +28,10 @@ def extract_lora(
     to: str = "diffusers",
     dtype: torch.dtype | None = None,
 ) -> LoRAResult:
-    """
-    Makes a LoRA of the difference between a tuned transformer and the one that it was tuned from.
+    """Extract a LoRA from the difference between a tuned transformer and its base.
 
     Layers that do not differ are left out; biases that differ are kept as biases of the LoRA. Norms that differ are
-    kept where the layout can hold them, and are an error elsewhere.
+    kept where the layout can hold them, and are an error otherwise.
 
     Args:
         base, tuned (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -40,7 +39,7 @@ def extract_lora(
         rank (`int`):
             The highest rank of a layer.
         energy (`float`, *optional*):
-            The share of the squared singular values that is enough, in (0, 1].
+            The share of the squared singular values to keep, in (0, 1].
         to (`str`, *optional*, defaults to `"diffusers"`):
             The layout of the LoRA.
         dtype (`torch.dtype`, *optional*, defaults to the dtype of `tuned`):

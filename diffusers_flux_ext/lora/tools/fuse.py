@@ -44,7 +44,7 @@ class _Fusion:
         self.members = _members(self.opened.layout, self.diffusers.shapes)
 
     def weight(self, key: str) -> Tensor:
-        """A weight of the checkpoint's layout with all updates in it, rounded once."""
+        """Return a weight of the checkpoint's layout with all updates in it, rounded once."""
         stored = self.opened.read(key)
         parts = self.members[key]
         if not any(part.rpartition(".")[0] in self.updates for part in parts):
@@ -72,7 +72,7 @@ class _Fusion:
 
 
 def _members(layout: TransformerLayout, diffusers: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The diffusers weights that each weight of the layout stacks, in order."""
+    """Return the diffusers weights that each weight of the layout stacks, in order."""
     table: dict[str, list[str]] = {}
     for key in diffusers:
         table.setdefault(spell_in_layout(key, layout), []).append(key)
@@ -98,10 +98,9 @@ def fuse_lora_into(
     strict: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Tensor] | None:
-    """
-    Adds LoRAs to a transformer's weights. The sum is computed in float32 and rounded once to the checkpoint's dtype.
+    """Add LoRAs to a transformer's weights. The sum is computed in float32 and rounded once to the checkpoint's dtype.
 
-    DoRA is exact here on either axis, because its base weights are at hand.
+    DoRA is exact here on either axis, because its base weights are available.
 
     Args:
         checkpoint (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -112,7 +111,7 @@ def fuse_lora_into(
         output (`str` or `os.PathLike`, *optional*):
             The safetensors file to write, one weight at a time.
         weights (`float` or `Sequence[float]`, *optional*):
-            A weight for each LoRA; 1 without.
+            A weight for each LoRA; 1 by default.
         strict (`bool`, *optional*, defaults to `True`):
             Whether keys that are not understood and parts of text encoders are errors; else they are left out.
         overwrite (`bool`, *optional*, defaults to `False`):

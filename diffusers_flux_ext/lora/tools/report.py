@@ -1,4 +1,4 @@
-"""Explaining a LoRA file: what it holds, how strong it is, and who can read it."""
+"""Explaining a LoRA file: what it holds, how strong it is, and which tools can read it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..updates import StoredLayer, Timed
 from .verdict import diffusers_verdict
 
 
-# Linears of a double block, of a single block, and outside of blocks, in FLUX.1-dev.
+# Linears of a double block, of a single block, and outside blocks, in FLUX.1-dev.
 RELEASED_BLOCKS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 LAYERS_PER_BLOCK = {"transformer_blocks": 14, "single_transformer_blocks": 6}
 GLOBAL_LAYERS = 10
@@ -29,8 +29,7 @@ GLOBAL_LAYERS = 10
 
 @dataclass(frozen=True)
 class LoRAReport:
-    """
-    What a LoRA file does.
+    """What a LoRA file does.
 
     Attributes:
         format (`str`):
@@ -57,15 +56,15 @@ class LoRAReport:
         num_tensors (`int`):
             Tensors in the file.
         unmapped (`tuple[str, ...]`):
-            Keys that are not understood.
+            Unknown keys.
         extras (`tuple[str, ...]`):
-            Keys of textual inversions that travel with it.
+            Keys of textual inversions stored in it.
         nonfinite (`tuple[str, ...]`):
             Tensors with NaN or infinite values.
         metadata (`dict[str, str]`):
             The header.
         warnings (`tuple[str, ...]`):
-            What a reader should know, such as a training alpha that the tensors do not show.
+            What a user should know, such as a training alpha that is not in the tensors.
         diffusers (`str`):
             What diffusers' own loader does with it: `"fully"`, `"partly"`, `"wrongly"`, `"not"` or `"fails"`.
         diffusers_reasons (`tuple[str, ...]`):
@@ -92,13 +91,12 @@ class LoRAReport:
     diffusers_reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
+        """Return the report as plain values, for JSON."""
         return asdict(self)
 
 
 def detect_lora_format(source: LoRASource, metadata: Mapping[str, str] | None = None) -> str:
-    """
-    Names the format of a LoRA from its keys alone.
+    """Name the format of a LoRA from its keys alone.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -125,8 +123,7 @@ def inspect_lora(
     metadata: Mapping[str, str] | None = None,
     adapter_config: Mapping[str, Any] | None = None,
 ) -> LoRAReport:
-    """
-    Explains a LoRA.
+    """Explain a LoRA.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -135,7 +132,7 @@ def inspect_lora(
             As for [`convert_lora`].
 
     Returns:
-        `LoRAReport`: What it holds. Keys that are not understood are listed, not an error.
+        `LoRAReport`: What it holds. Unknown keys are listed, not an error.
 
     Raises:
         LoRAError: If the file cannot be read, is for another model, or contradicts itself.

@@ -1,4 +1,4 @@
-"""Reading the weights of a transformer one by one, in the layout that is asked for."""
+"""Reading the weights of a transformer one by one, in the requested layout."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ TransformerSource = str | os.PathLike[str] | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class OpenedTransformer:
-    """
-    A transformer's weights.
+    """A transformer's weights.
 
     Attributes:
         layout (`str`): The layout that they were found in.
-        shapes (`dict[str, tuple[int, ...]]`): Shapes by key, in the layout that was asked for.
-        read (`Callable[[str], torch.Tensor]`): Gives the weight of a key; it may share memory with the file.
+        shapes (`dict[str, tuple[int, ...]]`): Shapes by key, in the requested layout.
+        read (`Callable[[str], torch.Tensor]`): Returns the weight of a key; it may share memory with the file.
         metadata (`dict[str, str]`): The file's header.
     """
 
@@ -46,8 +45,7 @@ class OpenedTransformer:
 
 
 def open_transformer(source: TransformerSource, layout: TransformerLayout | None = None) -> OpenedTransformer:
-    """
-    Opens a transformer without reading its weights.
+    """Open a transformer without reading its weights.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
@@ -59,7 +57,7 @@ def open_transformer(source: TransformerSource, layout: TransformerLayout | None
         `OpenedTransformer`: Its shapes, and how to read them.
 
     Raises:
-        LoRAError: If it cannot be read or is no FLUX.1 transformer.
+        LoRAError: If it cannot be read or is not a FLUX.1 transformer.
     """
     with naming_files(source):
         tensors, metadata = _tensors(source)

@@ -38,8 +38,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class DiffusersVerdict:
-    """
-    What diffusers' `load_lora_weights` makes of a file.
+    """The result of diffusers' `load_lora_weights` on a file.
 
     Attributes:
         result (`str`): `"fully"`, `"partly"` (some layers are left out), `"wrongly"` (some are scaled or mapped
@@ -52,8 +51,7 @@ class DiffusersVerdict:
 
 
 def diffusers_verdict(adapter: LoRAFile, tensors: Mapping[str, Any]) -> DiffusersVerdict:
-    """
-    Runs the installed diffusers' conversion on a file and compares every layer with what the file means.
+    """Run the installed diffusers' conversion on a file and compare every layer with the file's meaning.
 
     Args:
         adapter (`LoRAFile`): The file, read.
@@ -72,7 +70,7 @@ def diffusers_verdict(adapter: LoRAFile, tensors: Mapping[str, Any]) -> Diffuser
             loaded, network_alphas, _ = FluxLoraLoaderMixin.lora_state_dict(
                 dict(tensors), return_alphas=True, return_lora_metadata=True
             )
-    # Whatever it raises is the result.
+    # Any error is the result.
     except Exception as error:
         return DiffusersVerdict("fails", (f"it raises {_described(error)}",))
     problem = _refusal(loaded, network_alphas, adapter)
@@ -141,13 +139,13 @@ def _compare(adapter: LoRAFile, loaded: Mapping[str, Any], alphas: Mapping[str, 
 
 
 def _in_peft_names(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that diffusers goes on with, in PEFT's names as it puts them later; T5's it leaves out."""
+    """Return the keys that diffusers continues with, in PEFT's names; it leaves out those of T5."""
     renamed = {}
     for key, value in loaded.items():
         found = parse_lora_key(key)
         if found is not None and found.layer.namespace in ("diffusers", "clip") and found.part in _PEFT_SUFFIXES:
             key = found.targets[0] + _PEFT_SUFFIXES[found.part] if found.prefix == f"{found.component}." else key
-        # What has the name of a factor but is none is as good as left out.
+        # A key with the name of a factor that is not one counts as left out.
         if value.ndim == 2 or not key.endswith(tuple(_PEFT_SUFFIXES.values())):
             renamed[key] = value
     return {key: value for key, value in renamed.items() if not key.startswith("text_encoder_2.")}
@@ -163,7 +161,7 @@ def _clip_spelling(name: str, loaded: Mapping[str, Any]) -> str:
 
 
 def _scales(adapter: LoRAFile, loaded: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, float]:
-    """The scale that PEFT would give each layer."""
+    """Return the scale that PEFT would give each layer."""
     found: dict[str, float] = {}
     stored = read_peft_scales(adapter.metadata, None)
     for component in ("transformer", "text_encoder"):
@@ -220,7 +218,7 @@ def _is_mute(update: Update) -> bool:
 
 
 def _agree(update: Update, down: Tensor, up: Tensor, scale: float) -> bool:
-    """Compares the two products on one vector, which is enough to tell them apart."""
+    """Compare the two products on one vector, which is enough to tell them apart."""
     if down.shape[1] != update.parts["down"].shape[1] or up.shape[0] != update.parts["up"].shape[0]:
         return False
     probe = torch.randn(down.shape[1], generator=torch.Generator().manual_seed(0))

@@ -22,14 +22,13 @@ Parts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Update:
-    """
-    The update of one layer, `delta W = scale * up @ down` or another product of its parts.
+    """The update of one layer, `delta W = scale * up @ down` or another product of its parts.
 
     Attributes:
         parts (`Mapping[str, torch.Tensor]`): The factors as stored, by canonical name: `down` `(rank, in_features)`,
             `up` `(out_features, rank)`, `bias` `(out_features,)`, `magnitude`, LyCORIS' `hada_*` and `lokr_*`, or
             `diff` and `diff_b`. A joined `up` is a [`BlockMatrix`].
-        scale (`float`): What the product and `bias` are multiplied with; never `diff` and `diff_b`.
+        scale (`float`): Factor of the product and `bias`; never `diff` and `diff_b`.
         alpha (`torch.Tensor`, *optional*): Alpha as stored, in its shape and dtype.
     """
 
@@ -37,7 +36,7 @@ class Update:
     scale: float = 1.0
     alpha: Tensor | None = None
 
-    # What it is called in reports, and in errors.
+    # Its name in reports, and in errors.
     label: ClassVar[str]
     title: ClassVar[str]
     # Parts of its product, and those that are zeros in one that is muted: the first of these that is there.
@@ -65,7 +64,7 @@ class Update:
 
     @property
     def inner(self) -> Update:
-        """The update without what modifies it: DoRA's magnitudes, or the modulation by the timestep."""
+        """The update without modifications: DoRA's magnitudes, or the modulation by the timestep."""
         return self
 
     @property
@@ -95,7 +94,7 @@ class Update:
         return next((self.parts[name].shape[axis] for name in names if name in self.parts), None)
 
     def check_static(self, name: str) -> None:
-        """Raises an [`UnsupportedLoRAError`] if the update depends on more than its own tensors."""
+        """Raise an [`UnsupportedLoRAError`] if the update depends on more than its own tensors."""
 
     def fits(self) -> bool:
         """Whether the shapes of its parts go together."""
@@ -113,7 +112,7 @@ class Update:
         raise NotImplementedError
 
     def bias_delta(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """What is added to the layer's bias: `scale * bias + diff_b`, `None` if there is neither."""
+        """Return the change of the layer's bias: `scale * bias + diff_b`, `None` if there is neither."""
         factors = {"bias": self.scale, "diff_b": 1.0}
         found = [self.parts[name].to(dtype) * factor for name, factor in factors.items() if name in self.parts]
         return sum(found[1:], found[0]) if found else None
@@ -131,15 +130,14 @@ class Update:
         raise NotImplementedError
 
     def to_lora(self) -> Update:
-        """
-        The same update as a LoRA, exactly.
+        """Return the same update as a LoRA, exactly.
 
         A LoKr `kron(a b, c d)` is `kron(a, c) @ kron(b, d)`, a LoHa the Khatri-Rao product of its factors (of rank
         `rank ** 2`), a dense matrix the product with an identity. The rank grows, the update does not change.
 
         Returns:
             `Update`: With `up` and `down` in place of the other factors, and `bias` in place of `diff_b`. `alpha` is
-            folded into `scale`. An update of the bias alone stays one.
+            folded into `scale`. An update of the bias alone is unchanged.
         """
         whole = self._with_one_bias()
         up, down = whole.factors()
@@ -161,12 +159,11 @@ class Update:
         return replace(self, parts={**parts, "bias": add_exactly(bias, parts["bias"]) if "bias" in parts else bias})
 
     def module(self, dtype: torch.dtype, with_bias: bool) -> nn.Module:
-        """
-        The module that computes the update in place of PEFT's `lora_B`.
+        """Return the module that computes the update in place of PEFT's `lora_B`.
 
         Args:
             dtype (`torch.dtype`): Of its parameters.
-            with_bias (`bool`): Whether it has a bias even if the update has none, as PEFT wants it.
+            with_bias (`bool`): Whether it has a bias even if the update has none, as PEFT expects.
         """
         return DenseDelta(cast(Tensor, self.dense()).to(dtype), self._module_bias(dtype, with_bias))
 
@@ -177,20 +174,19 @@ class Update:
         return None if bias is None else bias.to(dtype)
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> Update:
-        """Applies `function` to every part that has a row for every output."""
+        """Apply `function` to every part that has a row for every output."""
         parts = {name: function(part) if name in _ROW_PARTS else part for name, part in self.parts.items()}
         return replace(self, parts=parts)
 
     def swap_rows(self) -> Update:
-        """The update with the two halves of its rows exchanged."""
+        """Return the update with the two halves of its rows exchanged."""
         return self.map_rows(swap_halves)
 
     def split_rows(self, shares: Sequence[int], name: str) -> list[Update | None]:
-        """
-        Cuts a fused layer into its parts.
+        """Split a fused layer into its parts.
 
         Parts share `down`, as one object. If the columns of `up` form blocks, as they do after [`join_rows`], each
-        part keeps its own columns and rows of `down` only, and a part that nothing writes to is `None`.
+        part keeps its own columns and rows of `down` only, and a part without an update is `None`.
 
         Args:
             shares (`Sequence[int]`): The rows of each part, as shares of the whole.
@@ -219,12 +215,11 @@ class Update:
         return list(cuts)
 
     def with_known_scale(self) -> Update:
-        """The same update, with no scale that readers other than PEFT would not see."""
+        """Return the same update, with no scale that readers other than PEFT would not see."""
         return self
 
     def applied(self, weight: Tensor, strength: float, name: str) -> Tensor:
-        """
-        A weight with the update in it, in float32.
+        """Return a weight with the update in it, in float32.
 
         Args:
             weight (`torch.Tensor`): The weight, in float32.
@@ -274,7 +269,7 @@ class LoRA(Update):
 
 
 def _narrowed(cut: Update, columns: Tensor, supports: Sequence[Tensor], downs: Sequence[Tensor]) -> Update | None:
-    """A part with its own columns of `up` only; `down` is one object for all parts with the same columns."""
+    """Return a part with its own columns of `up` only; `down` is one object for all parts with the same columns."""
     if not columns.any():
         return None if not ({"bias", "magnitude", "diff_b"} & cut.parts.keys()) else cut
     if columns.all():

@@ -1,6 +1,6 @@
-"""
-Arithmetic of factors without loss: slicing, stacking and permuting keep every number. Where a number has to be
-multiplied, the result keeps its dtype if it is exact there, and is widened to float32 if not.
+"""Lossless arithmetic of factors: slicing, stacking and permuting keep every number.
+
+Where a number has to be multiplied, the result keeps its dtype if it is exact there, and is widened to float32 if not.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from ..errors import LoRAError
 
 
 class BlockMatrix:
-    """
-    A matrix of zeros with blocks in it, built when it is needed: the `up` of joined layers is mostly zeros.
+    """A matrix of zeros with blocks in it, built when it is needed: the `up` of joined layers is mostly zeros.
 
     Args:
         blocks (`Sequence[tuple[int, int, torch.Tensor]]`): First row, first column and values of each block.
@@ -31,7 +30,7 @@ class BlockMatrix:
         self.dtype = reduce(promote, [block.dtype for _, _, block in blocks])
 
     def build(self) -> Tensor:
-        """The matrix as a tensor."""
+        """Return the matrix as a tensor."""
         matrix = torch.zeros(self.shape, dtype=self.dtype, device=self.blocks[0][2].device)
         for row, column, block in self.blocks:
             matrix[row : row + block.shape[0], column : column + block.shape[1]] = block.to(self.dtype)
@@ -56,7 +55,7 @@ def multiplied(tensor: Tensor, factor: float) -> Tensor:
 
 
 def swap_halves(tensor: Tensor) -> Tensor:
-    """The rows with their two halves exchanged."""
+    """Return the rows with their two halves exchanged."""
     return torch.cat(tensor.chunk(2)[::-1])
 
 
@@ -77,7 +76,7 @@ def alpha_tensor(value: float, like: Tensor | None = None) -> Tensor:
 
 
 def promote(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """The dtype that holds both exactly; float32 for two different 8-bit ones."""
+    """Return the dtype that holds both exactly; float32 for two different 8-bit ones."""
     if a == b:
         return a
     small = [dtype for dtype in (a, b) if dtype.itemsize > 1]
@@ -91,14 +90,14 @@ def equal_values(first: Tensor, second: Tensor) -> bool:
 
 
 def add_exactly(first: Tensor, second: Tensor) -> Tensor:
-    """The sum in the dtype that holds both, or in float32 where that is one of 8 bits, in which nothing is added."""
+    """Return the sum in the dtype that holds both, or in float32 if that has 8 bits, which cannot add."""
     dtype = promote(first.dtype, second.dtype)
     dtype = dtype if dtype.itemsize > 1 else torch.float32
     return first.to(dtype) + second.to(dtype)
 
 
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:
-    """The rows of all tensors, in a dtype that holds them exactly."""
+    """Return the rows of all tensors, in a dtype that holds them exactly."""
     if len(tensors) == 1:
         return tensors[0]
     dtype = reduce(promote, [tensor.dtype for tensor in tensors])

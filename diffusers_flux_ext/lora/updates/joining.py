@@ -17,8 +17,7 @@ from .modules import magnitude_axis
 
 
 def join_rows(members: Sequence[Update | None], shares: Sequence[int], name: str) -> Update:
-    """
-    Stacks the updates of a fused layer's parts.
+    """Stack the updates of a fused layer's parts.
 
     Parts with the same `down` (to the bit) share its rows, so the rank does not grow; others become blocks. A missing
     part becomes rows of zeros and costs no rank.

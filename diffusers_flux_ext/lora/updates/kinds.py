@@ -72,7 +72,7 @@ class Wrapped(Update):
         return self._around(self.inner.swap_rows(), swap_halves)
 
     def _around(self, inner: Update, function: Callable[[Tensor], Tensor] | None = None) -> Update:
-        """The same modification of another update, with `function` applied to its parts that have rows."""
+        """Return the same modification of another update, with `function` applied to its parts that have rows."""
         own = {name: part for name, part in self.parts.items() if name not in self.inner.parts}
         if function is not None:
             own = {name: function(part) if self._has_rows(part) else part for name, part in own.items()}
@@ -159,7 +159,7 @@ class Timed(Dynamic):
         return TimestepDelta(parts["down"], parts["up"], weight, bias)
 
     def at(self, timestep: float, strength: float) -> LoRA:
-        """The LoRA that it is at one timestep in [0, 1000], in float32."""
+        """Return the LoRA that it is at one timestep in [0, 1000], in float32."""
         parts = {name: part.float() for name, part in self.parts.items()}
         time = sinusoids(torch.tensor([timestep]), parts[f"{GAMMA}.weight"].shape[1])
         gamma, beta = (F.linear(time, parts[f"{name}.weight"], parts[f"{name}.bias"])[0] for name in (GAMMA, BETA))
@@ -173,12 +173,11 @@ KINDS: tuple[type[Update], ...] = (Timed, Dynamic, DoRA, *PRODUCTS, Norm, Bias)
 
 
 def update_of(parts: Parts, scale: float = 1.0, alpha: Tensor | None = None) -> Update:
-    """
-    The update that a layer's parts are.
+    """Return the update that a layer's parts make up.
 
     Args:
         parts (`Mapping[str, torch.Tensor]`): The parts by canonical name.
-        scale (`float`, *optional*, defaults to 1.0): What the product and `bias` are multiplied with.
+        scale (`float`, *optional*, defaults to 1.0): Factor of the product and `bias`.
         alpha (`torch.Tensor`, *optional*): Alpha as stored.
     """
     return next(kind for kind in KINDS if kind.owns(parts))(parts, scale, alpha)
@@ -186,8 +185,7 @@ def update_of(parts: Parts, scale: float = 1.0, alpha: Tensor | None = None) -> 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """
-    A layer as it stands in a file: under one spelling, with all of its parts.
+    """A layer as it is in a file: under one name, with all of its parts.
 
     Attributes:
         key (`LoRAKey`): One of its keys.
@@ -199,12 +197,11 @@ class StoredLayer:
 
     @property
     def name(self) -> str:
-        """The layer as the file spells it."""
+        """The layer as named in the file."""
         return self.key.prefix + self.key.body
 
     def diffusers_updates(self) -> list[Update | None]:
-        """
-        The updates of the diffusers layers that this one stacks, in diffusers' order of rows.
+        """Return the updates of the diffusers layers that this one stacks, in diffusers' order of rows.
 
         Raises:
             LoRAError: If its rows cannot be divided.

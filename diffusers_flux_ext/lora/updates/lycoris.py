@@ -23,7 +23,7 @@ class LoHa(Update):
 
     @property
     def is_plain(self) -> bool:
-        # As a LoRA it has the square of its rank; beyond this one the dense product is smaller.
+        # As a LoRA its rank is squared; above this rank the dense product is smaller.
         return 2 * (self.rank or 0) ** 2 <= min(self.out_features, self.in_features or 0)
 
     def fits(self) -> bool:
@@ -71,7 +71,7 @@ class LoKr(Update):
         return torch.kron(*self._whole(parts))
 
     def _whole(self, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The two factors, each multiplied out."""
+        """Return the two factors, each multiplied out."""
         first, second = (
             parts[factor] if factor in parts else parts[f"{factor}_a"] @ parts[f"{factor}_b"]
             for factor in ("lokr_w1", "lokr_w2")
@@ -82,7 +82,7 @@ class LoKr(Update):
         return self._whole({name: part.float() for name, part in self.parts.items()})
 
     def _pair(self, factor: str) -> tuple[Tensor, Tensor]:
-        """A factor as a product with the smallest inner size at hand."""
+        """Return a factor as a product with the smallest available inner size."""
         if factor in self.parts:
             return with_identity(self.parts[factor].float())
         return self.parts[f"{factor}_a"].float(), self.parts[f"{factor}_b"].float()
@@ -110,7 +110,7 @@ class LoKr(Update):
         return replace(halves, parts={**halves.parts, first: swap_halves(self.parts[first])})
 
     def with_known_scale(self) -> Update:
-        """PEFT scales a LoKr of two whole factors; other readers take its scale for 1, whatever its alpha is."""
+        """PEFT scales a LoKr of two whole factors; other readers use a scale of 1, whatever its alpha is."""
         if self.rank is not None or self.scale == 1:
             return self
         scaled = {name: multiplied(self.parts[name], self.scale) for name in ("lokr_w1", "bias") if name in self.parts}

@@ -1,4 +1,4 @@
-"""Modules that compute an update which is not `up @ down`, in the place of the `lora_B` of PEFT's LoRA layers."""
+"""Modules that compute an update which is not `up @ down`, in place of the `lora_B` of PEFT's LoRA layers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def sinusoids(timestep: Tensor, size: int) -> Tensor:
 
 
 class Delta(nn.Module):
-    """
-    What is added to the output of a Linear, at an adapter weight of 1.
+    """The change of a Linear's output, at an adapter weight of 1.
 
     Args:
         weight (`torch.Tensor`): A factor of the update. PEFT takes device and dtype from it.
@@ -50,7 +49,7 @@ class Delta(nn.Module):
         raise NotImplementedError
 
     def prepare(self, base: nn.Module) -> None:
-        """Takes the layer that is changed, while its weights are at hand."""
+        """Receive the layer that is changed, while its weights are available."""
         # Not as a submodule, and not as an argument of `forward`, which offloading hooks would move.
         self.__dict__["base"] = base
 
@@ -70,8 +69,7 @@ class DenseDelta(Delta):
 
 
 class KroneckerDelta(Delta):
-    """
-    `delta W = kron(first, weight)`, applied without forming it (LyCORIS, https://arxiv.org/abs/2309.14859).
+    """`delta W = kron(first, weight)`, applied without forming it (LyCORIS, https://arxiv.org/abs/2309.14859).
 
     Args:
         first (`torch.Tensor` of shape `(a, b)`): Outer factor.
@@ -92,8 +90,7 @@ class KroneckerDelta(Delta):
 
 
 class DoRADelta(Delta):
-    """
-    The change that DoRA makes, `m * V / norm(V) - W` with `V = W + up @ down` (https://arxiv.org/abs/2402.09353).
+    """The change that DoRA makes, `m * V / norm(V) - W` with `V = W + up @ down` (https://arxiv.org/abs/2402.09353).
 
     Args:
         down (`torch.Tensor` of shape `(rank, in_features)`): First factor.
@@ -114,7 +111,7 @@ class DoRADelta(Delta):
         self.register_buffer("factor", None, persistent=False)
 
     def prepare(self, base: nn.Module) -> None:
-        """Computes what each row, or column, of `V` is multiplied with. The base weights do not change afterwards."""
+        """Compute the factors of the rows, or columns, of `V`. The base weights do not change afterwards."""
         super().prepare(base)
         norms = self._tuned().norm(dim=self.axis, keepdim=True)
         self.factor = (self.magnitude.float().to(norms.device) / norms).to(self.magnitude)
@@ -148,8 +145,7 @@ class Clock(Protocol):
 
 
 class TimestepDelta(nn.Module):
-    """
-    `up @ (gamma(t) * (down @ x) + beta(t))`, with `gamma` and `beta` affine in the sinusoids of the timestep.
+    """`up @ (gamma(t) * (down @ x) + beta(t))`, with `gamma` and `beta` affine in the sinusoids of the timestep.
 
     Args:
         down (`torch.Tensor` of shape `(rank, in_features)`): First factor.
@@ -166,14 +162,14 @@ class TimestepDelta(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What PEFT looks at for device and dtype."""
+        """The tensor that PEFT reads device and dtype from."""
         return self.up.weight
 
     def prepare(self, base: nn.Module) -> None:
-        """Does nothing: the update does not depend on the layer."""
+        """Do nothing: the update does not depend on the layer."""
 
     def dense(self) -> Tensor:
-        """Raises a [`LoRAError`]."""
+        """Raise a [`LoRAError`]."""
         raise LoRAError(
             "A timestep LoRA is another update at every timestep: it cannot be fused into the weights. "
             "`bake_timestep_lora` gives the LoRA of one timestep, which can."

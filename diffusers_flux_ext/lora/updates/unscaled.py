@@ -10,7 +10,7 @@ from .exact import add_exactly, lossless, multiplied, with_identity
 
 
 class Unscaled(Update):
-    """An update of which only `bias` is scaled."""
+    """An update whose `bias` alone is scaled."""
 
     def _with_one_bias(self) -> Update:
         if "diff_b" not in self.parts:

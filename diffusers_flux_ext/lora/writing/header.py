@@ -18,12 +18,11 @@ from .patterns import in_any_order
 
 @dataclass
 class TargetLayer:
-    """
-    A layer of the target layout with its update.
+    """A layer of the target layout with its update.
 
     Attributes:
         component (`str`): The model that it belongs to.
-        body (`str`): The layer as the layout spells it, dotted.
+        body (`str`): The layer as named in the layout, dotted.
         update (`Update`): Its update.
         is_norm (`bool`): Whether it is a normalisation.
     """
@@ -35,14 +34,13 @@ class TargetLayer:
 
 
 def write_header(adapter: LoRAFile, layout: LoRALayout, targets: Sequence[TargetLayer]) -> tuple[dict[str, str], str]:
-    """
-    The header of a written file.
+    """Return the header of a written file.
 
-    PEFT's config stays where diffusers will read it and it is still right; alphas take its place elsewhere.
+    PEFT's config is kept where diffusers will read it and it is still right; otherwise alphas replace it.
 
     Args:
-        adapter (`LoRAFile`): What was read.
-        layout (`LoRALayout`): What is written.
+        adapter (`LoRAFile`): The LoRA that was read.
+        layout (`LoRALayout`): The target layout.
         targets (`Sequence[TargetLayer]`): The layers that are written.
 
     Returns:
@@ -56,7 +54,7 @@ def write_header(adapter: LoRAFile, layout: LoRALayout, targets: Sequence[Target
             metadata[f"folded_{PEFT_HEADER}"] = metadata.pop(PEFT_HEADER)
         return metadata, "none"
     if layout.name != "diffusers":
-        # PEFT's config stays for the way back; alphas everywhere keep it from being applied to other ranks.
+        # PEFT's config is kept for converting back; alphas everywhere prevent its use with other ranks.
         return metadata, "all" if layout.alpha == "always" or PEFT_HEADER in metadata else layout.alpha
     scaled = [target.update for target in targets if target.update.rank is not None]
     said = "all" if any(update.alpha is not None or update.scale != 1 for update in scaled) else "none"

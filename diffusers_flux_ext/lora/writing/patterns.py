@@ -1,4 +1,4 @@
-"""PEFT's configs with patterns whose order means nothing: the first that fits wins, and JSON gets sorted."""
+"""PEFT's configs with patterns whose order does not matter, since JSON is sorted and the first match wins."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ _DEFAULTS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 
 
 def in_any_order(scales: PeftScales, component: str, modules: Iterable[str]) -> dict[str, Any]:
-    """
-    A config that gives every layer the same rank and alpha in whatever order its patterns stand.
+    """Return a config that gives every layer the same rank and alpha in any order of its patterns.
 
     Args:
         scales (`PeftScales`): The configs.
@@ -36,7 +35,7 @@ def in_any_order(scales: PeftScales, component: str, modules: Iterable[str]) -> 
 
 
 def _values(config: Mapping[str, Any], table: str, order: Iterable[str], names: Iterable[str]) -> dict[str, Any]:
-    """What the patterns give to layers in another order."""
+    """Return the values that the patterns give to layers in another order."""
     scales = PeftScales({"": {**config, table: {pattern: config[table][pattern] for pattern in order}}}, "")
     return {name: scales.value("", table, name) for name in names}
 
@@ -47,8 +46,7 @@ def _exact(component: str, name: str) -> str:
 
 
 def stable_metadata(component: str, metadata: Mapping[str, Any] | None, keys: Iterable[str]) -> dict[str, Any] | None:
-    """
-    PEFT's config as it is written beside the tensors of a model, where sorting would not change what it says.
+    """Return PEFT's config for writing beside a model's tensors, unaffected by sorting.
 
     Args:
         component (`str`): The model.

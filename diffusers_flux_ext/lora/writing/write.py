@@ -22,21 +22,20 @@ from .header import TargetLayer, write_header
 
 logger = logging.getLogger(__name__)
 
-# LoKr and LoHa of some megabytes may be any number of gigabytes as LoRAs.
+# LoKr and LoHa of some megabytes may become many gigabytes as LoRAs.
 MAX_GROWN = 8 * 2**30
 
 Entries = dict[str, "Tensor | BlockMatrix"]
 
 
 def write_lora(adapter: LoRAFile, layout: LoRALayout, strict: bool = True) -> tuple[Entries, dict[str, str]]:
-    """
-    Spells an adapter in a layout.
+    """Write an adapter's tensors in a layout.
 
     Args:
         adapter (`LoRAFile`): The adapter.
         layout (`LoRALayout`): The layout.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether parts that the layout cannot hold are an error; else they are left out with a warning.
+            Whether parts that the layout cannot hold are an error; otherwise they are left out with a warning.
 
     Returns:
         `tuple`: The tensors by key, which share memory with the source and each other, and the header.
@@ -92,7 +91,7 @@ def _report(refusals: list[str], layout: LoRALayout, strict: bool) -> None:
 
 
 class _Cuts:
-    """The parts of the layers of a file, the last few kept: a layer's parts are asked for one after another."""
+    """The parts of a file's layers; the last few are cached, since parts are requested one after another."""
 
     def __init__(self, adapter: LoRAFile) -> None:
         self.adapter = adapter
@@ -205,7 +204,7 @@ def _bias_as_delta(update: Update) -> Update:
 
 
 def fold_scale(update: Update, scale: float = 1.0) -> Update:
-    """The same LoRA with another `scale`: the difference goes into `up` and `bias`, exactly."""
+    """Return the same LoRA with another `scale`: the difference goes into `up` and `bias`, exactly."""
     if update.scale == scale:
         return replace(update, alpha=None)
     factor = update.scale / scale
@@ -221,9 +220,7 @@ def _built(part: Tensor | BlockMatrix) -> Tensor:
 
 
 def _protect_proj_out(targets: list[TargetLayer], layout: LoRALayout) -> None:
-    """
-    Gives the final `proj_out` the alpha that most layers have: diffusers would give its own to all single blocks'.
-    """
+    """Give the final `proj_out` the most frequent alpha: diffusers would apply its own to all single blocks."""
     if layout.name != "diffusers":
         return
     layers = [t for t in targets if isinstance(t.update.inner, LoRA) and t.component == "transformer"]

@@ -36,7 +36,7 @@ class _ValueEncoder(nn.Module):
         self.positional_embedding = nn.Parameter(torch.randn(num_tokens, output_dim))
 
     def forward(self, sinusoids: torch.Tensor) -> torch.Tensor:
-        """`(batch, embed_dim)` to `(batch, num_tokens, output_dim)`."""
+        """Map `(batch, embed_dim)` to `(batch, num_tokens, output_dim)`."""
         embedded = self.prefer_value_embedder(sinusoids)
         return embedded[:, None] + self.positional_embedding.to(embedded.dtype)
 

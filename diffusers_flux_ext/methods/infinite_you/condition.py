@@ -191,7 +191,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         )
 
     def _embeddings(self) -> torch.Tensor:
-        """`(1 or prompts, 512)`."""
+        """Return the embeddings `(1 or prompts, 512)`."""
         if self.id_image is not None:
             return torch.stack([self._face(image, self.face_index).embedding for image in self._listed("id_image")])
         embeds = self._given_embeddings()

@@ -35,7 +35,7 @@ class _PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
 
     def forward(self, embedding: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        """`embedding` `(batch, n, dim)` and `queries` `(batch, m, dim)`; return what to add to the queries."""
+        """Return what to add to `queries` `(batch, m, dim)`, given `embedding` `(batch, n, dim)`."""
         queries = self.norm2(queries)
         query = self.to_q(queries)
         key, value = self.to_kv(torch.cat([self.norm1(embedding), queries], dim=1)).chunk(2, dim=-1)

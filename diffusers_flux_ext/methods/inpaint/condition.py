@@ -96,7 +96,7 @@ class InpaintRegion(FluxCondition):
         }
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """Nothing: the work is done after each step and after decoding."""
+        """Return nothing: the work is done after each step and after decoding."""
         return Contribution()
 
     def after_step(

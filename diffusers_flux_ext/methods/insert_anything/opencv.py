@@ -9,10 +9,10 @@ DROPPED, DROPPED_AGAIN, DROPPED_AT_LAST = 4, 16, 2
 
 
 def resize_linear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Stretch an image by bilinear interpolation without smoothing, bit for bit as `cv2.resize` by default does.
+    """Resize an image bilinearly without smoothing, bit for bit like `cv2.resize` with its defaults.
 
     Pillow's bilinear filter averages over all pixels when it shrinks, which differs by many grey levels. A mask of
-    zeros and ones needs OpenCV's rounding, too, where a pixel lies half inside.
+    zeros and ones needs OpenCV's rounding, too, where a pixel is half inside.
 
     Args:
         picture (`np.ndarray` of shape `(rows, columns)` or `(rows, columns, channels)`): In uint8.
@@ -49,7 +49,7 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
     Args:
         mask (`np.ndarray` of shape `(rows, columns)`): Boolean.
-        radius (`int`): By how many pixels, on each side.
+        radius (`int`): Pixels to grow on each side.
 
     Returns:
         `np.ndarray` of shape `(rows, columns)`, boolean.

@@ -61,6 +61,6 @@ def _readable(encoder: FluxLoRAEncoder, weights: dict[str, torch.Tensor], strict
 
 
 def lora_pairs(weights: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """`(down, up)` by layer, of the tensors whose keys begin with `prefix`."""
+    """Return `(down, up)` by layer, of the tensors whose keys begin with `prefix`."""
     names = [key[: -len(DOWN)] for key in weights if key.startswith(prefix) and key.endswith(DOWN)]
     return {name.removeprefix(prefix): (weights[name + DOWN], weights[name + UP]) for name in names}

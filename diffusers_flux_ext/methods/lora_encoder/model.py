@@ -46,7 +46,7 @@ class _LayerReader(nn.Module):
         self.layer_norm = nn.LayerNorm(out_features)
 
     def forward(self, pair: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """`pair` is `(down, up)`; `None` stands for an update of zero."""
+        """Send the learned inputs through `pair`, `(down, up)`; `None` is an update of zero."""
         if pair is None:
             return self.layer_norm(self.x.new_zeros(*self.x.shape[:2], *self.layer_norm.normalized_shape))
         down, up = (factor.to(self.x.device, self.x.dtype) for factor in pair)

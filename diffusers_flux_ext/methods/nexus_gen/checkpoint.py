@@ -30,9 +30,9 @@ class DecoderPart:
         decoder (`str`):
             The decoder it belongs to.
         prefix (`str`):
-            How its keys begin.
+            Prefix of its keys in the file.
         kept (`str`):
-            The beginning of the model's own keys.
+            Prefix of the model's own keys.
         sized (`tuple[str, ...]`):
             Keys of matrices that determine its sizes, as the model spells them.
     """
@@ -122,7 +122,7 @@ def split_decoder(source: Source) -> tuple[dict[str, torch.Tensor], DecoderPart,
 
 
 def _swapped(key: str, weight: torch.Tensor) -> torch.Tensor:
-    # These files have scale and shift of the last norm in diffusers' order, unlike DiffSynth-Studio's layout of today.
+    # These files have scale and shift of the last norm in diffusers' order, unlike DiffSynth-Studio's current layout.
     halves = key.startswith(MODULATION) and weight.ndim
     return torch.cat(weight.chunk(2)[::-1]) if halves else weight
 
@@ -139,7 +139,7 @@ class DecoderPartMixin:
 
         Args:
             weights (`Mapping[str, torch.Tensor]`): The model's weights.
-            overrides: Arguments that leave no trace in them.
+            overrides: Arguments that cannot be read from them.
 
         Returns:
             `dict[str, Any]`
@@ -162,9 +162,10 @@ class DecoderPartMixin:
                 Path of `generation_decoder.bin` or `edit_decoder.bin` (pickles of tensors) or of a safetensors file,
                 or a state dict. The decoder's transformer in it is skipped.
             dtype (`torch.dtype`, *optional*): Data type of the model; the file's by default.
-            torch_dtype (`torch.dtype`, *optional*): The same by its older name.
+            torch_dtype (`torch.dtype`, *optional*): Older name of `dtype`.
             device (`str` or `torch.device`, *optional*): Device of the model; CPU by default.
-            overrides: Arguments of the constructor that leave no trace in the weights, `mrope_section` of the merger.
+            overrides: Arguments of the constructor that cannot be read from the weights, `mrope_section` of the
+            merger.
 
         Returns:
             the model, in eval mode.

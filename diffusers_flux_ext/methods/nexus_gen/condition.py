@@ -41,28 +41,28 @@ NexusGenEmbeds = torch.Tensor | Mapping[str, torch.Tensor]
 class NexusGenEmbedding(FluxCondition):
     """Drawing and editing with Nexus-Gen V2 ([paper](https://huggingface.co/papers/2504.21356)).
 
-    A language model predicts the embeddings of the image to be drawn. They take the place of the prompt on the
-    conditional branch; CLIP's pooled prompt and the negative prompt stay. The transformer must be the one of the same
-    decoder as the adapter, see [`load_nexus_gen_decoder`].
+    A language model predicts the embeddings of the image to be drawn. They replace the prompt on the
+    conditional branch; CLIP's pooled prompt and the negative prompt are kept. The transformer must be the one of the
+    same decoder as the adapter, see [`load_nexus_gen_decoder`].
 
     Args:
         adapter (`NexusGenAdapter` or `NexusGenEditingMerger`):
             Of the generation or of the editing decoder; on the pipeline's device and of its dtype, or offloaded.
         prompt (`str` or `Sequence[str]`, *optional*):
             A description, or an instruction for `image`, in English or Chinese; one for all or one per prompt.
-            `"<image>"` in an instruction says where the image stands.
+            `"<image>"` in an instruction marks the position of the image.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
             The image to edit, of any size and mode, one for all or one per prompt. With the generation decoder only
             the language model sees it.
         image_embeds (`torch.Tensor` or `Mapping[str, torch.Tensor]`, *optional*):
-            What [`~NexusGenEmbedding.embed`] gave, in place of `prompt` and `image`; no language model is needed then.
-            A tensor `(1 or prompts, 81, hidden_size)` stands for `{"image_embeds": tensor}`.
+            The result of [`~NexusGenEmbedding.embed`], in place of `prompt` and `image`; no language model is needed
+            then. A tensor `(1 or prompts, 81, hidden_size)` stands for `{"image_embeds": tensor}`.
         mllm (`NexusGenModel`, *optional*):
             The language model, on any device and of any data type; the pipeline's by default.
         mllm_processor (`QwenVLProcessor`, *optional*): Its processor; the pipeline's by default.
         language (`"en"` or `"zh"`, defaults to `"en"`):
             The language of the sentence that Nexus-Gen puts around a description. Instructions have none.
-        max_pixels (`int`, defaults to 262640): To how many pixels `image` is reduced.
+        max_pixels (`int`, defaults to 262640): Maximum number of pixels of `image`, which is reduced to it.
 
     Raises:
         TypeError: if `adapter` is something else.
@@ -110,7 +110,7 @@ class NexusGenEmbedding(FluxCondition):
         check_processor("`mllm_processor` of NexusGenEmbedding", self.mllm_processor)
 
     def embed(self, pipe: Any = None) -> dict[str, torch.Tensor]:
-        """Return what the language model gives; it can be saved and given as `image_embeds` later.
+        """Run the language model; the result can be saved and passed as `image_embeds` later.
 
         Args:
             pipe (`FluxNexusGenPipeline`, *optional*): Gives the language model that the condition lacks.
@@ -133,7 +133,7 @@ class NexusGenEmbedding(FluxCondition):
             )
         prompts = read_texts("`prompt` of NexusGenEmbedding", self.prompt)
         images = None if self.image is None else list_pictures(self.image, _IMAGE)
-        # Whatever encoded before gives the card to the language model.
+        # Encoders that ran before free the card for the language model.
         offload_all_but(pipe, ("mllm",))
         with torch.no_grad():
             return embed_prompts(mllm, processor, prompts, images, self.language, self.max_pixels)
@@ -143,7 +143,7 @@ class NexusGenEmbedding(FluxCondition):
         return Demand(prompt_tokens=NUM_IMAGE_TOKENS + self.max_pixels // 28**2)
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Ask the language model, and place the tokens on the canvas.
+        """Run the language model, and place the tokens on the canvas.
 
         Args:
             pipe (`Encoders`): Gives the transformer, and the language model by default.
@@ -189,7 +189,7 @@ class NexusGenEmbedding(FluxCondition):
         return PromptEmbeds(tokens.expand(step.latents.shape[0], -1, -1), step.prompt.pooled, ids)
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
-        """Nothing: the tokens are the prompt."""
+        """Return nothing: the tokens replace the prompt."""
         return Contribution()
 
     def _tokens(self, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:

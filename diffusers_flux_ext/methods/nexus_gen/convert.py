@@ -2,7 +2,7 @@
 
     flux-ext convert nexus-gen Nexus-GenV2 nexus-gen
 
-Of the source, what is there is converted; the target gets
+Every file that the source has is converted; the target gets
 
     generation/transformer, generation/generation_adapter    from generation_decoder.bin
     editing/transformer, editing/editing_adapter             from edit_decoder.bin

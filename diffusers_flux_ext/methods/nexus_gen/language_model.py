@@ -21,13 +21,13 @@ from .prompts import MAX_PIXELS, MIN_PIXELS, check_options
 NUM_IMAGE_TOKENS = 81
 QUESTION = "Please give a brief description of the image."
 # transformers 4 named the parts of the published checkpoint; later versions nest them. Spelled as there, because these
-# patterns are turned round for saving.
+# patterns are reversed for saving.
 RENAMED = {"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
 
 
 @dataclass
 class NexusGenOutput(ModelOutput):
-    """What the language model gives for an image to be drawn.
+    """The language model's output for an image to be drawn.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(1, num_image_tokens, hidden_size)`): Of the image to be drawn.
@@ -61,7 +61,7 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> NexusGenModel:
-        """See `PreTrainedModel.from_pretrained`; the published names are mapped to those of today's transformers."""
+        """See `PreTrainedModel.from_pretrained`; the published names are mapped to those of current transformers."""
         kwargs.setdefault("key_mapping", RENAMED)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 

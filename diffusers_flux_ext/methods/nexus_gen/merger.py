@@ -35,7 +35,7 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """`hidden_states` `(batch, length, dim)`, `rotation` cosines and sines `(length, head_dim)`."""
+        """Attend over `hidden_states` `(batch, length, dim)`; `rotation` is cosines and sines `(length, head_dim)`."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (
             project(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for project in projections
@@ -57,7 +57,7 @@ class _FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner_dim, dim, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(batch, length, dim)` to the same shape."""
+        """Map `(batch, length, dim)` to the same shape."""
         return self.down_proj(functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
@@ -72,7 +72,7 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(dim, eps=eps)
 
     def forward(self, hidden_states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """`(batch, length, dim)` to the same shape."""
+        """Map `(batch, length, dim)` to the same shape."""
         hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), rotation)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 

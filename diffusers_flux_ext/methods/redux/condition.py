@@ -48,7 +48,7 @@ class ReduxImages(FluxCondition):
             images, arrays `(height, width, channels)` or tensors `(channels, height, width)`, of any size.
         strengths (`float` or `Sequence[float]`, defaults to 1.0):
             For all, or per image. With `combine="groups"` in [0, 1]: the share of the image's tokens that is
-            left, each the mean of those nearest to it; 0 is not an image, bit-exact. With `"sum"` any factors.
+            left, each the mean of those nearest to it; 0 leaves the image out, bit-exact. With `"sum"` any factors.
         prompt_scale (`float`, defaults to 1.0): Factor of the prompt's hidden states; 0 drops the prompt.
         pooled_scale (`float`, defaults to 1.0): Factor of the pooled prompt.
         mask (`RegionMask`, a list of one per image, or such a list for each prompt, *optional*):

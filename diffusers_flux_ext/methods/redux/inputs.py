@@ -24,7 +24,7 @@ IMAGES, EMBEDS, MASK = (f"`{name}` of ReduxImages" for name in ("images", "image
 
 
 def count_pictures(images: Any, image_embeds: Any) -> int:
-    """Images of each prompt; raises a `ValueError` unless exactly one of the two is given, in a known shape."""
+    """Count the images per prompt; raise a `ValueError` unless exactly one input is given, in a known shape."""
     if (images is None) == (image_embeds is None):
         raise ValueError(f"{IMAGES} or {EMBEDS} is needed, and not both; give one of the two.")
     if image_embeds is None:

@@ -58,7 +58,7 @@ class ReferenceImages(FluxCondition):
 
     Raises:
         TypeError: if a strength or `max_area` is not a number.
-        ValueError: if there is not an image, or an argument is out of range.
+        ValueError: if there is no image, or an argument is out of range.
     """
 
     images: Any

@@ -60,7 +60,7 @@ class Step1XInstruction(FluxCondition):
 
     Raises:
         TypeError: if `connector` is something else.
-        ValueError: if there is not an image or no instruction, or a mask has no embeddings.
+        ValueError: if there is no image or no instruction, or a mask has no embeddings.
     """
 
     own_placement = ("mllm",)

@@ -55,7 +55,7 @@ class _RefinerBlock(nn.Module):
         self.gates = nn.Linear(hidden_size, 2 * hidden_size)
 
     def _attend(self, tokens: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """Self-attention where `pairs` `(batch_size, 1, length, length)` allows it."""
+        """Run self-attention where `pairs` `(batch_size, 1, length, length)` allows it."""
         qkv = self.to_qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=pairs)

@@ -163,7 +163,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             `tuple[torch.Tensor, torch.Tensor]`: hidden states `(count, 640, 3584)` and their mask `(count, 640)`.
 
         Raises:
-            ValueError: if the pipeline has no language model, there is not an image, or the numbers do not fit.
+            ValueError: if the pipeline has no language model, there is no image, or the numbers do not fit.
         """
         if self.mllm is None or self.mllm_processor is None:
             raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")
@@ -203,7 +203,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
                 text encoders read (`prompt_2`, `prompt_embeds`, ...) is refused.
             size_level (`int`, *optional*, defaults to 1024):
                 Without `height` and `width` the first image's aspect is kept at about the area of a square of this
-                side; published are 512, 768 and 1024. With them, images are stretched to them.
+                side; 512, 768 and 1024 are published. With both, images are stretched to them.
             init_image (*optional*):
                 Start from this image instead of from noise, as `image` does in the base class, with `strength`.
             cut_at_apostrophes, rescale_above, rescale_power: See [`Step1XInstruction`].
@@ -215,7 +215,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             [`~diffusers.pipelines.flux.FluxPipelineOutput`] or `tuple`
 
         Raises:
-            ValueError: if there is not an image, no instruction or no connector, or an argument is not read.
+            ValueError: if there is no image, instruction or connector, or an argument has no effect.
         """
         given = named_arguments(FluxConditionedPipeline, args, kwargs)
         useless = [name for name in _NOT_READ if given.get(name) is not None]
