@@ -91,12 +91,26 @@ def load_checkpoint(
     weights = {name: value for name, value in found.items() if not name.startswith("optimizer.")}
     _check(path, weights, tensors)
     states = [_state(path, number, optimizer, found) for number, optimizer in enumerate(optimizers)]
+    _restore(path, optimizers, states)
     with torch.no_grad():
         for name, value in weights.items():
             tensors[name].copy_(value)
-    for optimizer, state in zip(optimizers, states):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def _restore(
+    path: str | os.PathLike[str], optimizers: Sequence[torch.optim.Optimizer], states: Sequence[dict[int, Any]]
+) -> None:
+    """Restore the optimizers' states, all or none."""
+    before = [optimizer.state_dict() for optimizer in optimizers]
+    try:
+        for optimizer, state, whole in zip(optimizers, states, before):
+            optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    # Each kind of optimizer fails in its own way on states that are not its own.
+    except Exception as error:
+        for optimizer, whole in zip(optimizers, before):
+            optimizer.load_state_dict(whole)
+        raise ValueError(f"The states in `{path}` are not those of these optimizers: {error!r}.") from error
 
 
 def _step(path: str | os.PathLike[str], metadata: Mapping[str, str] | None) -> int:

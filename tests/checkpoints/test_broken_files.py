@@ -269,6 +269,14 @@ class TestTraining:
             load_checkpoint(path, {"a": weight}, [torch.optim.AdamW([weight])])
         assert torch.equal(weight, torch.ones(3))
 
+    def test_a_state_without_its_step_changes_nothing(self, path):
+        content = {name: value for name, value in load_file(path).items() if not name.endswith(".step")}
+        save_file({**content, "a": torch.zeros(3)}, path, metadata={"training": '{"step": 3}'})
+        weight = torch.nn.Parameter(torch.ones(3))
+        with pytest.raises(ValueError, match=r"run\.safetensors.*not those of these optimizers"):
+            load_checkpoint(path, {"a": weight}, [torch.optim.AdamW([weight])])
+        assert torch.equal(weight, torch.ones(3))
+
 
 def script(name):
     path = Path(__file__).parents[2] / "conversion_scripts" / f"{name}.py"
