@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from .reading import read_json
 MOST_LAYERS = 1000
 MOST_TIMESTEPS = 100_000
 LARGEST_NUMBER = 2**31
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
@@ -27,7 +29,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: If there are more than 1000 layers or 100,000 timesteps, or a number is infinite, NaN or above
-            2**31.
+            2**31, or the rotary axes do not fill the heads.
     """
     pending: list[tuple[str, Any]] = list(config.items())
     while pending:
@@ -38,6 +40,17 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             pending.extend((name, item) for item in value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(name, value)
+    _check_rotary_axes(config)
+
+
+def _check_rotary_axes(config: Mapping[str, Any]) -> None:
+    axes, width = config.get("axes_dims_rope"), config.get("attention_head_dim")
+    if not isinstance(axes, list | tuple) or not isinstance(width, int):
+        return
+    if all(isinstance(axis, int | float) for axis in axes) and (sum(axes) != width or min(axes, default=0) < 1):
+        raise ValueError(
+            f"`axes_dims_rope` is {shorten(axes)}; expected positive numbers with the sum {width}, a head's width."
+        )
 
 
 def _check_number(name: object, value: float) -> None:
@@ -87,10 +100,17 @@ def building(
     # With a broken config, model constructors raise errors of any kind.
     except Exception as error:
         named = isinstance(error, ValueError | OSError) and os.fspath(source) in str(error)
-        if named or isinstance(error, passing):
+        # A `ValueError` is clear if it is one of this package's own.
+        clear = isinstance(error, passing) and (not isinstance(error, ValueError) or _is_own(error))
+        if named or clear:
             raise
         reason = shorten(" ".join(str(error).split())) or type(error).__name__
         raise ValueError(f"`{source}` does not describe {what}: {reason}") from error
+
+
+def _is_own(error: Exception) -> bool:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and _PACKAGE in Path(frames[-1][0].f_code.co_filename).parents
 
 
 class CheckedConfigMixin:

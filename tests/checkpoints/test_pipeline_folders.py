@@ -1,6 +1,7 @@
 """Folders of pipelines are checked before `flux-ext generate` loads them."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from diffusers_flux_ext import tiny_flux_path
+from diffusers_flux_ext.checkpoints.model_configs import building, check_numbers
 from diffusers_flux_ext.checkpoints.pipeline_folders import check_pipeline_folder, check_types
 from diffusers_flux_ext.cli.main import main as command
 
@@ -80,3 +82,15 @@ def test_types_follow_the_constructor():
         with pytest.raises(ValueError, match=f"`{name}` is"):
             check_types(AutoencoderKL, {name: value})
     assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.parametrize("axes", [[1e9, 12, 12], [4, 6, 2**30], [0, 8, 8], [-4, 10, 10]])
+def test_rotary_axes_fill_the_heads(axes):
+    with pytest.raises(ValueError, match=r"`axes_dims_rope` .* sum 16"):
+        check_numbers({"axes_dims_rope": axes, "attention_head_dim": 16})
+    check_numbers({"axes_dims_rope": [4, 6, 6], "attention_head_dim": 16})
+
+
+def test_errors_of_libraries_name_the_folder():
+    with pytest.raises(ValueError, match="`model` does not describe.*math domain"), building("model", (ValueError,)):
+        math.log(-1)

@@ -338,7 +338,7 @@ def test_broken_files_are_refused(tmp_path):
         "has 0 bytes": b"",
         "not an intact safetensors file: .*not fully covered": content[:-1],
         "not an intact safetensors file: .*JSON": content[:8] + b"x" * length + content[8 + length :],
-        "the first as C64": content.replace(b'"F32"', b'"C64"', 1),
+        "not an intact safetensors file: .*data type": content.replace(b'"F32"', b'"C64"', 1),
         "not an intact safetensors file": content.replace(b"[16,8]", b"[16,9]", 1),
     }
     for error, data in broken.items():
