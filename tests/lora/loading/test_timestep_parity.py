@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, load_timestep_lora
 from diffusers_flux_ext.testing import quiet
 from tests.fixtures.timestep_lora import tiny_timestep_lora
-from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
 from tests.models.test_transformer_parity import inputs, our_velocity
+from tests.parity.loop import TOLERANCE, our_images, reference_images
 from tests.parity.reference import load_reference_timestep_lora, reference_pair
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.methods.eligen.test_parity import STEPS, TOLERANCE, mask, our_images, reference_images
+from tests.parity.loop import STEPS, TOLERANCE, mask, our_images, reference_images
 from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 

@@ -1,17 +1,13 @@
 """The whole pipeline against the reference's: base, CFG, image-to-image and EliGen."""
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffusers_flux_ext import FluxEliGenPipeline, FluxFlowMatchScheduler
-from diffusers_flux_ext.canvas import encode_image, pack_latents
+from diffusers_flux_ext.canvas import encode_image
+from tests.parity.loop import check, mask, our_images
 from tests.parity.reference import reference_pair
-
-
-TOLERANCE = 1e-3
-STEPS, LENGTH = 4, 24
 
 
 @pytest.fixture(scope="module")
@@ -23,43 +19,6 @@ def pair():
     return both.reference, ours
 
 
-def mask(box, size=(64, 48)):
-    array = np.zeros((size[1], size[0], 3), dtype=np.uint8)
-    left, top, right, bottom = box
-    array[top:bottom, left:right] = 255
-    return Image.fromarray(array)
-
-
-def reference_images(reference, arguments):
-    """The picture of the reference as floats: its decoder is asked again, since its pictures are truncated."""
-    decoded = []
-    decoder = reference.vae_decoder.forward
-
-    def keep(*args, **kwargs):
-        decoded.append(decoder(*args, **kwargs))
-        return decoded[-1]
-
-    reference.vae_decoder.forward = keep
-    try:
-        reference(
-            "a cat on the table", height=48, width=64, seed=0, num_inference_steps=STEPS, t5_sequence_length=LENGTH,
-            progress_bar_cmd=list, **arguments
-        )  # fmt: skip
-    finally:
-        reference.vae_decoder.forward = decoder
-    return decoded[-1]
-
-
-def our_images(ours, **arguments):
-    noise = torch.randn(1, 16, 6, 8, generator=torch.Generator("cpu").manual_seed(0))
-    arguments.setdefault("latents", pack_latents(noise))
-    images = ours(
-        "a cat on the table", height=48, width=64, num_inference_steps=STEPS, max_sequence_length=LENGTH,
-        output_type="pt", **arguments
-    ).images  # fmt: skip
-    return images * 2 - 1
-
-
 BOXES = {
     "two": [(0, 0, 32, 48), (32, 0, 64, 48)],
     "three": [(0, 0, 16, 48), (20, 0, 44, 20), (40, 30, 64, 48)],
@@ -69,13 +28,6 @@ BOXES = {
     "off the grid": [(3, 5, 21, 40), (37, 11, 60, 33)],
 }
 PROMPTS = ["a red dog", "a blue bird in the sky", "a green tree"]
-
-
-def check(pair, reference_arguments, our_arguments):
-    reference, ours = pair
-    expected = reference_images(reference, reference_arguments).clamp(-1, 1)
-    torch.testing.assert_close(our_images(ours, **our_arguments), expected, atol=TOLERANCE, rtol=0)
-    return expected
 
 
 def test_text_to_image(pair):

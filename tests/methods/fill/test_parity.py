@@ -5,7 +5,7 @@ import pytest
 from diffusers_flux_ext import EntityRegions, FillMask, FluxConditionedPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
 from tests.fixtures.controlnet import PICTURE
-from tests.methods.eligen.test_parity import check, mask, our_images
+from tests.parity.loop import check, mask, our_images
 from tests.parity.reference import reference_pair
 
 

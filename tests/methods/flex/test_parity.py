@@ -6,7 +6,7 @@ from PIL import Image
 from diffusers_flux_ext import FluxFlexPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
-from tests.methods.eligen.test_parity import check, mask, our_images
+from tests.parity.loop import check, mask, our_images
 from tests.parity.reference import reference_pair
 
 

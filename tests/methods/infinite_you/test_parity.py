@@ -8,7 +8,7 @@ from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInfiniteYouPipeline, 
 from diffusers_flux_ext.methods.infinite_you.condition import InfiniteYouIdentity
 from diffusers_flux_ext.testing import quiet
 from tests.fixtures.infinite_you import POINTS, face, tiny_identity_modules, tiny_projector
-from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
+from tests.parity.loop import TOLERANCE, our_images, reference_images
 from tests.parity.reference import (
     EmbeddedFace,
     controlnet_input,

@@ -6,8 +6,8 @@ import torch
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, enable_lora_fusion, load_lora
 from diffusers_flux_ext.testing import quiet, seeded
 from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
 from tests.models.test_transformer_parity import inputs, our_velocity
+from tests.parity.loop import TOLERANCE, our_images, reference_images
 from tests.parity.reference import load_merged, reference_lora_patcher, reference_pair, reference_velocity
 
 

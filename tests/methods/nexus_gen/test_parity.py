@@ -14,8 +14,8 @@ from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prom
 from diffusers_flux_ext.testing import quiet, seeded
 from tests.fixtures.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
 from tests.fixtures.qwen_vl import HIDDEN
-from tests.methods.eligen.test_parity import TOLERANCE, our_images, reference_images
 from tests.methods.nexus_gen.record_values import CASES, KEPT_ROWS, SIZES, VALUES
+from tests.parity.loop import TOLERANCE, our_images, reference_images
 from tests.parity.reference import (
     import_reference,
     reference_nexus_adapter,

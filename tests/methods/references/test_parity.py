@@ -5,7 +5,7 @@ import pytest
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline, FluxFlowMatchScheduler, ReferenceImages
 from diffusers_flux_ext.testing import quiet
 from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.methods.eligen.test_parity import check, our_images
+from tests.parity.loop import check, our_images
 from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 

@@ -12,7 +12,7 @@ from diffusers_flux_ext.methods.step1x_edit.instructions import encode_instructi
 from diffusers_flux_ext.testing import quiet, seeded
 from tests.fixtures.qwen_vl import tiny_mllm, write_qwen_tokenizer
 from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
-from tests.methods.eligen.test_parity import TOLERANCE, reference_images
+from tests.parity.loop import TOLERANCE, reference_images
 from tests.parity.reference import reference_connector, reference_embedder, reference_pair
 
 
