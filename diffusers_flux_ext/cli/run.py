@@ -160,6 +160,12 @@ def load_pipeline(
         pipe.load_lora_weights(lora, weight_name=lora_weight_name)
     elif with_regions:
         logger.warning("Entities are hardly followed without an EliGen LoRA, for example DiffSynth-Studio/Eligen.")
+    with building(path, passing=(OSError, ValueError, torch.OutOfMemoryError), what="a FLUX.1 pipeline"):
+        _place(pipe, device, offload)
+    return pipe
+
+
+def _place(pipe: FluxEliGenPipeline, device: str, offload: str) -> None:
     if device == "cpu":
         if offload != "none":
             logger.warning(f"`offload={offload}` has no effect without an accelerator: everything runs on the CPU.")
@@ -170,7 +176,6 @@ def load_pipeline(
         pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.to(device)
-    return pipe
 
 
 def save_picture(image: Image.Image, path: Path) -> Path:

@@ -250,6 +250,16 @@ def test_bad_inputs_change_nothing(untouched, source, options, message):
     assert not hooks_of(pipe.transformer)
 
 
+@pytest.mark.parametrize("part", ["gamma.weight", "beta.bias"])
+def test_modulations_of_another_shape_are_refused(untouched, part):
+    key = next(name for name in LORA if name.endswith(f"lora_time_{part}"))
+    for changed in (LORA[key].flatten()[:7], None):
+        lora = {**LORA, key: changed} if changed is not None else {name: LORA[name] for name in LORA if name != key}
+        with pytest.raises(LoRAError):
+            load_timestep_lora(untouched, lora)
+    assert not hasattr(untouched.transformer, "peft_config")
+
+
 def test_bad_timesteps_and_calls():
     with pytest.raises(ValueError, match="expected one in"):
         bake_timestep_lora(LORA, 1000.5)
