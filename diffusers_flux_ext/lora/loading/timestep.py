@@ -126,7 +126,9 @@ def _check_timed(updates: Iterable[tuple[str, Update]]) -> None:
         rank = update.rank
         sizes = {shape[1:] for part, shape in timed.items() if part.endswith(".weight")}
         ranks = {shape[:1] for shape in timed.values()}
-        if sorted(timed) != TIMED_PARTS or not isinstance(update.inner, LoRA) or ranks != {(rank,)} or len(sizes) != 1:
+        axes = all(len(shape) == 1 + part.endswith(".weight") for part, shape in timed.items())
+        complete = sorted(timed) == TIMED_PARTS and isinstance(update.inner, LoRA)
+        if not (complete and axes and ranks == {(rank,)} and len(sizes) == 1):
             raise LoRAError(
                 f"`{name}` is no layer of a timestep LoRA: besides a LoRA of rank {rank} it has {timed}; expected "
                 f"{TIMED_PARTS}, the weights of shape (rank, size) and the biases of shape (rank,)."

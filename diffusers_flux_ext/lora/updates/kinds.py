@@ -158,13 +158,6 @@ class Timed(Dynamic):
         weight, bias = (torch.cat([parts[f"{name}.{part}"] for name in (GAMMA, BETA)]) for part in ("weight", "bias"))
         return TimestepDelta(parts["down"], parts["up"], weight, bias)
 
-    def fits(self) -> bool:
-        for name in (GAMMA, BETA):
-            weight, bias = (self.parts.get(f"{name}.{part}") for part in ("weight", "bias"))
-            if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
-                return False
-        return super().fits()
-
     def at(self, timestep: float, strength: float) -> LoRA:
         """Return the LoRA that it is at one timestep in [0, 1000], in float32."""
         parts = {name: part.float() for name, part in self.parts.items()}
