@@ -37,12 +37,14 @@ def main() -> int:
         differences.append(difference(call))
         if not differences[-1] <= TOLERANCE:
             failed.append(call)
-            print(f"{differences[-1]:.1e}  {call.title}")
+            sys.stdout.write(f"{differences[-1]:.1e}  {call.title}\n")
     seconds = time.perf_counter() - started
-    print(f"{args.count} combinations in {seconds:.0f} s, {len(failed)} differ by more than {TOLERANCE:g}.")
+    sys.stdout.write(
+        f"{args.count} combinations in {seconds:.0f} s, {len(failed)} differ by more than {TOLERANCE:g}.\n"
+    )
     ordered = sorted(differences)
-    print(f"Largest difference {ordered[-1]:.1e}, median {ordered[len(ordered) // 2]:.1e}.")
-    print(", ".join(f"{name} {number}" for name, number in sorted(parts.items())))
+    sys.stdout.write(f"Largest difference {ordered[-1]:.1e}, median {ordered[len(ordered) // 2]:.1e}.\n")
+    sys.stdout.write(", ".join(f"{name} {number}" for name, number in sorted(parts.items())) + "\n")
     return int(bool(failed))
 
 
