@@ -133,7 +133,8 @@ class EncodedConditions:
 
     def _prompt_changed(self, key: tuple[int, Hashable], step: DenoisingStep) -> bool:
         # What is kept by the step's index serves both branches, whose prompts differ.
-        return key[1] != step.index and self._kept[key][1] is not step.prompt.hidden_states
+        shared = type(key[1]) is int and key[1] == step.index
+        return not shared and self._kept[key][1] is not step.prompt.hidden_states
 
     def _make(self, index: int, step: DenoisingStep) -> Contribution:
         made = self.conditions[index].contribute(self._given(index, step), step)

@@ -181,6 +181,22 @@ def some_step(index=0, **prompt):
     return DenoisingStep(index, 2, "cond", torch.full((2,), 0.5), torch.zeros(2, 6, 64), torch.zeros(6, 3), embeds)
 
 
+def test_a_key_that_equals_the_steps_index_is_not_taken_for_it():
+    class Late(AddedText):
+        def reuse(self, step):
+            return step.branch, step.index
+
+    class Reads(Reader):
+        def reuse(self, step):
+            return True
+
+    reader = Reads([])
+    changing = EncodedConditions.from_tensors([reader, Late(2, in_prompt=True)], [{}, {}])
+    for index in (0, 1):
+        changing.contributions(some_step(index))
+    assert len(reader.calls) == 2
+
+
 def test_a_condition_that_reads_is_asked_again_when_the_prompt_grows():
     class Late(AddedText):
         def reuse(self, step):
