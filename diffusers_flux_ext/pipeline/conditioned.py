@@ -12,7 +12,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from transformers import (
     CLIPImageProcessor,
@@ -45,6 +45,7 @@ from .call_inputs import (
     canvas_size,
     check_prompts,
     count_prompts,
+    image_processor_of,
     ip_adapter_kwargs,
     is_guided,
     set_timesteps,
@@ -104,11 +105,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        # Image latents may be given instead of an image, so the processor must know their number of channels.
-        self.image_processor = VaeImageProcessor(
-            vae_scale_factor=self.vae_scale_factor * 2,
-            vae_latent_channels=self.vae.config.latent_channels if self.vae is not None else 16,
-        )
+        self.image_processor = image_processor_of(self)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
