@@ -67,9 +67,9 @@ def loop_of_stock_pipeline(pipe: Any, conditions: Any) -> Iterator[None]:
             if _shares_scheduler(pipe, other):
                 raise RuntimeError(
                     f"The {type(pipe.scheduler).__name__} of this {type(pipe).__name__} is in use by a running call "
-                    f"of {type(other.pipe).__name__}, which it has now been set over. Give the pipeline a scheduler "
-                    f"of its own: `pipe.scheduler = {type(pipe.scheduler).__name__}.from_config(pipe.scheduler.config)`"
-                    f"; one pipeline of diffusers makes one call at a time."
+                    f"of {type(other.pipe).__name__}. Give the pipeline a scheduler of its own: `pipe.scheduler = "
+                    f"{type(pipe.scheduler).__name__}.from_config(pipe.scheduler.config)`; one pipeline of diffusers "
+                    f"makes one call at a time."
                 )
         call = _listed(pipe, conditions, calls)
     with _ending(call):

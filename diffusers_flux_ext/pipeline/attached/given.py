@@ -43,8 +43,8 @@ def split_call(
     unknown = sorted(name for name in kwargs.keys() - _READ if kwargs[name] is not None)
     if unknown:
         raise ValueError(
-            f"The pipeline gives the transformer {unknown}, which this version of diffusers_flux_ext does not know, so "
-            f"conditions cannot run beside them. Detach them, or install a version of diffusers that it supports."
+            f"The pipeline gives the transformer {unknown}, which this version of diffusers_flux_ext does not know, "
+            f"so conditions cannot run beside them. Detach them, or install a version of diffusers that it supports."
         )
     tokens, ids = kwargs["hidden_states"], kwargs["img_ids"]
     target, references = tokens[:, :num_tokens], tokens[:, num_tokens:]

@@ -58,12 +58,29 @@ class AttachedLoop:
         with ExitStack() as stack:
             stack.enter_context(loop_of_stock_pipeline(self._pipe, self.encoded.conditions))
             stack.enter_context(regional_attention(transformer))
-            # The first hook before and the last one after, so that all others see what is run.
-            before = transformer.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
-            stack.callback(before.remove)
-            stack.callback(transformer.register_forward_hook(self._after, always_call=True).remove)
+            self._intercept(transformer, stack)
             stack.callback(Replacement(scheduler, "step", self._after_step).restore)
             yield
+
+    def _intercept(self, transformer: torch.nn.Module, stack: ExitStack) -> None:
+        if getattr(transformer, "_compiled_call_impl", None) is not None:
+            # `transformer.compile()` compiles the hooks of a module with it.
+            stack.callback(Replacement(transformer, "_compiled_call_impl", self._around).restore)
+            return
+        # The first hook before and the last one after, so that all others see what is run.
+        before = transformer.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+        stack.callback(before.remove)
+        stack.callback(transformer.register_forward_hook(self._after, always_call=True).remove)
+
+    def _around(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed, output = self._before(self._pipe.transformer, args, kwargs), None
+        if changed is None:
+            return call(*args, **kwargs)
+        try:
+            output = call(**changed[1])
+        finally:
+            finished = self._after(self._pipe.transformer, (), output)
+        return finished
 
     def _is_ours(self, kwargs: dict[str, Any]) -> bool:
         # Callbacks and other threads may run the transformer meanwhile; one call has the same positions throughout.
@@ -96,9 +113,9 @@ class AttachedLoop:
         branch = next(self._branches, None)
         if branch is None:
             raise RuntimeError(
-                f"{type(self._pipe).__name__} calls its transformer more than {self._record.num_branches} times in the "
-                f"step {self._index}, which is as often as it has encoded prompts, so conditions cannot tell what the "
-                f"call is for. Detach them."
+                f"{type(self._pipe).__name__} calls its transformer more than {self._record.num_branches} times in "
+                f"the step {self._index}, which is as often as it has encoded prompts, so conditions cannot tell what "
+                f"the call is for. Detach them."
             )
         latents, ids, given = split_call(kwargs, self.canvas.num_tokens, self._record.latent_width)
         step = DenoisingStep(

@@ -47,8 +47,9 @@ def check_pipeline(pipe: Any) -> None:
     known = [base for base in kind.__mro__ if is_stock(base)]
     if not known:
         raise TypeError(
-            f"Conditions can be attached to the pipelines {', '.join(sorted(STOCK_CLASSES))} of diffusers, whose loops "
-            f"are known, got {kind.__name__}. Use `FluxConditionedPipeline.from_pipe(pipe)`, which takes `conditions`."
+            f"Conditions can be attached to the pipelines {', '.join(sorted(STOCK_CLASSES))} of diffusers, whose "
+            f"loops are known, got {kind.__name__}. Use `FluxConditionedPipeline.from_pipe(pipe)`, which takes "
+            f"`conditions`, for another loop of FLUX.1."
         )
     if kind.__call__ is not known[0].__call__:
         raise TypeError(
@@ -75,6 +76,6 @@ def check_claims(pipe: DiffusionPipeline, conditions: Sequence[FluxCondition]) -
         if argument is not None:
             raise ValueError(
                 f"{type(condition).__name__} decides {condition.exclusive}, and {name} decides them by `{argument}`. "
-                f"Leave {type(condition).__name__} out, or attach it to a pipeline without `{argument}`, such as "
-                f"FluxPipeline or FluxImg2ImgPipeline."
+                f"Leave {type(condition).__name__} out, or give it to `FluxConditionedPipeline.from_pipe(pipe)`, which "
+                f"has no `{argument}`."
             )
