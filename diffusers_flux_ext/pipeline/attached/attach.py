@@ -88,15 +88,14 @@ class AttachedConditions:
         return check(*args, **kwargs)
 
     def _encode_prompt(self, encode: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._record is None or self._loop is not None:
-            return encode(*args, **kwargs)
-        return self._record.encode_prompt(encode, args, kwargs)
+        if self._record is not None and self._loop is None:
+            self._record.note_prompt(self._pipe(), args, kwargs)
+        return encode(*args, **kwargs)
 
     def _prepare_latents(self, prepare: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        pipe: Any = self._pipe()
         if self._record is None or self._loop is not None:
             return prepare(*args, **kwargs)
-        return self._record.prepare_latents(prepare, pipe.scheduler, args, kwargs)
+        return self._record.prepare_latents(self._pipe(), prepare, args, kwargs)
 
     def _progress_bar(self, make: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._record is None or self._record.latents is None or self._loop is not None:

@@ -13,8 +13,9 @@ from ...canvas import Canvas, pack_latents
 from .replacement import Replacement
 
 
-def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(function).bind(*args, **kwargs)
+def _named(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments by their names in the class, since what a user has put in place of a method may lack them."""
+    bound = inspect.signature(getattr(type(owner), name)).bind(owner, *args, **kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
 
@@ -47,29 +48,28 @@ class CallRecord:
         """Channels of a token of the canvas, without what else the transformer takes."""
         return 4 * self.latents["num_channels_latents"] if self.latents is not None else 64
 
-    def encode_prompt(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `encode_prompt` of the pipeline, and note the numbers that it is given."""
-        given = _named(encode, args, kwargs)
+    def note_prompt(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the numbers that `encode_prompt` of the pipeline is given."""
+        given = _named(pipe, "encode_prompt", args, kwargs)
         self.num_branches += 1
         self.num_images_per_prompt = given["num_images_per_prompt"] or 1
         self.max_sequence_length = given["max_sequence_length"]
-        return encode(*args, **kwargs)
 
     def prepare_latents(
-        self, prepare: Callable[..., Any], scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, pipe: Any, prepare: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run `prepare_latents` of the pipeline, and note the canvas and the noise.
 
         Args:
+            pipe (`DiffusionPipeline`): The pipeline.
             prepare (`Callable`): The method.
-            scheduler (`SchedulerMixin`): Mixes the noise into the image that image-to-image starts from.
             args (`tuple`): Arguments of the method.
             kwargs (`dict[str, Any]`): Its arguments by name.
         """
-        self.latents, mixed = _named(prepare, args, kwargs), []
+        self.latents, mixed = _named(pipe, "prepare_latents", args, kwargs), []
 
         def note(mix: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            mixed.append(_named(mix, args, kwargs)["noise"])
+            mixed.append(_named(pipe.scheduler, "scale_noise", args, kwargs)["noise"])
             return mix(*args, **kwargs)
 
         if "timestep" not in self.latents:
@@ -77,7 +77,8 @@ class CallRecord:
             # Without an image, what the loop starts from is noise.
             self.noise = result[0]
             return result
-        replacement = Replacement(scheduler, "scale_noise", note)
+        # Image-to-image mixes the noise into the image's latents.
+        replacement = Replacement(pipe.scheduler, "scale_noise", note)
         try:
             result = prepare(*args, **kwargs)
         finally:

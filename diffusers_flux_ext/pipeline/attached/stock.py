@@ -76,6 +76,6 @@ def check_claims(pipe: DiffusionPipeline, conditions: Sequence[FluxCondition]) -
         if argument is not None:
             raise ValueError(
                 f"{type(condition).__name__} decides {condition.exclusive}, and {name} decides them by `{argument}`. "
-                f"Leave {type(condition).__name__} out, or give it to `FluxConditionedPipeline.from_pipe(pipe)`, which "
-                f"has no `{argument}`."
+                f"Leave {type(condition).__name__} out, or give it to `FluxConditionedPipeline.from_pipe(pipe)`, "
+                f"which has no `{argument}`."
             )

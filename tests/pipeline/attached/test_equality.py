@@ -43,17 +43,17 @@ def ours(pipe, kind, conditions, **arguments):
     return pipe(conditions=conditions, **given).images
 
 
-@pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("name", NAMES)
+# Kontext refuses a second set of references, see test_refusals.py.
+CROSSED = [(kind, name) for kind in CLASSES for name in NAMES if (kind, name) != ("FluxKontextPipeline", "references")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), CROSSED)
 def test_every_condition(pipes, kind, name):
-    if kind == "FluxKontextPipeline" and name == "references":
-        pytest.skip("two sets of references are refused, see test_refusals.py")
     # Step1X-Edit's rule of guidance is refused, see test_refusals.py.
     guided = {} if name == "step1x" else GUIDED
     build = CASES[name].build
-    assert torch.equal(
-        attached(pipes[kind], [build()], **guided), ours(pipes["ours"], kind, [build()], **guided)
-    )
+    assert torch.equal(attached(pipes[kind], [build()], **guided), ours(pipes["ours"], kind, [build()], **guided))
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -108,9 +108,7 @@ def test_given_latents_and_embeddings(pipes):
     given |= dict(zip(("negative_prompt_embeds", "negative_pooled_prompt_embeds"), negative))
     given["latents"] = torch.randn(2, 6, 64, generator=seeded(4))
     conditions = [CASES[name].build() for name in TOGETHER]
-    assert torch.equal(
-        attached(pipe, conditions, **given), ours(pipes["ours"], "FluxPipeline", conditions, **given)
-    )
+    assert torch.equal(attached(pipe, conditions, **given), ours(pipes["ours"], "FluxPipeline", conditions, **given))
 
 
 SCHEDULERS = {
