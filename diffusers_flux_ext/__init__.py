@@ -51,6 +51,7 @@ _CORE = {
     ],
     "offload.disk.loader": ["DiskStreamingStats"],
     "pipeline.attached.attach": ["attach_conditions", "attached_conditions", "detach_conditions"],
+    "pipeline.attached.modular": ["condition_blocks"],
     "pipeline.conditioned": ["FluxConditionedPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],

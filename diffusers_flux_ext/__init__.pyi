@@ -97,6 +97,7 @@ from .offload.disk.streaming import stream_from_disk as stream_from_disk
 from .pipeline.attached.attach import attach_conditions as attach_conditions
 from .pipeline.attached.attach import attached_conditions as attached_conditions
 from .pipeline.attached.attach import detach_conditions as detach_conditions
+from .pipeline.attached.modular import condition_blocks as condition_blocks
 from .pipeline.conditioned import FluxConditionedPipeline as FluxConditionedPipeline
 from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler as FluxFlowMatchScheduler
 from .sequence import AttentionRule as AttentionRule
@@ -179,6 +180,7 @@ __all__ = [
     "bake_timestep_lora",
     "build_attention_plan",
     "combine_velocities",
+    "condition_blocks",
     "convert_lora",
     "convert_lora_file",
     "custom_pipeline",

@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from ...condition import FluxCondition, check_conditions
+from .encoders import StockEncoders
 from .loop import AttachedLoop
 from .record import CallRecord
 from .replacement import Replacement
@@ -106,7 +107,8 @@ class AttachedConditions:
     def _running(self, record: CallRecord, make_bar: Callable[[], Any]) -> Iterator[Any]:
         """Run the conditions in the loop, which is inside the context of the progress bar in every pipeline."""
         pipe: Any = self._pipe()
-        loop = AttachedLoop(pipe, self.conditions, record)
+        timesteps = pipe.scheduler.timesteps[-pipe.num_timesteps :]
+        loop = AttachedLoop(pipe, self.conditions, record, timesteps, StockEncoders(pipe))
         self._record, self._loop = None, loop
         try:
             with loop.running(), make_bar() as bar:

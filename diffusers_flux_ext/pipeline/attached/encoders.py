@@ -31,4 +31,4 @@ class StockEncoders:
         self, texts: list[str], length: int, canvas: Canvas, mask_padding: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode texts with T5; see [`FluxConditionedPipeline.encode_text`]."""
-        return encode_text(self._pipe, texts, length, canvas, mask_padding)
+        return encode_text(self, texts, length, canvas, mask_padding)

@@ -31,20 +31,28 @@ class AttachedLoop:
     """One loop of a pipeline of diffusers with conditions, which are encoded here.
 
     Args:
-        pipe (`DiffusionPipeline`): The pipeline, about to begin its loop.
+        pipe (`DiffusionPipeline` or `ModularPipeline`): The pipeline, about to begin its loop.
         conditions (`Sequence[FluxCondition]`): The conditions.
         record (`CallRecord`): What the call has shown so far.
+        timesteps (`torch.Tensor` of shape `(steps,)`): The timesteps of the loop.
+        encoders (`StockEncoders`): What conditions may ask of the pipeline.
     """
 
-    def __init__(self, pipe: Any, conditions: Sequence[FluxCondition], record: CallRecord) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        conditions: Sequence[FluxCondition],
+        record: CallRecord,
+        timesteps: torch.Tensor,
+        encoders: StockEncoders,
+    ) -> None:
         self._pipe, self._record, self._thread = pipe, record, threading.current_thread()
         check_caches(pipe.transformer, record.is_guided)
         self.canvas = record.canvas(pipe)
-        self.encoded = EncodedConditions(StockEncoders(pipe), conditions, self.canvas)
+        self.encoded = EncodedConditions(encoders, conditions, self.canvas)
         offload_all_but(pipe, ("transformer", "controlnet"))
         self._calls = LoopCalls(pipe.transformer, self.encoded)
-        self._schedule = pipe.scheduler.timesteps
-        self._timesteps = self._schedule[-pipe.num_timesteps :]
+        self._schedule, self._timesteps = pipe.scheduler.timesteps, timesteps
         self._index, self._branches = 0, iter(BRANCHES[: record.num_branches])
         self._step: DenoisingStep | None = None
         self._img_ids: torch.Tensor | None = None
@@ -122,7 +130,7 @@ class AttachedLoop:
             index=self._index,
             num_steps=len(self._timesteps),
             branch=branch,
-            timestep=kwargs["timestep"],
+            timestep=kwargs["timestep"].expand(latents.shape[0]),
             latents=latents,
             latent_ids=ids,
             prompt=PromptEmbeds(kwargs["encoder_hidden_states"], kwargs["pooled_projections"], kwargs["txt_ids"]),

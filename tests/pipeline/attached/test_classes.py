@@ -72,9 +72,7 @@ def test_every_class_runs_several_at_once_in_a_batch(name):
 def test_inpainting_runs_where_the_pipeline_has_no_mask_of_its_own(name):
     pipe, region = stock_pipeline(name), CASES["inpaint"].build()
     if name in MASKED:
-        with pytest.raises(
-            ValueError, match=f"InpaintRegion decides.*{name} decides them by `mask_image`"
-        ):
+        with pytest.raises(ValueError, match=f"InpaintRegion decides.*{name} decides them by `mask_image`"):
             attach_conditions(pipe, [region])
         assert attached_conditions(pipe) == []
         return
