@@ -17,15 +17,20 @@ from diffusers_flux_ext import (
     attach_conditions,
     attached_conditions,
     detach_conditions,
+    disable_lora_fusion,
+    enable_lora_fusion,
     load_lora,
+    load_timestep_lora,
 )
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, tiny_pipeline
 from tests.conformance.test_pipeline_features import add_ip_adapters
 from tests.fixtures.conditions import CASES
 from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.lora_encoder import tiny_lora
+from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.offload import watch_card
 from tests.fixtures.stock_pipelines import draw, stock_call, stock_pipeline
+from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -169,6 +174,19 @@ class TestModels:
         assert same(pipe, "entities", **call)
         assert different(attached(pipe, "entities", **call), plain)
 
+    def test_lora_fusion_and_timestep_loras(self, stock):
+        for seed in range(2):
+            load_lora(stock, small_lora(seed), f"lora_{seed}")
+        enable_lora_fusion(stock, tiny_fusion())
+        fused = attached(stock, "entities")
+        assert torch.equal(fused, ours(stock, "entities"))
+        disable_lora_fusion(stock)
+        stock.unload_lora_weights()
+        load_timestep_lora(stock, tiny_timestep_lora())
+        timed = attached(stock, "entities")
+        assert torch.equal(timed, ours(stock, "entities"))
+        assert different(timed, fused)
+
     def test_an_ip_adapter_of_diffusers(self, stock):
         embeds = add_ip_adapters(stock)
         assert same(stock, "entities", **embeds, **GUIDED)
@@ -258,6 +276,25 @@ class TestOtherPipelines:
             attached(stock, "entities", callback_on_step_end=beside)
         with pytest.raises(RuntimeError, match=r"AttachedConditions\(EntityRegions\).*cannot be detached while"):
             attached(stock, "entities", callback_on_step_end=take_off)
+
+
+class TestCopies:
+    def test_a_copy_is_refused_rather_than_drawn_without_conditions(self, stock):
+        stock(**call_kwargs())
+        with attach_conditions(stock, [CASES["entities"].build()]):
+            with pytest.raises(RuntimeError, match=r"was copied while .* AttachedConditions\(EntityRegions\)"):
+                copy.copy(stock)(**call_kwargs())
+            with pytest.raises(RuntimeError, match=r"AttachedConditions\(EntityRegions\) cannot be copied"):
+                copy.deepcopy(stock)
+            images = stock(**call_kwargs()).images
+        assert torch.equal(images, ours(stock, "entities"))
+
+    def test_a_pipeline_made_of_it_has_none(self, stock):
+        before = stock(**call_kwargs()).images
+        with attach_conditions(stock, [CASES["entities"].build()]):
+            made = quiet(FluxPipeline.from_pipe(stock))
+            assert attached_conditions(made) == []
+            assert torch.equal(made(**call_kwargs()).images, before)
 
 
 class TestMethodsOfTheUser:
