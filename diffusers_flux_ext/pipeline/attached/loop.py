@@ -146,7 +146,8 @@ class AttachedLoop:
         if self._step is None:
             raise RuntimeError(
                 f"{type(self._pipe).__name__} made the step {self._index} without a call of its transformer that the "
-                f"attached conditions have seen. Detach them, and report the pipeline's set-up."
+                f"attached conditions have seen: something calls the transformer past its hooks. Undo that, or detach "
+                f"them."
             )
         latents, *rest = advance(*args, **kwargs)
         latents = self.encoded.after_step(self._step, latents)

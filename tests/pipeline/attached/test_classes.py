@@ -16,6 +16,7 @@ from tests.fixtures.conditions import CASES
 from tests.fixtures.stock_pipelines import CALLS, GUIDED, MASKED, draw, stock_call, stock_pipeline
 
 
+pytestmark = pytest.mark.versions
 EVERYWHERE = ("entities", "controlnet", "ip-adapter", "redux", "attributes")
 
 
