@@ -52,6 +52,8 @@ class LoRAEmbedding(FluxCondition):
     scale: float | Sequence[float] = 1.0
     strict: bool = True
 
+    shared = ("*/*/*",)
+
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, FluxLoRAEncoder):
             raise TypeError(

@@ -67,6 +67,8 @@ class ReferenceImages(FluxCondition):
     max_area: int | None = None
     preferred_size: bool = True
 
+    shared = ("ids_*", "visible_*")
+
     def __post_init__(self) -> None:
         check_choice("`layout` of ReferenceImages", self.layout, get_args(Layout))
         check_flag("`preferred_size` of ReferenceImages", self.preferred_size)
