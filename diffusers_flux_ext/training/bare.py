@@ -17,8 +17,8 @@ WINDOW_FIELDS = ("start", "end", "control_stop")
 def bare_condition(cls: type[ConditionT], **given: Any) -> ConditionT:
     """Make a condition from its modules and options alone.
 
-    Its `prepare`, `contribute` and `replace_prompt` work on what another instance's `encode` returned; its own `encode`
-    has no inputs to work on.
+    Its `prepare`, `contribute` and `replace_prompt` work on what another instance's `encode` returned; its own
+    `encode` has no inputs to work on.
 
     Args:
         cls (`type`): The condition's class.
@@ -36,13 +36,13 @@ def bare_condition(cls: type[ConditionT], **given: Any) -> ConditionT:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise TypeError(
-                f"{cls.__name__} has no field {name!r}{f'; did you mean {near[0]!r}?' if near else ''}. Its fields are "
-                f"{sorted(known)}."
+                f"{cls.__name__} has no field {name!r}{f'; did you mean {near[0]!r}?' if near else ''}. Its fields "
+                f"are {sorted(known)}."
             )
         if name in WINDOW_FIELDS and value != known[name].default:
             raise ValueError(
-                f"`{name}` of {cls.__name__} is {value!r}, but training draws noise levels instead of running the steps "
-                f"of a loop. Leave it out here, and set it when drawing images."
+                f"`{name}` of {cls.__name__} is {value!r}, but training draws noise levels instead of running the "
+                f"steps of a loop. Leave it out here, and set it when drawing images."
             )
     condition = cls.__new__(cls)
     for name, each in known.items():
