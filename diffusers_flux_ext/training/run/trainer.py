@@ -13,29 +13,28 @@ from diffusers.utils import logging
 
 from ...checkpoints.writing import save_tensors
 from ..assemble import BatchMaker, Place
-from ..batch import TrainingBatch, TrainingSample
+from ..batch import TrainingBatch
 from ..checkpoint import Checkpoint, CheckpointFolder, StopRequest, pack_state, unpack_state
+from ..data.loader import SampleBatch
 from ..module import FluxTraining
+from ..trained.protocol import Trained
 from .monitor import Monitor
 
 
 logger = logging.get_logger(__name__)
 
-MicroBatch = tuple[Sequence[TrainingSample], Place]
-
-
-class Trained(Protocol):
-    """What a run trains: named parameters that a checkpoint keeps and that are exported."""
-
-    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the trained parameters by names that stay the same over runs."""
+MicroBatch = tuple[SampleBatch, Place]
 
 
 class Updates(Protocol):
     """Gives the batches of each update; the same ones whenever it is asked."""
 
     def batches(self, update: int) -> Iterable[MicroBatch]:
-        """Return this process's batches of an update, as samples and their places."""
+        """Return this process's batches of an update, as samples and their places.
+
+        Args:
+            update (`int`): Its number; updates are asked for in order.
+        """
 
 
 class Average(Protocol):
@@ -178,7 +177,7 @@ class Trainer:
                 pack_state(optimizer.state_dict(), tensors, f"{number}")
                 for number, optimizer in enumerate(self.optimizers)
             ]
-            files = {"weights": _detached(self.trained.named_parameters()), "optimizer": tensors}
+            files = {"weights": self.trained.state(), "optimizer": tensors}
             if self.average is not None:
                 files["average"] = _detached(self.average.state())
             state = {
@@ -193,19 +192,10 @@ class Trainer:
             self.accelerator.wait_for_everyone()
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        parameters, weights = self.trained.named_parameters(), checkpoint.files["weights"]
-        differ = sorted(parameters.keys() ^ weights.keys())
-        differ += [
-            name for name in parameters.keys() & weights.keys() if parameters[name].shape != weights[name].shape
-        ]
-        if differ:
-            raise ValueError(
-                f"The checkpoint `{checkpoint.path}` belongs to other parameters: {differ[:5]} differ. Use the "
-                f"options it was written with, or another output folder."
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        try:
+            self.trained.load(checkpoint.files["weights"])
+        except ValueError as error:
+            raise ValueError(f"The checkpoint `{checkpoint.path}` belongs to other parameters: {error}") from error
         for optimizer, tree in zip(self.optimizers, checkpoint.state["optimizers"], strict=True):
             optimizer.load_state_dict(unpack_state(tree, checkpoint.files["optimizer"]))
         if self.average is not None:

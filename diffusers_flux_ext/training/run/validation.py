@@ -17,6 +17,7 @@ from ...condition import FluxCondition
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..assemble import BatchMaker, Place
 from ..batch import TrainingSample
+from ..data import SampleBatch, Visit, stack_samples
 from ..draws import Draws
 from ..module import FluxTraining
 
@@ -52,19 +53,20 @@ class ValidationLoss:
         Returns:
             `torch.Tensor` of shape `(samples, sigmas)`, on the CPU.
         """
-        maker = replace(
-            self.make_batch, draws=Draws(self.seed), levels=self._levels, caption_dropout=0.0, condition_dropout=()
-        )
+        maker = replace(self.make_batch, draws=Draws(self.seed), levels=self._levels, condition_dropout=())
         device = next(self.training.transformer.parameters()).device
         rows = []
         for sample in self.samples:
             # One sample at a time, so that the result does not depend on how samples are batched.
-            batches = [
-                maker([replace(sample, preserved=False)], Place(number, [sample.index], 1)).to(device)
-                for number in range(len(self.sigmas))
-            ]
+            stacked = self._stacked(sample)
+            batches = [maker(stacked, Place(each, [sample.index], 1)).to(device) for each in range(len(self.sigmas))]
             rows.append(torch.cat([self.training.losses(batch, weighted=False) for batch in batches]).cpu())
         return torch.stack(rows)
+
+    def _stacked(self, sample: TrainingSample) -> SampleBatch:
+        text = next((text for text in sample.prompts if text), "")
+        plain = replace(sample, preserved=False)
+        return stack_samples([plain], (Visit(sample.index, 0),), [text], self.training.conditions)
 
     def _levels(self, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int) -> torch.Tensor:
         return torch.full((len(positions),), float(self.sigmas[update]))
