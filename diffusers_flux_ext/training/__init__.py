@@ -1,9 +1,8 @@
 """Building blocks for training: noise levels, the flow-matching loss, averaged weights, resumable checkpoints."""
 
 from .checkpoint import atomic_path, load_checkpoint, save_checkpoint
-from .ema import ExponentialMovingAverage
 from .flow_matching import flow_matching_loss
-from .learning_rate import warmup_flat_cosine
+from .optim import ExponentialMovingAverage, warmup_flat_cosine
 from .timesteps import sample_timesteps
 
 

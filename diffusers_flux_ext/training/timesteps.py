@@ -15,8 +15,8 @@ def sample_timesteps(
     """Sample logit-normal timesteps, shifted towards noise and spread evenly over the batch.
 
     One draw is made in each of `batch_size` slices of equal probability, which lowers the variance of the loss and
-    leaves the distribution of every sample as it is. [`draw_levels`] knows further distributions, and draws that do not
-    depend on how a batch is split.
+    leaves the distribution of every sample as it is. [`draw_levels`] knows further distributions, and draws that do
+    not depend on how a batch is split.
 
     Args:
         batch_size (`int`): How many.
