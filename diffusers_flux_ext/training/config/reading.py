@@ -20,9 +20,7 @@ class ConfigurationError(ValueError):
     """A configuration is wrong; each line of the message names an entry."""
 
 
-def read_config(
-    source: str | os.PathLike[str] | Mapping[str, Any], changes: Sequence[str] = ()
-) -> TrainingConfig:
+def read_config(source: str | os.PathLike[str] | Mapping[str, Any], changes: Sequence[str] = ()) -> TrainingConfig:
     """Read and check a configuration.
 
     Args:
@@ -62,7 +60,9 @@ def _parse(path: Path, name: str) -> dict[str, Any]:
 def _changed(content: Mapping[str, Any], change: str) -> dict[str, Any]:
     place, separator, text = change.partition("=")
     if not separator or not place.strip():
-        raise ConfigurationError(f"Got the change {change!r}; expected an entry and a value, such as `optimizer.lr=1e-4`.")
+        raise ConfigurationError(
+            f"Got the change {change!r}; expected an entry and a value, such as `optimizer.lr=1e-4`."
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -77,7 +77,8 @@ def _put(content: Any, names: Sequence[str], value: Any, change: str) -> Any:
     if isinstance(content, list):
         if not name.isdecimal() or int(name) >= len(content):
             raise ConfigurationError(
-                f"The change {change!r} names the entry {name!r} of a list of {len(content)}; expected its number, from 0."
+                f"The change {change!r} names the entry {name!r} of a list of {len(content)}; expected its number, "
+                f"from 0."
             )
         return [*content[: int(name)], _put(content[int(name)], rest, value, change), *content[int(name) + 1 :]]
     before = dict(content) if isinstance(content, Mapping) else {}

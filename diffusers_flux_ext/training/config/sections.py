@@ -203,7 +203,9 @@ class ModuleSection(Section):
         if ":" in self.kind and (self.path is None or self.train):
             raise ValueError(f"got the kind {self.kind!r}, which needs a `path` and is not trained")
         if self.path is None and not self.train:
-            raise ValueError("there is no `path`, and an untrained module that is not trained (`train: true`) is useless")
+            raise ValueError(
+                "there is no `path`, and an untrained module that is not trained (`train: true`) is useless"
+            )
         return self
 
 
@@ -380,7 +382,8 @@ class TrainingConfig(Section):
         train (`TrainSection`): What is trained.
         loss (`LossSection`): The loss.
         optimizer (`OptimizerSettings`): The optimizer.
-        schedule (`Named`): The schedule of the learning rate, with `warmup`.
+        schedule (`Named`):
+            The schedule of the learning rate. Its `warmup` is a tenth of the updates, at most 50, by default.
         run (`RunSection`): How long the run is.
         validation (`ValidationSection`): Validation.
         export (`ExportSection`): What is written at the end.
@@ -394,7 +397,7 @@ class TrainingConfig(Section):
     train: TrainSection = TrainSection()
     loss: LossSection = LossSection()
     optimizer: OptimizerSettings = OptimizerSettings()
-    schedule: Named = Named(name="constant", warmup=50)  # type: ignore[call-arg]
+    schedule: Named = Named(name="constant")
     run: RunSection
     validation: ValidationSection = ValidationSection()
     export: ExportSection = ExportSection()

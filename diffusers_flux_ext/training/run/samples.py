@@ -239,9 +239,7 @@ class LoadedUpdates:
 def make_plan(samples: Any, run: RunSection, draws: Draws, processes: int) -> BatchPlan:
     """Return the order of samples; arguments as of the functions above."""
     keys = [samples.key(index) for index in range(len(samples))]
-    return BatchPlan(
-        keys, draws, batch_size=run.batch_size, accumulation=run.accumulation, world_size=processes
-    )
+    return BatchPlan(keys, draws, batch_size=run.batch_size, accumulation=run.accumulation, world_size=processes)
 
 
 def data_hash(data: TrainingData) -> str:

@@ -132,8 +132,8 @@ def _check_fields(section: ConditionSection, make: type[FluxCondition]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise ValueError(
-                f"{section.type} has no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Its fields are "
-                f"{known}."
+                f"{section.type} has no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Its fields "
+                f"are {known}."
             )
     twice = sorted({name for name in given if given.count(name) > 1 and name not in _dotted(section)})
     if twice:

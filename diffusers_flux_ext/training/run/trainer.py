@@ -17,6 +17,7 @@ from ..batch import TrainingBatch
 from ..checkpoint import Checkpoint, CheckpointFolder, StopRequest, pack_state, unpack_state
 from ..data.loader import SampleBatch
 from ..module import FluxTraining
+from ..optim import averaged_weights, clip_gradients, set_rates
 from ..trained.protocol import Trained
 from .monitor import Monitor
 
@@ -119,7 +120,8 @@ class Trainer:
         self.validate, self.accelerator = validate, accelerator
         self.step, self.skipped, self._bad_in_a_row = 0, 0, 0
         self._made: list[TrainingBatch] = []
-        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group.setdefault("peak_lr", group["lr"])
         self._module: Any = training if accelerator is None else accelerator.prepare(training)
         self._device = next(training.transformer.parameters()).device if accelerator is None else accelerator.device
 
@@ -166,7 +168,8 @@ class Trainer:
                     break
                 every = self.settings.validate_every
                 if self.validate is not None and every and self.step % every == 0:
-                    self.monitor.write(self.step, self.validate(self.step))
+                    with averaged_weights(self.optimizers):
+                        self.monitor.write(self.step, self.validate(self.step))
         return self.step >= self.settings.updates
 
     def save(self) -> None:
@@ -205,12 +208,9 @@ class Trainer:
         self._bad_in_a_row = checkpoint.state["bad_in_a_row"]
 
     def _update(self, update: int) -> None:
-        factor = self.schedule(update)
-        for optimizer, peaks in zip(self.optimizers, self._peaks):
-            for group, peak in zip(optimizer.param_groups, peaks):
-                group["lr"] = peak * factor
+        set_rates(self.optimizers, self.schedule(update))
         losses, sigmas, waited = self._accumulate(update)
-        norm = self._gradient_norm()
+        norm = clip_gradients(self.trained.named_parameters().values(), self.settings.clip)
         # The norm is that of the gradients after they were summed over processes, so all of them decide alike.
         finite = bool(torch.isfinite(norm))
         if finite:
@@ -256,11 +256,6 @@ class Trainer:
         if now or self.accelerator is None:
             return nullcontext()
         return self.accelerator.no_sync(self._module)
-
-    def _gradient_norm(self) -> torch.Tensor:
-        parameters = list(self.trained.named_parameters().values())
-        limit = float("inf") if self.settings.clip is None else self.settings.clip
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def _keep_bad(self, update: int) -> None:
         """Write the batches of an update whose gradient is not finite, for a look at them."""
