@@ -34,7 +34,10 @@ class TrainedLoRA:
     """
 
     def __init__(
-        self, adapters: Mapping[str, Adapter], formats: Sequence[str] = ("diffusers",), dtype: torch.dtype | None = None
+        self,
+        adapters: Mapping[str, Adapter],
+        formats: Sequence[str] = ("diffusers",),
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.adapters, self.dtype = dict(adapters), dtype
         self.formats = [lora_layout(name).name for name in formats]

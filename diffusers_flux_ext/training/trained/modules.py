@@ -150,9 +150,7 @@ def whole_weights(
     return dict(_replaced(tensors, start, values))
 
 
-def _replaced(
-    tensors: Mapping[str, Tensor], start: str, values: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def _replaced(tensors: Mapping[str, Tensor], start: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in tensors.items():
         value = values.get(start + key)
         yield key, tensor.detach().cpu() if value is None else value.to(tensor.dtype)
