@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from diffusers_flux_ext.testing import tiny_text_encoder, tiny_text_encoder_2
+from diffusers_flux_ext.checkpoints.layouts import split_block_index
+from diffusers_flux_ext.lora.keys import layer_in_namespace
+from diffusers_flux_ext.testing import tiny_text_encoder, tiny_text_encoder_2, tiny_transformer
 from diffusers_flux_ext.training.trained.names import linear_layers, select
 from diffusers_flux_ext.training.trained.options import LoRAOptions
 from diffusers_flux_ext.training.trained.presets import LORA_PRESETS
@@ -30,15 +32,31 @@ def test_presets_have_as_many_layers_as_the_documentation_says(
     assert len(LoRAOptions(preset).layers(released)) == count
 
 
-def test_the_reference_preset_is_the_recipes_304_layers(names: list[str]) -> None:
-    from tests.parity.reference.boot import import_reference  # noqa: F401  (skips where it is not installed)
+# Ends of names in DiffSynth-Studio's recipes for LoRA.
+RECIPE = (
+    "a_to_qkv,b_to_qkv,a_to_out,b_to_out,ff_a.0,ff_a.2,ff_b.0,ff_b.2,norm1_a.linear,norm1_b.linear,to_qkv_mlp,proj_out,"
+    "norm.linear"
+).split(",")
 
-    fused = {name.replace("to_k", "to_q").replace("to_v", "to_q").replace("proj_mlp", "attn.to_q") for name in names}
-    fused = {name.replace("add_k_proj", "add_q_proj").replace("add_v_proj", "add_q_proj") for name in fused}
-    chosen = set(select(names, LORA_PRESETS["transformer"]["reference"], "targets", "Linear"))
-    assert len(fused & chosen) == 304
-    assert "proj_out" not in chosen
-    assert "norm_out.linear" not in chosen
+
+def fused(names: list[str]) -> set[str]:
+    """The layers of the reference that hold layers of diffusers."""
+    forms = [split_block_index(name) for name in names]
+    return {layer_in_namespace(form, "diffsynth").form.format(index) for form, index in forms}
+
+
+def test_the_reference_preset_is_the_recipes_304_layers(names: list[str]) -> None:
+    assert len(fused(select(names, LORA_PRESETS["transformer"]["reference"], "targets", "Linear"))) == 304
+
+
+def test_parity_the_reference_preset_is_what_the_recipes_match() -> None:
+    from tests.parity.reference.dit import reference_dit
+
+    transformer = tiny_transformer()
+    linears = [name for name, layer in reference_dit(transformer).named_modules() if isinstance(layer, torch.nn.Linear)]
+    # As PEFT matches a list of names.
+    matched = {name for name in linears if any(name == end or name.endswith(f".{end}") for end in RECIPE)}
+    assert fused(list(LoRAOptions("reference").layers(transformer))) == matched
 
 
 @pytest.mark.parametrize("preset, clip, t5", [("attention", 8, 8), ("attention+mlp", 12, 14), ("all-linear", 12, 14)])
