@@ -17,7 +17,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     """
     wrapped = [f"{path}." for path, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     found: dict[str, str] = {}
-    for key in model.state_dict(keep_vars=True):
+    for key in _tensors(model):
         path = next((start for start in wrapped if key.startswith(start)), "")
         if not path:
             found[key] = key
@@ -35,5 +35,10 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         `dict[str, torch.Tensor]`: The tensors themselves, not copies; adapters are left out.
     """
-    tensors = model.state_dict(keep_vars=True)
+    tensors = _tensors(model)
     return {name: tensors[key] for name, key in plain_names(model).items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    # Quantised weights are in pieces in a state dict.
+    return {**model.state_dict(keep_vars=True), **dict(model.named_parameters(remove_duplicate=False))}

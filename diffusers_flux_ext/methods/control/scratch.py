@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import FluxControlNetModel
+from torch import nn
 
 from ...lora.loading.plain import plain_weights
 from .model import FluxExtControlNetModel
@@ -80,7 +81,7 @@ def _copy_trunk(weights: Mapping[str, torch.Tensor], made: FluxControlNetModel) 
         if not name.startswith(_TRUNK):
             continue
         source = weights.get(name)
-        if source is None or not source.is_floating_point() or source.ndim != parameter.ndim:
+        if type(source) is not nn.Parameter or not source.is_floating_point():
             raise ValueError(
                 f"`{name}` of the transformer is quantised, so a ControlNet cannot begin as its copy. Give the "
                 f"unquantised transformer."

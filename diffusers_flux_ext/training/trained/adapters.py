@@ -110,18 +110,25 @@ class Adapter:
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Run the model without this adapter, others as they are; nothing that is frozen or trained changes."""
-        layers: list[Any] = [self.model.get_submodule(path) for path in self.sizes]
-        before = [layer._active_adapter for layer in layers]
-        for layer in layers:
-            layer._active_adapter = [name for name in layer.active_adapters if name != self.name]
+        before = self._deactivate()
         try:
             yield
         finally:
-            for layer, active in zip(layers, before):
+            for layer, active in before:
                 layer._active_adapter = active
+
+    def _deactivate(self) -> list[tuple[Any, Any]]:
+        """Leave this adapter out of the active ones, and return what was active in each layer."""
+        layers: list[Any] = [self.model.get_submodule(path) for path in self.sizes]
+        before = [(layer, layer._active_adapter) for layer in layers]
+        for layer in layers:
+            # `set_adapter` would also decide which adapters are trained.
+            layer._active_adapter = [name for name in layer.active_adapters if name != self.name]
+        return before
 
     def remove(self) -> None:
         """Take the adapter out; the model is then as it was before."""
+        self._deactivate()
         delete_adapter(self.model, self.name)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...checkpoints.layouts import LAYOUTS, convert_transformer_state_dict
 from ...checkpoints.writing import save_tensors
 from ...lora.keys import Component
-from ...lora.loading.plain import plain_names
+from ...lora.loading.plain import plain_names, plain_weights
 from .export import export_module
 from .info import ExportInfo
 from .modules import check_floats, whole_weights
@@ -53,7 +53,8 @@ class TrainedWeights:
         names, own = plain_names(model), {name for name, _ in model.named_parameters()}
         trainable = [name for name, present in names.items() if present in own]
         self.names = select(trainable, patterns, "patterns", f"parameter of {type(model).__name__}")
-        check_floats({name: model.get_parameter(names[name]) for name in self.names}, component)
+        # All of them: those that are frozen are exported, too.
+        check_floats({name: model.get_parameter(names[name]) for name in trainable}, component)
         mark_trainable([model], self)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -77,9 +78,7 @@ class TrainedWeights:
         self, folder: str | os.PathLike[str], info: ExportInfo, average: Mapping[str, Tensor] | None = None
     ) -> list[Path]:
         """Write the whole model, trained and frozen weights, in every layout; see [`Trained.export`]."""
-        tensors = self.model.state_dict(keep_vars=True)
-        plain = {name: tensors[present] for name, present in plain_names(self.model).items()}
-        weights = whole_weights(plain, f"{self.component}.", self, average)
+        weights = whole_weights(plain_weights(self.model), f"{self.component}.", self, average)
         metadata = info.metadata(kind="full", targets=", ".join(self._trained_parts()))
         written: list[Path] = []
         for layout in self.layouts:

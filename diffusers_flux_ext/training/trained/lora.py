@@ -14,6 +14,9 @@ from ...lora.errors import naming_files
 from ...lora.files import LoRASource
 from ...lora.keys import Component
 from ...lora.layouts import lora_layout
+from ...lora.tools.algebra import adapter_of
+from ...lora.updates import Update
+from ...lora.writing.write import write_lora
 from .adapters import Adapter, mark
 from .export import export_lora
 from .info import ExportInfo
@@ -84,8 +87,7 @@ class TrainedLoRA:
         With an average, that of each factor is written, which is not the average of their product.
         See [`Trained.export`].
         """
-        values = chosen_values(self, average)
-        updates = {name: u for adapter in self.adapters.values() for name, u in adapter.updates(values).items()}
+        updates = self._updates(chosen_values(self, average))
         metadata = info.metadata(**self._facts())
         Path(folder).mkdir(parents=True, exist_ok=True)
         written = []
@@ -94,6 +96,15 @@ class TrainedLoRA:
             written.append(Path(folder) / f"{stem}.safetensors")
             export_lora(updates, written[-1], name, metadata, self.dtype)
         return written
+
+    def check_formats(self) -> None:
+        """Raise an [`UnsupportedLoRAError`] if a format cannot hold what is trained."""
+        values = {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+        for name in self.formats:
+            write_lora(adapter_of(self._updates(values)), lora_layout(name))
+
+    def _updates(self, values: Mapping[str, Tensor]) -> dict[str, Update]:
+        return {name: u for adapter in self.adapters.values() for name, u in adapter.updates(values).items()}
 
     def _facts(self) -> dict[str, str]:
         facts: dict[str, str] = {}
@@ -137,7 +148,7 @@ def add_lora(
     Raises:
         ValueError: if a pattern matches nothing, a name is taken, or a model cannot be trained. Nothing has changed
             then.
-        LoRAError: if `init_from` cannot be read or does not fit, or a format is unknown.
+        LoRAError: if `init_from` cannot be read or does not fit, or a format is unknown or cannot hold what is trained.
     """
     parts = {"transformer": models} if isinstance(models, nn.Module) else dict(models)
     chosen = dict.fromkeys(parts, options or LoRAOptions()) if not isinstance(options, Mapping) else dict(options)
@@ -155,6 +166,7 @@ def add_lora(
         if init_from is not None:
             with naming_files(init_from):
                 start_from(made, init_from)
+        trained.check_formats()
     except Exception:
         for adapter in made.values():
             adapter.remove()

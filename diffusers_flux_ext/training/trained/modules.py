@@ -54,7 +54,8 @@ def from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make(transformer, **sizes)
-    return module.to(transformer.device, dtype)
+    # Not the library's own `to`, which warns of what it would do to weights that mean something.
+    return nn.Module.to(module, transformer.device, dtype)
 
 
 def _check_sizes(

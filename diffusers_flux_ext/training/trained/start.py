@@ -78,7 +78,7 @@ def start_from(adapters: Mapping[str, Adapter], source: LoRASource) -> None:
             down = downs.setdefault(owner, parts["lora_A.weight"])
             if not torch.equal(down, parts["lora_A.weight"]):
                 raise LoRAError(
-                    f"`init_from` has other factors `down` for `{owner}` and `{path}`, which are tied. Start from a "
+                    f"`init_from` has different factors `down` for layers that are tied with `{owner}`. Start from a "
                     f"LoRA that was trained on fused layers, or leave `tied` out."
                 )
         values += [(own[part], value) for part, value in parts.items()]
