@@ -16,6 +16,8 @@ from ..condition import FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PromptEmbeds, predict_velocity
 from ..encoded import EncodedConditions
 from .batch import TrainingBatch
+from .losses import errors as choose_errors
+from .losses import round_to
 
 
 Errors = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -25,24 +27,7 @@ Weighting = Callable[[torch.Tensor], torch.Tensor]
 """Maps noise levels to weights of the loss."""
 
 
-def mean_squared_error(
-    prediction: torch.Tensor, target: torch.Tensor, sigma: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Compute the mean squared error of each sample, over the tokens that `mask` weights.
-
-    Args:
-        prediction (`torch.Tensor` of shape `(batch_size, length, channels)`): Predicted velocity.
-        target (`torch.Tensor` of the same shape): True velocity.
-        sigma (`torch.Tensor` of shape `(batch_size,)`): Not used.
-        mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): Weights of the tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`.
-    """
-    errors = (prediction - target).pow(2).mean(dim=2)
-    if mask is None:
-        return errors.mean(dim=1)
-    return (errors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-8)
+mean_squared_error: Errors = choose_errors("mse")
 
 
 class FluxTraining(torch.nn.Module):
@@ -59,8 +44,9 @@ class FluxTraining(torch.nn.Module):
         transformer (`FluxTransformer2DModel`): The transformer, with or without adapters.
         conditions (`Sequence[FluxCondition]`, *optional*):
             The conditions, which may be bare (see [`bare_condition`]); their modules become submodules.
-        errors (`Callable`, *optional*): The loss; see [`mean_squared_error`], the default.
-        weighting (`Callable`, *optional*): Maps noise levels to weights of the loss; all 1 by default.
+        errors (`Callable`, *optional*): The loss; see [`losses.errors`]. By default the mean squared error.
+        weighting (`Callable`, *optional*):
+            Maps noise levels to weights of the loss; see [`losses.weighting`]. All 1 by default.
         base (`Callable`, *optional*):
             Makes a context in which the transformer is the untrained base, for samples whose target is the base's own
             prediction. By default adapters are disabled there.
@@ -146,12 +132,14 @@ class FluxTraining(torch.nn.Module):
     def _step(self, batch: TrainingBatch) -> tuple[DenoisingStep, torch.Tensor]:
         dtype = batch.prompt_embeds.dtype
         # The model gets this level in its own data type, so noise must be mixed at the rounded one.
-        sigma = batch.sigma.to(dtype)
+        sigma = round_to(batch.sigma, dtype)
         level = sigma.to(batch.latents.dtype)[:, None, None]
         noisy = (1 - level) * batch.latents + level * batch.noise
         text_ids = batch.latent_ids.new_zeros(batch.prompt_embeds.shape[1], 3)
         prompt = PromptEmbeds(batch.prompt_embeds, batch.pooled_prompt_embeds, text_ids)
-        step = DenoisingStep(0, 1, "cond", sigma, noisy.to(dtype), batch.latent_ids, prompt, self._guidance(batch))
+        step = DenoisingStep(
+            0, 1, "cond", sigma.to(dtype), noisy.to(dtype), batch.latent_ids, prompt, self._guidance(batch)
+        )
         return step, batch.noise - batch.latents
 
     def _guidance(self, batch: TrainingBatch) -> torch.Tensor | None:

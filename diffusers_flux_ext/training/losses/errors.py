@@ -53,7 +53,7 @@ class Errors:
         sigma: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the error of each sample, computed in float32.
+        """Return the error of each sample, computed in float32 or in a wider data type of the inputs.
 
         Args:
             prediction (`torch.Tensor` of shape `(batch_size, length, channels)`): The predicted velocity.
@@ -64,22 +64,23 @@ class Errors:
                 weights are all zero has the error 0.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size,)`, float32.
+            `torch.Tensor` of shape `(batch_size,)`, float32 or wider.
 
         Raises:
             ValueError: if the shapes do not fit.
         """
         _check_shapes(prediction, target, sigma, mask)
-        difference = prediction.float() - target.float()
+        wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+        difference = prediction.to(wide) - target.to(wide)
         if self.name == "mse":
             values = difference.pow(2)
         else:
-            scale = SCHEDULES[self.schedule](self.scale, sigma.float())[:, None, None]
+            scale = SCHEDULES[self.schedule](self.scale, sigma.to(wide))[:, None, None]
             values = _pseudo_huber(difference.pow(2), scale)
         if mask is None:
             return values.mean(dim=(1, 2))
-        weights = mask.float().clamp(min=self.floor)
-        smallest = torch.finfo(torch.float32).tiny
+        weights = mask.to(wide).clamp(min=self.floor)
+        smallest = torch.finfo(wide).tiny
         return (weights * values.mean(dim=2)).sum(dim=1) / weights.sum(dim=1).clamp(min=smallest)
 
 

@@ -25,6 +25,7 @@ def test_the_error_is_computed_in_float32() -> None:
     low = errors()(prediction.bfloat16(), target, sigma)
     assert low.dtype == torch.float32
     assert torch.equal(low, errors()(prediction.bfloat16().float(), target, sigma))
+    assert errors()(prediction.double(), target, sigma).dtype == torch.float64
 
 
 def test_a_robust_error_is_square_for_small_and_linear_for_large_differences() -> None:
