@@ -77,6 +77,7 @@ class BatchMaker:
             weight=samples.weight,
             preserved=samples.preserved,
             indices=samples.indices,
+            texts=samples.texts,
         )
 
     def _keys(self, place: Place) -> list[tuple[int, int]]:

@@ -181,7 +181,7 @@ def from_reference_args(line: str) -> str:
 
 
 def _split(line: str) -> dict[str, str]:
-    words = [word for word in shlex.split(line.replace("\\\n", " "))]
+    words = shlex.split(line.replace("\\\n", " "))
     while words and not words[0].startswith("--"):
         words.pop(0)
     values: dict[str, str] = {}

@@ -21,6 +21,7 @@ from ..draws import Draws
 from ..losses import draw_levels, errors, levels, weighting
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
+from ..text import TextEncoding
 from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedTogether, TrainedWeights, add_lora
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TrackerWriter, Writer
@@ -150,6 +151,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         errors(config.loss.error.name, **config.loss.error.options),
         weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
         base=_base_of(trained),
+        text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
     )
     training.train(False)
     trained.train()
