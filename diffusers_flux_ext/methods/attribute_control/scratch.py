@@ -30,9 +30,7 @@ def value_encoder(
     return AttributeValueEncoder(attributes, num_tokens, embed_dim, transformer.config.joint_attention_dim)
 
 
-def files(
-    module: AttributeValueEncoder, tensors: Mapping[str, torch.Tensor]
-) -> dict[str, dict[str, torch.Tensor]]:
+def files(module: AttributeValueEncoder, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Return one file per attribute, as published; see [`Trainable`]."""
     prefixes = {name: f"encoders.{index}." for index, name in enumerate(module.config.attributes)}
     return {

@@ -184,6 +184,8 @@ def test_absolute_paths_in_headers_are_refused(value: str) -> None:
         ExportInfo("base", extra={"extra_thing": [value]})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("base, kept", [("owner/name", "owner/name"), ("/x/y/z", "z"), ("C:\\m\\f", "f"), ("./m/n", "n")])
+@pytest.mark.parametrize(
+    "base, kept", [("owner/name", "owner/name"), ("/x/y/z", "z"), ("C:\\m\\f", "f"), ("./m/n", "n")]
+)
 def test_of_a_local_base_the_name_is_kept(base: str, kept: str) -> None:
     assert ExportInfo(base).metadata() == {"training.base": kept}

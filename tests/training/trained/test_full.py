@@ -65,7 +65,9 @@ def test_chosen_blocks_are_trained_and_the_rest_is_exported_as_it_is(tmp_path: P
     for name, value in FluxTransformer2DModel.from_pretrained(folder).state_dict().items():
         assert torch.equal(value, torch.full_like(value, 0.5) if name in names else before[name])
     assert not torch.equal(transformer.norm_out.linear.weight, before["norm_out.linear.weight"])
-    with pytest.raises(ValueError, match="'transformer_blocks.7', which matches no parameter of FluxTransformer2DModel"):
+    with pytest.raises(
+        ValueError, match="'transformer_blocks.7', which matches no parameter of FluxTransformer2DModel"
+    ):
         TrainedWeights(transformer, ["transformer_blocks.7"])
 
 

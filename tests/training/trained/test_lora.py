@@ -215,7 +215,9 @@ def test_tied_parts_train_one_factor() -> None:
     transformer = tiny_transformer()
     lora = add_lora(transformer, LoRAOptions("reference", rank=2, tied=True))
     block = transformer.single_transformer_blocks[0]
-    downs = [layer.lora_A["trained"].weight for layer in (block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp)]
+    downs = [
+        layer.lora_A["trained"].weight for layer in (block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp)
+    ]
     assert all(down is downs[0] for down in downs)
     names = lora.named_parameters()
     assert "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight" in names

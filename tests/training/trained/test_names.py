@@ -53,7 +53,9 @@ def test_parity_the_reference_preset_is_what_the_recipes_match() -> None:
     from tests.parity.reference.dit import reference_dit
 
     transformer = tiny_transformer()
-    linears = [name for name, layer in reference_dit(transformer).named_modules() if isinstance(layer, torch.nn.Linear)]
+    linears = [
+        name for name, layer in reference_dit(transformer).named_modules() if isinstance(layer, torch.nn.Linear)
+    ]
     # As PEFT matches a list of names.
     matched = {name for name in linears if any(name == end or name.endswith(f".{end}") for end in RECIPE)}
     assert fused(list(LoRAOptions("reference").layers(transformer))) == matched

@@ -18,7 +18,13 @@ FORMATS = ("diffusers", "kohya", "bfl", "diffsynth", "onetrainer")
 
 @pytest.mark.parametrize(
     "options",
-    [{"alpha": 3}, {"tied": True, "targets": "reference"}, {"kind": "dora"}, {"kind": "lokr", "alpha": 3}, {"bias": True}],
+    [
+        {"alpha": 3},
+        {"tied": True, "targets": "reference"},
+        {"kind": "dora"},
+        {"kind": "lokr", "alpha": 3},
+        {"bias": True},
+    ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_training_goes_on_from_each_format(options: dict[str, Any], tmp_path: Path) -> None:
