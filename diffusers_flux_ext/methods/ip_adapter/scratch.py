@@ -43,6 +43,6 @@ def ip_adapter(transformer: Any, *, kind: Literal["instantx", "xlabs"] = "instan
     }
     made = FluxIPAdapter(**{**fitted, **(_XLABS if kind == "xlabs" else {}), **sizes})
     for block in made.ip_adapter:
-        for parameter in block.to_v_ip.parameters():  # type: ignore[union-attr]
+        for parameter in block.to_v_ip.parameters():
             nn.init.zeros_(parameter)
     return made

@@ -155,8 +155,8 @@ def _check_model(model: nn.Module, component: str, name: str, options: LoRAOptio
     if quantizer is not None and not quantizer.is_trainable:
         kind = quantizer.quantization_config.quant_method
         raise ValueError(
-            f"`{component}` is quantised by {getattr(kind, 'value', kind)}, whose layers pass no gradient on. Train on "
-            f"the unquantised model, or on one that is quantised with optimum-quanto or bitsandbytes."
+            f"`{component}` is quantised by {getattr(kind, 'value', kind)}, whose layers pass no gradient on. Train "
+            f"on the unquantised model, or on one that is quantised with optimum-quanto or bitsandbytes."
         )
 
 

@@ -20,6 +20,7 @@ from ...lora.layouts import lora_layout
 from ...lora.tools.algebra import adapter_of
 from ...lora.updates import Update
 from ...lora.writing.write import write_lora
+from .protocol import is_writer
 
 
 Files = Callable[[Any, Mapping[str, Tensor]], Mapping[str, Mapping[str, Tensor]]]
@@ -64,6 +65,8 @@ def export_module(
 ) -> list[Path]:
     """Write a module as `save_pretrained` does, and in the layout of its published files if there is one.
 
+    Where there are several processes, the first one writes.
+
     Args:
         module (`torch.nn.Module`): A module of diffusers' or transformers' kind, with a config.
         folder (`str` or `os.PathLike`): Where to; the module's folder and its files are made in it.
@@ -80,15 +83,15 @@ def export_module(
         OSError: if something cannot be written.
     """
     weights = dict(module.state_dict() if tensors is None else tensors)
-    written = [Path(folder) / name]
-    _write_folder(written[0], lambda temporary: _save(module, weights, temporary, dict(metadata)))
+    target = Path(folder) / name
+    spelled: Mapping[str, Mapping[str, Tensor]] = {}
     if single_file:
         spelled = files(module, weights) if files else {f"{name}.safetensors": weights}
+    if is_writer():
+        _write_folder(target, lambda temporary: _save(module, weights, temporary, dict(metadata)))
         for file, content in spelled.items():
-            written.append(Path(folder) / file)
-            owned = {key: value.clone(memory_format=torch.contiguous_format) for key, value in content.items()}
-            save_tensors(owned, written[-1], dict(metadata))
-    return written
+            save_tensors({key: value.contiguous() for key, value in content.items()}, target.with_name(file), metadata)
+    return [target, *(target.with_name(file) for file in spelled)]
 
 
 def _write_folder(target: Path, write: Callable[[Path], None]) -> None:

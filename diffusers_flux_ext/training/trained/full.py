@@ -19,7 +19,7 @@ from .info import ExportInfo
 from .modules import check_floats, whole_weights
 from .names import select
 from .presets import LORA_PRESETS
-from .protocol import load_into, mark_trainable, state_of
+from .protocol import is_writer, load_into, mark_trainable, state_of
 
 
 class TrainedWeights:
@@ -29,7 +29,8 @@ class TrainedWeights:
     keeps float32 copies.
 
     Args:
-        model (`torch.nn.Module`): The transformer or a text encoder. Adapters in it stay, frozen, and are not exported.
+        model (`torch.nn.Module`):
+            The transformer or a text encoder. Adapters in it stay, frozen, and are not exported.
         patterns (`Sequence[str]`, defaults to `("*",)`):
             Which parameters, or what contains them, for example `["transformer_blocks.0-5"]`; see [`select`].
         component (`str`, defaults to `"transformer"`): `"transformer"`, `"text_encoder"` or `"text_encoder_2"`.
@@ -85,9 +86,9 @@ class TrainedWeights:
             if layout == "diffusers":
                 written += export_module(self.model, folder, self.component, metadata, weights)
             else:
-                Path(folder).mkdir(parents=True, exist_ok=True)
                 written.append(Path(folder) / f"{self.component}_{layout}.safetensors")
-                _save_single(weights, written[-1], layout, metadata)
+                if is_writer():
+                    _save_single(weights, written[-1], layout, metadata)
         return written
 
     def _trained_parts(self) -> list[str]:
@@ -98,6 +99,7 @@ class TrainedWeights:
 
 
 def _save_single(weights: Mapping[str, Tensor], path: Path, layout: Any, metadata: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     converted = convert_transformer_state_dict(weights, layout)
     save_tensors({key: tensor.contiguous() for key, tensor in converted.items()}, path, metadata)
 

@@ -82,6 +82,6 @@ def _check(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` of the file's header is a {type(value).__name__}; expected a text or a number.")
     if isinstance(value, str) and _ABSOLUTE.search(value):
         raise ValueError(
-            f"`{name}` of the file's header is {value!r}, which holds an absolute path. It would be published with the "
-            f"file: give a name instead."
+            f"`{name}` of the file's header is {value!r}, which holds an absolute path. It would be published with "
+            f"the file: give a name instead."
         )

@@ -22,9 +22,13 @@ from .export import export_lora
 from .info import ExportInfo
 from .options import LoRAOptions
 from .presets import LORA_PRESETS
-from .protocol import chosen_values, load_into, state_of
+from .protocol import chosen_values, is_writer, load_into, state_of
 from .start import draw_start, start_from
 from .tied import tie
+
+
+# What `load_lora_weights` looks for in a folder.
+_STEMS = {"diffusers": "pytorch_lora_weights"}
 
 
 class TrainedLoRA:
@@ -89,13 +93,12 @@ class TrainedLoRA:
         """
         updates = self._updates(chosen_values(self, average))
         metadata = info.metadata(**self._facts())
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        written = []
-        for name in self.formats:
-            stem = "pytorch_lora_weights" if name == "diffusers" else f"lora_{name}"
-            written.append(Path(folder) / f"{stem}.safetensors")
-            export_lora(updates, written[-1], name, metadata, self.dtype)
-        return written
+        files = {name: Path(folder) / f"{_STEMS.get(name, f'lora_{name}')}.safetensors" for name in self.formats}
+        if is_writer():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for name, path in files.items():
+                export_lora(updates, path, name, metadata, self.dtype)
+        return list(files.values())
 
     def check_formats(self) -> None:
         """Raise an [`UnsupportedLoRAError`] if a format cannot hold what is trained."""
@@ -148,10 +151,11 @@ def add_lora(
     Raises:
         ValueError: if a pattern matches nothing, a name is taken, or a model cannot be trained. Nothing has changed
             then.
-        LoRAError: if `init_from` cannot be read or does not fit, or a format is unknown or cannot hold what is trained.
+        LoRAError: if `init_from` cannot be read or does not fit, or a format is unknown or cannot hold what is
+            trained.
     """
-    parts = {"transformer": models} if isinstance(models, nn.Module) else dict(models)
-    chosen = dict.fromkeys(parts, options or LoRAOptions()) if not isinstance(options, Mapping) else dict(options)
+    parts: dict[Component, nn.Module] = {"transformer": models} if isinstance(models, nn.Module) else dict(models)
+    chosen = dict(options) if isinstance(options, Mapping) else dict.fromkeys(parts, options or LoRAOptions())
     if not parts or parts.keys() != chosen.keys() or not parts.keys() <= LORA_PRESETS.keys():
         raise ValueError(
             f"`models` names {sorted(parts)} and `options` {sorted(chosen)}; expected the same ones of "
@@ -178,8 +182,8 @@ def add_lora(
     return trained
 
 
-def _added(model: nn.Module, component: str, name: str, options: LoRAOptions, seed: int) -> Adapter:
-    adapter = Adapter(model, component, name, options)  # type: ignore[arg-type]
+def _added(model: nn.Module, component: Component, name: str, options: LoRAOptions, seed: int) -> Adapter:
+    adapter = Adapter(model, component, name, options)
     try:
         draw_start(adapter, seed)
         if options.tied:

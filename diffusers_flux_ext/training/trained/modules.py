@@ -16,7 +16,7 @@ from ...methods.method import resolve
 from .export import export_module
 from .info import ExportInfo
 from .names import nearest, select
-from .protocol import chosen_values, load_into, mark_trainable, state_of
+from .protocol import chosen_values, gathered, load_into, mark_trainable, state_of
 
 
 def trainable_modules() -> dict[str, tuple[Method, Trainable]]:
@@ -154,7 +154,7 @@ def whole_weights(
 def _replaced(tensors: Mapping[str, Tensor], start: str, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in tensors.items():
         value = values.get(start + key)
-        yield key, tensor.detach().cpu() if value is None else value.to(tensor.dtype)
+        yield key, gathered(tensor) if value is None else value.to(tensor.dtype)
 
 
 def check_floats(parameters: Mapping[str, nn.Parameter], what: str) -> None:

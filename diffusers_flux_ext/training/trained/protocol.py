@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...checkpoints.layouts import list_keys
@@ -41,6 +42,8 @@ class Trained(Protocol):
     ) -> list[Path]:
         """Write the files for inference.
 
+        Where parameters are shared by several processes, all of them have to call this; the first one writes.
+
         Args:
             folder (`str` or `os.PathLike`): Where to; it is made if it is missing.
             info (`ExportInfo`): What is noted in the files.
@@ -48,7 +51,7 @@ class Trained(Protocol):
                 Values to write in place of the parameters', such as a running average, by the same names.
 
         Returns:
-            `list[Path]`: the files and folders that were written.
+            `list[Path]`: the files and folders.
         """
 
 
@@ -64,7 +67,13 @@ def gathered(parameter: Tensor) -> Tensor:
     values: Any = parameter.detach()
     if hasattr(values, "full_tensor"):
         values = values.full_tensor()
-    return values.cpu().clone(memory_format=torch.contiguous_format)
+    values = values.clone() if values.device.type == "cpu" else values.cpu()
+    return values.contiguous()
+
+
+def is_writer() -> bool:
+    """Whether this process writes files: the first one does, where there are several."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def state_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

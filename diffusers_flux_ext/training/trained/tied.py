@@ -57,8 +57,8 @@ def tie(adapter: Adapter) -> None:
     groups = list(fused_groups(adapter.sizes)) if adapter.component == "transformer" else []
     if not groups:
         raise ValueError(
-            f"`tied` is given, but the targets of `{adapter.component}` include no two parts of a fused layer, such as "
-            f"queries and keys of one block. Leave it out."
+            f"`tied` is given, but the targets of `{adapter.component}` include no two parts of a fused layer, such "
+            f"as queries and keys of one block. Leave it out."
         )
     for group in groups:
         ranks = {path: adapter.sizes[path][0] for path in group}

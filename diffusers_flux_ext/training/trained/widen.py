@@ -33,8 +33,8 @@ def widen_x_embedder(transformer: Any, channels: int | str) -> None:
     old = transformer.x_embedder
     if isinstance(old, BaseTunerLayer) or type(old) is not nn.Linear or type(old.weight) is not nn.Parameter:
         raise ValueError(
-            f"`x_embedder` is a {type(old).__name__}; only a plain Linear can be widened. Widen the unquantised model, "
-            f"before adapters are added."
+            f"`x_embedder` is a {type(old).__name__}; only a plain Linear can be widened. Widen the unquantised "
+            f"model, before adapters are added."
         )
     if wanted <= old.in_features:
         raise ValueError(f"`channels` is {wanted}, but `x_embedder` takes {old.in_features} already. Give more.")

@@ -34,6 +34,8 @@ READ: dict[tuple[str, Callable[..., Reading]], tuple[str, ...]] = {
     ("diffusers", DIFFUSERS): (*EVERYWHERE, "ranks", "biases", "lokr", "dora"),
     ("kohya", DIFFUSERS): EVERYWHERE,
     ("onetrainer", DIFFUSERS): ("attention, stabilized",),
+    ("xlabs", DIFFUSERS): ("attention, stabilized",),
+    ("xlabs", OURS): ("attention, stabilized",),
     ("diffusers", REFERENCE): EVERYWHERE,
     ("kohya", REFERENCE): ("plain", "reference's, tied, alpha below the rank"),
     ("diffsynth", REFERENCE): EVERYWHERE,
@@ -100,6 +102,7 @@ def test_each_format_means_the_trained_update_to_its_readers(
     [
         ({"bias": True}, "diffsynth", "'diffsynth' cannot hold"),
         ({"kind": "dora"}, "diffsynth", "'diffsynth' cannot hold"),
+        ({"targets": "attention+mlp"}, "xlabs", "'xlabs' cannot hold .*net.0.proj` has no name in it"),
         # The fused layer also has the MLP, whose magnitudes are not trained.
         ({"kind": "dora", "targets": "attention"}, "kohya", "Only 3 of the 4 parts"),
         ({}, "nothing", "`to` is 'nothing'; LoRAs are written as one of"),
