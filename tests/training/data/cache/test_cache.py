@@ -61,7 +61,7 @@ def same(one: TrainingSample, other: TrainingSample) -> bool:
 
 def cache(metadata: Path, pipe: Any, folder: Path, data: Any = None, **options: Any) -> CachedSamples:
     given = {"options": OPTIONS, "model_hash": "tiny", **options}
-    return cache_samples(data or make_data(metadata), pipe, make_conditions, folder, **given)
+    return cache_samples(make_data(metadata) if data is None else data, pipe, make_conditions, folder, **given)
 
 
 class Counting:
