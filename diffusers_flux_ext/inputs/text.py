@@ -171,8 +171,8 @@ def check_text_length(embeds: torch.Tensor, length: int) -> None:
     """
     if embeds.shape[1] != length:
         raise RuntimeError(
-            f"`tokenizer_2` returned {embeds.shape[1]} tokens instead of {length}: another pipeline changed its padding "
-            f"in another thread. Give pipelines of diffusers that run in other threads a tokenizer of their own "
+            f"`tokenizer_2` returned {embeds.shape[1]} tokens instead of {length}: a pipeline changed its padding in "
+            f"another thread. Give pipelines of diffusers that run in other threads a tokenizer of their own "
             f"(`copy.deepcopy(pipe.tokenizer_2)`), or `prompt_embeds`."
         )
 
