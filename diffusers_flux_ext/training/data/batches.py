@@ -194,9 +194,9 @@ class BatchPlan:
                 places = [divmod(place, len(members)) for place in range(group * size, (group + 1) * size)]
                 for turn, _ in places:
                     if turn not in orders:
-                        orders[turn] = self.draws.permutation("order", turn, bucket, length=len(members))
+                        orders[turn] = self.draws.permutation("data/order", turn, bucket, length=len(members))
                 groups.append(tuple(Visit(members[orders[turn][place]], turn) for turn, place in places))
-        order = self.draws.permutation("groups", epoch, length=len(groups))
+        order = self.draws.permutation("data/groups", epoch, length=len(groups))
         return [groups[place] for place in order]
 
     def _update(self, number: int, epoch: int, groups: Sequence[Batch]) -> Update:

@@ -91,7 +91,7 @@ class Captions:
         Returns:
             `str`: one of the texts, or the empty one.
         """
-        drop, which = draws.uniform("caption", epoch, index, shape=(2,)).tolist()
+        drop, which = draws.uniform("data/caption", epoch, index, shape=(2,)).tolist()
         return "" if drop < self.dropout else texts[int(which * len(texts))]
 
     def _texts(self, name: str, values: Mapping[str, Any]) -> list[str]:
@@ -110,7 +110,9 @@ class Captions:
         tags = [tag.strip() for tag in text.split(self.separator)]
         kept, rest = tags[: self.keep], tags[self.keep :]
         joint = f"{self.separator} " if self.separator.strip() == self.separator else self.separator
-        orders = [draws.permutation("tags", index, number, order, length=len(rest)) for order in range(self.shuffles)]
+        orders = [
+            draws.permutation("data/tags", index, number, order, length=len(rest)) for order in range(self.shuffles)
+        ]
         return [joint.join([*kept, *(rest[place] for place in order)]) for order in orders]
 
 

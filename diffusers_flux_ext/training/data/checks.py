@@ -116,8 +116,8 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
         ValueError: if there are bad rows that may not be skipped, with the first ten and their file names; if flips
             contradict a text; or if no sample is left.
     """
-    bad, modes, headers, texts = bad or BadSamples(), Counter[str](), [], []
-    rows = 0
+    bad, modes, headers, texts = bad or BadSamples(), Counter[str](), {}, []
+    rows, unsized = 0, set[str]()
     data.items.clear()
     for entry, index, row in _readable(data, bad):
         rows += 1
@@ -131,15 +131,15 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
             bad.problems.append(_named(row.name, error))
             continue
         modes[header.mode] += 1
-        headers.append(((entry, index), header))
+        headers[entry, index] = header
+        unsized |= {column for column in data.needed if column in row.files and not data.columns.is_sized(column)}
         texts += [(row.name, text) for text in (*captions, *others)]
     bad.judge(rows)
     if not data.items:
         raise ValueError("No sample is left.")
-    check_flips(data.transform, texts, data.unsized)
-    known = dict(headers)
+    check_flips(data.transform, texts, unsized)
     sizes = Counter(item.size for item in data.items)
-    enlarged = sum(_is_enlarged(item.size, known[item.entry, item.row]) for item in data.items)
+    enlarged = sum(_is_enlarged(item.size, headers[item.entry, item.row]) for item in data.items)
     return DataReport(rows, len(data), tuple(bad.problems), dict(modes), dict(sizes.most_common()), enlarged)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,22 +52,10 @@ class TrainingData:
             raise ValueError(f"`variants` of TrainingData must be at least 1, got {self.variants}.")
         self.items: list[Item] = []
         opted_out = [entry.source.name for entry in self.entries if not entry.allow_flip]
-        check_flips(self.transform, (), self.unsized, opted_out)
+        check_flips(self.transform, opted_out=opted_out)
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @property
-    def unsized(self) -> tuple[str, ...]:
-        """Needed file columns whose images have a size of their own."""
-        files = {column for entry in self.entries for column in entry.source.row(0).files}
-        return tuple(column for column in self.needed if column in files and not self.columns.is_sized(column))
-
-    def rows(self) -> Iterator[tuple[int, int, Row]]:
-        """Yield number of the source, number of the row, and the row with `[trigger]` replaced; all of them."""
-        for number, entry in enumerate(self.entries):
-            for index in range(len(entry.source)):
-                yield number, index, self.row(number, index)
 
     def row(self, entry: int, index: int) -> Row:
         """Return a row of a source, with `[trigger]` replaced in its values.

@@ -14,7 +14,7 @@ LEFT_OR_RIGHT = re.compile(r"\b(?:left|right)(?:most|wards?|-hand(?:ed)?|hand(?:
 
 def check_flips(
     transform: Transform,
-    texts: Iterable[tuple[str, str]],
+    texts: Iterable[tuple[str, str]] = (),
     unsized: Collection[str] = (),
     opted_out: Collection[str] = (),
 ) -> None:

@@ -100,7 +100,7 @@ class Transform:
         """
         if not self.varies:
             return Drawn()
-        flip, across, down, *factors = draws.uniform("transform", variant, index, shape=(6,)).tolist()
+        flip, across, down, *factors = draws.uniform("data/transform", variant, index, shape=(6,)).tolist()
         changes = {name: 1 + (2 * u - 1) * getattr(self, name) for name, u in zip(_CHANGES, factors)}
         place = (across, down) if self.crop == "random" else (0.5, 0.5)
         return Drawn(flip < self.flip, *place, **changes)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ....checkpoints.writing import written_at_once
 from ..sources.row import Row, Source
@@ -53,7 +54,7 @@ class FileHashes:
         return entry[1]
 
 
-def read_json_object(path: Path) -> dict[str, object] | None:
+def read_json_object(path: Path) -> dict[str, Any] | None:
     """Return the object in a file that this package wrote; `None` if it is missing or broken."""
     try:
         found = json.loads(path.read_text("utf-8"))

@@ -79,11 +79,13 @@ class ParquetSource:
 
     def _cells(self, index: int) -> dict[str, Any]:
         group = bisect_right(self._ends, index)
-        if self._kept is None or self._kept[0] != group:
+        # Read once, since another thread may replace it.
+        kept = self._kept
+        if kept is None or kept[0] != group:
             path, number, _ = self._groups[group]
-            self._kept = group, _parquet().ParquetFile(path).read_row_group(number)
+            self._kept = kept = group, _parquet().ParquetFile(path).read_row_group(number)
         start = self._ends[group] - self._groups[group][2]
-        cells: dict[str, Any] = self._kept[1].slice(index - start, 1).to_pylist()[0]
+        cells: dict[str, Any] = kept[1].slice(index - start, 1).to_pylist()[0]
         return cells
 
 

@@ -27,7 +27,7 @@ from diffusers_flux_ext.training.data import (
     cache_samples,
     encode_sample,
 )
-from diffusers_flux_ext.training.data.cache import encoding, keys, stage
+from diffusers_flux_ext.training.data.cache import encoding, keys, work
 from tests.fixtures.training_data import OPTIONS, make_conditions, make_data, noise, write_rows
 
 
@@ -61,7 +61,7 @@ def same(one: TrainingSample, other: TrainingSample) -> bool:
 
 def cache(metadata: Path, pipe: Any, folder: Path, data: Any = None, **options: Any) -> CachedSamples:
     given = {"options": OPTIONS, "model_hash": "tiny", **options}
-    return cache_samples(data or make_data(metadata), pipe, make_conditions, folder, **given)
+    return cache_samples(make_data(metadata) if data is None else data, pipe, make_conditions, folder, **given)
 
 
 class Counting:
@@ -79,8 +79,8 @@ class Counting:
             self.texts.append(text)
             return encoding.encode_prompt(pipe, text, options)
 
-        monkeypatch.setattr(stage, "encode_images", images)
-        monkeypatch.setattr(stage, "encode_prompt", prompt)
+        monkeypatch.setattr(work, "encode_images", images)
+        monkeypatch.setattr(work, "encode_prompt", prompt)
 
 
 @pytest.fixture
@@ -308,6 +308,47 @@ def test_several_processes_share_the_work(metadata: Path, pipe: Any, tmp_path: P
     assert len(many) == len(one) == 4
     assert all(same(many.sample(i), one.sample(i)) for i in range(4))
     assert not list((tmp_path / "many").glob("part-*"))
+
+
+def test_an_error_in_one_process_stops_all(metadata: Path, pipe: Any, tmp_path: Path) -> None:
+    data, folder = make_data(metadata), tmp_path / "cache"
+    content = (tmp_path / "set" / "1.png").read_bytes()
+    (tmp_path / "set" / "1.png").write_bytes(content[: len(content) // 2])
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+
+    def share(rank: int) -> None:
+        with pytest.raises(ValueError, match=r"entry 1: `1\.png` is truncated"):
+            cache(metadata, pipe, folder, data, rank=rank, world_size=2, wait=lambda: barrier.wait(60))
+
+    processes = [context.Process(target=share, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_threads_change_nothing(metadata: Path, pipe: Any, tmp_path: Path, num_threads: int) -> None:
+    usual = cache(metadata, pipe, tmp_path / "usual")
+    other = cache(metadata, pipe, tmp_path / "other", num_threads=num_threads)
+    assert usual.files == other.files
+    assert all(same(usual.sample(index), other.sample(index)) for index in range(4))
+
+
+def test_a_pipeline_is_loaded_only_if_something_is_missing(metadata: Path, pipe: Any, tmp_path: Path) -> None:
+    calls = []
+
+    def load() -> Any:
+        calls.append(1)
+        return pipe
+
+    cache(metadata, load, tmp_path / "cache")
+    cache(metadata, load, tmp_path / "cache")
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="needs `model_hash`"):
+        cache(metadata, load, tmp_path / "cache", model_hash=None)
 
 
 def test_reading_needs_neither_models_nor_files(metadata: Path, pipe: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from diffusers_flux_ext.training.data import TableSource
 from tests.fixtures.training_data import write_rows
+from tests.parity.reference.boot import import_reference
 
 
 def table(folder: Path, name: str, content: str) -> Path:
@@ -105,3 +106,21 @@ def test_any_text_survives_a_csv_table(tmp_path_factory: pytest.TempPathFactory,
         csv.writer(file).writerows([("image", "prompt"), *((f"{name}.png", text) for name, text in rows)])
     source = TableSource(path)
     assert [source.row(i).values["prompt"] for i in range(len(rows))] == [text or None for _, text in rows]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_parity_of_rows(tmp_path: Path, suffix: str) -> None:
+    reference = import_reference("diffsynth.core.data.unified_dataset")
+    rows = [{"image": f"{i}.png", "prompt": f"a cat, {i}", "value": i + 0.5, "mode": i} for i in range(3)]
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    theirs = reference.UnifiedDataset(str(tmp_path), str(path)).data
+    source = TableSource(path)
+    ours = [{**source.row(i).values, **source.row(i).files} for i in range(3)]
+    assert ours == theirs
