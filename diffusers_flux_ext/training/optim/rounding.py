@@ -204,7 +204,7 @@ def check_dtypes(parameters: Mapping[str, torch.nn.Parameter], rule: str | None)
 
     Raises:
         ValueError: if parameters of 16 bits have no rule or one that does not know their data type, or there is a
-            rule and no such parameter.
+            rule and no such parameter, or parameters are sharded.
     """
     low = {name: parameter.dtype for name, parameter in parameters.items() if parameter.dtype in LOW}
     if low and rule is None:
@@ -214,6 +214,12 @@ def check_dtypes(parameters: Mapping[str, torch.nn.Parameter], rule: str | None)
         )
     if rule is None:
         return
+    sharded = [name for name, parameter in parameters.items() if hasattr(parameter, "to_local")]
+    if sharded:
+        raise ValueError(
+            f"Rounding {rule!r} does not work on parameters that are sharded over processes: {list_keys(sharded)}. "
+            "Shard float32 parameters, and leave `rounding` out."
+        )
     if not low:
         raise ValueError(
             f"The rule of rounding {rule!r} is for parameters in bfloat16 or float16, but no trained parameter is. "

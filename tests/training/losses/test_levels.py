@@ -106,6 +106,28 @@ def test_a_range_of_the_reference_keeps_its_grid() -> None:
     torch.testing.assert_close(part, whole[(whole >= 0.3) & (whole <= 0.7)], rtol=0, atol=1e-12)
 
 
+def test_both_ends_of_a_range_belong_to_it() -> None:
+    whole = quantiles(levels("reference"), TOKENS, 1000)
+    low, high = float(whole[200]), float(whole[300])
+    part = quantiles(levels("reference", low=low, high=high), TOKENS, 5000).unique()
+    torch.testing.assert_close(part, whole[200:301], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "alpha, beta, closed",
+    [
+        (2.5, 1.0, lambda u: u**0.4),
+        (1.0, 3.0, lambda u: 1 - (1 - u) ** (1 / 3)),
+        (0.5, 0.5, lambda u: torch.sin(math.pi * u / 2) ** 2),
+        (1.0, 1.0, lambda u: u),
+    ],
+)
+def test_beta_is_exact_where_it_has_a_closed_form(alpha: float, beta: float, closed: Callable) -> None:
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    found = levels("beta", alpha=alpha, beta=beta).quantile(u, TOKENS)
+    torch.testing.assert_close(found, closed(u), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("tokens, expected", [(256, 1.649), (1024, 1.878), (2304, 2.332), (4096, 3.158)])
 def test_the_shift_by_resolution_is_that_of_flux(tokens: int, expected: float) -> None:
     assert resolution_shift(tokens) == pytest.approx(expected, abs=5e-4)

@@ -104,6 +104,7 @@ def test_muon_steps_matrices_and_adamw_the_rest() -> None:
     }
     parameters = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in named.items()}
     matrices, rest = build_optimizer(parameters, settings("muon", groups=[GroupRule("to_q", weight_decay=0)]))
+    assert matrices.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"
     names = {parameter: name for name, parameter in parameters.items()}
     found = {names[parameter] for group in matrices.param_groups for parameter in group["params"]}
     assert found == {"transformer_blocks.0.attn.to_q.weight", "single_transformer_blocks.0.proj_out.weight"}

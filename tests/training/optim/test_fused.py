@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from diffusers_flux_ext.training.optim import FusedBackward, OptimizerSettings, build_optimizer, set_rates
 
@@ -49,6 +50,23 @@ def test_muon_and_its_rest_are_fused() -> None:
     fused, ordinary = run(True, "muon", None), run(False, "muon", None)
     for one, two in zip(fused.parameters(), ordinary.parameters()):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("rounding", [None, "stochastic"])
+def test_a_weight_that_is_used_twice_under_checkpointing_is_stepped_once(rounding: str | None) -> None:
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8).to(torch.float32 if rounding is None else torch.bfloat16)
+        (optimizer,) = build_optimizer(model.named_parameters(), OptimizerSettings(lr=1e-2, rounding=rounding))
+        backward = FusedBackward([optimizer]) if fused else optimizer
+        for _ in range(2):
+            hidden = checkpoint(model, torch.ones(2, 8, dtype=model.weight.dtype), use_reentrant=False)
+            checkpoint(model, hidden.tanh(), use_reentrant=False).sum().backward()
+            backward.step()
+            optimizer.zero_grad()
+        found.append(model.weight.detach())
+    assert torch.equal(*found)
 
 
 def test_8_bit_states_are_fused() -> None:

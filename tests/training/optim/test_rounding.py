@@ -213,6 +213,13 @@ def test_wrong_data_types_are_refused(dtype: torch.dtype, rounding: str | None, 
         made(torch.nn.Parameter(torch.ones(2, dtype=dtype)), rounding=rounding)
 
 
+def test_sharded_parameters_are_refused() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    weight.to_local = lambda: weight.data
+    with pytest.raises(ValueError, match="sharded over processes: `weight`"):
+        made(weight, rounding="kahan")
+
+
 def test_any_optimizer_of_torch_can_be_wrapped() -> None:
     weight = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     optimizer = RoundedOptimizer(
