@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ...lora.keys import Component
 from ..data import Captions, Columns, FreeBuckets, ImageOptions, ListedBuckets, ReferenceSizes, Transform
 from ..losses import errors, levels, weighting
 from ..optim import OptimizerSettings, schedule
@@ -245,9 +246,9 @@ class TrainSection(Section):
     init_from: str | None = None
 
     @property
-    def loras(self) -> dict[str, LoRAOptions]:
+    def loras(self) -> dict[Component, LoRAOptions]:
         """Options of LoRAs by model."""
-        given = {
+        given: dict[Component, LoRAOptions | None] = {
             "transformer": self.lora,
             "text_encoder": self.text_encoder_lora,
             "text_encoder_2": self.text_encoder_2_lora,

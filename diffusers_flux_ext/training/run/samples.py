@@ -54,7 +54,7 @@ def open_source(section: SourceSection) -> Source:
         ValueError: if it has no samples or is broken.
     """
     path: Any = section.path
-    safety = {"allow_outside": section.allow_outside}
+    safety: dict[str, Any] = {"allow_outside": section.allow_outside}
     if section.kind == "folder":
         return FolderSource(path, beside=section.beside, **safety)
     if section.kind == "webdataset":
@@ -62,7 +62,7 @@ def open_source(section: SourceSection) -> Source:
     columns: dict[str, Any] = {"file_columns": section.file_columns, "base": section.base}
     if section.kind == "dataset":
         return SavedDatasetSource(path, section.split, **columns, **safety)
-    read = ParquetSource if section.kind == "parquet" else TableSource
+    read: Any = ParquetSource if section.kind == "parquet" else TableSource
     return read(path, **columns, **safety, allow_urls=section.allow_urls)
 
 

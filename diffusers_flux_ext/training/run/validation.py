@@ -152,19 +152,24 @@ class ValidationImages:
                 module.training = mode
 
     def _image(self, pipe: FluxConditionedPipeline, sample: TrainingSample, seed: int) -> Image.Image:
-        dtype = self.training.transformer.dtype
-        hidden_states, pooled = next((value for name, value in sample.prompts.items() if name), sample.prompts.get(""))
-        return pipe(
-            prompt_embeds=hidden_states.to(pipe.device, dtype),
-            pooled_prompt_embeds=pooled.to(pipe.device, dtype),
+        device: Any = pipe.device
+        dtype: Any = self.training.transformer.dtype
+        text = next((text for text in sample.prompts if text), "")
+        hidden_states, pooled = sample.prompts[text]
+        drawn: Any = pipe(
+            prompt_embeds=hidden_states.to(device, dtype),
+            pooled_prompt_embeds=pooled.to(device, dtype),
             height=sample.height,
             width=sample.width,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(seed),
             max_sequence_length=min(512, hidden_states.shape[1]),
-            conditions=[with_encoded(*each) for each in zip(self.training.conditions, sample.conditions)],
-        ).images[0]
+            # What a sample does not have encodes nothing.
+            conditions=[with_encoded(*each) for each in zip(self.training.conditions, sample.conditions) if each[1]],
+        )
+        image: Image.Image = drawn.images[0]
+        return image
 
     def __call__(self, step: int, average: Callable[[], Any] | None = None) -> list[Path]:
         """Draw the images and write them as a contact sheet, and once more with averaged weights.

@@ -123,8 +123,9 @@ accelerate launch examples/flux/model_training/train.py \\
   --data_file_keys image,eligen_entity_masks \\
   --max_pixels 1048576 \\
   --dataset_repeat 50 \\
-  --model_id_with_origin_paths "black-forest-labs/FLUX.1-dev:flux1-dev.safetensors,black-forest-labs/FLUX.1-dev:\
-text_encoder/model.safetensors,black-forest-labs/FLUX.1-dev:text_encoder_2/,black-forest-labs/FLUX.1-dev:ae.safetensors" \\
+  --model_id_with_origin_paths "black-forest-labs/FLUX.1-dev:flux1-dev.safetensors,\
+black-forest-labs/FLUX.1-dev:text_encoder/model.safetensors,black-forest-labs/FLUX.1-dev:text_encoder_2/,\
+black-forest-labs/FLUX.1-dev:ae.safetensors" \\
   --learning_rate 1e-4 \\
   --num_epochs 5 \\
   --remove_prefix_in_ckpt "pipe.dit." \\
