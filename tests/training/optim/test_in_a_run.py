@@ -11,9 +11,11 @@ from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import Draws, ExponentialMovingAverage, FluxTraining, TrainingSample
 from diffusers_flux_ext.training.assemble import BatchMaker, Place
 from diffusers_flux_ext.training.checkpoint import CheckpointFolder
+from diffusers_flux_ext.training.data import Visit, stack_samples
 from diffusers_flux_ext.training.losses import draw_levels, errors, levels, weighting
 from diffusers_flux_ext.training.optim import OptimizerSettings, build_optimizer, schedule
 from diffusers_flux_ext.training.run.trainer import RunSettings, Trainer
+from diffusers_flux_ext.training.trained.protocol import load_into, state_of
 
 
 UPDATES, SAMPLES = 4, 2
@@ -24,7 +26,8 @@ class Updates:
         generator = torch.Generator().manual_seed(update)
         prompts = {"": (torch.randn(1, 4, 40, generator=generator), torch.randn(1, 24, generator=generator))}
         latents = torch.randn(1, 4, 64, generator=generator)
-        yield [TrainingSample(0, 32, 32, latents, prompts)] * SAMPLES, Place(update, range(SAMPLES), SAMPLES)
+        samples = [TrainingSample(0, 32, 32, latents, prompts)] * SAMPLES
+        yield stack_samples(samples, (Visit(0, 0),) * SAMPLES, [""] * SAMPLES, ()), Place(update, range(SAMPLES), SAMPLES)
 
 
 class Adapter:
@@ -34,6 +37,12 @@ class Adapter:
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
         return self.parameters
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return state_of(self.parameters)
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        load_into(self.parameters, state)
 
 
 def trainer(folder: Path, rounding: str | None, updates: int = UPDATES) -> Trainer:
@@ -54,7 +63,7 @@ def trainer(folder: Path, rounding: str | None, updates: int = UPDATES) -> Train
         trained,
         build_optimizer(trained.named_parameters(), settings),
         Updates(),
-        BatchMaker((), Draws(1), partial(draw_levels, drawn), transformer.dtype),
+        BatchMaker(Draws(1), partial(draw_levels, drawn), transformer.dtype),
         RunSettings(updates, save_every=2),
         CheckpointFolder(folder),
         {"rounding": rounding},
