@@ -16,7 +16,7 @@ from ...inputs.checks import check_generators, shown
 from ...inputs.images import read_images
 from ...inputs.masks import RegionMask, check_regions
 from ...sequence import Contribution
-from .image import encode_control_picture
+from .image import encode_control_image
 from .residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
 
 
@@ -79,13 +79,12 @@ class ControlNetImage(ControlNetCondition):
         self.check_residual_fields()
         self._mode_number()
         if self.image is None:
-            raise ValueError("`image` of ControlNetImage is None. Give a picture, or leave the condition out.")
+            raise ValueError("`image` of ControlNetImage is None. Give an image, or leave the condition out.")
         if (self.inpaint_mask is not None) != (self._extra_channels > 0):
             raise ValueError(
                 f"The ControlNet takes {self._extra_channels} channels for a mask, but `inpaint_mask` of "
                 f"ControlNetImage {'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting "
-                f"ControlNets need it, and "
-                f"only they take it; to restrict any other one, use `mask_region`."
+                f"ControlNets need it, and only they take it; to restrict any other one, use `mask_region`."
             )
         # Only the VAE, which the condition does not have, knows the number of latent channels.
         read_images("`image` of ControlNetImage", self.image, self.controlnet.config.in_channels // 4)
@@ -117,7 +116,7 @@ class ControlNetImage(ControlNetCondition):
         """
         self.check_fits_pipeline(pipe)
         encoded = {
-            "control": encode_control_picture(
+            "control": encode_control_image(
                 pipe,
                 canvas,
                 self.controlnet,
@@ -157,14 +156,12 @@ class ControlNetImage(ControlNetCondition):
         if not count and self.mode is None:
             return None
         if not count:
-            raise ValueError(
-                f"`mode` of ControlNetImage is {shown(self.mode)}, but this ControlNet is no union of several modes."
-            )
+            raise ValueError(f"`mode` of ControlNetImage is {shown(self.mode)}, but this ControlNet is not a union.")
         names = ", ".join(f"{name!r} ({number})" for name, number in UNION_MODES.items() if number < count)
         number = UNION_MODES.get(self.mode, -1) if isinstance(self.mode, str) else self.mode
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
-                f"`mode` of ControlNetImage says what the picture of a union ControlNet shows: {names}, or a number "
+                f"`mode` of ControlNetImage says what the image of a union ControlNet shows: {names}, or a number "
                 f"below {count}; got {shown(self.mode)}."
             )
         return number

@@ -60,8 +60,8 @@ class ControlNetCondition(FluxCondition):
         ]
         if missing:
             raise TypeError(
-                f"`controlnet` of {name} is a {type(self.controlnet).__name__}, which has no {missing}; a "
-                f"`FluxControlNetModel` was expected. Several ControlNets are several conditions."
+                f"`controlnet` of {name} is a {type(self.controlnet).__name__} without {missing}; expected a "
+                f"`FluxControlNetModel`. Several ControlNets are several conditions."
             )
         check_window(name, self.start, self.end)
         check_choice(f"`negative` of {name}", self.negative, ("shared", "own", None))

@@ -58,7 +58,7 @@ class EntityRegions(FluxCondition):
         samples = self._samples()
         if not samples or not any(prompts for prompts, _ in samples):
             raise ValueError(
-                "`prompts` of EntityRegions is empty, but at least one entity is needed. Leave it out instead."
+                "`prompts` of EntityRegions is empty, but needs at least one entity. Leave the condition out instead."
             )
         for index, (prompts, masks) in enumerate(samples):
             if len(prompts) != len(masks):
@@ -136,13 +136,13 @@ class EntityRegions(FluxCondition):
         single = isinstance(self.prompts, str) or is_box(self.masks)
         if single or not all(isinstance(given, (list, tuple)) for given in (self.prompts, self.masks)):
             raise ValueError(
-                f"`prompts` of EntityRegions and `masks` of EntityRegions are lists, but prompts of type "
-                f"{type(self.prompts).__name__} and masks of type {type(self.masks).__name__} came. A single box or "
-                f"picture goes into a list, too."
+                f"`prompts` of EntityRegions and `masks` of EntityRegions must be lists, got "
+                f"{type(self.prompts).__name__} and {type(self.masks).__name__}. Put a single box or image into a "
+                f"list, too."
             )
         kinds = {isinstance(prompt, str) for prompt in self.prompts}
         if len(kinds) > 1:
-            raise ValueError("`prompts` of EntityRegions mixes texts and lists of texts; nest all of them or none.")
+            raise ValueError("`prompts` of EntityRegions mixes texts and lists of texts. Nest all of them or none.")
         if kinds != {False}:
             return [(self.prompts, self.masks)]  # type: ignore[list-item]
         if len(self.prompts) != len(self.masks):

@@ -70,7 +70,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         """
         if (entity_prompts is None) != (entity_masks is None):
             given, missing = ("entity_prompts", "entity_masks")[:: 1 if entity_masks is None else -1]
-            raise ValueError(f"`{given}` came without `{missing}`. Give both, one mask per prompt, or neither.")
+            raise ValueError(f"`{given}` was given without `{missing}`. Give both, one mask per prompt, or neither.")
         conditions = check_conditions(conditions)
         if entity_prompts is not None and entity_masks is not None:
             conditions.insert(0, EntityRegions(entity_prompts, entity_masks, on_negative=entities_on_negative))

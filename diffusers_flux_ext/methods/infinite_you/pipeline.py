@@ -67,7 +67,7 @@ def _refuse_without_identity(arguments: Mapping[str, Any]) -> None:
         if value is not default and not (isinstance(value, Real) and value == default):
             given.append(f"`{name}`")
     if given:
-        raise ValueError(f"{', '.join(given)} came without an identity. Give `id_image` or `id_embeds`, too.")
+        raise ValueError(f"{', '.join(given)} was given without an identity. Give `id_image` or `id_embeds`, too.")
 
 
 class FluxInfiniteYouPipeline(FluxConditionedPipeline):

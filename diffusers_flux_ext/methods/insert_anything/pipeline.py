@@ -165,8 +165,8 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
     def _canvas(self, height: int | None, width: int | None) -> tuple[int, int]:
         if height and width and width != 2 * height:
             raise ValueError(
-                f"The canvas holds two squares side by side, so `width` is twice `height`, but {height} x {width} "
-                f"(height x width) came. Give `height` alone."
+                f"The canvas holds two squares side by side, so `width` must be twice `height`, got {height} x "
+                f"{width} (height x width). Give `height` alone."
             )
         height, _ = canvas_size(self, height or (width // 2 if width else _HEIGHT), None)
         return height, 2 * height
@@ -187,7 +187,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         if num_diptychs not in (1, prompts):
             raise ValueError(
                 f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} "
-                f"pictures, but there are {prompts} prompts. Give one for all or one for each."
+                f"images, but there are {prompts} prompts. Give one for all or one for each."
             )
 
     def _parts(self, diptychs: Sequence[Diptych], redux_strength: float) -> list[FluxCondition]:

@@ -75,7 +75,7 @@ class IPAdapterImages(FluxCondition):
     def __post_init__(self) -> None:
         check_window(type(self).__name__, self.start, self.end)
         if (self.images is None) == (self.image_embeds is None):
-            raise ValueError(f"{_IMAGES} or {_EMBEDS} is needed, and not both; give one of the two.")
+            raise ValueError(f"Exactly one of {_IMAGES} and {_EMBEDS} is required. Give one of them.")
         check_choice("`negative` of IPAdapterImages", self.negative, ("zeros", None))
         check_vision_model(self.image_encoder, self.image_processor)
         if not isinstance(self.adapter, FluxIPAdapter):

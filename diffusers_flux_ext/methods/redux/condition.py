@@ -27,9 +27,9 @@ from .inputs import (
     EMBEDS,
     IMAGES,
     MASK,
-    check_pictures,
+    check_images,
     check_redux_embeds,
-    count_pictures,
+    count_images,
     read_masks,
     region_rules,
     token_masks,
@@ -95,12 +95,12 @@ class ReduxImages(FluxCondition):
         for name, known in {"negative": ("same", None), "combine": ("groups", "sum")}.items():
             check_choice(f"`{name}` of ReduxImages", getattr(self, name), known)
         check_vision_model(self.image_encoder, self.image_processor)
-        count = count_pictures(self.images, self.image_embeds)
-        check_pictures(self.images, self.image_embeds)
+        count = count_images(self.images, self.image_embeds)
+        check_images(self.images, self.image_embeds)
         strengths = self._strengths(count)
         if self.combine == "groups" and not all(0 <= strength <= 1 for strength in strengths):
             raise ValueError(
-                f"`strengths` of ReduxImages are in [0, 1], but {strengths} came. Other factors need `combine='sum'`, "
+                f"`strengths` of ReduxImages must be in [0, 1], got {strengths}. Other factors need `combine='sum'`, "
                 f"which scales the tokens instead of merging them."
             )
         read_number("`prompt_scale` of ReduxImages", self.prompt_scale)
@@ -112,7 +112,7 @@ class ReduxImages(FluxCondition):
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Count the tokens of every image at its strength."""
-        count = count_pictures(self.images, self.image_embeds)
+        count = count_images(self.images, self.image_embeds)
         config: Any = getattr(self.image_encoder, "config", None)
         patches = IMAGE_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
         if self.image_embeds is not None:
@@ -186,7 +186,7 @@ class ReduxImages(FluxCondition):
         return [(index, merge_tokens(tokens, strength)) for index, strength, tokens in parts]
 
     def _strengths(self, count: int) -> list[float]:
-        return read_numbers("`strengths` of ReduxImages", self.strengths, count, "per picture")
+        return read_numbers("`strengths` of ReduxImages", self.strengths, count, "per image")
 
     def _embed(self, pipe: Encoders) -> torch.Tensor:
         if self.image_embeds is not None:

@@ -71,7 +71,7 @@ class ReferenceImages(FluxCondition):
         check_choice("`layout` of ReferenceImages", self.layout, get_args(Layout))
         check_flag("`preferred_size` of ReferenceImages", self.preferred_size)
         if not self._references or any(reference is None for reference in self._references):
-            raise ValueError("`images` of ReferenceImages holds no picture, or None. Leave the condition out instead.")
+            raise ValueError("`images` of ReferenceImages holds no image, or None. Leave the condition out instead.")
         if self.max_area is not None:
             read_count("`max_area` of ReferenceImages", self.max_area, 1, 10**9)
         for reference in self._references:
@@ -109,10 +109,10 @@ class ReferenceImages(FluxCondition):
         """
         encoded, column = {}, 0
         for index, (reference, strength) in enumerate(zip(self._references, self._strengths())):
-            picture = _read(reference, pipe.vae.config.latent_channels, values=False)
-            rows, columns = self._grid(pipe, canvas, picture)
+            image = _read(reference, pipe.vae.config.latent_channels, values=False)
+            rows, columns = self._grid(pipe, canvas, image)
             if strength > 0:
-                latents = _latents(pipe, picture, (rows * canvas.token_size, columns * canvas.token_size))
+                latents = _latents(pipe, image, (rows * canvas.token_size, columns * canvas.token_size))
                 encoded[f"tokens_{index}"] = pack_latents(
                     canvas.per_sample(latents.to(canvas.device, canvas.dtype), _IMAGES)
                 )
@@ -144,11 +144,11 @@ class ReferenceImages(FluxCondition):
         given, count = 1.0 if self.strengths is None else self.strengths, len(self._references)
         return read_numbers("`strengths` of ReferenceImages", given, count, "per reference", 0, 1)
 
-    def _grid(self, pipe: Encoders, canvas: Canvas, picture: Any) -> tuple[int, int]:
+    def _grid(self, pipe: Encoders, canvas: Canvas, image: Any) -> tuple[int, int]:
         token = canvas.token_size
-        if _is_latents(pipe, picture):
-            return picture.shape[2] // 2, picture.shape[3] // 2
-        first = picture[0] if isinstance(picture, list) else picture
+        if _is_latents(pipe, image):
+            return image.shape[2] // 2, image.shape[3] // 2
+        first = image[0] if isinstance(image, list) else image
         height, width = pipe.image_processor.get_default_height_width(first)
         if min(height, width) < token:
             raise ValueError(
@@ -161,8 +161,8 @@ class ReferenceImages(FluxCondition):
         return max(1, int(height * shrink) // token), max(1, int(width * shrink) // token)
 
 
-def _is_latents(pipe: Encoders, picture: Any) -> bool:
-    return isinstance(picture, torch.Tensor) and picture.shape[1] == pipe.vae.config.latent_channels
+def _is_latents(pipe: Encoders, image: Any) -> bool:
+    return isinstance(image, torch.Tensor) and image.shape[1] == pipe.vae.config.latent_channels
 
 
 def _read(reference: Any, latent_channels: int | None = None, values: bool = True) -> Any:
@@ -172,17 +172,17 @@ def _read(reference: Any, latent_channels: int | None = None, values: bool = Tru
     return _with_batch(read_images(_IMAGES, reference, allowed if axes == 4 else None, values))
 
 
-def _with_batch(picture: Any) -> Any:
-    if isinstance(picture, list):
-        parts = [_with_batch(part) for part in picture]
+def _with_batch(image: Any) -> Any:
+    if isinstance(image, list):
+        parts = [_with_batch(part) for part in image]
         return torch.cat(parts) if all(isinstance(part, torch.Tensor) for part in parts) else parts
-    return picture if getattr(picture, "ndim", 4) == 4 else picture[None]
+    return image if getattr(image, "ndim", 4) == 4 else image[None]
 
 
-def _latents(pipe: Encoders, picture: Any, size: tuple[int, int]) -> torch.Tensor:
-    if _is_latents(pipe, picture):
-        return picture[..., : picture.shape[2] // 2 * 2, : picture.shape[3] // 2 * 2].contiguous()
-    pixels = pipe.image_processor.preprocess(picture, *size)
+def _latents(pipe: Encoders, image: Any, size: tuple[int, int]) -> torch.Tensor:
+    if _is_latents(pipe, image):
+        return image[..., : image.shape[2] // 2 * 2, : image.shape[3] // 2 * 2].contiguous()
+    pixels = pipe.image_processor.preprocess(image, *size)
     return encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
 
 

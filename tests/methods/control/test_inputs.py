@@ -119,7 +119,7 @@ BAD = {
     "a wrong mode": ("union", {"mode": "edges"}, ValueError, "got 'edges'"),
     "a high mode": ("union", {"mode": 10}, ValueError, "below 10; got 10"),
     "a boolean mode": ("union", {"mode": True}, ValueError, "got True"),
-    "a mode without union": ("plain", {"mode": "canny"}, ValueError, "no union"),
+    "a mode without union": ("plain", {"mode": "canny"}, ValueError, "not a union"),
     "no mask": ("inpaint", {"inpaint_mask": None}, ValueError, "4 channels for a mask.*is missing"),
     "a mask without channels": ("plain", {"inpaint_mask": LEFT}, ValueError, "0 channels.*was given.*`mask_region`"),
     "a window turned round": ("plain", {"start": 0.7, "end": 0.3}, ValueError, "start=0.7 and end=0.3"),

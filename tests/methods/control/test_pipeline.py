@@ -271,7 +271,7 @@ class TestGenerators:
     @pytest.mark.parametrize("count", [1, 2, 6])
     def test_a_wrong_number_is_refused(self, pipe, count):
         ours = condition(image=[PICTURE, OTHER_PICTURE], generator=[seeded(index) for index in range(count)])
-        with pytest.raises(ValueError, match=f"{count} generators to sample the latents of 4 pictures"):
+        with pytest.raises(ValueError, match=f"{count} generators to sample the latents of 4 images"):
             pipe(**call_kwargs(prompt=["a", "b"], num_images_per_prompt=2, conditions=[ours]))
 
     def test_every_picture_counts(self, pipe):

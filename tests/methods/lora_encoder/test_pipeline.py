@@ -183,7 +183,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda weights: {"a": torch.zeros(1)}, "no LoRA-Encoder for FLUX.1"),
+            (lambda weights: {"a": torch.zeros(1)}, "not a LoRA-Encoder for FLUX.1"),
             (lambda weights: {**weights, "b": torch.zeros(1)}, "wrong shape for FluxLoRAEncoder: `b`"),
             (lambda weights: {k: v for k, v in weights.items() if k != "final_linear.bias"}, "final_linear.bias"),
         ],

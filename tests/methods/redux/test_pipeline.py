@@ -250,7 +250,7 @@ class TestBatches:
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"strengths": 1.2}, ValueError, r"in \[0, 1\], but \[1.2\].*combine='sum'"),
+        ({"strengths": 1.2}, ValueError, r"in \[0, 1\], got \[1.2\].*combine='sum'"),
         ({"strengths": [0.1, 0.2]}, ValueError, "2 numbers, but 1 are needed"),
         ({"strengths": "strong"}, TypeError, "must be a number .*got 'strong'"),
         ({"prompt_scale": float("nan")}, ValueError, "`prompt_scale`.*finite"),
@@ -259,9 +259,9 @@ class TestBatches:
         ({"negative": "zeros"}, ValueError, "`negative` of ReduxImages must be one of .*'zeros'"),
         ({"combine": "mean"}, ValueError, "`combine` of ReduxImages must be one of .*'mean'"),
         ({"image_embedder": None}, TypeError, "NoneType.*load_redux_embedder"),
-        ({"images": []}, ValueError, "at least one picture"),
-        ({"images": None}, ValueError, "`images` .*or `image_embeds` .*is needed"),
-        ({"image_embeds": patch_embeds()}, ValueError, "`images` .*or `image_embeds` .*is needed"),
+        ({"images": []}, ValueError, "at least one image"),
+        ({"images": None}, ValueError, "Exactly one of `images` .*and `image_embeds`"),
+        ({"image_embeds": patch_embeds()}, ValueError, "Exactly one of `images` .*and `image_embeds`"),
         ({"images": None, "image_embeds": torch.zeros(9, 12)}, ValueError, r"the shape \(images.*got \(9, 12\)"),
     ],
 )
@@ -337,7 +337,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         "change, message",
         [
-            (lambda weights: {"up.weight": weights["redux_up.weight"]}, "no embedder of Redux.*up.weight"),
+            (lambda weights: {"up.weight": weights["redux_up.weight"]}, "not an embedder of Redux.*up.weight"),
             (lambda weights: {**weights, "more": torch.zeros(1)}, "missing, surplus.*more"),
             (lambda weights: {**weights, "redux_up.bias": torch.zeros(1)}, "missing, surplus.*redux_up.bias"),
         ],
@@ -347,5 +347,5 @@ class TestFiles:
             load_redux_embedder(change(dict(tiny_redux_embedder().state_dict())))
 
     def test_a_folder_without_one(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="none of.*flux1-redux-dev"):
+        with pytest.raises(FileNotFoundError, match="not have any of.*flux1-redux-dev"):
             load_redux_embedder(tmp_path)

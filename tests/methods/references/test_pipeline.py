@@ -212,8 +212,8 @@ class TestInputs:
         "arguments, error, message",
         [
             ({"layout": "grid"}, ValueError, "`layout` .*one of .*'offset'.*got 'grid'"),
-            ({"images": []}, ValueError, "no picture"),
-            ({"images": None}, ValueError, "no picture"),
+            ({"images": []}, ValueError, "no image"),
+            ({"images": None}, ValueError, "no image"),
             ({"images": [PICTURE, None]}, ValueError, "None"),
             ({"strengths": [1.0, 0.5]}, ValueError, "2 numbers, but 1 are needed"),
             ({"strengths": 1.5}, ValueError, "from 0 to 1, got 1.5"),
