@@ -46,11 +46,11 @@ def render(scene: Scene) -> Image.Image:
         `PIL.Image.Image`: RGB, 128 x 128 pixels; the same scene always gives the same image.
     """
     side = CANVAS_SIZE * _OVERSAMPLING
-    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    draw = ImageDraw.Draw(image)
     for item in scene.objects:
         _draw(draw, item)
-    return picture.reduce(_OVERSAMPLING)
+    return image.reduce(_OVERSAMPLING)
 
 
 def _draw(draw: ImageDraw.ImageDraw, item: ShapeObject) -> None:

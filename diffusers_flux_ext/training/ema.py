@@ -19,7 +19,7 @@ class ExponentialMovingAverage:
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float = 0.998) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"`decay` must be in [0, 1), but it is {decay}.")
+            raise ValueError(f"`decay` must be in [0, 1), got {decay}.")
         self.parameters = list(parameters)
         self.decay = decay
         self.averages = [parameter.detach().clone() for parameter in self.parameters]

@@ -23,7 +23,7 @@ def warmup_flat_cosine(
     """
     if total < 1 or warmup < 0 or not 0 <= flat_until < 1 or not 0 <= final <= 1:
         raise ValueError(
-            f"`total` is at least 1, `warmup` at least 0, `flat_until` in [0, 1) and `final` in [0, 1], but they are "
+            f"`total` must be at least 1, `warmup` at least 0, `flat_until` in [0, 1) and `final` in [0, 1], got "
             f"{total}, {warmup}, {flat_until} and {final}."
         )
     rise = min(1.0, (step + 1) / max(1, warmup))
