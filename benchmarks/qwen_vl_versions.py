@@ -61,7 +61,13 @@ def run(path: Path, write: bool) -> None:
     older = transformers.__version__.startswith("4.")
     if older:
         replace_diffusers()
-    from diffusers_flux_ext.inputs.qwen_vl import IMAGE_SPAN, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs
+    from diffusers_flux_ext.inputs.qwen_vl import (
+        IMAGE_SPAN,
+        chat_text,
+        hide_tokens,
+        last_hidden_states,
+        qwen_vl_inputs,
+    )
     from tests.fixtures import qwen_vl as tiny
 
     first, second = picture(90, 50, 0), picture(60, 120, 1)

@@ -35,9 +35,7 @@ class TestDataclasses:
         assert caught[0].filename == __file__
 
     def test_several_former_names_are_one_warning(self):
-        with pytest.warns(
-            FutureWarning, match="`area`.*; `level`.*; `mode=True`.*`mode='on'`"
-        ) as caught:
+        with pytest.warns(FutureWarning, match="`area`.*; `level`.*; `mode=True`.*`mode='on'`") as caught:
             part = Part("a", area=None, level=2.0, mode=True)
         assert (part.scale, part.mode, len(caught)) == (2.0, "on", 1)
 
@@ -77,8 +75,6 @@ def test_functions():
 
 def test_the_autoencoder_takes_the_former_name():
     vae = AutoencoderKLFlux.from_config(tiny_vae(0).config)
-    with pytest.warns(
-        FutureWarning, match="AutoencoderKLFlux.enable_tiling .*`ramp_image_borders`"
-    ):
+    with pytest.warns(FutureWarning, match="AutoencoderKLFlux.enable_tiling .*`ramp_image_borders`"):
         vae.enable_tiling(64, 32, ramp_picture_borders=True)
     assert vae.tile_ramp_image_borders
