@@ -82,9 +82,9 @@ def print_costs(args: argparse.Namespace) -> None:
     """Median processor seconds of a step, and their ratio to a step without an image."""
     step, one = Step(args), smooth_patches(1)
     sides: Sides = {
-        "no image": step.ours(one, strengths=0.0),
-        "strength 0.25": step.ours(one, strengths=0.25),
-        "strength 0.5": step.ours(one, strengths=0.5),
+        "no image": step.ours(one, scale=0.0),
+        "strength 0.25": step.ours(one, scale=0.25),
+        "strength 0.5": step.ours(one, scale=0.5),
         "strength 1": step.ours(one),
         "strength 1, masked to the left half": step.ours(one, masked=True),
         "strength 1, the reference": step.reference(one),
@@ -108,7 +108,7 @@ def print_effects(args: argparse.Namespace) -> None:
     step = Step(args)
     embeds = smooth_patches(1)
     for name, combine in {"merged": "groups", "scaled": "sum"}.items():
-        velocities = torch.stack([step.ours(embeds, strengths=share, combine=combine)() for share in shares])
+        velocities = torch.stack([step.ours(embeds, scale=share, combine=combine)() for share in shares])
         whole = (velocities[-1] - velocities[0]).norm()
         effects = (velocities - velocities[0]).flatten(1).norm(dim=1) / whole
         steps = velocities.diff(dim=0).flatten(1).norm(dim=1) / whole

@@ -50,7 +50,7 @@ def main() -> None:
             args.scale,
             end=args.end,
             mode=mode if union else None,
-            mask_region=region,
+            region=region,
         )
         for picture, mode, region in ((args.left, args.left_mode, LEFT), (args.right, args.right_mode, RIGHT))
     ]

@@ -87,8 +87,8 @@ def main() -> None:
     image.save(args.out / "one.png")
     conditions = [
         EntityRegions(["a red circle", "a blue star"], [LEFT, RIGHT]),
-        prompted(pictures[0], mask=LEFT, end=0.8),
-        prompted(pictures[-1], mask=RIGHT, end=0.8),
+        prompted(pictures[0], region=LEFT, end=0.8),
+        prompted(pictures[-1], region=RIGHT, end=0.8),
     ]
     image = pipe(args.prompt, conditions=conditions, **size, generator=torch.manual_seed(0)).images[0]
     image.save(args.out / "regions.png")

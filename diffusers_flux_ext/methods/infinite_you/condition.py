@@ -16,13 +16,21 @@ from PIL import Image
 from ...canvas import Canvas
 from ...condition import Encoders
 from ...denoise import DenoisingStep, PromptEmbeds
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_instance, shown
 from ...inputs.images import read_image
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import check_embeds, read_count, read_number
 from ...sequence import Contribution
 from ..control.image import encode_control_image
-from ..control.residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
+from ..control.residuals import (
+    FORMER_NEGATIVE,
+    ControlNetCondition,
+    Negative,
+    mask_channels,
+    region_weights,
+    residual_contribution,
+)
 from .faces import FaceEmbedding, FaceEncoder
 from .keypoints import draw_face_keypoints, fit_to_canvas, read_keypoints
 from .projector import InfiniteYouImageProjector
@@ -31,6 +39,7 @@ from .projector import InfiniteYouImageProjector
 logger = logging.get_logger(__name__)
 
 
+@former_arguments(FORMER_NEGATIVE)
 @dataclass(frozen=True, eq=False)
 class InfiniteYouIdentity(ControlNetCondition):
     """A person's identity by InfuseNet, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
@@ -56,7 +65,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         end (`float`, defaults to 1.0): End of the window, as a fraction of the steps.
         guidance_scale (`float`, defaults to 1.0): InfuseNet's own embedded guidance; the base keeps the call's.
         region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
-        negative (`"shared"`, `"own"` or `None`, *optional*):
+        negative (`"same"`, `"own"` or `None`, *optional*):
             What the unconditional branch gets: nothing by default, as in the original; `"own"` is the reference's.
         face_index (`int`, *optional*): Which face of `id_image`, from left to right; the largest by default.
 

@@ -183,7 +183,7 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
                 Key points in place of `control_image`, as in [`InfiniteYouIdentity`].
             face_index (`int`, *optional*): Which face of `id_image`, from left to right; the largest by default.
             region (`RegionMask` or a list of them, *optional*): Where the identity acts; everywhere by default.
-            negative (`"shared"`, `"own"` or `None`, *optional*):
+            negative (`"same"`, `"own"` or `None`, *optional*):
                 What the unconditional branch gets of the identity: nothing by default.
             conditions (`Sequence[FluxCondition]`, *optional*): Further conditions, also further identities.
 

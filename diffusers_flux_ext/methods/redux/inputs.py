@@ -19,7 +19,7 @@ from ..eligen.condition import entity_rules
 
 logger = logging.get_logger(__name__)
 
-IMAGES, EMBEDS, MASK = (f"`{name}` of ReduxImages" for name in ("images", "image_embeds", "mask"))
+IMAGES, EMBEDS, REGION = (f"`{name}` of ReduxImages" for name in ("images", "image_embeds", "region"))
 """What they are, for errors."""
 
 
@@ -68,8 +68,8 @@ def read_masks(given: Any, count: int) -> list[list[Any]]:
     lengths = sorted({len(masks) for masks in samples})
     if lengths != [count]:
         raise ValueError(
-            f"{MASK} has lists of the lengths {lengths}, but {count} groups of tokens can have one "
-            f"(images that are summed share theirs). Give one mask for all, or a list with one or `None` for each."
+            f"{REGION} has lists of the lengths {lengths}, but {count} groups of tokens can have one "
+            f"(images that are summed share theirs). Give one region for all, or a list with one or `None` for each."
         )
     return samples
 
@@ -88,10 +88,10 @@ def token_masks(masks: Sequence[Any], canvas: Canvas) -> dict[str, torch.Tensor]
     if unmasked.all():
         return {}
     full = torch.ones(canvas.num_tokens, dtype=torch.bool)
-    tokens = torch.stack([full if mask is None else mask_to_tokens(mask, canvas, MASK) for mask in masks])
+    tokens = torch.stack([full if mask is None else mask_to_tokens(mask, canvas, REGION) for mask in masks])
     if not tokens.any(dim=1).all():
         logger.warning(
-            f"A mask of `ReduxImages` covers no token of the {canvas.width} x {canvas.height} canvas, so its image "
+            f"A region of `ReduxImages` covers no token of the {canvas.width} x {canvas.height} canvas, so its image "
             f"changes nothing. White is inside."
         )
     return {"mask": tokens, "unmasked": unmasked}

@@ -109,7 +109,7 @@ def test_batches_are_their_samples(pipe):
 
 def test_with_entities_and_inpainting_in_any_order(pipe):
     others = [
-        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
         InpaintRegion(PICTURE, (0.0, 0.0, 0.67, 1.0)),
         AttributeValues(pipe.value_encoder, {"brightness": 0.7}),
     ]

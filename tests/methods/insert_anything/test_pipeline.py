@@ -63,8 +63,8 @@ class TestResult:
         arguments = call_kwargs(**{**SHORT, "width": 64, "guidance_scale": 30.0, **zeros})
         canvas = plain(**{**arguments, "output_type": "pil"}, conditions=conditions).images[0]
         expected = paste_panel(diptych, canvas.crop((32, 0, 64, 32)))
-        assert np.array_equal(draw(pipe, redux_strength=0.6, output_type="pil")[0], expected)
-        assert np.array_equal(draw(pipe, redux_strength=0.6, output_type="pil", paste_back=None)[0], canvas)
+        assert np.array_equal(draw(pipe, redux_scale=0.6, output_type="pil")[0], expected)
+        assert np.array_equal(draw(pipe, redux_scale=0.6, output_type="pil", paste_back=None)[0], canvas)
 
     def test_kinds_of_output(self, pipe):
         arrays = draw(pipe)
@@ -92,7 +92,7 @@ class TestResult:
             {"source_mask": region((120, 90), (10, 10, 50, 40))},
             {"reference_image": picture(4, (80, 100))},
             {"reference_mask": None},
-            {"redux_strength": 0.3},
+            {"redux_scale": 0.3},
             {"prompt": "a cat"},
             {"guidance_scale": 3.5},
             {"height": 48},
@@ -217,7 +217,7 @@ class TestTogether:
         ),
         ({"width": 48}, "`width` must be twice `height`, got 32 x 48"),
         ({"paste_back": "all"}, "`paste_back` must be one of .*'all'"),
-        ({"redux_strength": 2}, "`redux_strength` must be .*from 0 to 1, got 2"),
+        ({"redux_scale": 2}, "`redux_scale` must be .*from 0 to 1, got 2"),
     ],
 )
 def test_bad_inputs(pipe, arguments, message):

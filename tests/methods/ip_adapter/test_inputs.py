@@ -108,7 +108,7 @@ BAD = {
     ),
     "shape": ({"images": np.zeros((4, 4, 2)), "image_encoder": tiny_siglip()}, ValueError, r"got \(4, 4, 2\)"),
     "prompts": ({"image_embeds": torch.zeros(3, 1, 12)}, ValueError, "3 samples.*1 prompts"),
-    "masks": ({"image_embeds": image_embeds(), "mask": [LEFT, RIGHT]}, ValueError, "2 samples.*1 prompts"),
+    "masks": ({"image_embeds": image_embeds(), "region": [LEFT, RIGHT]}, ValueError, "2 samples.*1 prompts"),
     "dtype": (
         {"adapter": tiny_ip_adapter(1).to(torch.bfloat16), "image_embeds": image_embeds()},
         ValueError,

@@ -130,7 +130,7 @@ def test_loras_per_prompt_are_their_samples(pipe):
 
 def test_with_entities_and_attributes_in_any_order(pipe):
     others = [
-        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
         AttributeValues(tiny_value_encoder(), {"brightness": 0.7}),
         LoRAEmbedding(pipe.lora_encoder, tiny_lora()),
     ]
