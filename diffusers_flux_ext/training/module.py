@@ -117,11 +117,28 @@ class FluxTraining(torch.nn.Module):
         Raises:
             ValueError: if the batch does not fit the transformer or the conditions.
         """
+        return self.losses(batch)
+
+    def losses(self, batch: TrainingBatch, weighted: bool = True) -> torch.Tensor:
+        """Compute the loss of each sample, with or without its weights.
+
+        Args:
+            batch (`TrainingBatch`): The batch.
+            weighted (`bool`, defaults to `True`): Whether to apply the weights of noise levels and samples.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size,)`.
+
+        Raises:
+            ValueError: if the batch does not fit the transformer or the conditions.
+        """
         step, target = self._step(batch)
         prediction = self._predict(step, batch, batch.keep)
         wide = torch.promote_types(prediction.dtype, torch.float32)
         target = self._target(step, batch, target).to(wide)
         errors = self._errors(prediction.to(wide), target, batch.sigma.to(wide), batch.mask)
+        if not weighted:
+            return errors
         for factor in (None if self._weighting is None else self._weighting(batch.sigma), batch.weight):
             errors = errors if factor is None else errors * factor.to(errors)
         return errors
