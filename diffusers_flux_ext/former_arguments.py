@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 
@@ -30,46 +31,86 @@ def former_arguments(values: Values | None = None, **names: str) -> Callable[[Ta
     """
 
     def decorate(target: TargetT) -> TargetT:
+        parameters = inspect.signature(target).parameters
+        positions = tuple(name for name, part in parameters.items() if part.kind is part.POSITIONAL_OR_KEYWORD)
         owner = target.__qualname__.removesuffix(".__call__")
         if not isinstance(target, type):
-            return _translated(target, owner, names, values or {})
-        target.__init__ = _translated(target.__init__, owner, names, values or {})  # type: ignore[misc]
-        for former, name in names.items():
-            setattr(target, former, property(_reader(former, name, owner)))
+            return _translated(target, _Former(owner, positions, names, values or {}))
+        former = _Former(owner, positions, names, values or {})
+        target.__init__ = _translated(target.__init__, former, skipped=1)  # type: ignore[misc]
+        target._former_arguments = former  # type: ignore[attr-defined]
+        for name in names:
+            setattr(target, name, property(functools.partial(_read, former, name)))
         return target
 
     return decorate
 
 
-def _translated(function: Callable[..., Any], owner: str, names: Mapping[str, str], values: Values) -> Any:
-    positions = list(inspect.signature(function).parameters)
+def present_arguments(target: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate former names and values of a class' arguments, for code that does not call its constructor.
 
-    @functools.wraps(function)
-    def translated(*args: Any, **kwargs: Any) -> Any:
-        notes = []
-        for former in [former for former in names if former in kwargs]:
-            name = names[former]
-            if name in kwargs or name in positions[: len(args)]:
+    Args:
+        target (`type`): The class.
+        given (`Mapping[str, Any]`): Arguments by name.
+
+    Returns:
+        `dict[str, Any]`: by present names; the same as given where the class has no former ones.
+
+    Raises:
+        TypeError: if an argument is given by both names.
+    """
+    former: _Former | None = getattr(target, "_former_arguments", None)
+    return dict(given) if former is None else former.translate((), given)[1]
+
+
+@dataclass(frozen=True)
+class _Former:
+    """The former arguments of a function: its name, its parameters, present names and present values."""
+
+    owner: str
+    positions: tuple[str, ...]
+    names: Mapping[str, str]
+    values: Values
+
+    def translate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        notes, named = [], dict(kwargs)
+        for former, name in self.names.items():
+            if former not in named:
+                continue
+            if name in named or name in self.positions[: len(args)]:
                 raise TypeError(
-                    f"`{former}` of {owner} is the former name of `{name}`, but both were given. Give `{name}` only."
+                    f"`{former}` of {self.owner} is the former name of `{name}`, but both were given. Give `{name}` "
+                    f"only."
                 )
-            kwargs[name] = kwargs.pop(former)
-            notes.append(f"`{former}` of {owner} is now called `{name}`")
-        given = {**dict(zip(positions, args)), **kwargs}
-        for name in [name for name in values if name in given]:
-            value = _present(given[name], values[name])
-            if value is not given[name]:
-                notes.append(f"`{name}={given[name]!r}` of {owner} is now `{name}={value!r}`")
-                position = positions.index(name)
-                if position < len(args):
-                    args = (*args[:position], value, *args[position + 1 :])
-                else:
-                    kwargs[name] = value
+            named[name] = named.pop(former)
+            notes.append(self.note(former))
+        listed = list(args)
+        for place, name in [*enumerate(self.positions[: len(args)]), *((name, name) for name in named)]:
+            source: Any = listed if isinstance(place, int) else named
+            value = _present(source[place], self.values.get(name, {}))
+            if value is not source[place]:
+                notes.append(f"`{name}={source[place]!r}` of {self.owner} is now `{name}={value!r}`")
+                source[place] = value
         if notes:
             _warn("; ".join(notes))
-        return function(*args, **kwargs)
+        return tuple(listed), named
+
+    def note(self, former: str) -> str:
+        return f"`{former}` of {self.owner} is now called `{self.names[former]}`"
+
+
+def _translated(function: Callable[..., Any], former: _Former, skipped: int = 0) -> Any:
+    @functools.wraps(function)
+    def translated(*args: Any, **kwargs: Any) -> Any:
+        given, named = former.translate(args[skipped:], kwargs)
+        return function(*args[:skipped], *given, **named)
 
     return translated
+
+
+def _read(former: _Former, name: str, instance: Any) -> Any:
+    _warn(former.note(name), stacklevel=3)
+    return getattr(instance, former.names[name])
 
 
 def _present(value: Any, table: Mapping[Any, Any]) -> Any:
@@ -80,14 +121,6 @@ def _present(value: Any, table: Mapping[Any, Any]) -> Any:
         return value
 
 
-def _reader(former: str, name: str, owner: str) -> Callable[[Any], Any]:
-    def read(instance: Any) -> Any:
-        _warn(f"`{former}` of {owner} is now called `{name}`")
-        return getattr(instance, name)
-
-    return read
-
-
-def _warn(note: str) -> None:
+def _warn(note: str, stacklevel: int = 4) -> None:
     # Shown by default, unlike a DeprecationWarning: callers are users rather than authors of libraries.
-    warnings.warn(f"{note}. The former form goes in version {REMOVED_IN}.", FutureWarning, stacklevel=3)
+    warnings.warn(f"{note}. The former form goes in version {REMOVED_IN}.", FutureWarning, stacklevel=stacklevel)

@@ -5,10 +5,12 @@ import warnings
 from dataclasses import dataclass, field, fields
 
 import pytest
+import torch
 
-from diffusers_flux_ext import AutoencoderKLFlux
+from diffusers_flux_ext import AutoencoderKLFlux, EntityRegions, ReferenceImages
 from diffusers_flux_ext.former_arguments import former_arguments
 from diffusers_flux_ext.testing import tiny_vae
+from tests.fixtures.conditions import CASES
 
 
 @former_arguments({"mode": {True: "on", False: None}}, area="region", level="scale")
@@ -65,6 +67,16 @@ class TestDataclasses:
         assert list(inspect.signature(Part).parameters) == names == ["text", "region", "scale", "mode"]
 
 
+@former_arguments(level="scale")
+def passing_on(*args, scale=1.0):
+    return args, scale
+
+
+def test_arguments_that_are_passed_on_take_no_name():
+    with pytest.warns(FutureWarning, match="`level` of passing_on is now called `scale`"):
+        assert passing_on("a", "b", level=2.0) == (("a", "b"), 2.0)
+
+
 def test_functions():
     with pytest.warns(FutureWarning, match="`level` of call is now called `scale`; `mode='old'` .*`mode='new'`"):
         assert call("a", level=2.0, mode="old") == ("a", 2.0, "new")
@@ -78,3 +90,41 @@ def test_the_autoencoder_takes_the_former_name():
     with pytest.warns(FutureWarning, match="AutoencoderKLFlux.enable_tiling .*`ramp_image_borders`"):
         vae.enable_tiling(64, 32, ramp_picture_borders=True)
     assert vae.tile_ramp_image_borders
+
+
+LEFT = (0.0, 0.0, 0.5, 1.0)
+
+
+class TestConditions:
+    """Each former name and value makes the same condition as the present one."""
+
+    @pytest.mark.parametrize(
+        "name, former, present",
+        [
+            ("controlnet", {"mask_region": LEFT}, {"region": LEFT}),
+            ("controlnet", {"negative": "shared"}, {"negative": "same"}),
+            ("identity", {"negative": "shared"}, {"negative": "same"}),
+            ("ip-adapter", {"mask": LEFT}, {"region": LEFT}),
+            ("redux", {"strengths": 0.5, "mask": LEFT}, {"scale": 0.5, "region": LEFT}),
+            ("references", {"strengths": 0.5}, {"scale": 0.5}),
+            ("entities", {"on_negative": True}, {"negative": "own"}),
+            ("entities", {"on_negative": False}, {"negative": None}),
+        ],
+    )
+    def test_former_arguments(self, name, former, present):
+        case = CASES[name]
+        given = {key: value for key, value in case.inputs.items() if key not in present}
+        with pytest.warns(FutureWarning, match=f"`{next(iter(former))}"):
+            condition = case.make(**given, **former)
+        assert {key: getattr(condition, key) for key in present} == present
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            case.make(**given, **present)
+
+    def test_by_position(self):
+        with pytest.warns(FutureWarning, match="`negative=True` of EntityRegions is now `negative='own'`"):
+            assert EntityRegions(["a cat"], [LEFT], True).negative == "own"
+
+    def test_both_names(self):
+        with pytest.raises(TypeError, match="`strengths` of ReferenceImages .*`scale`, but both were given"):
+            ReferenceImages(torch.zeros(3, 16, 16), scale=1.0, strengths=1.0)

@@ -225,6 +225,16 @@ def test_bad_inputs(pipe, arguments, message):
         draw(pipe, **arguments)
 
 
+def test_the_former_name_of_the_scale(pipe):
+    with (
+        pytest.warns(
+            FutureWarning, match="`redux_strength` of .*Pipeline is now called `redux_scale`"
+        ),
+        pytest.raises(ValueError, match="`redux_scale` must be .*got 2"),
+    ):
+        draw(pipe, redux_strength=2)
+
+
 def test_a_full_mask_is_warned_of(pipe, monkeypatch):
     said = []
     logger = "diffusers_flux_ext.methods.insert_anything.diptych.logger"

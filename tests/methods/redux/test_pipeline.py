@@ -191,7 +191,7 @@ class TestTogether:
         for scale in ("prompt_scale", "pooled_scale"):
             with pytest.raises(ValueError, match="ReduxImages and ReplacedPrompt replaces the prompt"):
                 draw(pipe, redux(**{scale: 0.5}), ReplacedPrompt())
-        draw(pipe, redux(pooled_scale=0.5), EntityRegions(["a red dog"], [LEFT], on_negative=True), **GUIDED)
+        draw(pipe, redux(pooled_scale=0.5), EntityRegions(["a red dog"], [LEFT], negative="own"), **GUIDED)
 
     def test_fill_and_entities(self):
         pipe = tiny_pipeline(
