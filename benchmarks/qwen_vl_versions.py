@@ -22,7 +22,7 @@ import transformers
 from PIL import Image
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def image(width: int, height: int, seed: int) -> Image.Image:
     """Return an image of noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -70,7 +70,7 @@ def run(path: Path, write: bool) -> None:
     )
     from tests.fixtures import qwen_vl as tiny
 
-    first, second = picture(90, 50, 0), picture(60, 120, 1)
+    first, second = image(90, 50, 0), image(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {
         "one image": (f"look {IMAGE_SPAN} the red sign", [first]),
         "two images": (f"make {IMAGE_SPAN} like {IMAGE_SPAN} but red", [first, second]),

@@ -24,9 +24,9 @@ from tests.parity.reference.pipeline import flux_image
 WIDTH, PATCHES = 64, 27
 
 
-def smooth_patches(pictures: int) -> torch.Tensor:
-    """Return embeddings of patches that change slowly over the image, with some noise, `(pictures, 729, 64)`."""
-    coarse = torch.randn(pictures, WIDTH, 6, 6)
+def smooth_patches(images: int) -> torch.Tensor:
+    """Return embeddings of patches that change slowly over the image, with some noise, `(images, 729, 64)`."""
+    coarse = torch.randn(images, WIDTH, 6, 6)
     smooth = torch.nn.functional.interpolate(coarse, size=PATCHES, mode="bicubic").flatten(2).mT
     return smooth + 0.3 * torch.randn_like(smooth)
 

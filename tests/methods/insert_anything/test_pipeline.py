@@ -227,9 +227,7 @@ def test_bad_inputs(pipe, arguments, message):
 
 def test_the_former_name_of_the_scale(pipe):
     with (
-        pytest.warns(
-            FutureWarning, match="`redux_strength` of .*Pipeline is now called `redux_scale`"
-        ),
+        pytest.warns(FutureWarning, match="`redux_strength` of .*Pipeline is now called `redux_scale`"),
         pytest.raises(ValueError, match="`redux_scale` must be .*got 2"),
     ):
         draw(pipe, redux_strength=2)
