@@ -164,8 +164,8 @@ def test_a_cache_that_skips_blocks_is_refused():
 
 
 def test_a_bare_condition_names_wrong_fields():
-    with pytest.raises(TypeError, match="no field 'negativ'; did you mean 'negative'"):
-        bare_condition(EntityRegions, negativ="own")
+    with pytest.raises(TypeError, match="no field 'negatives'; did you mean 'negative'"):
+        bare_condition(EntityRegions, negatives="own")
     with pytest.raises(ValueError, match="`start` of ControlNetImage is 0.5, but training draws noise levels"):
         bare_condition(ControlNetImage, start=0.5)
 

@@ -21,7 +21,7 @@ from .live_bytes import peak_bytes
 
 
 TILE_SIZES = (None, 1024, 768, 512, 384, 256, 128)
-# For modules whose inputs are not known here: this share of their weights, and at least so many bytes.
+# For modules whose inputs are not known here: this share of their weights, but at least `ASSUMED_BYTES`.
 ASSUMED_SHARE, ASSUMED_BYTES = 0.1, 2**26
 PIXELS_PER_TOKEN = 16
 # What calls of modules of a shape were found to take; planning asks for the same ones many times.
