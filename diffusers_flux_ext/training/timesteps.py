@@ -32,7 +32,7 @@ def sample_timesteps(
     """
     if batch_size < 1 or shift <= 0 or not 0 <= uniform_share <= 1:
         raise ValueError(
-            f"`batch_size` and `shift` must be positive and `uniform_share` in [0, 1], but they are {batch_size}, "
+            f"`batch_size` and `shift` must be positive and `uniform_share` in [0, 1], got {batch_size}, "
             f"{shift} and {uniform_share}."
         )
     slices = torch.randperm(batch_size, generator=generator) + torch.rand(batch_size, generator=generator)

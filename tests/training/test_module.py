@@ -166,10 +166,17 @@ def test_a_cache_that_skips_blocks_is_refused():
 
 
 def test_a_bare_condition_names_wrong_fields():
-    with pytest.raises(TypeError, match="no field 'on_negativ'; did you mean 'on_negative'"):
-        bare_condition(EntityRegions, on_negativ=True)
+    with pytest.raises(TypeError, match="no field 'negatives'; did you mean 'negative'"):
+        bare_condition(EntityRegions, negatives="own")
     with pytest.raises(ValueError, match="`start` of ControlNetImage is 0.5, but training draws noise levels"):
         bare_condition(ControlNetImage, start=0.5)
+
+
+def test_a_bare_condition_takes_former_names_and_values():
+    with pytest.warns(FutureWarning, match="`on_negative` of EntityRegions.*`negative=True`.*`negative='own'`"):
+        assert bare_condition(EntityRegions, on_negative=True).negative == "own"
+    with pytest.warns(FutureWarning, match="'shared'.*'same'"):
+        assert bare_condition(ControlNetImage, negative="shared").negative == "same"
 
 
 def test_bfloat16_is_not_nan():
