@@ -27,7 +27,8 @@ class Updates:
         prompts = {"": (torch.randn(1, 4, 40, generator=generator), torch.randn(1, 24, generator=generator))}
         latents = torch.randn(1, 4, 64, generator=generator)
         samples = [TrainingSample(0, 32, 32, latents, prompts)] * SAMPLES
-        yield stack_samples(samples, (Visit(0, 0),) * SAMPLES, [""] * SAMPLES, ()), Place(update, range(SAMPLES), SAMPLES)
+        visits, texts = (Visit(0, 0),) * SAMPLES, [""] * SAMPLES
+        yield stack_samples(samples, visits, texts, ()), Place(update, range(SAMPLES), SAMPLES)
 
 
 class Adapter:
