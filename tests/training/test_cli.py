@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -131,6 +134,27 @@ def test_a_longer_run_goes_on_from_a_killed_one(whole, data, tmp_path, monkeypat
     assert train(tmp_path, made) == 0
     assert curve(tmp_path) == curve(whole)
     assert same(result(tmp_path), result(whole))
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_as_an_unbroken_one(data, tmp_path):
+    """Each process is killed outright some moments after it has begun to write."""
+    kills = int(os.environ.get("FLUX_EXT_KILLS", "3"))
+    changes = {"run": {"updates": 12, "save_every": 1}, "conditions": [REGIONS]}
+    assert train(tmp_path / "whole", content(data, tmp_path / "whole", **changes)) == 0
+    rng, folder = random.Random(1), tmp_path / "killed"
+    made = content(data, folder, **changes)
+    for _ in range(kills):
+        child = os.fork()
+        if not child:
+            train(folder, made)
+            os._exit(0)
+        time.sleep(rng.uniform(0.5, 3.0))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert train(folder, made) == 0
+    assert curve(folder) == curve(tmp_path / "whole")
+    assert same(result(folder), result(tmp_path / "whole"))
 
 
 def test_another_configuration_does_not_go_on(whole, data, capsys):
