@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.messages import list_keys, shorten
-from ..checkpoints.reading import open_safetensors
-from ..checkpoints.sizes import is_index
-from ..checkpoints.writing import save_tensors, written_at_once
+from ...checkpoints.messages import list_keys, shorten
+from ...checkpoints.reading import open_safetensors
+from ...checkpoints.sizes import is_index
+from ...checkpoints.writing import save_tensors, written_at_once
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def save_checkpoint(
     """
     reserved = sorted(name for name in tensors if name.startswith("optimizer."))
     if reserved:
-        raise ValueError(f"Names that start with 'optimizer.' are taken, but {reserved} came.")
+        raise ValueError(f"Names that start with 'optimizer.' are reserved, got {reserved}.")
     flat = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
