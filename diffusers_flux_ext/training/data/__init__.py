@@ -8,7 +8,7 @@ from .checks import BadSamples, DataReport, check_data
 from .dataset import TrainingData
 from .example import write_example_data
 from .images import ImageOptions, load_image, load_mask
-from .loader import SampleBatch, SampleLoader, stack_samples
+from .loader import LoadedUpdates
 from .records import Columns, Entry, LoadedSample
 from .samples import EncodedSamples, Samples
 from .sources import (
@@ -39,11 +39,10 @@ __all__ = [
     "ImageOptions",
     "ListedBuckets",
     "LoadedSample",
+    "LoadedUpdates",
     "ParquetSource",
     "ReferenceSizes",
     "Row",
-    "SampleBatch",
-    "SampleLoader",
     "Samples",
     "SavedDatasetSource",
     "Source",
@@ -60,6 +59,5 @@ __all__ = [
     "encode_sample",
     "load_image",
     "load_mask",
-    "stack_samples",
     "write_example_data",
 ]

@@ -47,6 +47,20 @@ class Update:
         steps = zip(*self.batches)
         return [visit for step in steps for batch in step for visit in batch]
 
+    def positions(self, rank: int, step: int) -> list[int]:
+        """Return the places of a batch in `samples`.
+
+        Args:
+            rank (`int`): Number of the process.
+            step (`int`): Number of the batch.
+
+        Returns:
+            `list[int]`
+        """
+        size = len(self.batches[0][0])
+        first = (step * len(self.batches) + rank) * size
+        return list(range(first, first + size))
+
 
 class BatchPlan:
     """All updates of a run, each computed when it is asked for.

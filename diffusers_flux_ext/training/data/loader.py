@@ -2,117 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ...condition import FluxCondition
-from ..batch import TrainingSample, stack_conditions
+from ..assemble import Place
+from ..batch import TrainingSample
 from ..draws import Draws
 from .batches import Batch, BatchPlan, Update
 from .captions import Captions
 from .samples import Samples
 
 
-@dataclass(frozen=True, eq=False)
-class SampleBatch:
-    """Samples of one shape, before noise is added.
-
-    Args:
-        height (`int`): Pixels.
-        width (`int`): Pixels.
-        visits (`Batch`): Number and epoch of each sample.
-        texts (`tuple[str, ...]`): The caption of each sample; empty if it was dropped.
-        latents (`torch.Tensor` of shape `(batch_size, length, 64)`): Mean of the posterior.
-        deviation (`torch.Tensor` of the same shape, *optional*): Its standard deviation.
-        prompt_embeds (`torch.Tensor` of shape `(batch_size, text_length, 4096)`): T5 hidden states.
-        pooled_prompt_embeds (`torch.Tensor` of shape `(batch_size, 768)`): CLIP's pooled output.
-        conditions (`tuple[dict[str, torch.Tensor], ...]`): Encoded inputs of each condition.
-        mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): Weights of the tokens in the loss.
-        weight (`torch.Tensor` of shape `(batch_size,)`): Weights of the samples.
-        preserved (`torch.Tensor` of shape `(batch_size,)`): Boolean; see [`TrainingSample`].
-        indices (`torch.Tensor` of shape `(batch_size,)`): The samples' numbers.
-    """
-
-    height: int
-    width: int
-    visits: Batch
-    texts: tuple[str, ...]
-    latents: torch.Tensor
-    deviation: torch.Tensor | None
-    prompt_embeds: torch.Tensor
-    pooled_prompt_embeds: torch.Tensor
-    conditions: tuple[dict[str, torch.Tensor], ...]
-    mask: torch.Tensor | None
-    weight: torch.Tensor
-    preserved: torch.Tensor
-    indices: torch.Tensor
-
-
-def stack_samples(
-    samples: Sequence[TrainingSample], visits: Batch, texts: Sequence[str], conditions: Sequence[FluxCondition]
-) -> SampleBatch:
-    """Stack samples of one bucket.
-
-    Args:
-        samples (`Sequence[TrainingSample]`): The samples.
-        visits (`Batch`): Number and epoch of each.
-        texts (`Sequence[str]`): The caption of each, as one of its `prompts`.
-        conditions (`Sequence[FluxCondition]`): The conditions, which say which tensors hold for a whole batch.
-
-    Returns:
-        `SampleBatch`
-
-    Raises:
-        ValueError: if the samples differ in shape.
-    """
-    sizes = {(sample.height, sample.width) for sample in samples}
-    if len(sizes) > 1:
-        raise ValueError(f"The samples of a batch have several sizes, {sorted(sizes)}. Batch them by their bucket.")
-    prompts = [sample.prompts[text] for sample, text in zip(samples, texts)]
-    return SampleBatch(
-        samples[0].height,
-        samples[0].width,
-        visits,
-        tuple(texts),
-        torch.cat([sample.latents for sample in samples]),
-        _stacked([sample.deviation for sample in samples]),
-        torch.cat([hidden_states for hidden_states, _ in prompts]),
-        torch.cat([pooled for _, pooled in prompts]),
-        stack_conditions(conditions, [sample.conditions for sample in samples]),
-        _stacked([sample.mask for sample in samples]),
-        torch.tensor([sample.weight for sample in samples]),
-        torch.tensor([sample.preserved for sample in samples]),
-        torch.tensor([sample.index for sample in samples]),
-    )
-
-
-def _stacked(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    given = [tensor for tensor in tensors if tensor is not None]
-    if given and len(given) < len(tensors):
-        raise ValueError("Some samples of a batch have a mask and others none. Batch them by their bucket.")
-    return torch.cat(given) if given else None
-
-
-class SampleLoader:
-    """Yields the batches of one process, in order, with the next ones loaded ahead.
+class LoadedUpdates:
+    """Gives the batches of each update to [`Trainer`], with the next ones loaded ahead.
 
     Every visit's caption, crop and colours depend on the seed, the sample and the epoch alone, so any number of
-    workers gives the same batches.
+    workers gives the same batches, and so does a run that is resumed.
 
     Args:
         samples (`Samples`): A cache, or files that are encoded as they come.
         plan (`BatchPlan`): The order of samples.
-        conditions (`Sequence[FluxCondition]`): The conditions, as for [`stack_samples`].
         draws (`Draws`): The run's draws.
-        captions (`Captions`): How the caption of a visit is chosen.
+        captions (`Captions`): How the caption of a visit is chosen. Samples come with this caption and the empty one.
         rank (`int`, defaults to 0): Number of this process.
         num_workers (`int`, defaults to 0): Processes that load; 0 loads when a batch is asked for.
         prefetch (`int`, defaults to 2): Batches that each worker loads ahead.
-        start_method (`str`, *optional*): How workers are started: `"spawn"`, `"fork"` or `"forkserver"`.
+        start_method (`str`, *optional*):
+            How workers are started: `"spawn"`, `"fork"` or `"forkserver"`; by default as Python does.
 
     Raises:
         ValueError: if a number is out of range.
@@ -122,7 +41,6 @@ class SampleLoader:
         self,
         samples: Samples,
         plan: BatchPlan,
-        conditions: Sequence[FluxCondition],
         draws: Draws,
         captions: Captions = Captions(),
         rank: int = 0,
@@ -136,78 +54,81 @@ class SampleLoader:
             raise ValueError(
                 f"`num_workers` must not be negative and `prefetch` at least 1, got {num_workers} and {prefetch}."
             )
-        self.samples, self.plan, self.conditions = samples, plan, conditions
-        self.draws, self.captions, self.rank = draws, captions, rank
+        self.samples, self.plan, self.rank = samples, plan, rank
         self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
+        self.fetching = Fetching(samples, draws, captions)
+        self._next, self._ahead = -1, iter(())
 
-    def updates(self, first: int, last: int) -> Iterator[tuple[Update, Iterator[SampleBatch]]]:
-        """Yield updates with the batches of this process. Take all batches of one before the next.
-
-        Args:
-            first (`int`): Number of the first update.
-            last (`int`): Number after the last one.
-
-        Yields:
-            `tuple[Update, Iterator[SampleBatch]]`
-        """
-        # Only the numbers are here in full, a few bytes for each visit.
-        planned = [update for update, _ in zip(self.plan.since(first), range(first, last))]
-        batches = self.batches([batch for update in planned for batch in update.batches[self.rank]])
-        for update in planned:
-            yield update, _take(batches, len(update.batches[self.rank]))
-
-    def batches(self, listed: Sequence[Batch]) -> Iterator[SampleBatch]:
-        """Yield batches, in order.
+    def batches(self, update: int) -> Iterator[tuple[list[TrainingSample], Place]]:
+        """Yield the batches of this process in an update.
 
         Args:
-            listed (`Sequence[Batch]`): The samples of each.
+            update (`int`): Its number. What is loaded ahead is of use if it is the one after the last.
 
         Yields:
-            `SampleBatch`
+            `tuple[list[TrainingSample], Place]`: the samples of a batch, and their places in the update.
         """
-        fetching = Fetching(self.samples, listed, self.draws, self.captions)
+        if update != self._next:
+            self._ahead = self._load(update)
+        # An update that is broken off is loaded anew.
+        self._next = -1
+        planned, loaded = next(self._ahead)
+        for step, (fetched, texts) in enumerate(loaded):
+            samples = [self.samples.finish(*each) for each in zip(fetched, texts)]
+            yield samples, Place(update, planned.positions(self.rank, step), self.plan.total)
+        self._next = update + 1
+
+    def _load(self, first: int) -> Iterator[tuple[Update, Iterator[tuple[list[Any], list[list[str]]]]]]:
         ahead: dict[str, Any] = {}
         if self.num_workers:
             ahead = {"prefetch_factor": self.prefetch, "multiprocessing_context": self.start_method}
-        # Numbers are loaded in order, unbatched; the loader's own generator is not asked for anything that counts.
+        # The sampler gives batches of visits instead of numbers. The loader's own generator draws nothing that counts.
         loader = DataLoader(
-            fetching, batch_size=None, shuffle=False, num_workers=self.num_workers, collate_fn=_unchanged,
-            generator=torch.Generator(), **ahead,
+            self.fetching, batch_size=None, sampler=_Visits(self.plan, self.rank, first), collate_fn=_unchanged,
+            num_workers=self.num_workers, generator=torch.Generator(), **ahead,
         )  # fmt: skip
-        for visits, (fetched, texts) in zip(listed, loader):
-            made = [self.samples.finish(each, [text]) for each, text in zip(fetched, texts)]
-            yield stack_samples(made, visits, texts, self.conditions)
+        fetched = iter(loader)
+        for update in self.plan.since(first):
+            yield update, _take(fetched, len(update.batches[self.rank]))
 
 
-class Fetching(Dataset[tuple[list[Any], list[str]]]):
-    """Batches by number, as far as a worker can make them.
+class Fetching(Dataset[tuple[list[Any], list[list[str]]]]):
+    """Batches by their visits, as far as a worker can make them.
 
     Args:
         samples (`Samples`): The samples.
-        listed (`Sequence[Batch]`): The visits of each batch.
         draws (`Draws`): The run's draws.
         captions (`Captions`): How captions are chosen.
     """
 
-    def __init__(self, samples: Samples, listed: Sequence[Batch], draws: Draws, captions: Captions) -> None:
-        self.samples, self.listed, self.draws, self.captions = samples, listed, draws, captions
+    def __init__(self, samples: Samples, draws: Draws, captions: Captions) -> None:
+        self.samples, self.draws, self.captions = samples, draws, captions
 
-    def __len__(self) -> int:
-        return len(self.listed)
-
-    def __getitem__(self, number: int) -> tuple[list[Any], list[str]]:
+    def __getitem__(self, visits: Batch) -> tuple[list[Any], list[list[str]]]:
         fetched, texts = [], []
-        for index, epoch in self.listed[number]:
-            text = self.captions.choose(self.samples.texts(index), self.draws, index, epoch)
-            fetched.append(self.samples.fetch(index, epoch, [text]))
-            texts.append(text)
+        for sample, epoch in visits:
+            chosen = self.captions.choose(self.samples.texts(sample), self.draws, sample, epoch)
+            wanted = list(dict.fromkeys([chosen, ""]))
+            fetched.append(self.samples.fetch(sample, epoch, wanted))
+            texts.append(wanted)
         return fetched, texts
+
+
+class _Visits:
+    """The batches of one process from an update on, without end."""
+
+    def __init__(self, plan: BatchPlan, rank: int, first: int) -> None:
+        self.plan, self.rank, self.first = plan, rank, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        for update in self.plan.since(self.first):
+            yield from update.batches[self.rank]
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _take(batches: Iterator[SampleBatch], count: int) -> Iterator[SampleBatch]:
+def _take(batches: Iterator[Any], count: int) -> Iterator[Any]:
     for _ in range(count):
         yield next(batches)
