@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +14,12 @@ from ..draws import Draws
 from .batches import Batch, BatchPlan, Update
 from .captions import Captions
 from .samples import Samples
+
+
+Fetched: TypeAlias = tuple[list[Any], list[list[str]]]
+"""What a worker made of each sample of a batch, and the captions that each comes with."""
+
+_Ahead: TypeAlias = tuple[Update, Iterator[Fetched]]
 
 
 class LoadedUpdates:
@@ -57,7 +63,8 @@ class LoadedUpdates:
         self.samples, self.plan, self.rank = samples, plan, rank
         self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
         self.fetching = Fetching(samples, draws, captions)
-        self._next, self._ahead = -1, iter(())
+        self._next = -1
+        self._ahead: Iterator[_Ahead] = iter(())
 
     def batches(self, update: int) -> Iterator[tuple[list[TrainingSample], Place]]:
         """Yield the batches of this process in an update.
@@ -78,7 +85,7 @@ class LoadedUpdates:
             yield samples, Place(update, planned.positions(self.rank, step), self.plan.total)
         self._next = update + 1
 
-    def _load(self, first: int) -> Iterator[tuple[Update, Iterator[tuple[list[Any], list[list[str]]]]]]:
+    def _load(self, first: int) -> Iterator[_Ahead]:
         ahead: dict[str, Any] = {}
         if self.num_workers:
             ahead = {"prefetch_factor": self.prefetch, "multiprocessing_context": self.start_method}
@@ -92,7 +99,7 @@ class LoadedUpdates:
             yield update, _take(fetched, len(update.batches[self.rank]))
 
 
-class Fetching(Dataset[tuple[list[Any], list[list[str]]]]):
+class Fetching(Dataset[Fetched]):
     """Batches by their visits, as far as a worker can make them.
 
     Args:
@@ -104,7 +111,7 @@ class Fetching(Dataset[tuple[list[Any], list[list[str]]]]):
     def __init__(self, samples: Samples, draws: Draws, captions: Captions) -> None:
         self.samples, self.draws, self.captions = samples, draws, captions
 
-    def __getitem__(self, visits: Batch) -> tuple[list[Any], list[list[str]]]:
+    def __getitem__(self, visits: Batch) -> Fetched:
         fetched, texts = [], []
         for sample, epoch in visits:
             chosen = self.captions.choose(self.samples.texts(sample), self.draws, sample, epoch)

@@ -59,9 +59,9 @@ class TableSource:
         """Return a row; raise an `IndexError` if there is no such one."""
         return self._rows[checked_index(index, len(self), self.name)]
 
-    def open(self, reference: Reference) -> bytes:
-        """Read a file of the folder; see [`FolderAccess`]."""
-        return self.access.open(reference)
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
+        """Read a file of the folder, or its beginning; see [`FolderAccess`]."""
+        return self.access.open(reference, limit)
 
     def stamp(self, reference: Reference) -> str:
         """Return size and time of a file of the folder."""

@@ -103,7 +103,7 @@ class _NoFolder(FolderAccess):
             f"`{self.base}` names the file `{shorten(reference)}`. Give the folder that it is relative to as `base`."
         )
 
-    def open(self, reference: str) -> bytes:
+    def open(self, reference: str, limit: int | None = None) -> bytes:
         raise self.path(reference)
 
     def stamp(self, reference: str) -> str:
