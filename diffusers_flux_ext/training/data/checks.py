@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -113,16 +114,17 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
         `DataReport`
 
     Raises:
-        ValueError: if there are bad rows that may not be skipped, with the first ten and their file names; if flips
-            contradict a text; or if no sample is left.
+        ValueError: if there are bad rows that may not be skipped, with the first ten and their file names; if no row
+            has one of the columns; if flips contradict a text; or if no sample is left.
     """
     bad, modes, headers, texts = bad or BadSamples(), Counter[str](), {}, []
-    rows, unsized = 0, set[str]()
+    rows, unsized, columns = 0, set[str](), set[str]()
     data.items.clear()
     for entry, index, row in _readable(data, bad):
         rows += 1
         if row is None:
             continue
+        columns |= row.values.keys() | row.files.keys()
         try:
             captions, others = data.texts(entry, index, row), _other_texts(data, row)
             header = _check_files(data, entry, row, decode)
@@ -134,6 +136,7 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
         headers[entry, index] = header
         unsized |= {column for column in data.needed if column in row.files and not data.columns.is_sized(column)}
         texts += [(row.name, text) for text in (*captions, *others)]
+    _check_columns(data, columns)
     bad.judge(rows)
     if not data.items:
         raise ValueError("No sample is left.")
@@ -141,6 +144,17 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
     sizes = Counter(item.size for item in data.items)
     enlarged = sum(_is_enlarged(item.size, headers[item.entry, item.row]) for item in data.items)
     return DataReport(rows, len(data), tuple(bad.problems), dict(modes), dict(sizes.most_common()), enlarged)
+
+
+def _check_columns(data: TrainingData, columns: set[str]) -> None:
+    captions = () if data.captions.allow_missing else data.captions.columns
+    missing = sorted({data.columns.target, *data.needed, *captions} - columns)
+    if columns and missing:
+        near = difflib.get_close_matches(missing[0], columns, 1)
+        raise ValueError(
+            f"No row has the column {missing[0]!r}{f'; did you mean {near[0]!r}?' if near else '.'} There are "
+            f"{sorted(columns)}."
+        )
 
 
 def _readable(data: TrainingData, bad: BadSamples) -> Iterator[tuple[int, int, Row | None]]:

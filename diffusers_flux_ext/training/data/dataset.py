@@ -36,7 +36,7 @@ class TrainingData:
         transform (`Transform`): How images are brought to their size, and what is varied.
         captions (`Captions`): How captions are read and varied.
         columns (`Columns`): What the file columns are for.
-        needed (`tuple[str, ...]`): Columns that conditions read; the files of others are not opened.
+        needed (`tuple[str, ...]`): Columns that conditions read; they get no others, whose files are not opened.
         images (`ImageOptions`): How files are read.
         variants (`int`, defaults to 1):
             How many variants of a sample a varying transform draws; visits take them in turn.
@@ -188,7 +188,8 @@ class _Opener:
         return [self._open(column, each) for each in self.row.references(column)]
 
     def values(self) -> dict[str, Any]:
-        values = dict(self.row.values)
+        # Nothing but what was declared, because the cache's entries depend on that alone.
+        values = {column: self.row.values.get(column) for column in self.data.needed}
         for column in self.data.needed:
             if column in self.row.files:
                 images = self(column)

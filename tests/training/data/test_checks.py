@@ -174,3 +174,23 @@ def test_conditions_may_opt_out_of_flips(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "set", 1)
     with pytest.raises(ValueError, match="InfiniteYouIdentity may not be mirrored"):
         make_data(path, transform=Transform(flip=0.5), opted_out=("InfiniteYouIdentity",))
+
+
+def test_a_column_that_no_row_has_is_named(tmp_path: Path) -> None:
+    source = TableSource(write_rows(tmp_path / "set", 1), file_columns=FILE_COLUMNS)
+    with pytest.raises(
+        ValueError, match="No row has the column 'eligen_entity_prompt'; did you mean 'eligen_entity_prompts'"
+    ):
+        check_data(unchecked(source, needed=("eligen_entity_prompt",)))
+    with pytest.raises(ValueError, match="No row has the column 'text'"):
+        check_data(unchecked(source, captions=Captions(columns=("text",))))
+
+
+def test_conditions_get_the_columns_that_were_declared_and_none_for_empty_cells(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "set", 2, note="x")
+    rows = json.loads(path.read_text())
+    rows[1]["kontext_images"] = None
+    path.write_text(json.dumps(rows))
+    data = make_data(path, needed=("kontext_images",))
+    assert set(data.load(0).row) == {"kontext_images"}
+    assert data.load(1).row == {"kontext_images": None}

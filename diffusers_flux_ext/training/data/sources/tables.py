@@ -74,7 +74,9 @@ def _row(name: str, values: Mapping[str, Any], file_columns: Sequence[str]) -> R
         for column in file_columns
         if values.get(column) not in (None, "", [])
     }
-    return Row(name, {key: value for key, value in values.items() if key not in file_columns}, files)
+    # An empty cell of a file column is a value: None.
+    rest = {key: None if key in file_columns else value for key, value in values.items() if key not in files}
+    return Row(name, rest, files)
 
 
 def references_of(name: str, column: str, value: Any) -> Reference | tuple[Reference, ...]:
