@@ -67,8 +67,9 @@ class BatchPlan:
 
     Samples of a bucket come in a new random order in each epoch. They are cut into groups of `same_shape` samples,
     and what is left over opens the bucket's next epoch: nothing is dropped or repeated. The groups of an epoch, in
-    random order, make up updates, and left-over groups open the next epoch, too. So the samples of an update depend on
-    their total and on `same_shape` alone, and not on how many processes share them or how many batches they come in.
+    random order, make up updates, in which groups of one bucket stand side by side; left-over groups open the next
+    epoch, too. So the samples of an update depend on their total and on `same_shape` alone, and not on how many
+    processes share them or how many batches they come in.
 
     Args:
         keys (`Sequence[Hashable]`): The bucket of each sample.
@@ -111,6 +112,8 @@ class BatchPlan:
         self._members: dict[Hashable, list[int]] = {}
         for index, key in enumerate(keys):
             self._members.setdefault(key, []).append(index)
+        numbers_of = {key: number for number, key in enumerate(self._members)}
+        self._bucket_of = [numbers_of[key] for key in keys]
         # Groups of a few epochs are asked for again and again.
         self._groups_of = lru_cache(maxsize=4)(self._draw_groups)
 
@@ -181,10 +184,10 @@ class BatchPlan:
         rest: Counter[Hashable] = Counter()
         for key, members in self._members.items():
             rest[key] = epochs * len(members) % self.same_shape
-        owners = {index: key for key, members in self._members.items() for index in members}
+        keys = list(self._members)
         used = self.updates_before(epochs) * (self.total // self.same_shape)
         for group in self._groups_since(used, epochs - 1):
-            rest[owners[group[0].sample]] += len(group)
+            rest[keys[self._bucket_of[group[0].sample]]] += len(group)
         return {key: count for key, count in rest.items() if count}
 
     def _groups_before(self, epoch: int) -> int:
@@ -214,7 +217,9 @@ class BatchPlan:
         return [groups[place] for place in order]
 
     def _update(self, number: int, epoch: int, groups: Sequence[Batch]) -> Update:
-        visits = [visit for group in groups for visit in group]
+        # Processes that wait for each other had better work on the same shape.
+        ordered = sorted(groups, key=lambda group: self._bucket_of[group[0].sample])
+        visits = [visit for group in ordered for visit in group]
         batches = [tuple(visits[at : at + self.batch_size]) for at in range(0, self.total, self.batch_size)]
         return Update(number, epoch, tuple(tuple(batches[rank :: self.world_size]) for rank in range(self.world_size)))
 

@@ -32,7 +32,9 @@ class LoadedUpdates:
         samples (`Samples`): A cache, or files that are encoded as they come.
         plan (`BatchPlan`): The order of samples.
         draws (`Draws`): The run's draws.
-        captions (`Captions`): How the caption of a visit is chosen. Samples come with this caption and the empty one.
+        captions (`Captions`):
+            How the caption of a visit is chosen and dropped. Samples come with this caption and the empty one, so the
+            `caption_dropout` of [`BatchMaker`] would drop captions once more.
         rank (`int`, defaults to 0): Number of this process.
         num_workers (`int`, defaults to 0): Processes that load; 0 loads when a batch is asked for.
         prefetch (`int`, defaults to 2): Batches that each worker loads ahead.

@@ -175,3 +175,10 @@ class TestBuckets:
     def test_wrong_lists_are_refused(self, listed: list[Any]) -> None:
         with pytest.raises(ValueError, match="`listed` of ListedBuckets"):
             ListedBuckets(listed)
+
+
+def test_processes_work_on_one_shape_at_a_time_where_they_can() -> None:
+    made = BatchPlan(["a", "b"] * 8, Draws(0), accumulation=4, world_size=2)
+    for update in made.updates(0):
+        shapes = [[batch[0].sample % 2 for batch in step] for step in zip(*update.batches)]
+        assert sum(first != second for first, second in shapes) <= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,3 +141,7 @@ def write_manifest(
     write_json(root / MANIFEST, {"version": VERSION, **about, **listed})
     for number in range(world_size):
         (root / f"part-{number}.json").unlink(missing_ok=True)
+    # What killed processes were writing. Another run's file is not an hour old.
+    for unfinished in root.glob(".*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > 3600:
+            shutil.rmtree(unfinished, ignore_errors=True)

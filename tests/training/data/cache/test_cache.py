@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,9 @@ def test_a_killed_run_goes_on_where_it_stopped(metadata: Path, pipe: Any, tmp_pa
         cache(metadata, pipe, folder, shard_bytes=1, on_progress=kill_self)
 
     assert in_process(killed) == -signal.SIGKILL
+    for name, age in ((".half.tmp", 4000), (".new.tmp", 0)):
+        (folder / name).mkdir()
+        os.utime(folder / name, (time.time() - age,) * 2)
     with pytest.raises(FileNotFoundError, match="has no finished cache"):
         CachedSamples(folder)
     cached = cache(metadata, pipe, folder, shard_bytes=1)
@@ -257,6 +261,8 @@ def test_a_killed_run_goes_on_where_it_stopped(metadata: Path, pipe: Any, tmp_pa
     assert counting.texts == ["dog 3"]
     encoded = EncodedSamples(make_data(metadata), pipe, make_conditions, OPTIONS)
     assert all(same(cached.sample(i), encoded.sample(i)) for i in range(4))
+    # What was half written is removed, and what another run may be writing is not.
+    assert [path.name for path in folder.glob(".*.tmp")] == [".new.tmp"]
 
 
 def test_an_interrupted_write_leaves_no_half_file(
