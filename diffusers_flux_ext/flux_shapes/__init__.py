@@ -6,8 +6,8 @@ Needs numpy and pillow only. Everything random takes a `random.Random`, so that 
 >>> from diffusers_flux_ext import flux_shapes
 
 >>> scene = flux_shapes.held_out_entity_scenes(1)[0]
->>> picture, masks = flux_shapes.render(scene), flux_shapes.entity_masks(scene)
->>> flux_shapes.score_entities(picture, scene, masks)
+>>> image, masks = flux_shapes.render(scene), flux_shapes.entity_masks(scene)
+>>> flux_shapes.score_entities(image, scene, masks)
 [EntityScore(color=True, shape=True), EntityScore(color=True, shape=True)]
 ```
 """

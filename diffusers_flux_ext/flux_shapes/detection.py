@@ -71,8 +71,8 @@ def to_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.shape != (CANVAS_SIZE, CANVAS_SIZE, 3):
         raise ValueError(
-            f"The scorer takes RGB pictures of {CANVAS_SIZE} x {CANVAS_SIZE} pixels, but one of shape {pixels.shape} "
-            f"came. Draw with height={CANVAS_SIZE}, width={CANVAS_SIZE}."
+            f"The scorer takes RGB images of {CANVAS_SIZE} x {CANVAS_SIZE} pixels, got one of shape {pixels.shape}. "
+            f"Draw with height={CANVAS_SIZE}, width={CANVAS_SIZE}."
         )
     return pixels.astype(float) * (1.0 if pixels.dtype == np.uint8 else 255.0)
 
@@ -175,8 +175,8 @@ def _connected(mask: np.ndarray) -> Iterator[np.ndarray]:
 @lru_cache(maxsize=1)
 def _templates() -> dict[str, np.ndarray]:
     scenes = {shape: Scene("white", (ShapeObject(shape, "black", "", (64.0, 64.0), 27.0),)) for shape in ALL_SHAPES}
-    pictures = {shape: np.asarray(render(scene), dtype=float) for shape, scene in scenes.items()}
-    return {shape: _normalized(picture.sum(axis=-1) < 380) for shape, picture in pictures.items()}
+    images = {shape: np.asarray(render(scene), dtype=float) for shape, scene in scenes.items()}
+    return {shape: _normalized(image.sum(axis=-1) < 380) for shape, image in images.items()}
 
 
 def _normalized(mask: np.ndarray) -> np.ndarray:

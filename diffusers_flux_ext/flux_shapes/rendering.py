@@ -61,13 +61,13 @@ def render(scene: Scene) -> Image.Image:
         `PIL.Image.Image`: RGB, 128 x 128 pixels; the same scene always gives the same image.
     """
     side = CANVAS_SIZE * _OVERSAMPLING
-    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    draw = ImageDraw.Draw(image)
     for item in scene.objects:
         _draw(draw, item, COLORS[item.color])
         if item.style == "striped":
-            picture.paste(shade(item.color), mask=_stripes(item, side))
-    reduced = picture.reduce(_OVERSAMPLING)
+            image.paste(shade(item.color), mask=_stripes(item, side))
+    reduced = image.reduce(_OVERSAMPLING)
     if scene.brightness == 1:
         return reduced
     return reduced.point([round(scene.brightness * value) for value in range(256)] * 3)
@@ -83,13 +83,13 @@ def render_outlines(scene: Scene) -> Image.Image:
         `PIL.Image.Image`: RGB, 128 x 128 pixels, white lines two pixels wide on black.
     """
     side = CANVAS_SIZE * _OVERSAMPLING
-    picture = Image.new("RGB", (side, side))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side))
+    draw = ImageDraw.Draw(image)
     for item in scene.objects:
         inner = ShapeObject(item.shape, item.color, item.size, item.center, max(item.radius - 2, 0.1), item.place)
         _draw(draw, item, (255, 255, 255))
         _draw(draw, inner, (0, 0, 0))
-    return picture.reduce(_OVERSAMPLING)
+    return image.reduce(_OVERSAMPLING)
 
 
 def _draw(draw: ImageDraw.ImageDraw, item: ShapeObject, fill: tuple[int, int, int] | int) -> None:

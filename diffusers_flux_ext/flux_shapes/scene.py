@@ -63,9 +63,9 @@ class ShapeObject:
         check_choice("size", self.size, SIZES)
         check_choice("place", self.place, [*PLACES, FREE])
         if not 0 < self.radius <= CANVAS_SIZE / 2:
-            raise ValueError(f"A radius lies in (0, {CANVAS_SIZE // 2}] pixels, but {self.radius} came.")
+            raise ValueError(f"`radius` must be in (0, {CANVAS_SIZE // 2}] pixels, got {self.radius}.")
         if not all(0 <= value <= CANVAS_SIZE for value in self.center):
-            raise ValueError(f"A centre lies in [0, {CANVAS_SIZE}] pixels, but {self.center} came.")
+            raise ValueError(f"`center` must be in [0, {CANVAS_SIZE}] pixels, got {self.center}.")
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -103,7 +103,7 @@ class Scene:
         if not self.objects:
             raise ValueError("A scene needs at least one object, but `objects` is empty.")
         if any(item.color == self.background for item in self.objects):
-            raise ValueError(f"An object of the background's colour {self.background!r} could not be seen.")
+            raise ValueError(f"An object in the background's colour {self.background!r} could not be seen.")
 
 
 def is_held_out(scene: Scene) -> bool:

@@ -149,8 +149,8 @@ def score_entities(
     """
     if len(masks) != len(scene.objects):
         raise ValueError(
-            f"The scene has {len(scene.objects)} objects, but {len(masks)} masks came. Give one per object, in the "
-            f"scene's order."
+            f"The scene has {len(scene.objects)} objects, got {len(masks)} masks. Give one per object, in the scene's "
+            f"order."
         )
     if scene.brightness != 1:
         image = _brightened(image, scene)
@@ -171,14 +171,14 @@ def summarize_entities(scores: Sequence[Sequence[EntityScore]]) -> dict[str, flo
     Raises:
         ValueError: if there is no entity.
     """
-    flat = [item for picture in scores for item in picture]
+    flat = [item for image in scores for item in image]
     if not flat:
         raise ValueError("There is nothing to summarize: no entity was scored.")
     return {
         "color": _mean([item.color for item in flat]),
         "shape": _mean([item.shape for item in flat]),
         "both": _mean([item.color and item.shape for item in flat]),
-        "scenes": _mean([all(item.color and item.shape for item in picture) for picture in scores]),
+        "scenes": _mean([all(item.color and item.shape for item in image) for image in scores]),
         "entities": float(len(flat)),
     }
 
@@ -197,7 +197,7 @@ def summarize_scenes(scores: Sequence[SceneScore]) -> dict[str, float]:
         ValueError: if there is no image.
     """
     if not scores:
-        raise ValueError("There is nothing to summarize: no picture was scored.")
+        raise ValueError("There is nothing to summarize: no image was scored.")
     flat = [item for score in scores for item in score.objects]
     shares = {name: _mean([getattr(item, name) for item in flat]) for name in ("color", "shape", "position", "size")}
     background = _mean([score.background for score in scores])
@@ -227,7 +227,7 @@ def _read_mask(mask: Image.Image | np.ndarray | Sequence[float]) -> np.ndarray:
     if not isinstance(mask, np.ndarray):
         return box_to_mask(mask)
     if mask.shape != (CANVAS_SIZE, CANVAS_SIZE):
-        raise ValueError(f"A mask has the shape ({CANVAS_SIZE}, {CANVAS_SIZE}), but one of {mask.shape} came.")
+        raise ValueError(f"A mask must have the shape ({CANVAS_SIZE}, {CANVAS_SIZE}), got {mask.shape}.")
     return mask.astype(bool)
 
 

@@ -116,7 +116,7 @@ def test_one_pixel_covers_its_token() -> None:
         (("hexagon", "red", "", (64, 64), 20), "hexagon.*circle"),
         (("circle", "pink", "", (64, 64), 20), "pink.*red"),
         (("circle", "red", "huge", (64, 64), 20), "huge.*small"),
-        (("circle", "red", "", (64, 200), 20), "centre.*200"),
+        (("circle", "red", "", (64, 200), 20), "`center`.*200"),
         (("circle", "red", "", (64, 64), 0), "radius.*0"),
         (("circle", "red", "", (64, 64), 20, "nowhere"), "nowhere.*left"),
     ],

@@ -94,7 +94,7 @@ def test_wrong_inputs_are_refused(free: list[flux_shapes.Scene]) -> None:
     scene, picture = free[0], flux_shapes.render(free[0])
     with pytest.raises(ValueError, match="128 x 128.*height=128"):
         flux_shapes.score_scene(Image.new("RGB", (64, 64)), scene)
-    with pytest.raises(ValueError, match="2 objects, but 1 masks"):
+    with pytest.raises(ValueError, match="2 objects, got 1 masks"):
         flux_shapes.score_entities(picture, scene, flux_shapes.entity_boxes(scene)[:1])
     with pytest.raises(ValueError, match=r"\(64, 64\)"):
         flux_shapes.score_entities(picture, scene, [np.ones((64, 64), dtype=bool)] * 2)
