@@ -1,14 +1,15 @@
 """From files to samples and batches: sources, images, captions, buckets, checks, a cache and a loader."""
 
-from .batches import Batch, BatchPlan, Update, Visit, batches, describe_buckets
+from .bad_samples import BadSamples
+from .batches import BatchPlan, batches, describe_buckets
 from .buckets import FreeBuckets, ListedBuckets, ReferenceSizes
 from .cache import CachedSamples, EncodeOptions, cache_samples, encode_sample
 from .captions import Captions
-from .checks import BadSamples, DataReport, check_data
+from .checks import DataReport, check_data
 from .dataset import TrainingData
 from .example import write_example_data
 from .images import ImageOptions, load_image, load_mask
-from .loader import LoadedUpdates
+from .loader import SampleBatch, SampleLoader, stack_samples
 from .records import Columns, Entry, LoadedSample
 from .samples import EncodedSamples, Samples
 from .sources import (
@@ -21,6 +22,7 @@ from .sources import (
     WebDatasetSource,
 )
 from .transforms import Transform
+from .visits import Batch, Update, Visit
 
 
 __all__ = [
@@ -39,10 +41,11 @@ __all__ = [
     "ImageOptions",
     "ListedBuckets",
     "LoadedSample",
-    "LoadedUpdates",
     "ParquetSource",
     "ReferenceSizes",
     "Row",
+    "SampleBatch",
+    "SampleLoader",
     "Samples",
     "SavedDatasetSource",
     "Source",
@@ -59,5 +62,6 @@ __all__ = [
     "encode_sample",
     "load_image",
     "load_mask",
+    "stack_samples",
     "write_example_data",
 ]

@@ -5,61 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from ..draws import Draws
-
-
-class Visit(NamedTuple):
-    """A sample in an epoch.
-
-    Args:
-        sample (`int`): The sample's number.
-        epoch (`int`): Which of its visits it is: what is drawn for it depends on both numbers.
-    """
-
-    sample: int
-    epoch: int
-
-
-Batch = tuple[Visit, ...]
-
-
-@dataclass(frozen=True)
-class Update:
-    """The samples of one update of the weights.
-
-    Args:
-        number (`int`): Its number since the beginning of training, from 0.
-        epoch (`int`): The epoch that it belongs to.
-        batches (`tuple[tuple[Batch, ...], ...]`): For each process, its batches, one after another.
-    """
-
-    number: int
-    epoch: int
-    batches: tuple[tuple[Batch, ...], ...]
-
-    @property
-    def samples(self) -> list[Visit]:
-        """All samples of all processes, in the order of their positions in the update."""
-        steps = zip(*self.batches)
-        return [visit for step in steps for batch in step for visit in batch]
-
-    def positions(self, rank: int, step: int) -> list[int]:
-        """Return the places of a batch in `samples`.
-
-        Args:
-            rank (`int`): Number of the process.
-            step (`int`): Number of the batch.
-
-        Returns:
-            `list[int]`
-        """
-        size = len(self.batches[0][0])
-        first = (step * len(self.batches) + rank) * size
-        return list(range(first, first + size))
+from .visits import Batch, Update, Visit
 
 
 class BatchPlan:

@@ -20,7 +20,7 @@ from diffusers_flux_ext.training.data import (
     EncodeOptions,
     Entry,
     ListedBuckets,
-    LoadedUpdates,
+    SampleLoader,
     TableSource,
     TrainingData,
     Transform,
@@ -29,6 +29,7 @@ from diffusers_flux_ext.training.data import (
     write_example_data,
 )
 from diffusers_flux_ext.training.draws import Draws
+from diffusers_flux_ext.training.run.samples import LoadedUpdates
 from diffusers_flux_ext.training.run.trainer import RunSettings, Trainer
 
 
@@ -73,11 +74,11 @@ def run(samples: Any, folder: Path, count: int = 4, **sizes: int) -> dict[str, t
     conditions, draws = [bare_condition(EntityRegions)], Draws(7)
     trained = Adapter(transformer)
     keys = [samples.key(index) for index in range(len(samples))]
-    updates = LoadedUpdates(samples, BatchPlan(keys, draws, same_shape=2, **sizes), draws, CAPTIONS)
+    loader = SampleLoader(samples, BatchPlan(keys, draws, same_shape=2, **sizes), conditions, draws, CAPTIONS)
     trainer = Trainer(
         FluxTraining(transformer, conditions), trained,
-        [torch.optim.SGD(trained.named_parameters().values(), lr=0.1)], updates,
-        BatchMaker(conditions, draws, levels, torch.float32), RunSettings(count, save_every=2),
+        [torch.optim.SGD(trained.named_parameters().values(), lr=0.1)], LoadedUpdates(loader, count),
+        BatchMaker(draws, levels, torch.float32), RunSettings(count, save_every=2),
         CheckpointFolder(folder), {},
     )  # fmt: skip
     trainer.resume()

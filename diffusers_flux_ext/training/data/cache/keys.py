@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ....checkpoints.messages import shorten
-from ..dataset import Item, TrainingData
+from ..dataset import TrainingData
+from ..records import Item
 from .encoding import EncodeOptions
 
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..bad_samples import BadSamples
 from ..buckets import Size
-from ..checks import BadSamples
 from ..dataset import TrainingData
 from .cached import MANIFEST
 from .files import FileHashes, read_json_object, write_json
