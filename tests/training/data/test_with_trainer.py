@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 
 from diffusers_flux_ext import EntityRegions, FluxCondition, FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
@@ -31,17 +30,10 @@ from diffusers_flux_ext.training.data import (
 from diffusers_flux_ext.training.draws import Draws
 from diffusers_flux_ext.training.run.samples import LoadedUpdates
 from diffusers_flux_ext.training.run.trainer import RunSettings, Trainer
+from diffusers_flux_ext.training.trained import add_lora
 
 
 OPTIONS, CAPTIONS = EncodeOptions(text_length=32), Captions(dropout=0.3)
-
-
-class Adapter:
-    def __init__(self, transformer: torch.nn.Module) -> None:
-        self.transformer = transformer
-
-    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        return {name: value for name, value in self.transformer.named_parameters() if value.requires_grad}
 
 
 def make_conditions(row: Mapping[str, Any]) -> Sequence[FluxCondition]:
@@ -68,16 +60,14 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def run(samples: Any, folder: Path, count: int = 4, **sizes: int) -> dict[str, torch.Tensor]:
-    transformer = tiny_transformer(0).requires_grad_(False)
-    torch.manual_seed(0)
-    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights="gaussian"))
+    transformer = tiny_transformer(0)
+    trained = add_lora(transformer)
     conditions, draws = [bare_condition(EntityRegions)], Draws(7)
-    trained = Adapter(transformer)
     keys = [samples.key(index) for index in range(len(samples))]
     loader = SampleLoader(samples, BatchPlan(keys, draws, same_shape=2, **sizes), conditions, draws, CAPTIONS)
     trainer = Trainer(
         FluxTraining(transformer, conditions), trained,
-        [torch.optim.SGD(trained.named_parameters().values(), lr=0.1)], LoadedUpdates(loader, count),
+        [torch.optim.SGD(trained.named_parameters().values(), lr=1.0)], LoadedUpdates(loader, count),
         BatchMaker(draws, levels, torch.float32), RunSettings(count, save_every=2),
         CheckpointFolder(folder), {},
     )  # fmt: skip
