@@ -1,7 +1,7 @@
 """Redux: images as a part of the prompt."""
 
 from ...demand import Demand
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 # Patches of an image in FLUX.1-Redux-dev's vision model.
@@ -24,4 +24,5 @@ METHOD = Method(
             demand=lambda number: Demand(appended_tokens=IMAGE_TOKENS * number),
         )
     ],
+    trains={"redux-embedder": Trainable("diffusers:ReduxImageEncoder", ".scratch:image_embedder")},
 )
