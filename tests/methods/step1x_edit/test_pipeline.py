@@ -279,7 +279,7 @@ class TestComposition:
         class EveryStep(EntityRegions):
             reuse = never
 
-        inputs = (["a red dog", "a tree"], [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)], True)
+        inputs = (["a red dog", "a tree"], [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)], "own")
         kept = draw(pipe, conditions=[EntityRegions(*inputs)], num_inference_steps=3, **EMBEDS)
         anew = draw(pipe, conditions=[EveryStep(*inputs)], num_inference_steps=3, **EMBEDS)
         torch.testing.assert_close(kept, anew, atol=1e-6, rtol=0)
