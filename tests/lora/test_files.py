@@ -136,7 +136,7 @@ HEADERS = ['{"r": []}', '{"transformer.r": 4, "transformer.alpha_pattern": {"(":
 
 
 @pytest.mark.slow
-@settings(max_examples=6000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 60), st.text(max_size=6)), max_size=4),
     st.lists(
@@ -157,7 +157,7 @@ def test_fuzzed_keys_shapes_and_headers_raise_our_errors_only(keys, shapes, dtyp
 
 
 @pytest.mark.slow
-@settings(max_examples=4500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.binary(max_size=64),
     st.integers(0, len(WHOLE)),
