@@ -155,7 +155,26 @@ def encode_text(
                     f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; this was cut off: {cut!r}."
                 )
         embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
+    check_text_length(embeds, length)
     return embeds.to(canvas.dtype), masks[0] if masks else None
+
+
+def check_text_length(embeds: torch.Tensor, length: int) -> None:
+    """Raise a `RuntimeError` unless texts were padded as asked for.
+
+    diffusers' own pipelines set the padding of a tokenizer without a lock, so one that shares it in another thread may
+    change the padding between our setting it and our use of it.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(texts, length, 4096)`): T5 hidden states.
+        length (`int`): Tokens that were asked for.
+    """
+    if embeds.shape[1] != length:
+        raise RuntimeError(
+            f"`tokenizer_2` returned {embeds.shape[1]} tokens instead of {length}: a pipeline changed its padding in "
+            f"another thread. Give pipelines of diffusers that run in other threads a tokenizer of their own "
+            f"(`copy.deepcopy(pipe.tokenizer_2)`), or `prompt_embeds`."
+        )
 
 
 def check_text_width(owner: str, width: int, transformer: Any) -> None:

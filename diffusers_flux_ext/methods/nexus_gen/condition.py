@@ -81,6 +81,8 @@ class NexusGenEmbedding(FluxCondition):
     language: Language = "en"
     max_pixels: int = MAX_PIXELS
 
+    shared = ("ids", "reference_grid")
+
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, (NexusGenAdapter, NexusGenEditingMerger)):
             raise TypeError(

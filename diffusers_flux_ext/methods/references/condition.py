@@ -67,6 +67,8 @@ class ReferenceImages(FluxCondition):
     max_area: int | None = None
     preferred_size: bool = True
 
+    shared = ("ids_*", "visible_*")
+
     def __post_init__(self) -> None:
         check_choice("`layout` of ReferenceImages", self.layout, get_args(Layout))
         check_flag("`preferred_size` of ReferenceImages", self.preferred_size)
@@ -128,10 +130,9 @@ class ReferenceImages(FluxCondition):
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """Return the references' tokens, and who may see them."""
         groups, rules = [], []
-        for index in range(len(self._references)):
+        for index in sorted(int(name.removeprefix("tokens_")) for name in encoded if name.startswith("tokens_")):
             name = f"reference_{index}"
-            if f"tokens_{index}" in encoded:
-                groups.append(TokenGroup(name, encoded[f"tokens_{index}"], encoded[f"ids_{index}"]))
+            groups.append(TokenGroup(name, encoded[f"tokens_{index}"], encoded[f"ids_{index}"]))
             if f"visible_{index}" in encoded:
                 rules.append(AttentionRule("*", name, encoded[f"visible_{index}"][None, None]))
         return Contribution(reference=groups, rules=rules)

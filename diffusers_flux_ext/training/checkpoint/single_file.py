@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.messages import list_keys, shorten
-from ..checkpoints.reading import open_safetensors
-from ..checkpoints.sizes import is_index
-from ..checkpoints.writing import save_tensors, written_at_once
+from ...checkpoints.messages import list_keys, shorten
+from ...checkpoints.reading import open_safetensors
+from ...checkpoints.sizes import is_index
+from ...checkpoints.writing import save_tensors, written_at_once
 
 
 @contextmanager
