@@ -62,7 +62,7 @@ def run(path: Path, write: bool) -> None:
     if older:
         replace_diffusers()
     from diffusers_flux_ext.inputs.qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs
-    from tests.fixtures import qwen_vl as tiny
+    from support.tiny import qwen_vl as tiny
 
     first, second = picture(90, 50, 0), picture(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {

@@ -12,7 +12,7 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig
 import diffusers_flux_ext
 from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
-from tests.fixtures.conditions import (
+from support.conditions import (
     CASES,
     LORA,
     METHODS,
@@ -23,7 +23,7 @@ from tests.fixtures.conditions import (
     pipeline_for,
     promised,
 )
-from tests.fixtures.synthetic import never
+from support.tiny.synthetic import never
 
 
 CLOSE = {"atol": 1e-5, "rtol": 0}

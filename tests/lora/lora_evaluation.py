@@ -3,7 +3,7 @@
 import torch
 
 from diffusers_flux_ext.lora.reading.read import read_lora
-from tests.fixtures.lora_files.sizes import clip_modules, t5_modules, transformer_modules
+from support.lora_files.sizes import clip_modules, t5_modules, transformer_modules
 
 
 def flat_clip(name):

@@ -16,7 +16,7 @@ from diffusers_flux_ext import LoRAError, convert_lora, convert_lora_file, inspe
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.lora import files as lora_files
 from diffusers_flux_ext.lora.reading.read import read_lora
-from tests.fixtures.lora_files import broken_files, harmless_pickle, make
+from support.lora_files import broken_files, harmless_pickle, make
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

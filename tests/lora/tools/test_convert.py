@@ -9,7 +9,7 @@ from diffusers_flux_ext import LoRAError, convert_lora, detect_lora_format
 from diffusers_flux_ext.lora.errors import ForeignLoRAError, UnknownLoRAKeysError, UnsupportedLoRAError
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
 from diffusers_flux_ext.testing import seeded
-from tests.fixtures.lora_files import FORMATS, cases, make
+from support.lora_files import FORMATS, cases, make
 from tests.lora.lora_evaluation import assert_bit_equal, assert_consistent, assert_same, expected_of, meaning
 
 

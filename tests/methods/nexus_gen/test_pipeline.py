@@ -23,9 +23,9 @@ from diffusers_flux_ext import (
     plan_vram,
 )
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.ip_adapter import tiny_ip_adapter, tiny_siglip
-from tests.fixtures.nexus_gen import (
+from support.tiny.attribute_values import tiny_value_encoder
+from support.tiny.ip_adapter import tiny_ip_adapter, tiny_siglip
+from support.tiny.nexus_gen import (
     HIDDEN,
     image_embeds,
     nexus_components,
@@ -34,8 +34,8 @@ from tests.fixtures.nexus_gen import (
     tiny_adapter,
     tiny_merger,
 )
+from support.tiny.qwen_vl import tiny_mllm
 from tests.fixtures.offload import watch_card
-from tests.fixtures.qwen_vl import tiny_mllm
 
 
 pytestmark = pytest.mark.versions

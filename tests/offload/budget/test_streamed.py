@@ -25,7 +25,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.offload.disk.stream import DiskStream, stream_of
 from diffusers_flux_ext.testing import quiet, tiny_components, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
+from support.tiny.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw
 
 
