@@ -8,7 +8,7 @@ from dataclasses import dataclass
 KINDS = ("comparison flipped", "off by one", "`not` dropped", "arguments swapped", "statement removed")
 _FLIPPED: dict[type[ast.cmpop], str] = {
     ast.Eq: "!=", ast.NotEq: "==", ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">",
-    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
+    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",  # codespell:ignore
 }  # fmt: skip
 
 
