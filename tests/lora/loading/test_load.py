@@ -34,7 +34,7 @@ def weights_of(pipe):
 
 
 def picture(pipe, **overrides):
-    return pipe(**call_kwargs(**overrides)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **overrides})).images
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def redux(images=None, **arguments):
 
 
 def draw(pipe, *conditions, **arguments):
-    return pipe(**call_kwargs(conditions=conditions, **arguments)).images
+    return pipe(**call_kwargs(conditions=conditions, **{"num_inference_steps": 2, **arguments})).images
 
 
 class Seen:
