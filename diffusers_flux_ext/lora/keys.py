@@ -197,14 +197,17 @@ _FLAT: dict[Component, dict[str, LayerName]] = {
 }
 # The layers of one layout by the diffusers layers that they hold.
 _IN_NAMESPACE: dict[str, dict[str, LayerName]] = {
-    space: {t: layer for layer in _transformer_layers() if layer.namespace == space for t in layer.targets}
-    for space in ("diffusers", "bfl", "diffsynth")
+    space: {t: layer for layer in layers if layer.namespace == space for t in layer.targets}
+    for space, layers in (
+        *((space, list(_transformer_layers())) for space in ("diffusers", "bfl", "diffsynth")),
+        ("xlabs", list(TRANSFORMER_LAYERS.values())),
+    )
 }
 
 
-def layer_in_namespace(target: str, namespace: str) -> LayerName:
-    """Return the layer of a namespace that holds a diffusers layer (with `{}` for the index)."""
-    return _IN_NAMESPACE[namespace][target]
+def layer_in_namespace(target: str, namespace: str) -> LayerName | None:
+    """Return the layer of a namespace that holds a diffusers layer (with `{}` for the index), if it has one."""
+    return _IN_NAMESPACE[namespace].get(target)
 
 
 # ---- prefixes and suffixes ----------------------------------------------------------------------------------------

@@ -32,11 +32,11 @@ from support.tiny.synthetic import (
 CASES: dict[str, ConditionCase] = {
     "entities": ConditionCase(
         EntityRegions,
-        {"prompts": ["a red dog", "a tree"], "masks": [LEFT, TOP], "on_negative": True},
+        {"prompts": ["a red dog", "a tree"], "masks": [LEFT, TOP], "negative": "own"},
         {
             "prompts": {"prompts": ["a red dog", "a blue bird"]},
             "masks": {"masks": [LEFT, (16, 0, 32, 32)]},
-            "on_negative": {"on_negative": False},
+            "negative": {"negative": None},
             "max_sequence_length": {"max_sequence_length": [8, 16]},
             "mask_padding": {"mask_padding": True},
         },
@@ -71,11 +71,11 @@ CASES: dict[str, ConditionCase] = {
     ),
     "redux": ConditionCase(
         ReduxImages,
-        {"images": picture(0), "strengths": 0.6, **redux_modules()},
+        {"images": picture(0), "scale": 0.6, **redux_modules()},
         {
             "images": {"images": picture(3)},
-            "strengths": {"strengths": 1.0},
-            "mask": {"mask": LEFT},
+            "scale": {"scale": 1.0},
+            "region": {"region": LEFT},
             "negative": {"negative": "same"},
             "combine": {"combine": "sum"},
         },
@@ -88,11 +88,11 @@ CASES: dict[str, ConditionCase] = {
     "nexus-gen": nexus_gen_case(),
     "references": ConditionCase(
         ReferenceImages,
-        {"images": [CONTROL, OTHER_CONTROL], "strengths": [0.7, 1.0], "preferred_size": False},
+        {"images": [CONTROL, OTHER_CONTROL], "scale": [0.7, 1.0], "preferred_size": False},
         {
             "images": {"images": [OTHER_CONTROL, CONTROL]},
             "layout": {"layout": "offset"},
-            "strengths": {"strengths": [1.0, 0.3]},
+            "scale": {"scale": [1.0, 0.3]},
             "max_area": {"max_area": 32 * 32},
         },
         {"preferred_size": "of about 4000 tokens, too many for this many calls"},

@@ -39,7 +39,7 @@ def ip_adapter_case(make_encoder: Callable[[int], Any], **sizes: Any) -> Conditi
             "scale": {"scale": [0.3] + [1.2] * (depth - 1)},
             "start": {"start": 0.5},
             "end": {"end": 0.5},
-            "mask": {"mask": LEFT},
+            "region": {"region": LEFT},
             "negative": {"negative": None},
             "image_encoder": {"image_encoder": make_encoder(1)},
             "image_processor": {"image_processor": processor},
@@ -59,7 +59,7 @@ def controlnet_cases() -> dict[str, ConditionCase]:
         "start": {"start": 0.5},
         "end": {"end": 0.5},
         "mode": {"mode": "depth"},
-        "mask_region": {"mask_region": LEFT},
+        "region": {"region": LEFT},
         "negative": {"negative": None},
         "generator": {"generator": seeded(3)},
     }

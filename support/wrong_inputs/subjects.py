@@ -153,9 +153,9 @@ def _pipelines() -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any], Mappin
 def _of_conditions() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
     """By condition and argument, examples besides the changes of the fixtures' cases."""
     # A reference of the preferred size has some thousands of tokens, unless it is left out.
-    left_out = {"strengths": 0.0, "preferred_size": False}
+    left_out = {"scale": 0.0, "preferred_size": False}
     return {
-        "ReferenceImages": {"images": {"strengths": None}, "preferred_size": left_out},
+        "ReferenceImages": {"images": {"scale": None}, "preferred_size": left_out},
         "Step1XInstruction": dict.fromkeys(
             ("instruction_embeds", "negative_instruction_embeds"),
             {"instruction_mask": None, "negative_instruction_mask": None},

@@ -13,7 +13,8 @@ from support.lora_files import FORMATS, cases, make
 from tests.lora.lora_evaluation import assert_bit_equal, assert_consistent, assert_same, expected_of, meaning
 
 
-LAYOUTS = sorted(LORA_LAYOUTS)
+# XLabs' has names for attention only: see the end of the file.
+LAYOUTS = sorted(LORA_LAYOUTS.keys() - {"xlabs"})
 D = 32
 # The spelling of a generated file is that of a layout we write.
 WRITTEN = {"diffusers": "diffusers_peft_alpha", "kohya": "kohya", "bfl": "bfl_alpha",
@@ -295,3 +296,24 @@ def test_strict_false_leaves_out_what_a_layout_cannot_hold(caplog):
     assert "left out" in caplog.text
     kept = {name: value for name, value in file.expected.items() if name.startswith("transformer.")}
     assert_same(meaning(converted, header), (kept, {}, {}))
+
+
+@pytest.mark.parametrize("first", ["xlabs", "xlabs_prefixed", "diffusers_peft"])
+def test_attention_becomes_xlabs_layout_and_back(first):
+    file = make(first, "only_attention" if first == "diffusers_peft" else "default")
+    written, header = convert(file, "xlabs")
+    assert detect_lora_format(written) == "xlabs"
+    assert_same(meaning(written, header), expected_of(file))
+    for to in LAYOUTS:
+        there, metadata = convert_lora(written, to, header)
+        assert_same(meaning(there, metadata), expected_of(file))
+    if first == "xlabs":
+        assert_bit_equal(written, file.state_dict)
+
+
+def test_xlabs_layout_refuses_other_layers_by_name():
+    file = make("kohya")
+    with pytest.raises(UnsupportedLoRAError, match="'xlabs' cannot hold .* `transformer_blocks.*` has no name in it"):
+        convert(file, "xlabs")
+    written, _ = convert(file, "xlabs", strict=False)
+    assert all(".processor." in key for key in written)

@@ -112,7 +112,7 @@ class TestLaws:
 
     def test_with_entities_and_attributes_in_any_order(self, pipe):
         others = [
-            EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+            EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
             AttributeValues(tiny_value_encoder(), {"brightness": 0.7}),
         ]
         drawn = [draw(pipe, image=PICTURE, conditions=order, **GUIDED) for order in (others, others[::-1])]
