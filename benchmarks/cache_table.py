@@ -26,7 +26,7 @@ from diffusers.utils import logging
 
 from diffusers_flux_ext import TeaCacheConfig, apply_tea_cache, remove_tea_cache
 from diffusers_flux_ext.testing import call_kwargs
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
+from support.conditions import CASES, METHODS, pipeline_for
 
 
 STEPS = 6

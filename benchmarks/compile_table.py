@@ -14,7 +14,7 @@ import torch
 from benchmarks.cache_table import print_or_write
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES, METHODS
+from support.conditions import CASES, METHODS
 
 
 MARKS = "<!-- compiled: start -->", "<!-- compiled: end -->"

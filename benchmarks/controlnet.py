@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
+from support.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 
 SIDES = ("reference", "diffusers", "ours")

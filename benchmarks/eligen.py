@@ -19,8 +19,8 @@ from benchmarks.memory import peak_mib, reset_peak
 from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.methods.eligen.condition import entity_rules
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.pipeline import flux_image
+from support.reference.dit import reference_dit
+from support.reference.pipeline import flux_image
 
 
 SIDES = ("reference", "dense mask", "ours")

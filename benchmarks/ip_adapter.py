@@ -20,9 +20,9 @@ from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
 from diffusers_flux_ext import DenoisingStep, FluxIPAdapter, IPAdapterImages, PromptEmbeds, predict_velocity
 from diffusers_flux_ext.attention.image_prompts import PlacedPrompt, PlacedPrompts
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor, regional_attention
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.ip_adapter import reference_ip_adapter
-from tests.parity.reference.pipeline import flux_image
+from support.reference.dit import reference_dit
+from support.reference.ip_adapter import reference_ip_adapter
+from support.reference.pipeline import flux_image
 
 
 HEAD_DIM, CROSS_DIM, EMBED_DIM = 128, 4096, 64

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diffusers_flux_ext import FluxLoRAEncoder
-from tests.parity.reference.lora_encoder import reference_lora_encoder
+from support.reference.lora_encoder import reference_lora_encoder
 
 
 def sides(args: argparse.Namespace, rank: int) -> tuple[dict[str, Callable[[], Any]], int]:

@@ -53,15 +53,15 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.infinite_you import face, tiny_projector
-from tests.fixtures.ip_adapter import EMBED_DIM, XLABS, image_embeds, picture, tiny_ip_adapter
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.nexus_gen import tiny_adapter, tiny_merger
-from tests.fixtures.qwen_vl import HIDDEN
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
+from support.tiny.attribute_values import tiny_value_encoder
+from support.tiny.controlnet import tiny_controlnet
+from support.tiny.infinite_you import face, tiny_projector
+from support.tiny.ip_adapter import EMBED_DIM, XLABS, image_embeds, picture, tiny_ip_adapter
+from support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
+from support.tiny.nexus_gen import tiny_adapter, tiny_merger
+from support.tiny.qwen_vl import HIDDEN
+from support.tiny.redux import patch_embeds, tiny_redux_embedder
+from support.tiny.step1x import edited, instruction_embeds, tiny_connector
 
 
 # A quarter of the released numbers of tokens and heads of the released size: the shares of a step stay the same.

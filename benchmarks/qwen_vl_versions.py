@@ -68,7 +68,7 @@ def run(path: Path, write: bool) -> None:
         last_hidden_states,
         qwen_vl_inputs,
     )
-    from tests.fixtures import qwen_vl as tiny
+    from support.tiny import qwen_vl as tiny
 
     first, second = image(90, 50, 0), image(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {

@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.curves import draw_curves
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import reference_pair
+from support.reference import reference_pair
 
 
 Side = Callable[[], Any]

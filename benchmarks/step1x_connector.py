@@ -13,7 +13,7 @@ import time
 import torch
 
 from diffusers_flux_ext import Step1XConnector
-from tests.parity.reference.step1x import reference_connector
+from support.reference.step1x import reference_connector
 
 
 TOKENS, USED = 640, 400

@@ -23,12 +23,12 @@ from diffusers_flux_ext import (
     extend_prompt,
 )
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import face, tiny_identity_modules
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.synthetic import AddedText, ReplacedPrompt, never
+from support.tiny.attribute_values import tiny_value_encoder
+from support.tiny.controlnet import PICTURE, tiny_controlnet
+from support.tiny.infinite_you import face, tiny_identity_modules
+from support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
+from support.tiny.redux import patch_embeds, tiny_redux_embedder
+from support.tiny.synthetic import AddedText, ReplacedPrompt, never
 
 
 LEFT, LENGTH, STEPS = (0.0, 0.0, 0.5, 1.0), 16, 3

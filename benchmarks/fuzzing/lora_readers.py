@@ -21,9 +21,9 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
 from diffusers_flux_ext.testing import quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import FORMATS, LoRAFile, Sizes, cases, make
-from tests.fixtures.lora_files.readers import components
-from tests.fixtures.timestep_lora import tiny_timestep_lora
+from support.lora_files import FORMATS, LoRAFile, Sizes, cases, make
+from support.lora_files.readers import components
+from support.tiny.timestep_lora import tiny_timestep_lora
 
 from .lora_mutations import LORA
 from .reader import Reader

@@ -32,15 +32,15 @@ from diffusers_flux_ext.checkpoints.modules import read_weights_file
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.infinite_you import tiny_projector
-from tests.fixtures.ip_adapter import XLABS, tiny_ip_adapter, xlabs_state_dict
-from tests.fixtures.lora_encoder import tiny_lora_encoder
-from tests.fixtures.lora_fusion import tiny_fusion
-from tests.fixtures.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
-from tests.fixtures.redux import tiny_redux_embedder
-from tests.fixtures.step1x import published_weights, tiny_connector
+from support.tiny.attribute_values import tiny_value_encoder
+from support.tiny.controlnet import tiny_controlnet
+from support.tiny.infinite_you import tiny_projector
+from support.tiny.ip_adapter import XLABS, tiny_ip_adapter, xlabs_state_dict
+from support.tiny.lora_encoder import tiny_lora_encoder
+from support.tiny.lora_fusion import tiny_fusion
+from support.tiny.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
+from support.tiny.redux import tiny_redux_embedder
+from support.tiny.step1x import published_weights, tiny_connector
 
 from .reader import Reader
 

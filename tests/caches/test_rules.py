@@ -8,7 +8,7 @@ from diffusers.hooks import apply_first_block_cache
 from benchmarks.cache_table import CACHES, GUIDED, compare
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
+from support.conditions import CASES
 
 
 pytestmark = pytest.mark.versions

@@ -20,7 +20,7 @@ from diffusers_flux_ext import (
     remove_tea_cache,
 )
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
+from support.tiny.controlnet import PICTURE, tiny_controlnet
 
 
 ALL, STEPS = TeaCacheConfig(1e9, 5), 5

@@ -21,8 +21,8 @@ from diffusers_flux_ext.checkpoints.stored import read_layout
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
-from tests.fixtures.redux import tiny_redux_embedder
-from tests.fixtures.step1x import tiny_connector
+from support.tiny.redux import tiny_redux_embedder
+from support.tiny.step1x import tiny_connector
 
 
 READERS = {name: (file, weights, read) for name, file, weights, read in CLASSES if name != "weights file"}

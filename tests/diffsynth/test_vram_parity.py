@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_flux_ext.diffsynth.vram import STAGES, _ladder
-from tests.parity.reference import import_reference
+from support.reference import import_reference
 
 
 layers = import_reference("diffsynth.core.vram.layers")

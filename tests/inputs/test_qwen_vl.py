@@ -18,7 +18,7 @@ from diffusers_flux_ext.inputs.qwen_vl import (
     qwen_vl_inputs,
     tokenize,
 )
-from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
+from support.tiny.qwen_vl import tiny_mllm, tiny_qwen_processor
 
 
 pytestmark = pytest.mark.versions

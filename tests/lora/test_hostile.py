@@ -33,7 +33,7 @@ from diffusers_flux_ext.lora.files import save_lora
 from diffusers_flux_ext.lora.keys import parse_lora_key
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_encoder import tiny_lora_encoder
+from support.tiny.lora_encoder import tiny_lora_encoder
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"

@@ -6,7 +6,7 @@ from torch import nn
 
 from diffusers_flux_ext.models.autoencoder_kl_flux import AutoencoderKLFlux
 from diffusers_flux_ext.testing import tiny_vae
-from tests.parity.reference import reference_vae_decoder, reference_vae_encoder
+from support.reference import reference_vae_decoder, reference_vae_encoder
 
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}

@@ -17,8 +17,8 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
-from tests.fixtures.synthetic import never
+from support.conditions import CASES, METHODS, pipeline_for
+from support.tiny.synthetic import never
 
 
 # Operators that read values on the host, or whose result's shape depends on values.

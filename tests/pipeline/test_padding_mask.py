@@ -19,10 +19,10 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention import plan as attention_plan
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.conditions import CASES, METHODS, PICTURE, pipeline_for
-from tests.fixtures.controlnet import PICTURE as CONTROL
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.synthetic import ReplacedPrompt
+from support.conditions import CASES, METHODS, PICTURE, pipeline_for
+from support.tiny.controlnet import PICTURE as CONTROL
+from support.tiny.controlnet import tiny_controlnet
+from support.tiny.synthetic import ReplacedPrompt
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}

@@ -9,7 +9,7 @@ from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
 from diffusers_flux_ext.schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
-from tests.parity.reference import ReferencePair, import_reference, reference_pair
+from support.reference import ReferencePair, import_reference, reference_pair
 
 
 flow_match = import_reference("diffsynth.diffusion.flow_match")

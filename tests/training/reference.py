@@ -10,9 +10,9 @@ import torch
 
 from diffusers_flux_ext.canvas import Canvas, pack_latents
 from diffusers_flux_ext.training import FluxTraining, TrainingBatch, condition_modules
-from tests.parity.combinations import PROMPTS, Combination
-from tests.parity.reference.dit import reference_dit_weights
-from tests.parity.sides import sides
+from support.parity.combinations import PROMPTS, Combination
+from support.parity.sides import sides
+from support.reference.dit import reference_dit_weights
 
 
 class _Reached(Exception):

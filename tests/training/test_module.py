@@ -13,7 +13,7 @@ from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds, predict_velo
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import FluxTraining, bare_condition, condition_modules, stack_conditions
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
+from support.conditions import CASES, METHODS, pipeline_for
 from tests.training.samples import CANVAS, bare, batch, encode
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, load_lora
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import make
+from support.lora_files import make
 from tests.lora.loading.test_load import picture, weights_of
 
 

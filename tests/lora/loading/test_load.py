@@ -17,9 +17,9 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.lora.loading.load import active_weights
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline
-from tests.fixtures.lora_files import FORMATS, Sizes, make
-from tests.fixtures.lora_files.readers import components, read_loaded
-from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
+from support.lora_files import FORMATS, Sizes, make
+from support.lora_files.readers import components, read_loaded
+from support.lora_files.verdict import judge, keeps_magnitudes
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
@@ -34,7 +34,7 @@ def weights_of(pipe):
 
 
 def picture(pipe, **overrides):
-    return pipe(**call_kwargs(**overrides)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **overrides})).images
 
 
 @pytest.mark.slow

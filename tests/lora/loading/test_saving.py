@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, convert_lora, convert_lora_file
 from diffusers_flux_ext.lora.reading.scale import PEFT_HEADER
 from diffusers_flux_ext.testing import tiny_pipeline
-from tests.fixtures.lora_files import make
+from support.lora_files import make
 from tests.lora.loading.test_load import picture
 from tests.lora.lora_evaluation import assert_bit_equal, assert_same, meaning
 

@@ -9,7 +9,7 @@ from diffusers_flux_ext import FluxConditionedPipeline, convert_lora, fuse_lora_
 from diffusers_flux_ext.lora.reading.read import read_lora
 from diffusers_flux_ext.lora.reading.scope import find_token_scope
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import FORMATS, make
+from support.lora_files import FORMATS, make
 
 
 # The pattern of OminiControl's configs, which XVerse and others took over.

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from diffusers_flux_ext import LoRAError, convert_lora, inspect_lora
 from diffusers_flux_ext.cli.lora import describe
-from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.fixtures.lora_files.readers import read_diffusers, resized_diffusers, save_lora
-from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
+from support.lora_files import FORMATS, cases, make
+from support.lora_files.readers import read_diffusers, resized_diffusers, save_lora
+from support.lora_files.verdict import judge, keeps_magnitudes
 
 
 def report_of(file, tmp_path):

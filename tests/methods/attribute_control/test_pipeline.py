@@ -16,8 +16,8 @@ from diffusers_flux_ext import (
     InpaintRegion,
 )
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import SIZES, published_state_dict, tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE
+from support.tiny.attribute_values import SIZES, published_state_dict, tiny_value_encoder
+from support.tiny.controlnet import PICTURE
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -30,7 +30,7 @@ def pipe():
 
 
 def draw(pipe, **arguments):
-    return pipe(**call_kwargs(**arguments)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **arguments})).images
 
 
 class TestLaws:

@@ -28,7 +28,7 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.canvas import pack_latents, sample_image_latents
 from diffusers_flux_ext.methods.control.residuals import region_weights
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import (
+from support.tiny.controlnet import (
     KINDS,
     OTHER_PICTURE,
     PICTURE,
@@ -36,7 +36,7 @@ from tests.fixtures.controlnet import (
     tiny_controlnet,
     watch_transformer,
 )
-from tests.fixtures.synthetic import AddedReference
+from support.tiny.synthetic import AddedReference
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

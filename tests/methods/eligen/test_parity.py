@@ -6,8 +6,8 @@ from PIL import Image
 
 from diffusers_flux_ext import FluxEliGenPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.canvas import encode_image
-from tests.parity.loop import check, mask, our_images
-from tests.parity.reference import reference_pair
+from support.parity.loop import check, mask, our_images
+from support.reference import reference_pair
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 
 from diffusers_flux_ext import EntityRegions, FillMask, FluxConditionedPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.controlnet import PICTURE
-from tests.parity.loop import check, mask, our_images
-from tests.parity.reference import reference_pair
+from support.parity.loop import check, mask, our_images
+from support.reference import reference_pair
+from support.tiny.controlnet import PICTURE
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from diffusers_flux_ext import (
     IPAdapterImages,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.fixtures.ip_adapter import image_embeds, tiny_ip_adapter
+from support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
+from support.tiny.ip_adapter import image_embeds, tiny_ip_adapter
 
 
 BOX = (16, 0, 48, 16)

@@ -5,9 +5,9 @@ from PIL import Image
 
 from diffusers_flux_ext import FluxFlexPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
-from tests.parity.loop import check, mask, our_images
-from tests.parity.reference import reference_pair
+from support.parity.loop import check, mask, our_images
+from support.reference import reference_pair
+from support.tiny.controlnet import OTHER_PICTURE, PICTURE
 
 
 INPAINT = {"inpaint_image": PICTURE.resize((64, 48)), "inpaint_mask": mask((5, 3, 41, 44))}

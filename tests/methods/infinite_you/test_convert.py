@@ -5,7 +5,7 @@ from diffusers import FluxControlNetModel
 
 from conversion_scripts import convert_infinite_you as script
 from diffusers_flux_ext import InfiniteYouImageProjector
-from tests.fixtures.infinite_you import tiny_identity_modules
+from support.tiny.infinite_you import tiny_identity_modules
 
 
 def run(*arguments):

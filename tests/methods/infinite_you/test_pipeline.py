@@ -15,11 +15,11 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import offload_all_but
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
-from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
+from support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
+from support.tiny.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
+from support.tiny.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
+from support.tiny.synthetic import AddedReference, AddedText
 from tests.fixtures.offload import watch_card
-from tests.fixtures.synthetic import AddedReference, AddedText
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

@@ -10,7 +10,7 @@ from diffusers_flux_ext import (
     InfiniteYouImageProjector,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
+from support.tiny.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
 
 
 @pytest.fixture(scope="module")

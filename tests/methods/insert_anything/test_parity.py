@@ -9,12 +9,12 @@ from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInsertAnythingPipelin
 from diffusers_flux_ext.canvas import pack_latents
 from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from diffusers_flux_ext.testing import quiet, seeded
-from tests.fixtures.insert_anything import pictures, region
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import tiny_redux_embedder, tiny_redux_vision
-from tests.parity.reference import reference_pair
-from tests.parity.reference.insert_anything import opencv, reference_unit
-from tests.parity.reference.redux import add_redux
+from support.reference import reference_pair
+from support.reference.insert_anything import opencv, reference_unit
+from support.reference.redux import add_redux
+from support.tiny.insert_anything import pictures, region
+from support.tiny.ip_adapter import picture
+from support.tiny.redux import tiny_redux_embedder, tiny_redux_vision
 
 
 CASES = {

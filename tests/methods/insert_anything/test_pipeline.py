@@ -20,9 +20,9 @@ from diffusers_flux_ext.canvas import Canvas
 from diffusers_flux_ext.inputs.masks import mask_to_pixels
 from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline, tiny_transformer
-from tests.fixtures.insert_anything import pictures, region
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import redux_modules
+from support.tiny.insert_anything import pictures, region
+from support.tiny.ip_adapter import picture
+from support.tiny.redux import redux_modules
 
 
 CASE = pictures()

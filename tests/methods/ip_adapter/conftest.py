@@ -4,7 +4,7 @@ import pytest
 
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline
-from tests.fixtures.ip_adapter import KINDS, tiny_ip_adapter
+from support.tiny.ip_adapter import KINDS, tiny_ip_adapter
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.ip_adapter import (
+from support.tiny.ip_adapter import (
     XLABS,
     differ,
     image_embeds,
@@ -27,7 +27,7 @@ from tests.fixtures.ip_adapter import (
     tiny_ip_adapter,
     tiny_siglip,
 )
-from tests.fixtures.synthetic import AddedReference, AddedResiduals, AddedText
+from support.tiny.synthetic import AddedReference, AddedResiduals, AddedText
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

@@ -18,7 +18,7 @@ from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import quiet, tiny_pipeline
-from tests.fixtures.ip_adapter import (
+from support.tiny.ip_adapter import (
     XLABS,
     differ,
     image_embeds,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxIPAdapter
-from tests.fixtures.ip_adapter import (
+from support.tiny.ip_adapter import (
     XLABS,
     image_embeds,
     nested_state_dict,

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxLoRAEncoderPipeline
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import reference_lora_encoder, reference_pair
+from support.parity.loop import TOLERANCE, our_images, reference_images
+from support.reference import reference_lora_encoder, reference_pair
+from support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from diffusers_flux_ext import (
     unload_lora,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.lora_files import make
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
+from support.lora_files import make
+from support.tiny.lora_fusion import small_lora, tiny_fusion
+from support.tiny.timestep_lora import tiny_timestep_lora, velocity
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

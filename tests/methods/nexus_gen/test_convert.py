@@ -11,7 +11,7 @@ from diffusers_flux_ext import (
     QwenVLProcessor,
 )
 from diffusers_flux_ext.testing import tiny_transformer
-from tests.fixtures.nexus_gen import (
+from support.tiny.nexus_gen import (
     published_decoder,
     tiny_adapter,
     tiny_language_model,

@@ -18,7 +18,7 @@ from diffusers_flux_ext.inputs.qwen_vl import IMAGE_SPAN, chat_text, known_input
 from diffusers_flux_ext.methods.nexus_gen.checkpoint import split_decoder
 from diffusers_flux_ext.methods.nexus_gen.prompts import chat_for, embed_prompts
 from diffusers_flux_ext.testing import seeded, tiny_transformer
-from tests.fixtures.nexus_gen import (
+from support.tiny.nexus_gen import (
     HIDDEN,
     pictures,
     published_decoder,
@@ -147,7 +147,7 @@ class TestDecoderFiles:
         assert half.dtype == torch.bfloat16
 
     def test_the_last_norm_is_turned_as_by_the_reference(self):
-        from tests.parity.reference import import_reference
+        from support.reference import import_reference
 
         converters = import_reference("diffsynth.utils.state_dict_converters.flux_dit")
         norm = torch.randn(6144, 2, generator=seeded(0))

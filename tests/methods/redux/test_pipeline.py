@@ -19,10 +19,10 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.inputs.token_grids import evenly_spread, merge_tokens
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import PICTURE
-from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter
-from tests.fixtures.redux import patch_embeds, redux_modules, tiny_redux_embedder
-from tests.fixtures.synthetic import ReplacedPrompt
+from support.tiny.controlnet import PICTURE
+from support.tiny.ip_adapter import image_embeds, picture, tiny_ip_adapter
+from support.tiny.redux import patch_embeds, redux_modules, tiny_redux_embedder
+from support.tiny.synthetic import ReplacedPrompt
 
 
 pytestmark = pytest.mark.versions
@@ -42,7 +42,7 @@ def redux(images=None, **arguments):
 
 
 def draw(pipe, *conditions, **arguments):
-    return pipe(**call_kwargs(conditions=conditions, **arguments)).images
+    return pipe(**call_kwargs(conditions=conditions, **{"num_inference_steps": 2, **arguments})).images
 
 
 class Seen:

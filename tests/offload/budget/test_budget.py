@@ -16,7 +16,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.demand import Demand
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
+from support.tiny.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, budget, draw, pipeline
 
 

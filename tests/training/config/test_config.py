@@ -9,7 +9,7 @@ import yaml
 from diffusers_flux_ext.training.config import ConfigurationError, TrainingConfig, read_config
 from diffusers_flux_ext.training.config.reading import print_config
 from diffusers_flux_ext.training.config.reference import ARGUMENTS, from_reference_args, table
-from tests.parity.reference.boot import import_reference
+from support.reference.boot import import_reference
 
 
 CONTENT = {

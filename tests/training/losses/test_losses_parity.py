@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_flux_ext.training.losses import levels, quantiles, weighting
-from tests.parity.reference import import_reference
+from support.reference import import_reference
 
 
 flow_match = import_reference("diffsynth.diffusion.flow_match")

@@ -13,7 +13,7 @@ from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.testing import randomise, seeded
 from diffusers_flux_ext.training.trained import mark_trainable, trainable_modules
 from diffusers_flux_ext.training.trained.modules import TrainedModule, find_record
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
+from support.conditions import CASES, METHODS, pipeline_for
 
 
 # Beginnings of parameters that the velocity does not depend on.

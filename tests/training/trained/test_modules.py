@@ -44,11 +44,11 @@ from diffusers_flux_ext.training.trained import (
     mark_trainable,
     trainable_modules,
 )
-from tests.fixtures.controlnet import EXTRA, PICTURE
-from tests.fixtures.infinite_you import face
-from tests.fixtures.ip_adapter import image_embeds
-from tests.fixtures.lora_encoder import tiny_lora
-from tests.fixtures.nexus_gen import MERGER
+from support.tiny.controlnet import EXTRA, PICTURE
+from support.tiny.infinite_you import face
+from support.tiny.ip_adapter import image_embeds
+from support.tiny.lora_encoder import tiny_lora
+from support.tiny.nexus_gen import MERGER
 from tests.fixtures.trained import shake, velocity
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from diffusers_flux_ext.testing import seeded_generator, tiny_transformer
 from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, add_lora
+from support.reference import import_reference, reference_dit
 from tests.fixtures.trained import shake
-from tests.parity.reference import import_reference, reference_dit
 from tests.training.trained.test_names import RECIPE
 
 
