@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from support.conditions import CASES, LORA, METHODS, SYNTHETIC, draw, draw_anew, pipeline_for, promised
+from benchmarks.support.conditions import CASES, LORA, METHODS, SYNTHETIC, draw, draw_anew, pipeline_for, promised
 
 
 PAGE = """# What runs with what: the table

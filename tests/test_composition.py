@@ -10,9 +10,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 import diffusers_flux_ext
-from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
-from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
-from support.conditions import (
+from benchmarks.support.conditions import (
     CASES,
     LORA,
     METHODS,
@@ -23,7 +21,9 @@ from support.conditions import (
     pipeline_for,
     promised,
 )
-from support.tiny.synthetic import never
+from benchmarks.support.tiny.synthetic import never
+from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
 
 
 CLOSE = {"atol": 1e-5, "rtol": 0}

@@ -9,9 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Folders, and what nothing in them imports.
 FORBIDDEN = {
-    "diffusers_flux_ext": {"benchmarks", "support", "tests"},
-    "examples": {"benchmarks", "support", "tests"},
-    "support": {"benchmarks", "tests"},
+    "diffusers_flux_ext": {"benchmarks", "tests"},
+    "examples": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from benchmarks.support.lora_files.sizes import clip_modules, t5_modules, transformer_modules
 from diffusers_flux_ext.lora.reading.read import read_lora
-from support.lora_files.sizes import clip_modules, t5_modules, transformer_modules
 
 
 def flat_clip(name):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.support.lora_files import broken_files, harmless_pickle, make
 from diffusers_flux_ext import LoRAError, convert_lora, convert_lora_file, inspect_lora
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.lora import files as lora_files
 from diffusers_flux_ext.lora.reading.read import read_lora
-from support.lora_files import broken_files, harmless_pickle, make
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from support.lora_files import FORMATS, Sizes, broken_files, cases, harmless_pickle, make
-from support.lora_files.factors import divisors
-from support.lora_files.readers import (
+from benchmarks.support.lora_files import FORMATS, Sizes, broken_files, cases, harmless_pickle, make
+from benchmarks.support.lora_files.factors import divisors
+from benchmarks.support.lora_files.readers import (
     components,
     diffusers_reading,
     read_diffsynth,
@@ -17,8 +17,8 @@ from support.lora_files.readers import (
     read_loaded,
     save_lora,
 )
-from support.lora_files.sizes import clip_modules, t5_modules, transformer_modules
-from support.lora_files.verdict import Reading, judge, keeps_magnitudes
+from benchmarks.support.lora_files.sizes import clip_modules, t5_modules, transformer_modules
+from benchmarks.support.lora_files.verdict import Reading, judge, keeps_magnitudes
 
 
 READ_BY_DIFFUSERS = [

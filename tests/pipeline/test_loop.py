@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from benchmarks.support.tiny.synthetic import never
 from diffusers_flux_ext import Contribution, DenoisingStep, FluxCondition, FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
-from support.tiny.synthetic import never
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.support.lora_files import FORMATS, cases, make
 from diffusers_flux_ext import LoRAError, convert_lora, detect_lora_format
 from diffusers_flux_ext.lora.errors import ForeignLoRAError, UnknownLoRAKeysError, UnsupportedLoRAError
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
 from diffusers_flux_ext.testing import seeded
-from support.lora_files import FORMATS, cases, make
 from tests.lora.lora_evaluation import assert_bit_equal, assert_consistent, assert_same, expected_of, meaning
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from benchmarks.support.parity.loop import check, mask, our_images
+from benchmarks.support.reference import reference_pair
+from benchmarks.support.tiny.controlnet import PICTURE
 from diffusers_flux_ext import EntityRegions, FillMask, FluxConditionedPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from support.parity.loop import check, mask, our_images
-from support.reference import reference_pair
-from support.tiny.controlnet import PICTURE
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE
 from diffusers_flux_ext import FlexControl, FluxConditionedPipeline, FluxFlexPipeline
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
-from support.tiny.controlnet import OTHER_PICTURE, PICTURE
 
 
 LEFT, TOP = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import load_merged, reference_lora_patcher, reference_pair, reference_velocity
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, enable_lora_fusion, load_lora
 from diffusers_flux_ext.testing import quiet, seeded
-from support.parity.loop import TOLERANCE, our_images, reference_images
-from support.reference import load_merged, reference_lora_patcher, reference_pair, reference_velocity
-from support.tiny.lora_fusion import small_lora, tiny_fusion
 from tests.models.test_transformer_parity import inputs, our_velocity
 
 

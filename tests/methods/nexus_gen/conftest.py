@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.support.tiny.nexus_gen import nexus_components
 from diffusers_flux_ext import FluxNexusGenPipeline
 from diffusers_flux_ext.testing import tiny_pipeline
-from support.tiny.nexus_gen import nexus_components
 
 
 @pytest.fixture(scope="module")

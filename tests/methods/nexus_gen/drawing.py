@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.nexus_gen import pictures
 from diffusers_flux_ext.testing import call_kwargs
-from support.tiny.nexus_gen import pictures
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

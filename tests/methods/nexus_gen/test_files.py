@@ -5,17 +5,17 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
 import diffusers_flux_ext
-from diffusers_flux_ext import (
-    FluxNexusGenPipeline,
-    load_nexus_gen_decoder,
-)
-from diffusers_flux_ext.testing import quiet, tiny_pipeline, tiny_transformer
-from support.tiny.nexus_gen import (
+from benchmarks.support.tiny.nexus_gen import (
     nexus_components,
     published_decoder,
     tiny_adapter,
     tiny_merger,
 )
+from diffusers_flux_ext import (
+    FluxNexusGenPipeline,
+    load_nexus_gen_decoder,
+)
+from diffusers_flux_ext.testing import quiet, tiny_pipeline, tiny_transformer
 from tests.methods.nexus_gen.drawing import GUIDED, PICTURE, draw
 
 

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.nexus_gen import (
+    HIDDEN,
+    image_embeds,
+    tiny_adapter,
+)
+from benchmarks.support.tiny.qwen_vl import tiny_mllm
 from diffusers_flux_ext import (
     FluxNexusGenPipeline,
     NexusGenEmbedding,
 )
 from diffusers_flux_ext.testing import quiet, tiny_pipeline
-from support.tiny.nexus_gen import (
-    HIDDEN,
-    image_embeds,
-    tiny_adapter,
-)
-from support.tiny.qwen_vl import tiny_mllm
 from tests.methods.nexus_gen.drawing import PICTURE, WIDE, draw
 
 

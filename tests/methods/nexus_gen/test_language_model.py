@@ -6,6 +6,10 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 
+from benchmarks.support.tiny.ip_adapter import tiny_ip_adapter, tiny_siglip
+from benchmarks.support.tiny.nexus_gen import (
+    nexus_components,
+)
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxNexusGenPipeline,
@@ -15,10 +19,6 @@ from diffusers_flux_ext import (
     plan_vram,
 )
 from diffusers_flux_ext.testing import quiet, tiny_pipeline
-from support.tiny.ip_adapter import tiny_ip_adapter, tiny_siglip
-from support.tiny.nexus_gen import (
-    nexus_components,
-)
 from tests.fixtures.offload import watch_card
 from tests.methods.nexus_gen.drawing import GUIDED, PICTURE, draw
 

@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_flux_ext import FluxFlowMatchScheduler, FluxNexusGenPipeline
-from diffusers_flux_ext.canvas import Canvas
-from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prompts
-from diffusers_flux_ext.testing import quiet, seeded
-from support.parity.loop import TOLERANCE, our_images, reference_images
-from support.reference import (
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import (
     import_reference,
     reference_nexus_adapter,
     reference_nexus_merger,
     reference_pair,
 )
-from support.tiny.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
-from support.tiny.qwen_vl import HIDDEN
+from benchmarks.support.tiny.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
+from benchmarks.support.tiny.qwen_vl import HIDDEN
+from diffusers_flux_ext import FluxFlowMatchScheduler, FluxNexusGenPipeline
+from diffusers_flux_ext.canvas import Canvas
+from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prompts
+from diffusers_flux_ext.testing import quiet, seeded
 from tests.methods.nexus_gen.record_values import CASES, KEPT_ROWS, SIZES, VALUES
 
 

@@ -6,6 +6,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.nexus_gen import (
+    image_embeds,
+    tiny_merger,
+)
 from diffusers_flux_ext import (
     AttributeValues,
     EntityRegions,
@@ -14,11 +19,6 @@ from diffusers_flux_ext import (
     NexusGenEmbedding,
 )
 from diffusers_flux_ext.testing import different, quiet, seeded
-from support.tiny.attribute_values import tiny_value_encoder
-from support.tiny.nexus_gen import (
-    image_embeds,
-    tiny_merger,
-)
 from tests.methods.nexus_gen.drawing import GUIDED, LARGE, OTHER, PICTURE, draw
 
 

@@ -6,6 +6,10 @@ import torch
 from diffusers import ReduxImageEncoder
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.controlnet import PICTURE
+from benchmarks.support.tiny.ip_adapter import image_embeds, picture, tiny_ip_adapter
+from benchmarks.support.tiny.redux import patch_embeds, redux_modules, tiny_redux_embedder
+from benchmarks.support.tiny.synthetic import ReplacedPrompt
 from conversion_scripts import convert_redux
 from diffusers_flux_ext import (
     EntityRegions,
@@ -19,10 +23,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.inputs.token_grids import evenly_spread, merge_tokens
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from support.tiny.controlnet import PICTURE
-from support.tiny.ip_adapter import image_embeds, picture, tiny_ip_adapter
-from support.tiny.redux import patch_embeds, redux_modules, tiny_redux_embedder
-from support.tiny.synthetic import ReplacedPrompt
 
 
 pytestmark = pytest.mark.versions

@@ -9,6 +9,10 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.qwen_vl import tiny_mllm, tiny_qwen_processor
+from benchmarks.support.tiny.step1x import edited, tiny_connector
+from benchmarks.support.tiny.synthetic import never
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
@@ -26,10 +30,6 @@ from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
 from diffusers_flux_ext.offload.budget import planner as vram
 from diffusers_flux_ext.testing import different, quiet, seeded, tiny_transformer
-from support.tiny.controlnet import tiny_controlnet
-from support.tiny.qwen_vl import tiny_mllm, tiny_qwen_processor
-from support.tiny.step1x import edited, tiny_connector
-from support.tiny.synthetic import never
 from tests.fixtures.offload import watch_card
 from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, draw, make, make_whole, tiny_question
 

@@ -6,6 +6,7 @@ from diffusers import FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
 from diffusers.hooks import FirstBlockCacheConfig
 from transformers import T5EncoderModel
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
@@ -21,7 +22,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.offload.disk.stream import DiskStream, stream_of
 from diffusers_flux_ext.testing import quiet, tiny_components, tiny_pipeline, tiny_transformer
-from support.tiny.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw
 
 

@@ -6,10 +6,10 @@ import json
 import pytest
 import yaml
 
+from benchmarks.support.reference.boot import import_reference
 from diffusers_flux_ext.training.config import ConfigurationError, TrainingConfig, read_config
 from diffusers_flux_ext.training.config.reading import print_config
 from diffusers_flux_ext.training.config.reference import ARGUMENTS, from_reference_args, table
-from support.reference.boot import import_reference
 
 
 CONTENT = {

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.support.reference.boot import import_reference
 from diffusers_flux_ext.training.data import Transform
 from diffusers_flux_ext.training.data.flips import check_flips
 from diffusers_flux_ext.training.data.resizing import reference_resize, reference_size
 from diffusers_flux_ext.training.data.transforms import Drawn
 from diffusers_flux_ext.training.draws import Draws
-from support.reference.boot import import_reference
 from tests.fixtures.training_data import noise
 
 

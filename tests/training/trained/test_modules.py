@@ -9,6 +9,11 @@ import pytest
 import torch
 from diffusers import FluxControlNetModel, ReduxImageEncoder
 
+from benchmarks.support.tiny.controlnet import EXTRA, PICTURE
+from benchmarks.support.tiny.infinite_you import face
+from benchmarks.support.tiny.ip_adapter import image_embeds
+from benchmarks.support.tiny.lora_encoder import tiny_lora
+from benchmarks.support.tiny.nexus_gen import MERGER
 from diffusers_flux_ext import (
     AttributeValueEncoder,
     Canvas,
@@ -44,11 +49,6 @@ from diffusers_flux_ext.training.trained import (
     mark_trainable,
     trainable_modules,
 )
-from support.tiny.controlnet import EXTRA, PICTURE
-from support.tiny.infinite_you import face
-from support.tiny.ip_adapter import image_embeds
-from support.tiny.lora_encoder import tiny_lora
-from support.tiny.nexus_gen import MERGER
 from tests.fixtures.trained import shake, velocity
 
 

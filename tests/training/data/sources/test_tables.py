@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.support.reference.boot import import_reference
 from diffusers_flux_ext.training.data import TableSource
-from support.reference.boot import import_reference
 from tests.fixtures.training_data import write_rows
 
 
