@@ -143,6 +143,15 @@ class TestBuckets:
                 assert 0.85 * side**2 <= rows * columns <= side**2
                 assert abs(rows / columns - height / width) < 0.3 * height / width
 
+    @pytest.mark.parametrize("side", [512, 768, 1024])
+    def test_free_buckets_are_symmetric_and_of_every_aspect(self, side: int) -> None:
+        (buckets,) = FreeBuckets((side,)).buckets
+        assert {(width, height) for height, width in buckets} == set(buckets)
+        assert (side, side) in buckets
+        assert len({height for height, _ in buckets}) == len(buckets)
+        aspects = sorted(height / width for height, width in buckets)
+        assert max(second / first for first, second in zip(aspects, aspects[1:])) < 1.45
+
     def test_images_are_not_enlarged_unless_asked(self) -> None:
         rule = FreeBuckets((256, 512, 1024))
         assert rule.sizes(600, 600) == [(256, 256), (512, 512)]
