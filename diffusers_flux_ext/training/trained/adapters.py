@@ -50,8 +50,14 @@ class Adapter:
         _check_model(model, component, name, options)
         if options.bias:
             _check_biases(model, self.sizes)
+        if options.kind == "dora":
+            _check_norms(model, component, self.sizes)
         active = list(dict.fromkeys(n for layer in tuned_layers(model) for n in layer.active_adapters))
-        inject_adapter_in_model(_config(self.sizes, options), model, name)
+        try:
+            inject_adapter_in_model(_config(self.sizes, options), model, name)
+        except Exception:
+            delete_adapter(model, name)
+            raise
         model._hf_peft_config_loaded = True  # type: ignore[assignment]
         for layer in tuned_layers(model):
             layer.set_adapter([each for each in (*active, name) if each in layer.r])
@@ -164,6 +170,20 @@ def _check_biases(model: nn.Module, layers: Mapping[str, Any]) -> None:
     without = [path for path in layers if getattr(_base(model, path), "bias", None) is None]
     if without:
         raise ValueError(f"`bias` is given, but these layers have none: {list_keys(without)}. Leave it out.")
+
+
+def _check_norms(model: nn.Module, component: str, layers: Mapping[str, Any]) -> None:
+    stored = [path for path in layers if _dtype(_base(model, path)).itemsize == 1]
+    if stored:
+        raise ValueError(
+            f"`kind` 'dora' computes with the lengths of the weights' rows, which PEFT cannot for weights that are "
+            f"stored in 8 bits: {list_keys(stored)} of `{component}`. Take 'lora', or store them in 16 bits."
+        )
+
+
+def _dtype(layer: Any) -> torch.dtype:
+    dtype: torch.dtype = layer.weight.dtype
+    return dtype
 
 
 def _base(model: nn.Module, path: str) -> nn.Module:
