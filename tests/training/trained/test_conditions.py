@@ -11,8 +11,8 @@ from diffusers_flux_ext import Canvas, EncodedConditions, FluxCondition, predict
 from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds
 from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.testing import randomise, seeded
-from diffusers_flux_ext.training.trained import mark_trainable, trainable_modules
-from diffusers_flux_ext.training.trained.modules import TrainedModule, find_record
+from diffusers_flux_ext.training.trained import TrainedModule, mark_trainable, trainable_modules
+from diffusers_flux_ext.training.trained.scratch import find_record
 from tests.fixtures.conditions import CASES, METHODS, pipeline_for
 
 
