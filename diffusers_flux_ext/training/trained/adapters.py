@@ -107,9 +107,12 @@ class Adapter:
     def train(self, mode: bool = True) -> None:
         """Turn the adapter's dropout on or off."""
         for path in self.sizes:
-            dropouts: Any = getattr(self.model.get_submodule(path), "lora_dropout", {})
-            if self.name in dropouts:
-                dropouts[self.name].train(mode)
+            layer: Any = self.model.get_submodule(path)
+            if self.options.kind == "lokr":
+                # It has no dropout here, and PEFT's layer would draw a number for it at each call.
+                layer.eval()
+            elif self.name in layer.lora_dropout:
+                layer.lora_dropout[self.name].train(mode)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

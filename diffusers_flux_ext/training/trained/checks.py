@@ -23,6 +23,10 @@ def check_model(model: nn.Module, component: str, name: str, options: LoRAOption
         raise ValueError(f"`{component}` has an adapter {name!r} already. Choose another `name`.")
     if any(layer.merged for layer in tuned_layers(model)):
         raise ValueError(f"Adapters are fused into `{component}`, which hides others. Call `unfuse_lora` first.")
+    if any(layer.disable_adapters for layer in tuned_layers(model)):
+        raise ValueError(
+            f"Adapters of `{component}` are disabled, which would disable this one, too. Enable them, or remove them."
+        )
     own = "LOKR" if options.kind == "lokr" else "LORA"
     others = {str(config.peft_type.value) for config in getattr(model, "peft_config", {}).values()} - {own}
     if others:

@@ -32,6 +32,8 @@ class TrainedTogether:
             if id(parameter) in owners:
                 raise ValueError(f"`{owners[id(parameter)]}` and `{name}` are one parameter. Train it in one part.")
             owners[id(parameter)] = name
+            # Each part has frozen everything else of its models, the other parts included.
+            parameter.requires_grad_(True)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """See [`Trained.named_parameters`]."""

@@ -92,6 +92,9 @@ def test_each_format_means_the_trained_update_to_its_readers(
     assert changed == set(file.expected)
     for name, expected in file.expected.items():
         assert agrees(reading.weights[name], expected, 1e-6), name
+    if options == "dora":
+        for name, update in updates(lora).items():
+            assert agrees(reading.magnitudes[name], update.parts["magnitude"].double(), 1e-6), name
     if options == "biases":
         for name, update in updates(lora).items():
             assert agrees(reading.biases[name], update.bias_delta(torch.float64), 1e-6), name

@@ -112,6 +112,15 @@ def test_dropout_is_on_in_training_only() -> None:
     assert torch.equal(velocity(transformer), velocity(transformer))
 
 
+def test_lokr_draws_no_numbers_in_training() -> None:
+    transformer = tiny_transformer()
+    transformer.train()
+    add_lora(transformer, LoRAOptions(kind="lokr", rank=2))
+    before = torch.get_rng_state()
+    velocity(transformer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_another_adapter_stays_active_and_frozen() -> None:
     pipe = tiny_pipeline(FluxConditionedPipeline)
     plain = velocity(pipe.transformer)
@@ -232,6 +241,10 @@ def test_what_hides_or_excludes_an_adapter_is_refused() -> None:
             add_lora(transformer, LoRAOptions("attention"), name=name)
     with pytest.raises(ValueError, match="has adapters of PEFT's kinds \\['LORA'\\]; a LOKR beside them"):
         add_lora(transformer, LoRAOptions("attention", kind="lokr"), name="other")
+    transformer.disable_adapters()
+    with pytest.raises(ValueError, match="Adapters of `transformer` are disabled, which would disable this one"):
+        add_lora(transformer, LoRAOptions("attention"), name="other")
+    transformer.enable_adapters()
     transformer.fuse_lora()
     with pytest.raises(ValueError, match="fused into `transformer`"):
         add_lora(transformer, LoRAOptions("attention"), name="other")
