@@ -82,19 +82,19 @@ class Notes:
 
 def orders(names: Sequence[str], notes: Notes) -> str:
     """Return the largest difference between all orders of the named conditions, or the letter of the refusal."""
-    pictures, messages = [], []
+    images, messages = [], []
     weights = [name for name in names if name == LORA]
     for order in dict.fromkeys(permutations(name for name in names if name != LORA)):
         try:
-            pictures.append(draw(*weights, *order))
+            images.append(draw(*weights, *order))
         except ValueError as error:
             messages.append(str(error))
-    if messages and pictures:
+    if messages and images:
         raise RuntimeError(f"{names} are refused in some orders only: {messages[0]}")
     if messages:
         # One message for both orders, whichever of the two it names first.
         return f"**{notes.letter(min(messages))}**"
-    return number(max(float((picture - pictures[0]).abs().max()) for picture in pictures))
+    return number(max(float((image - images[0]).abs().max()) for image in images))
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], notes: Notes) -> str:

@@ -141,7 +141,7 @@ METHODS: dict[str, Method] = {
     ),
     "references, strength": Method(
         "the same, strength 0.5",
-        lambda: [ReferenceImages(picture(0, (16 * SIDE, 16 * SIDE)), strengths=0.5, preferred_size=False)],
+        lambda: [ReferenceImages(picture(0, (16 * SIDE, 16 * SIDE)), scale=0.5, preferred_size=False)],
     ),
     "controlnet": Method(
         "ControlNet of 1 + 0 blocks; released: Union-Pro",
@@ -179,8 +179,8 @@ METHODS: dict[str, Method] = {
         lambda: [FluxLoRAEncoder()],
     ),
     "redux": Method("Redux, one image", _redux, lambda: [ReduxImageEncoder()]),
-    "redux, half": Method("the same, strength 0.5", lambda: _redux(strengths=0.5), lambda: [ReduxImageEncoder()]),
-    "redux, masked": Method("the same, masked", lambda: _redux(mask=LEFT), lambda: [ReduxImageEncoder()]),
+    "redux, half": Method("the same, strength 0.5", lambda: _redux(scale=0.5), lambda: [ReduxImageEncoder()]),
+    "redux, masked": Method("the same, masked", lambda: _redux(region=LEFT), lambda: [ReduxImageEncoder()]),
     "insert-anything": Method(
         "Insert-Anything: Fill and Redux, without its LoRA",
         lambda: [FillMask(picture(), LEFT), *_redux()],

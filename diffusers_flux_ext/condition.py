@@ -71,7 +71,7 @@ class FluxCondition(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        translate_former_names(cls)
+        translate_former_names(cls, OUTSIDE_OF_MASK)
 
     @property
     def exclusive(self) -> str | None:

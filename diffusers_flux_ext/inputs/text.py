@@ -98,14 +98,16 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
     if mask is None:
         if embeds is not None and mask_padding:
             raise ValueError(
-                f"`mask_padding=True` came with `{name}`, whose padding cannot be told from their values. Give "
-                f"`{name}_mask`, too: the tokenizer's `attention_mask` of shape {tuple(embeds.shape[:2])}."
+                f"`mask_padding=True` was given with `{name}`, whose values do not show which tokens are padding. "
+                f"Give `{name}_mask`, too: the tokenizer's `attention_mask` of shape {tuple(embeds.shape[:2])}."
             )
         return
     if embeds is None:
-        raise ValueError(f"`{name}_mask` came without `{name}`. Texts need no mask: `mask_padding=True` makes it.")
+        raise ValueError(
+            f"`{name}_mask` was given without `{name}`. Texts need no mask: `mask_padding=True` makes it."
+        )
     if not mask_padding:
-        raise ValueError(f"`{name}_mask` came without `mask_padding=True`. Give both or neither.")
+        raise ValueError(f"`{name}_mask` was given without `mask_padding=True`. Give both or neither.")
     dense = isinstance(mask, torch.Tensor) and mask.layout is torch.strided and not mask.is_meta
     if not dense or mask.is_floating_point() or mask.is_complex():
         raise TypeError(
@@ -117,7 +119,7 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
             f"{embeds.shape[1]} tokens. Give {tuple(embeds.shape[:2])}."
         )
     if not bool(mask.bool().any(dim=1).all()):
-        raise ValueError(f"`{name}_mask` hides all tokens of a prompt. Show one at least.")
+        raise ValueError(f"`{name}_mask` hides all tokens of a prompt. Leave at least one visible.")
 
 
 logger = logging.get_logger(__name__)

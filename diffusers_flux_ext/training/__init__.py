@@ -4,10 +4,9 @@ from .bare import bare_condition
 from .batch import TrainingBatch, TrainingSample, stack_conditions
 from .checkpoint import atomic_path, load_checkpoint, save_checkpoint
 from .draws import Draws
-from .ema import ExponentialMovingAverage
 from .flow_matching import flow_matching_loss
-from .learning_rate import warmup_flat_cosine
 from .module import FluxTraining, condition_modules
+from .optim import ExponentialMovingAverage, warmup_flat_cosine
 from .timesteps import sample_timesteps
 
 

@@ -1,4 +1,4 @@
-"""From samples to a batch: captions, noise levels, noise and dropout, each drawn for a place in an update."""
+"""From samples to a batch: noise levels, noise and dropout, each drawn for a place in an update."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..condition import FluxCondition
-from .batch import TrainingBatch, TrainingSample, stack_conditions
+from .batch import TrainingBatch
+from .data.loader import SampleBatch
 from .draws import Draws
 
 
@@ -36,72 +36,55 @@ class BatchMaker:
     """Makes batches of samples; what it draws depends on the seed, the update and the samples' places alone.
 
     Args:
-        conditions (`Sequence[FluxCondition]`): The conditions, in the order of the samples' encoded inputs.
         draws (`Draws`): The run's randomness.
         levels (`Callable`): Draws noise levels.
         dtype (`torch.dtype`): The model's data type.
         guidance (`float` or `tuple[float, float]`, *optional*):
             The embedded guidance, or the range that it is drawn from; `None` for models without one.
-        caption_dropout (`float`, defaults to 0.0): Share of samples with the empty caption.
         condition_dropout (`Sequence[float]`, *optional*): Share of samples without each condition.
     """
 
-    conditions: Sequence[FluxCondition]
     draws: Draws
     levels: LevelDraw
     dtype: torch.dtype
     guidance: float | tuple[float, float] | None = 1.0
-    caption_dropout: float = 0.0
     condition_dropout: Sequence[float] = ()
 
-    def __call__(self, samples: Sequence[TrainingSample], place: Place) -> TrainingBatch:
+    def __call__(self, samples: SampleBatch, place: Place) -> TrainingBatch:
         """Make a batch.
 
         Args:
-            samples (`Sequence[TrainingSample]`): The samples, of one signature.
+            samples (`SampleBatch`): The samples.
             place (`Place`): Where they stand in the update.
 
         Returns:
             `TrainingBatch`: on the CPU.
-
-        Raises:
-            ValueError: if the samples differ in what must agree.
         """
-        latents = torch.cat([self._latents(sample, *at) for sample, at in zip(samples, self._keys(place))])
-        length = latents.shape[1]
-        prompts = [self._prompt(sample, *at) for sample, at in zip(samples, self._keys(place))]
-        masks = [sample.mask for sample in samples if sample.mask is not None]
+        latents = samples.latents
+        if samples.deviation is not None:
+            latents = latents + samples.deviation * self._normal("posterior", place, latents)
         return TrainingBatch(
             latents=latents,
-            noise=torch.stack([self.draws.normal("noise", *at, shape=latents.shape[1:]) for at in self._keys(place)]),
-            sigma=self.levels(self.draws, place.update, place.positions, place.total, length),
-            latent_ids=latent_ids(samples[0]),
-            prompt_embeds=torch.cat([hidden_states for hidden_states, _ in prompts]).to(self.dtype),
-            pooled_prompt_embeds=torch.cat([pooled for _, pooled in prompts]).to(self.dtype),
+            noise=self._normal("noise", place, latents),
+            sigma=self.levels(self.draws, place.update, place.positions, place.total, latents.shape[1]),
+            latent_ids=latent_ids(samples.height, samples.width, latents.shape[1]),
+            prompt_embeds=samples.prompt_embeds.to(self.dtype),
+            pooled_prompt_embeds=samples.pooled_prompt_embeds.to(self.dtype),
             guidance=self._guidance(place),
-            conditions=stack_conditions(self.conditions, [sample.conditions for sample in samples]),
+            conditions=samples.conditions,
             keep=self._keep(place),
-            mask=torch.cat(masks) if masks else None,
-            weight=torch.tensor([sample.weight for sample in samples]),
-            preserved=torch.tensor([sample.preserved for sample in samples]),
-            indices=torch.tensor([sample.index for sample in samples]),
+            mask=samples.mask,
+            weight=samples.weight,
+            preserved=samples.preserved,
+            indices=samples.indices,
+            texts=samples.texts,
         )
 
     def _keys(self, place: Place) -> list[tuple[int, int]]:
         return [(place.update, position) for position in place.positions]
 
-    def _latents(self, sample: TrainingSample, update: int, position: int) -> torch.Tensor:
-        if sample.deviation is None:
-            return sample.latents
-        return sample.latents + sample.deviation * self.draws.normal(
-            "posterior", update, position, shape=sample.latents.shape
-        )
-
-    def _prompt(self, sample: TrainingSample, update: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        variants = [name for name in sample.prompts if name] or [""]
-        drawn = self.draws.uniform("caption", update, position, shape=(2,)).tolist()
-        dropped = drawn[0] < self.caption_dropout
-        return sample.prompts["" if dropped else variants[int(drawn[1] * len(variants))]]
+    def _normal(self, purpose: str, place: Place, like: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.draws.normal(purpose, *at, shape=like.shape[1:]) for at in self._keys(place)])
 
     def _guidance(self, place: Place) -> torch.Tensor | None:
         if self.guidance is None:
@@ -122,17 +105,17 @@ class BatchMaker:
         return torch.tensor(rows)
 
 
-def latent_ids(sample: TrainingSample) -> torch.Tensor:
-    """Return the rotary positions of a sample's latents.
+def latent_ids(height: int, width: int, length: int) -> torch.Tensor:
+    """Return the rotary positions of latents.
 
     Args:
-        sample (`TrainingSample`): Gives the size.
+        height (`int`): Pixels.
+        width (`int`): Pixels.
+        length (`int`): Number of tokens, from which the pixels per token follow.
 
     Returns:
         `torch.Tensor` of shape `(length, 3)`, float32.
     """
-    length = sample.latents.shape[1]
-    # The number of pixels per token follows from the sizes, whatever the VAE.
-    token = round((sample.height * sample.width / length) ** 0.5)
-    rows, columns = sample.height // token, sample.width // token
+    token = round((height * width / length) ** 0.5)
+    rows, columns = height // token, width // token
     return torch.cartesian_prod(torch.zeros(1), torch.arange(float(rows)), torch.arange(float(columns)))

@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
 from ..condition import FluxCondition
+from ..former_arguments import present_arguments
 
 
 ConditionT = TypeVar("ConditionT", bound=FluxCondition)
@@ -32,6 +33,7 @@ def bare_condition(cls: type[ConditionT], **given: Any) -> ConditionT:
         ValueError: if a field limits the condition to some steps of a loop, of which training has none.
     """
     known = {each.name: each for each in fields(cls)}
+    given = present_arguments(cls, given)
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -78,6 +78,7 @@ class TrainingBatch:
         preserved (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Boolean. True takes the base's own prediction as the target.
         indices (`torch.Tensor` of shape `(batch_size,)`, *optional*): The samples' numbers in the data set.
+        texts (`Sequence[str]`, *optional*): The captions, for text encoders that are trained.
     """
 
     latents: torch.Tensor
@@ -93,6 +94,7 @@ class TrainingBatch:
     weight: torch.Tensor | None = None
     preserved: torch.Tensor | None = None
     indices: torch.Tensor | None = None
+    texts: Sequence[str] | None = None
 
     @property
     def size(self) -> int:
@@ -110,7 +112,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {name: _moved(each, device) for name, each in value.items()}
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_moved(each, device) for each in value)
     return value
 

@@ -16,6 +16,8 @@ from ..condition import FluxCondition, check_conditions
 from ..denoise import DenoisingStep, PromptEmbeds, predict_velocity
 from ..encoded import EncodedConditions
 from .batch import TrainingBatch
+from .losses import errors as choose_errors
+from .losses import round_to
 
 
 Errors = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -25,24 +27,7 @@ Weighting = Callable[[torch.Tensor], torch.Tensor]
 """Maps noise levels to weights of the loss."""
 
 
-def mean_squared_error(
-    prediction: torch.Tensor, target: torch.Tensor, sigma: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Compute the mean squared error of each sample, over the tokens that `mask` weights.
-
-    Args:
-        prediction (`torch.Tensor` of shape `(batch_size, length, channels)`): Predicted velocity.
-        target (`torch.Tensor` of the same shape): True velocity.
-        sigma (`torch.Tensor` of shape `(batch_size,)`): Not used.
-        mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): Weights of the tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`.
-    """
-    errors = (prediction - target).pow(2).mean(dim=2)
-    if mask is None:
-        return errors.mean(dim=1)
-    return (errors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-8)
+mean_squared_error: Errors = choose_errors("mse")
 
 
 class FluxTraining(torch.nn.Module):
@@ -59,11 +44,13 @@ class FluxTraining(torch.nn.Module):
         transformer (`FluxTransformer2DModel`): The transformer, with or without adapters.
         conditions (`Sequence[FluxCondition]`, *optional*):
             The conditions, which may be bare (see [`bare_condition`]); their modules become submodules.
-        errors (`Callable`, *optional*): The loss; see [`mean_squared_error`], the default.
-        weighting (`Callable`, *optional*): Maps noise levels to weights of the loss; all 1 by default.
+        errors (`Callable`, *optional*): The loss; see [`losses.errors`]. By default the mean squared error.
+        weighting (`Callable`, *optional*):
+            Maps noise levels to weights of the loss; see [`losses.weighting`]. All 1 by default.
         base (`Callable`, *optional*):
             Makes a context in which the transformer is the untrained base, for samples whose target is the base's own
             prediction. By default adapters are disabled there.
+        text (`TextEncoding`, *optional*): Text encoders that are trained; batches then need texts.
 
     Raises:
         ValueError: if a condition changes latents after a step, or a cache skips parts of the transformer.
@@ -77,6 +64,7 @@ class FluxTraining(torch.nn.Module):
         errors: Errors = mean_squared_error,
         weighting: Weighting | None = None,
         base: Callable[[], AbstractContextManager[Any]] | None = None,
+        text: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._conditions = tuple(check_conditions(list(conditions)))
@@ -85,6 +73,7 @@ class FluxTraining(torch.nn.Module):
         self._check_caches(transformer)
         self.transformer = transformer
         self.condition_modules = torch.nn.ModuleDict(condition_modules(self._conditions))
+        self.text = text
         self._errors, self._weighting = errors, weighting
         self._base = base or (lambda: _without_adapters(transformer))
         self._stack = ExitStack()
@@ -133,9 +122,9 @@ class FluxTraining(torch.nn.Module):
             ValueError: if the batch does not fit the transformer or the conditions.
         """
         step, target = self._step(batch)
-        prediction = self._predict(step, batch, batch.keep)
+        prediction = self._predict(step, batch)
         wide = torch.promote_types(prediction.dtype, torch.float32)
-        target = self._target(step, batch, target).to(wide)
+        target = self._target(batch, target).to(wide)
         errors = self._errors(prediction.to(wide), target, batch.sigma.to(wide), batch.mask)
         if not weighted:
             return errors
@@ -144,14 +133,19 @@ class FluxTraining(torch.nn.Module):
         return errors
 
     def _step(self, batch: TrainingBatch) -> tuple[DenoisingStep, torch.Tensor]:
-        dtype = batch.prompt_embeds.dtype
+        prompt_embeds, pooled = batch.prompt_embeds, batch.pooled_prompt_embeds
+        dtype = prompt_embeds.dtype
+        if self.text is not None:
+            prompt_embeds, pooled = (each.to(dtype) for each in self.text(_texts(batch)))
         # The model gets this level in its own data type, so noise must be mixed at the rounded one.
-        sigma = batch.sigma.to(dtype)
+        sigma = round_to(batch.sigma, dtype)
         level = sigma.to(batch.latents.dtype)[:, None, None]
         noisy = (1 - level) * batch.latents + level * batch.noise
-        text_ids = batch.latent_ids.new_zeros(batch.prompt_embeds.shape[1], 3)
-        prompt = PromptEmbeds(batch.prompt_embeds, batch.pooled_prompt_embeds, text_ids)
-        step = DenoisingStep(0, 1, "cond", sigma, noisy.to(dtype), batch.latent_ids, prompt, self._guidance(batch))
+        text_ids = batch.latent_ids.new_zeros(prompt_embeds.shape[1], 3)
+        prompt = PromptEmbeds(prompt_embeds, pooled, text_ids)
+        step = DenoisingStep(
+            0, 1, "cond", sigma.to(dtype), noisy.to(dtype), batch.latent_ids, prompt, self._guidance(batch)
+        )
         return step, batch.noise - batch.latents
 
     def _guidance(self, batch: TrainingBatch) -> torch.Tensor | None:
@@ -164,17 +158,24 @@ class FluxTraining(torch.nn.Module):
             )
         return batch.guidance
 
-    def _predict(self, step: DenoisingStep, batch: TrainingBatch, keep: torch.Tensor | None) -> torch.Tensor:
-        encoded = EncodedConditions.from_tensors(self._conditions, batch.conditions, keep)
+    def _predict(self, step: DenoisingStep, batch: TrainingBatch) -> torch.Tensor:
+        # What a sample does not have encodes nothing, and all samples of a batch are alike.
+        given = [place for place, encoded in enumerate(batch.conditions) if encoded]
+        encoded = EncodedConditions.from_tensors(
+            [self._conditions[place] for place in given],
+            [batch.conditions[place] for place in given],
+            None if batch.keep is None else batch.keep[given],
+        )
         step = encoded.with_prompt(step)
         return predict_velocity(self.transformer, step, encoded.contributions(step))
 
-    def _target(self, step: DenoisingStep, batch: TrainingBatch, target: torch.Tensor) -> torch.Tensor:
+    def _target(self, batch: TrainingBatch, target: torch.Tensor) -> torch.Tensor:
         preserved = batch.preserved
         if preserved is None or not bool(preserved.any()):
             return target
         with torch.no_grad(), self._base():
-            own = self._predict(step, batch, batch.keep).to(target)
+            # Text encoders may be trained, too, so the prompt is encoded again.
+            own = self._predict(self._step(batch)[0], batch).to(target)
         return torch.where(preserved.to(target.device)[:, None, None], own, target)
 
     def _check_caches(self, transformer: torch.nn.Module) -> None:
@@ -208,6 +209,12 @@ def condition_modules(conditions: Sequence[FluxCondition]) -> dict[str, torch.nn
             if fits and all(value is not other for other in found.values()):
                 found[f"{prefix}_{each.name}"] = value
     return found
+
+
+def _texts(batch: TrainingBatch) -> Sequence[str]:
+    if batch.texts is None:
+        raise ValueError("Text encoders are trained, but the batch has no `texts`.")
+    return batch.texts
 
 
 def _check_trains(condition: FluxCondition) -> None:

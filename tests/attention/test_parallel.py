@@ -36,8 +36,8 @@ REFUSED = {
         "`attention_mask`",
     ),
     "a masked image prompt": (
-        lambda: {"conditions": [CASES["ip-adapter"].build("mask")]},
-        "the mask of IPAdapterImages",
+        lambda: {"conditions": [CASES["ip-adapter"].build("region")]},
+        "the region of IPAdapterImages",
     ),
     "residuals later": (
         lambda: {"conditions": [CASES["controlnet"].build("start")]},

@@ -312,13 +312,13 @@ class TestErrors:
             TeaCacheConfig(-1)
         with pytest.raises(ValueError, match="`threshold`.*nan"):
             TeaCacheConfig(float("nan"))
-        with pytest.raises(ValueError, match="`num_inference_steps` must be at least 1, but 0"):
+        with pytest.raises(ValueError, match="`num_inference_steps` must be at least 1, got 0"):
             TeaCacheConfig(0.4, 0)
 
     def test_transformers(self):
-        with pytest.raises(TypeError, match="`FluxTransformer2DModel`, but a Linear"):
+        with pytest.raises(TypeError, match="`FluxTransformer2DModel`, got a Linear"):
             apply_tea_cache(torch.nn.Linear(2, 2), ALL)
-        with pytest.raises(ValueError, match="this transformer has none"):
+        with pytest.raises(ValueError, match="this transformer has no double blocks"):
             apply_tea_cache(tiny_transformer(0, num_layers=0), ALL)
         transformer = tiny_transformer(0)
         transformer.enable_cache(FirstBlockCacheConfig())

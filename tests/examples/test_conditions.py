@@ -83,7 +83,7 @@ def test_every_example_tells_its_arguments(path, monkeypatch, capsys):
 def test_references(run, folder):
     pictures = [folder / "picture.png", folder / "mask.png"]
     options = ["--model", folder / "model", "--prompt", "a cat", "--max-area", 1024, *SHORT]
-    image = run("references", *pictures, "--strengths", 1, 0.5, *options)
+    image = run("references", *pictures, "--scale", 1, 0.5, *options)
     assert image.shape == (32, 48, 3)
     assert (image != run("references", *pictures, "--layout", "offset", *options)).any()
 

@@ -37,8 +37,8 @@ KRON = {"lokr_w1": torch.ones(4, 4), "lokr_w2_a": torch.ones(8, 2), "lokr_w2_b":
     "parts, message",
     [
         ({"set_weight": torch.ones(32, 32)}, "Only norms can be replaced"),
-        ({**KRON, "lokr_t2": torch.ones(2, 2)}, "none of a Linear"),
-        ({**KRON, "lokr_w1_a": torch.ones(4, 1)}, "none of a Linear"),
+        ({**KRON, "lokr_t2": torch.ones(2, 2)}, "not one of a Linear"),
+        ({**KRON, "lokr_w1_a": torch.ones(4, 1)}, "not one of a Linear"),
         ({"dora_scale": torch.ones(7)}, "do not chain"),
         ({"diff": torch.ones(32)}, "not that of a weight"),
         ({"alpha": torch.ones(1, dtype=torch.complex64)}, "plain numbers"),
@@ -208,7 +208,7 @@ def test_a_load_that_fails_leaves_nothing(parts):
 
 @pytest.mark.parametrize("name", ["keys", "items", "pop"])
 def test_names_that_modules_cannot_have(name):
-    with pytest.raises(LoRAError, match="no method"):
+    with pytest.raises(LoRAError, match="not a method"):
         tiny_pipeline(FluxConditionedPipeline).load_lora_weights(PAIR, name)
 
 

@@ -135,7 +135,7 @@ def _entities(draw: random.Random, both: Sides, call: Combination) -> None:
     on_negative = draw.random() < 0.5
     names = ("eligen_entity_prompts", "eligen_entity_masks", "eligen_enable_on_negative")
     call.theirs |= dict(zip(names, (prompts, masks, on_negative)))
-    call.conditions.append(EntityRegions(prompts, masks, on_negative))
+    call.conditions.append(EntityRegions(prompts, masks, "own" if on_negative else None))
 
 
 def _controlnets(draw: random.Random, both: Sides, call: Combination) -> None:

@@ -209,14 +209,14 @@ class TestInputs:
         )
 
     BAD = [
-        ({"prompt_embeds_mask": None}, {}, "whose padding cannot be told.*`prompt_embeds_mask`.*\\(1, 8\\)"),
-        ({}, {"mask_padding": False}, "`prompt_embeds_mask` came without `mask_padding=True`"),
+        ({"prompt_embeds_mask": None}, {}, "do not show which tokens are padding.*`prompt_embeds_mask`.*\\(1, 8\\)"),
+        ({}, {"mask_padding": False}, "`prompt_embeds_mask` was given without `mask_padding=True`"),
         ({"prompt_embeds_mask": torch.ones(1, 9).bool()}, {}, "shape \\(1, 9\\).*1 prompts of 8 tokens"),
         ({"prompt_embeds_mask": torch.zeros(1, 8).bool()}, {}, "hides all tokens of a prompt"),
         (
             {"prompt": "a cat", "prompt_embeds": None, "pooled_prompt_embeds": None},
             {},
-            "came without `prompt_embeds`. Texts need no mask",
+            "was given without `prompt_embeds`. Texts need no mask",
         ),
     ]
 

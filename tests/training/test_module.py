@@ -1,5 +1,7 @@
 """The trained module: the loop's own velocity, conditions left out of samples, losses and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
@@ -164,10 +166,17 @@ def test_a_cache_that_skips_blocks_is_refused():
 
 
 def test_a_bare_condition_names_wrong_fields():
-    with pytest.raises(TypeError, match="no field 'on_negativ'; did you mean 'on_negative'"):
-        bare_condition(EntityRegions, on_negativ=True)
+    with pytest.raises(TypeError, match="no field 'negatives'; did you mean 'negative'"):
+        bare_condition(EntityRegions, negatives="own")
     with pytest.raises(ValueError, match="`start` of ControlNetImage is 0.5, but training draws noise levels"):
         bare_condition(ControlNetImage, start=0.5)
+
+
+def test_a_bare_condition_takes_former_names_and_values():
+    with pytest.warns(FutureWarning, match="`on_negative` of EntityRegions.*`negative=True`.*`negative='own'`"):
+        assert bare_condition(EntityRegions, on_negative=True).negative == "own"
+    with pytest.warns(FutureWarning, match="'shared'.*'same'"):
+        assert bare_condition(ControlNetImage, negative="shared").negative == "same"
 
 
 def test_bfloat16_is_not_nan():
@@ -184,3 +193,18 @@ def test_bfloat16_is_not_nan():
         loss = training(given)
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()
+
+
+def test_noise_is_mixed_at_the_level_that_a_bfloat16_model_is_told():
+    transformer = tiny_transformer(seed=0).to(torch.bfloat16)
+    given = batch({}, 2)
+    low = {key: getattr(given, key).bfloat16() for key in ("prompt_embeds", "pooled_prompt_embeds", "guidance")}
+    given = replace(given, sigma=torch.tensor([0.61725, 0.3021]), **low)
+    seen = {}
+    transformer.x_embedder.register_forward_pre_hook(lambda module, args: seen.update(noisy=args[0]))
+    transformer.time_text_embed.register_forward_pre_hook(lambda module, args: seen.update(timestep=args[0]))
+    with FluxTraining(transformer) as training, torch.no_grad():
+        training(given)
+    level = (seen["timestep"].float() / 1000)[:, None, None]
+    assert level.flatten().tolist() == pytest.approx([0.616, 0.302])
+    assert torch.equal(seen["noisy"], ((1 - level) * given.latents + level * given.noise).bfloat16())

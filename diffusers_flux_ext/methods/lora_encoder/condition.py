@@ -64,8 +64,7 @@ class LoRAEmbedding(FluxCondition):
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
                 f"`loras` of LoRAEmbedding has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as "
-                f"many for each "
-                f"prompt."
+                f"many for each prompt."
             )
         check_flag("`strict` of LoRAEmbedding", self.strict)
         self._scales()

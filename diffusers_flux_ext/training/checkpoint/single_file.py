@@ -54,7 +54,7 @@ def save_checkpoint(
     """
     reserved = sorted(name for name in tensors if name.startswith("optimizer."))
     if reserved:
-        raise ValueError(f"Names that start with 'optimizer.' are taken, but {reserved} came.")
+        raise ValueError(f"Names that start with 'optimizer.' are reserved, got {reserved}.")
     flat = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():

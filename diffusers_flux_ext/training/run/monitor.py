@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ class JSONLinesWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers of update number `step`."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON has no NaN, which stands for a decile without a sample.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -50,7 +53,7 @@ class JSONLinesWriter:
 
 
 class CSVWriter:
-    """Appends one row per report to a file; the columns are those of the first report.
+    """Appends one row per report to a file; a report with new names adds columns.
 
     Args:
         path (`Path`): The file.
@@ -58,23 +61,31 @@ class CSVWriter:
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self._names: list[str] = []
-        rows: list[list[str]] = []
+        self.path = path
+        self._names, rows = ["step"], list[dict[str, Any]]()
         if path.exists():
             with open(path, newline="") as file:
-                header, *found = list(csv.reader(file)) or [[]]
-            self._names, rows = header, [row for row in found if row and int(row[0]) <= start]
-        self._file = open(path, "w", buffering=1, newline="")
-        self._writer = csv.writer(self._file)
-        if self._names:
-            self._writer.writerows([self._names, *rows])
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if row.get("step", "").isdecimal() and int(row["step"]) <= start]
+                self._names = list(reader.fieldnames or self._names)
+        self._open(rows)
+
+    def _open(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._file = open(self.path, "w", buffering=1, newline="")
+        self._writer = csv.DictWriter(self._file, self._names)
+        self._writer.writeheader()
+        self._writer.writerows(rows)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers of update number `step`."""
-        if not self._names:
-            self._names = ["step", *values]
-            self._writer.writerow(self._names)
-        self._writer.writerow([step, *(values.get(name, "") for name in self._names[1:])])
+        new = [name for name in values if name not in self._names]
+        if new:
+            self._file.close()
+            with open(self.path, newline="") as file:
+                rows = list(csv.DictReader(file))
+            self._names += new
+            self._open(rows)
+        self._writer.writerow({"step": step, **values})
 
     def close(self) -> None:
         """Close the file."""

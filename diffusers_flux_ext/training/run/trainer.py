@@ -13,29 +13,29 @@ from diffusers.utils import logging
 
 from ...checkpoints.writing import save_tensors
 from ..assemble import BatchMaker, Place
-from ..batch import TrainingBatch, TrainingSample
+from ..batch import TrainingBatch
 from ..checkpoint import Checkpoint, CheckpointFolder, StopRequest, pack_state, unpack_state
+from ..data.loader import SampleBatch
 from ..module import FluxTraining
+from ..optim import averaged_weights, clip_gradients, set_rates
+from ..trained.protocol import Trained
 from .monitor import Monitor
 
 
 logger = logging.get_logger(__name__)
 
-MicroBatch = tuple[Sequence[TrainingSample], Place]
-
-
-class Trained(Protocol):
-    """What a run trains: named parameters that a checkpoint keeps and that are exported."""
-
-    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the trained parameters by names that stay the same over runs."""
+MicroBatch = tuple[SampleBatch, Place]
 
 
 class Updates(Protocol):
     """Gives the batches of each update; the same ones whenever it is asked."""
 
     def batches(self, update: int) -> Iterable[MicroBatch]:
-        """Return this process's batches of an update, as samples and their places."""
+        """Return this process's batches of an update, as samples and their places.
+
+        Args:
+            update (`int`): Its number; updates are asked for in order.
+        """
 
 
 class Average(Protocol):
@@ -120,7 +120,8 @@ class Trainer:
         self.validate, self.accelerator = validate, accelerator
         self.step, self.skipped, self._bad_in_a_row = 0, 0, 0
         self._made: list[TrainingBatch] = []
-        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group.setdefault("peak_lr", group["lr"])
         self._module: Any = training if accelerator is None else accelerator.prepare(training)
         self._device = next(training.transformer.parameters()).device if accelerator is None else accelerator.device
 
@@ -167,7 +168,8 @@ class Trainer:
                     break
                 every = self.settings.validate_every
                 if self.validate is not None and every and self.step % every == 0:
-                    self.monitor.write(self.step, self.validate(self.step))
+                    with averaged_weights(self.optimizers):
+                        self.monitor.write(self.step, self.validate(self.step))
         return self.step >= self.settings.updates
 
     def save(self) -> None:
@@ -178,7 +180,7 @@ class Trainer:
                 pack_state(optimizer.state_dict(), tensors, f"{number}")
                 for number, optimizer in enumerate(self.optimizers)
             ]
-            files = {"weights": _detached(self.trained.named_parameters()), "optimizer": tensors}
+            files = {"weights": self.trained.state(), "optimizer": tensors}
             if self.average is not None:
                 files["average"] = _detached(self.average.state())
             state = {
@@ -193,19 +195,10 @@ class Trainer:
             self.accelerator.wait_for_everyone()
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        parameters, weights = self.trained.named_parameters(), checkpoint.files["weights"]
-        differ = sorted(parameters.keys() ^ weights.keys())
-        differ += [
-            name for name in parameters.keys() & weights.keys() if parameters[name].shape != weights[name].shape
-        ]
-        if differ:
-            raise ValueError(
-                f"The checkpoint `{checkpoint.path}` belongs to other parameters: {differ[:5]} differ. Use the "
-                f"options it was written with, or another output folder."
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        try:
+            self.trained.load(checkpoint.files["weights"])
+        except ValueError as error:
+            raise ValueError(f"The checkpoint `{checkpoint.path}` belongs to other parameters: {error}") from error
         for optimizer, tree in zip(self.optimizers, checkpoint.state["optimizers"], strict=True):
             optimizer.load_state_dict(unpack_state(tree, checkpoint.files["optimizer"]))
         if self.average is not None:
@@ -215,12 +208,9 @@ class Trainer:
         self._bad_in_a_row = checkpoint.state["bad_in_a_row"]
 
     def _update(self, update: int) -> None:
-        factor = self.schedule(update)
-        for optimizer, peaks in zip(self.optimizers, self._peaks):
-            for group, peak in zip(optimizer.param_groups, peaks):
-                group["lr"] = peak * factor
+        set_rates(self.optimizers, self.schedule(update))
         losses, sigmas, waited = self._accumulate(update)
-        norm = self._gradient_norm()
+        norm = clip_gradients(self.trained.named_parameters().values(), self.settings.clip)
         # The norm is that of the gradients after they were summed over processes, so all of them decide alike.
         finite = bool(torch.isfinite(norm))
         if finite:
@@ -266,11 +256,6 @@ class Trainer:
         if now or self.accelerator is None:
             return nullcontext()
         return self.accelerator.no_sync(self._module)
-
-    def _gradient_norm(self) -> torch.Tensor:
-        parameters = list(self.trained.named_parameters().values())
-        limit = float("inf") if self.settings.clip is None else self.settings.clip
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def _keep_bad(self, update: int) -> None:
         """Write the batches of an update whose gradient is not finite, for a look at them."""

@@ -17,6 +17,7 @@ from ...condition import FluxCondition
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..assemble import BatchMaker, Place
 from ..batch import TrainingSample
+from ..data import SampleBatch, Visit, stack_samples
 from ..draws import Draws
 from ..module import FluxTraining
 
@@ -52,19 +53,20 @@ class ValidationLoss:
         Returns:
             `torch.Tensor` of shape `(samples, sigmas)`, on the CPU.
         """
-        maker = replace(
-            self.make_batch, draws=Draws(self.seed), levels=self._levels, caption_dropout=0.0, condition_dropout=()
-        )
+        maker = replace(self.make_batch, draws=Draws(self.seed), levels=self._levels, condition_dropout=())
         device = next(self.training.transformer.parameters()).device
         rows = []
         for sample in self.samples:
             # One sample at a time, so that the result does not depend on how samples are batched.
-            batches = [
-                maker([replace(sample, preserved=False)], Place(number, [sample.index], 1)).to(device)
-                for number in range(len(self.sigmas))
-            ]
+            stacked = self._stacked(sample)
+            batches = [maker(stacked, Place(each, [sample.index], 1)).to(device) for each in range(len(self.sigmas))]
             rows.append(torch.cat([self.training.losses(batch, weighted=False) for batch in batches]).cpu())
         return torch.stack(rows)
+
+    def _stacked(self, sample: TrainingSample) -> SampleBatch:
+        text = next((text for text in sample.prompts if text), "")
+        plain = replace(sample, preserved=False)
+        return stack_samples([plain], (Visit(sample.index, 0),), [text], self.training.conditions)
 
     def _levels(self, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int) -> torch.Tensor:
         return torch.full((len(positions),), float(self.sigmas[update]))
@@ -150,19 +152,24 @@ class ValidationImages:
                 module.training = mode
 
     def _image(self, pipe: FluxConditionedPipeline, sample: TrainingSample, seed: int) -> Image.Image:
-        dtype = self.training.transformer.dtype
-        hidden_states, pooled = next((value for name, value in sample.prompts.items() if name), sample.prompts.get(""))
-        return pipe(
-            prompt_embeds=hidden_states.to(pipe.device, dtype),
-            pooled_prompt_embeds=pooled.to(pipe.device, dtype),
+        device: Any = pipe.device
+        dtype: Any = self.training.transformer.dtype
+        text = next((text for text in sample.prompts if text), "")
+        hidden_states, pooled = sample.prompts[text]
+        drawn: Any = pipe(
+            prompt_embeds=hidden_states.to(device, dtype),
+            pooled_prompt_embeds=pooled.to(device, dtype),
             height=sample.height,
             width=sample.width,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(seed),
             max_sequence_length=min(512, hidden_states.shape[1]),
-            conditions=[with_encoded(*each) for each in zip(self.training.conditions, sample.conditions)],
-        ).images[0]
+            # What a sample does not have encodes nothing.
+            conditions=[with_encoded(*each) for each in zip(self.training.conditions, sample.conditions) if each[1]],
+        )
+        image: Image.Image = drawn.images[0]
+        return image
 
     def __call__(self, step: int, average: Callable[[], Any] | None = None) -> list[Path]:
         """Draw the images and write them as a contact sheet, and once more with averaged weights.

@@ -167,22 +167,22 @@ def test_bfloat16_is_finite():
 BAD = {
     "counts": ({"entity_prompts": ["a", "b"], "entity_masks": [LEFT]}, ValueError, "2 prompts but 1 masks"),
     "empty": ({"entity_prompts": [], "entity_masks": []}, ValueError, "at least one entity"),
-    "no masks": ({"entity_prompts": ["a"]}, ValueError, "`entity_prompts` came without `entity_masks`"),
-    "no prompts": ({"entity_masks": [LEFT]}, ValueError, "`entity_masks` came without `entity_prompts`"),
+    "no masks": ({"entity_prompts": ["a"]}, ValueError, "`entity_prompts` was given without `entity_masks`"),
+    "no prompts": ({"entity_masks": [LEFT]}, ValueError, "`entity_masks` was given without `entity_prompts`"),
     "string": (
         {"entity_prompts": "a dog", "entity_masks": [LEFT]},
         ValueError,
-        "`entity_prompts` and `entity_masks` are lists",
+        "`entity_prompts` and `entity_masks` must be lists, got",
     ),
     "one box": (
         {"entity_prompts": ["a dog"], "entity_masks": LEFT},
         ValueError,
-        "`entity_prompts` and `entity_masks` are lists",
+        "`entity_prompts` and `entity_masks` must be lists, got",
     ),
     "one picture": (
         {"entity_prompts": ["a"], "entity_masks": Image.new("L", (8, 8))},
         ValueError,
-        "`entity_prompts` and `entity_masks` are lists",
+        "`entity_prompts` and `entity_masks` must be lists, got",
     ),
     "mixed": ({"entity_prompts": ["a", ["b"]], "entity_masks": [LEFT, [LEFT]]}, ValueError, "mixes texts"),
     "neither": (

@@ -33,5 +33,5 @@ def test_wrong_inputs_write_nothing(tmp_path, capsys):
     assert "image_proj_model.bin" in capsys.readouterr().err
     torch.save({"image_proj": {"a": torch.zeros(1)}}, tmp_path / "source" / "image_proj_model.bin")
     assert run(tmp_path / "source", tmp_path / "out") == 1
-    assert "no image projector" in capsys.readouterr().err
+    assert "not an image projector" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -91,7 +91,7 @@ class TestProjectorFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda weights: {"a": torch.zeros(1)}, "no image projector of InfiniteYou"),
+            (lambda weights: {"a": torch.zeros(1)}, "not an image projector of InfiniteYou"),
             (lambda weights: {**weights, "b": torch.zeros(1)}, "surplus or of a wrong shape .*: `b`"),
             (
                 lambda weights: {key: value for key, value in weights.items() if key != "norm_out.bias"},

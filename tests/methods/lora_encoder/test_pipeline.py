@@ -130,7 +130,7 @@ def test_loras_per_prompt_are_their_samples(pipe):
 
 def test_with_entities_and_attributes_in_any_order(pipe):
     others = [
-        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
         AttributeValues(tiny_value_encoder(), {"brightness": 0.7}),
         LoRAEmbedding(pipe.lora_encoder, tiny_lora()),
     ]
@@ -183,7 +183,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda weights: {"a": torch.zeros(1)}, "no LoRA-Encoder for FLUX.1"),
+            (lambda weights: {"a": torch.zeros(1)}, "not a LoRA-Encoder for FLUX.1"),
             (lambda weights: {**weights, "b": torch.zeros(1)}, "wrong shape for FluxLoRAEncoder: `b`"),
             (lambda weights: {k: v for k, v in weights.items() if k != "final_linear.bias"}, "final_linear.bias"),
         ],

@@ -367,7 +367,7 @@ def test_the_model_is_saved_and_read(tmp_path):
     assert (single.config.num_layers, single.config.num_single_layers, single.config.inner_dim) == (2, 3, 32)
     assert single.dtype == torch.bfloat16
     assert "blocks.0.attn.a_to_qkv" in FUSION.gates
-    with pytest.raises(ValueError, match="no LoRA-Fusion"):
+    with pytest.raises(ValueError, match="not a LoRA-Fusion"):
         FluxLoRAFusion.from_single_file(LORAS["a"])
     with pytest.raises(ValueError, match="missing, surplus or of a wrong shape"):
         FluxLoRAFusion.from_single_file({key: w for key, w in FUSION.state_dict().items() if "s___1___ff" not in key})

@@ -141,7 +141,7 @@ class TestLaws:
 
     def test_with_entities_and_attributes_in_any_order(self, pipe):
         others = [
-            EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+            EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
             AttributeValues(tiny_value_encoder(), {"brightness": 0.7}),
         ]
         drawn = [draw(pipe, image=PICTURE, conditions=order, **GUIDED) for order in (others, others[::-1])]
@@ -348,14 +348,14 @@ BAD = {
     "no prompt": ({"prompt": None}, ValueError, "neither a `prompt` nor `image_embeds`"),
     "an empty list": ({"prompt": []}, ValueError, "`prompt` is an empty list"),
     "a number": ({"prompt": 5}, TypeError, "`prompt` must be a text or a list of texts, got 5"),
-    "both": ({"image": PICTURE, "image_embeds": EMBEDS}, ValueError, "`image` .*came with `image_embeds`"),
+    "both": ({"image": PICTURE, "image_embeds": EMBEDS}, ValueError, "`image` .*and `image_embeds` .*both given"),
     "a prompt for T5": ({"prompt_2": "a dog"}, ValueError, "does not read `prompt_2`"),
     "another decoder": ({"decoder": "drawing"}, ValueError, "`decoder` must be one of .*'generation'.*got 'drawing'"),
     "another language": ({"language": "fr"}, ValueError, "`language` must be one of .*'en', 'zh'.*got 'fr'"),
     "too few pixels": ({"image": PICTURE, "max_pixels": 100}, ValueError, "`max_pixels` must be from 3136 .*got 100"),
     "two shapes": ({"prompt": ["a", "b"], "image": [PICTURE, WIDE]}, ValueError, "must have one shape.*2, 8.*4, 6"),
-    "three pictures": ({"prompt": ["a", "b"], "image": [PICTURE] * 3}, ValueError, "2 texts and .* 3 pictures"),
-    "a picture twice": ({"prompt": "<image> and <image>", "image": PICTURE}, ValueError, "3 times.*2 pictures came"),
+    "three pictures": ({"prompt": ["a", "b"], "image": [PICTURE] * 3}, ValueError, "2 texts and .* 3 images"),
+    "a picture twice": ({"prompt": "<image> and <image>", "image": PICTURE}, ValueError, "3 times, got 2 images"),
     "no picture": ({"image": "cat.png"}, TypeError, "got 'cat.png'"),
     "another width": (
         {"image_embeds": torch.zeros(1, 81, 8)},
@@ -368,7 +368,11 @@ BAD = {
         "has the entries",
     ),
     "unknown parts": ({"image_embeds": {"embeds": EMBEDS["image_embeds"]}}, ValueError, "has the entries .*'embeds'"),
-    "no whole square": ({"image_embeds": torch.zeros(1, 80, HIDDEN), "decoder": "editing"}, ValueError, "80 embed"),
+    "no whole square": (
+        {"image_embeds": torch.zeros(1, 80, HIDDEN), "decoder": "editing"},
+        ValueError,
+        "embeddings, got 80",
+    ),
 }
 
 
@@ -393,7 +397,7 @@ def test_a_plan_has_phases_for_the_language_model_and_the_adapters(pipe):
 def test_bad_conditions(pipe):
     with pytest.raises(TypeError, match="`adapter` of NexusGenEmbedding is a Linear; expected a `NexusGenAdapter`"):
         NexusGenEmbedding(torch.nn.Linear(2, 2), "a cat")
-    with pytest.raises(ValueError, match="`prompt` .*or `image_embeds` .*is needed"):
+    with pytest.raises(ValueError, match="Exactly one of `prompt` .*and `image_embeds`"):
         NexusGenEmbedding(tiny_adapter(), "a cat", image_embeds=EMBEDS)
     wide = diffusers_flux_ext.NexusGenAdapter(HIDDEN, 48)
     with pytest.raises(ValueError, match="width 48, but the transformer's text is 40"):

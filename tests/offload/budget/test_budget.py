@@ -47,7 +47,7 @@ def test_more_budget_streams_less_and_every_peak_fits():
 
 def test_an_impossible_budget_names_the_smallest_that_works():
     pipe = pipeline()
-    with pytest.raises(VRAMBudgetError, match="the smallest that works is .* a smaller picture") as error:
+    with pytest.raises(VRAMBudgetError, match="the smallest that works is .* a smaller image") as error:
         plan_vram(pipe, 1e5 / GIB, **SIZES)
     # The message rounds up to hundredths of a GiB, which are coarse for a tiny model.
     assert 0 < error.value.smallest_gib <= 0.02

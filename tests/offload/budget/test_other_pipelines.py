@@ -151,7 +151,7 @@ def test_two_pipelines_under_one_budget(caplog):
         logger.addHandler(caplog.handler)
         budget(other)
         logger.removeHandler(caplog.handler)
-    assert "['transformer'] of another pipeline are under no budget" in caplog.text
+    assert "['transformer'] of another pipeline no longer have a budget" in caplog.text
     models = {name: part for name, part in one.components.items() if isinstance(part, torch.nn.Module)}
     found = budget({**models, "transformer_2": other.transformer})
     missing = left_out(found)

@@ -12,8 +12,10 @@ from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import Draws, FluxTraining, TrainingSample
 from diffusers_flux_ext.training.assemble import BatchMaker, Place
 from diffusers_flux_ext.training.checkpoint import CheckpointFolder
+from diffusers_flux_ext.training.data import Visit, stack_samples
 from diffusers_flux_ext.training.run.monitor import CSVWriter, JSONLinesWriter, Monitor, by_level
 from diffusers_flux_ext.training.run.trainer import ConfigurationChangedError, RunSettings, Trainer
+from diffusers_flux_ext.training.trained.protocol import load_into, state_of
 from tests.training.samples import CANVAS, bare, encode
 
 
@@ -33,16 +35,15 @@ def sample(index: int, conditions=()) -> TrainingSample:
 class Numbered:
     """Updates of four samples, in micro-batches of `size`."""
 
-    def __init__(self, size: int = TOTAL, conditions=(), weight: float = 1.0):
-        self.size, self.conditions = size, conditions
+    def __init__(self, size: int = TOTAL, conditions=(), encoded=()):
+        self.size, self.conditions, self.encoded = size, conditions, encoded
 
     def batches(self, update):
         for start in range(0, TOTAL, self.size):
             positions = range(start, start + self.size)
-            yield (
-                [sample(update * TOTAL + each, self.conditions) for each in positions],
-                Place(update, positions, TOTAL),
-            )
+            samples = [sample(update * TOTAL + each, self.encoded) for each in positions]
+            visits, texts = tuple(Visit(each.index, 0) for each in samples), ["a cat", "one cat", "", "a cat"]
+            yield stack_samples(samples, visits, texts[start:], self.conditions), Place(update, positions, TOTAL)
 
 
 class Adapter:
@@ -51,6 +52,12 @@ class Adapter:
 
     def named_parameters(self):
         return {name: value for name, value in self.transformer.named_parameters() if value.requires_grad}
+
+    def state(self):
+        return state_of(self.named_parameters())
+
+    def load(self, state):
+        load_into(self.named_parameters(), state)
 
 
 def uniform_levels(draws, update, positions, total, tokens):
@@ -64,8 +71,7 @@ def trainer(folder, updates=Numbered(), count=6, rate=1e-2, conditions=(), confi
     training = FluxTraining(transformer, conditions)
     trained = Adapter(transformer)
     optimizer = torch.optim.AdamW(trained.named_parameters().values(), lr=rate)
-    make = BatchMaker(conditions, Draws(3), uniform_levels, torch.float32, caption_dropout=0.3,
-                      condition_dropout=[0.3] * len(conditions))  # fmt: skip
+    make = BatchMaker(Draws(3), uniform_levels, torch.float32, condition_dropout=[0.3] * len(conditions))
     checkpoints = CheckpointFolder(folder / "checkpoints", keep=9)
     given = {
         "settings": RunSettings(count, save_every=2),
@@ -101,7 +107,7 @@ def test_the_loss_falls(tmp_path):
             return super().batches(0)
 
     run = trainer(tmp_path, Same(), count=12, monitor=logged(tmp_path))
-    run.make_batch = lambda samples, place: BatchMaker((), Draws(3), uniform_levels, torch.float32)(
+    run.make_batch = lambda samples, place: BatchMaker(Draws(3), uniform_levels, torch.float32)(
         samples, Place(0, place.positions, TOTAL)
     )
     run.run()
@@ -177,7 +183,7 @@ def test_updates_that_are_not_finite_are_skipped_and_kept(tmp_path):
         def batches(self, update):
             for samples, place in super().batches(update):
                 if update in (1, 2):
-                    samples[0].latents[:] = float("nan")
+                    samples.latents[0] = float("nan")
                 yield samples, place
 
     run = trainer(tmp_path, Broken(), count=4)
@@ -192,7 +198,9 @@ def test_updates_that_are_not_finite_are_skipped_and_kept(tmp_path):
 
 def test_conditions_are_dropped_alike_however_the_update_is_split(tmp_path):
     conditions, encoded = [bare("entities")], encode("entities")
-    runs = [trainer(tmp_path / str(size), Numbered(size, encoded), 2, conditions=conditions) for size in (1, 4)]
+    runs = [
+        trainer(tmp_path / str(size), Numbered(size, conditions, encoded), 2, conditions=conditions) for size in (1, 4)
+    ]
     for run in runs:
         run.run()
     for name, value in weights(runs[0]).items():
