@@ -20,9 +20,9 @@ from diffusers import FluxControlNetModel, FluxPipeline
 from PIL import Image
 
 from benchmarks.curves import draw_curves
+from benchmarks.support.reference import reference_pair
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import reference_pair
 
 
 Side = Callable[[], Any]

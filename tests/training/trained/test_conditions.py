@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.support.conditions import CASES, METHODS, pipeline_for
 from diffusers_flux_ext import Canvas, EncodedConditions, FluxCondition, predict_velocity, regional_attention
 from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds
 from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.testing import randomise, seeded
 from diffusers_flux_ext.training.trained import TrainedModule, mark_trainable, trainable_modules
 from diffusers_flux_ext.training.trained.scratch import find_record
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
 
 
 # Fields with models that run in `encode`; they are frozen.

@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks.support.lora_files import Sizes
+from benchmarks.support.lora_files.build import LoRAFile
+from benchmarks.support.lora_files.readers import read_diffsynth, read_diffusers, read_loaded
+from benchmarks.support.lora_files.verdict import Reading, agrees
 from diffusers_flux_ext.testing import tiny_text_encoder, tiny_text_encoder_2, tiny_transformer
 from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, TrainedLoRA, add_lora, export
-from tests.fixtures.lora_files import Sizes
-from tests.fixtures.lora_files.build import LoRAFile
-from tests.fixtures.lora_files.readers import read_diffsynth, read_diffusers, read_loaded
-from tests.fixtures.lora_files.verdict import Reading, agrees
 from tests.fixtures.trained import shake
 
 

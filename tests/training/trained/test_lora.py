@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.support.tiny.lora_encoder import tiny_lora
 from diffusers_flux_ext import FluxConditionedPipeline, load_lora
 from diffusers_flux_ext.lora.loading.plan import adapter_names
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_text_encoder, tiny_text_encoder_2, tiny_transformer
 from diffusers_flux_ext.training import FluxTraining
 from diffusers_flux_ext.training.trained import LoRAOptions, TrainedLoRA, add_lora
-from tests.fixtures.lora_encoder import tiny_lora
 from tests.fixtures.trained import shake, velocity
 from tests.training.samples import batch
 

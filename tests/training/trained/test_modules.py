@@ -10,6 +10,11 @@ import torch
 from diffusers import FluxControlNetModel, ReduxImageEncoder
 from safetensors.torch import load_file
 
+from benchmarks.support.tiny.controlnet import EXTRA, PICTURE
+from benchmarks.support.tiny.infinite_you import face
+from benchmarks.support.tiny.ip_adapter import image_embeds
+from benchmarks.support.tiny.lora_encoder import tiny_lora
+from benchmarks.support.tiny.nexus_gen import MERGER
 from diffusers_flux_ext import (
     AttributeValueEncoder,
     Canvas,
@@ -45,11 +50,6 @@ from diffusers_flux_ext.training.trained import (
     mark_trainable,
     trainable_modules,
 )
-from tests.fixtures.controlnet import EXTRA, PICTURE
-from tests.fixtures.infinite_you import face
-from tests.fixtures.ip_adapter import image_embeds
-from tests.fixtures.lora_encoder import tiny_lora
-from tests.fixtures.nexus_gen import MERGER
 from tests.fixtures.trained import shake, velocity
 
 
