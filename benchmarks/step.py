@@ -21,9 +21,9 @@ from PIL import Image
 
 from benchmarks.attached import step_seconds as all_step_seconds
 from benchmarks.curves import draw_curves
+from benchmarks.support.reference import reference_pair
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import reference_pair
 
 
 Side = Callable[[], Any]

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.attribute_values import published_state_dict, tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import ColorFaceEncoder, tiny_projector
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.attribute_values import published_state_dict, tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import ColorFaceEncoder, tiny_projector
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
 
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))

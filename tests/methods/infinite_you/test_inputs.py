@@ -6,6 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import (
+    POINTS,
+    ColorFaceEncoder,
+    face,
+    identity,
+    tiny_identity_modules,
+    tiny_projector,
+)
 from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
     InfiniteYouIdentity,
@@ -14,8 +23,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.infinite_you import condition as infinite_you_identity
 from diffusers_flux_ext.testing import call_kwargs, different, tiny_pipeline
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules, tiny_projector
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

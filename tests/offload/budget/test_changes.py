@@ -9,6 +9,8 @@ from diffusers import FluxPipeline
 from diffusers.hooks import FirstBlockCacheConfig
 from PIL import Image
 
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     ReduxImages,
@@ -26,8 +28,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.budget.demand import workload_of
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw, pipeline
 
 

@@ -9,10 +9,10 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines import flux
 
+from benchmarks.support.conditions import CASES
 from diffusers_flux_ext import FluxConditionedPipeline, attach_conditions, attached_conditions, detach_conditions
 from diffusers_flux_ext.pipeline.attached.stock import STOCK_CLASSES
 from diffusers_flux_ext.testing import different, tiny_pipeline
-from tests.fixtures.conditions import CASES
 from tests.fixtures.stock_pipelines import CALLS, GUIDED, MASKED, draw, stock_call, stock_pipeline
 
 

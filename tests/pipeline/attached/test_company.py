@@ -9,6 +9,11 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, FluxPipeline
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.lora_encoder import tiny_lora
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
@@ -24,13 +29,8 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, tiny_pipeline
 from tests.conformance.test_pipeline_features import add_ip_adapters
-from tests.fixtures.conditions import CASES
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.lora_encoder import tiny_lora
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.fixtures.offload import watch_card
 from tests.fixtures.stock_pipelines import draw, stock_call, stock_pipeline
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

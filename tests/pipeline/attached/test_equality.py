@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
+from benchmarks.support.conditions import CASES
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxFlowMatchScheduler,
@@ -13,7 +14,6 @@ from diffusers_flux_ext import (
     attach_conditions,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components
-from tests.fixtures.conditions import CASES
 from tests.fixtures.stock_pipelines import IMAGE, draw, stock_call, stock_pipeline
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import FluxAutoBlocks, FluxKontextAutoBlocks
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.controlnet import PICTURE
 from diffusers_flux_ext import FluxConditionedPipeline, ReferenceImages, condition_blocks
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, tiny_components
-from tests.fixtures.conditions import CASES
-from tests.fixtures.controlnet import PICTURE
 
 
 TOGETHER = ("entities", "ip-adapter", "controlnet", "attributes", "inpaint")

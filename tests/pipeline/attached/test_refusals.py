@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
+from benchmarks.support.conditions import CASES
 from diffusers_flux_ext import (
     EntityRegions,
     FillMask,
@@ -16,7 +17,6 @@ from diffusers_flux_ext import (
     detach_conditions,
 )
 from diffusers_flux_ext.testing import seeded, tiny_pipeline
-from tests.fixtures.conditions import CASES
 from tests.fixtures.stock_pipelines import CALLS, CONTROL, IMAGE, MASKED, draw, stock_pipeline
 
 

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxControlNetModel, ReduxImageEncoder
+from safetensors.torch import load_file
 
+from benchmarks.support.tiny.controlnet import EXTRA, PICTURE
+from benchmarks.support.tiny.infinite_you import face
+from benchmarks.support.tiny.ip_adapter import image_embeds
+from benchmarks.support.tiny.lora_encoder import tiny_lora
+from benchmarks.support.tiny.nexus_gen import MERGER
 from diffusers_flux_ext import (
     AttributeValueEncoder,
     Canvas,
@@ -44,11 +50,6 @@ from diffusers_flux_ext.training.trained import (
     mark_trainable,
     trainable_modules,
 )
-from tests.fixtures.controlnet import EXTRA, PICTURE
-from tests.fixtures.infinite_you import face
-from tests.fixtures.ip_adapter import image_embeds
-from tests.fixtures.lora_encoder import tiny_lora
-from tests.fixtures.nexus_gen import MERGER
 from tests.fixtures.trained import shake, velocity
 
 
@@ -122,6 +123,29 @@ def test_modules_are_drawn_from_the_seed_trained_exported_and_read_back(name: st
         # JSON has lists for tuples.
         sizes = {key: module.config[key] for key in SIZES[name]}
         assert json.loads(json.dumps({key: loaded.config[key] for key in sizes})) == json.loads(json.dumps(sizes))
+
+
+@pytest.mark.parametrize(
+    "name, sizes, key",
+    [
+        ("controlnet", {"num_layers": 2, "num_single_layers": 0, "pixels": True}, "pos_embed_input.weight"),
+        (
+            "ip-adapter",
+            {"kind": "xlabs", "image_embed_dim": 12},
+            "double_blocks.1.processor.ip_adapter_double_stream_v_proj.bias",
+        ),
+    ],
+)
+def test_xlabs_modules_are_written_with_their_names(
+    name: str, sizes: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    trained = TrainedModule(from_scratch(name, tiny_transformer(), **sizes), name, single_file=True)
+    shake(trained)
+    _, *files = trained.export(tmp_path, ExportInfo("base"))
+    assert key in load_file(files[0])
+    loaded = READERS[name][1](files)
+    assert all(torch.equal(value, trained.state()[f"{name}.{key}"]) for key, value in loaded.state_dict().items())
+    assert loaded.config.get("after_block", True)
 
 
 def canvas() -> Canvas:
@@ -225,7 +249,7 @@ def test_an_untrained_infuse_net_changes_nothing_and_passes_gradients_to_the_pro
     condition = InfiniteYouIdentity(net, projector, id_embeds=face())
     assert torch.equal(predicted(transformer, condition), predict_velocity(transformer, some_step(), []))
     trained = TrainedTogether({"net": TrainedModule(net, "net"), "projector": TrainedModule(projector, "projector")})
-    mark_trainable([transformer, net, projector], trained)
+    assert all(parameter.requires_grad for module in (net, projector) for parameter in module.parameters())
     shake(trained)
     predicted(transformer, condition).pow(2).sum().backward()
     assert all(bool(parameter.grad.any()) for parameter in projector.parameters())
