@@ -71,7 +71,7 @@ def sample(count: int, seed: int) -> list[Mutant]:
     return [found[KINDS[index % len(KINDS)]][index // len(KINDS)] for index in range(count)]
 
 
-def tests_of(file: str) -> list[str]:
+def mirrored(file: str) -> list[str]:
     """Return the tests that mirror a file of the package, the closest first.
 
     Args:
@@ -103,7 +103,7 @@ def attempt(mutant: Mutant, copy: Path, limit: int) -> Outcome:
     path, start = copy / mutant.file, time.monotonic()
     before = path.read_text(encoding="utf-8")
     path.write_text(mutant.source, encoding="utf-8")
-    by, command = "", [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(mutant.file)]
+    by, command = "", [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mirrored(mutant.file)]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         # A mutation may wait for ever without working.

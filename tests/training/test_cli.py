@@ -169,7 +169,7 @@ def test_another_configuration_does_not_go_on(whole, data, capsys):
         (["data.sources.0.path=none.json"], "none.json"),
         (["model.device=cuda:7"], "`model.device` is 'cuda:7'"),
         (["conditions=[{type: EntityRegion}]"], "did you mean 'EntityRegions'"),
-        (["conditions=[{type: EntityRegions, inputs: {promptz: a}}]"], "did you mean 'prompts'"),
+        (["conditions=[{type: EntityRegions, inputs: {promptz: prompt}}]"], "did you mean 'prompts'"),
         (
             ["conditions=[{type: InpaintRegion, inputs: {image: image, mask: image}}]"],
             "InpaintRegion changes the latents",
