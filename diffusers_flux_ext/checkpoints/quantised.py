@@ -13,24 +13,9 @@ import torch
 from diffusers.loaders import FromOriginalModelMixin
 from safetensors import safe_open
 
-from .._compat import load_gguf_checkpoint, reads_single_files
+from .._compat import reads_single_files
 from .config import check_fit
-
-
-GGUF_MAGIC = b"GGUF"
-
-
-def is_gguf(source: Any) -> bool:
-    """Whether a source is a GGUF file, by its first bytes."""
-    if isinstance(source, Mapping) or not Path(source).is_file():
-        return False
-    with Path(source).open("rb") as file:
-        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
-
-
-def logical_shape(weight: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of the matrix that a tensor represents; GGUF stores each row as bytes."""
-    return tuple(getattr(weight, "quant_shape", weight.shape))
+from .gguf_files import is_gguf, logical_shape, read_gguf
 
 
 def load_quantised(
@@ -89,9 +74,6 @@ def _reader(source: str | Path | Mapping[str, torch.Tensor], stack: ExitStack) -
     if isinstance(source, Mapping):
         return source
     if is_gguf(source):
-        try:
-            return load_gguf_checkpoint(str(source))
-        except (ValueError, KeyError, IndexError) as error:
-            raise ValueError(f"`{source}` is not an intact GGUF file: {error}") from error
+        return read_gguf(source)
     file = stack.enter_context(safe_open(source, framework="pt", device="cpu"))
     return {key: file.get_tensor(key) for key in file.keys()}

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import torch
 
 from .config import check_fit
+from .gguf_files import is_gguf
 from .hub import HUB_ARGUMENTS, local_file
 from .layouts import Shapes, TensorRecipe, TransformerLayout
 from .messages import naming
 from .modules import check_floating
-from .quantised import is_gguf, load_quantised
+from .quantised import load_quantised
 from .reading import DTYPES, check_state_dict, open_safetensors
 from .sizes import build_empty
 
