@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -22,6 +23,7 @@ from ..checkpoints.layouts import (
     plan_transformer_conversion,
 )
 from ..checkpoints.model_configs import CheckedConfigMixin
+from ..checkpoints.packed_weights import check_not_packed
 from ..checkpoints.single_file import SingleFileMixin
 
 
@@ -93,6 +95,28 @@ class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransfo
             axes_dims_rope=axes_dims_rope,
         )
         set_regional_processors(self)
+
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        skip_modules_pattern: tuple[str, ...] | None = None,
+        skip_modules_classes: tuple[type[torch.nn.Module], ...] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        """See [`~diffusers.ModelMixin.enable_layerwise_casting`]; refused for quantised weights, which it destroys.
+
+        Args:
+            storage_dtype (`torch.dtype`, *optional*, defaults to `torch.float8_e4m3fn`): Data type of the weights.
+            compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking: As there.
+
+        Raises:
+            ValueError: If the model is quantised.
+        """
+        check_not_packed(self, f"be stored in {storage_dtype} as well", "Leave the casting out.")
+        super().enable_layerwise_casting(
+            storage_dtype, compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking
+        )
 
     def enable_cache(self, config: Any) -> None:
         """Run with a cache: any of diffusers' configs, or a [`TeaCacheConfig`]."""
