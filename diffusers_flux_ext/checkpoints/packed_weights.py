@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import nn
 
 from .._compat import dequantize_gguf_tensor
 
 
+GGUF, TORCHAO, QUANTO, BITSANDBYTES = "GGUF", "torchao", "optimum-quanto", "bitsandbytes"
 # By the first part of the module that defines the class of a weight or of its layer.
 LIBRARIES = {
-    "torchao": "torchao",
-    "optimum": "optimum-quanto",
-    "bitsandbytes": "bitsandbytes",
+    "torchao": TORCHAO,
+    "optimum": QUANTO,
+    "bitsandbytes": BITSANDBYTES,
     "nunchaku": "nunchaku",
     "sdnq": "SDNQ",
     "modelopt": "ModelOpt",
     "auto_round": "AutoRound",
 }
-GGUF = "GGUF"
 
 
 def packing_of(layer: nn.Module) -> str | None:
@@ -102,6 +102,9 @@ def unpacked_weight(layer: nn.Module) -> torch.Tensor:
         return dequantize_gguf_tensor(weight)
     if hasattr(weight, "__tensor_flatten__") and hasattr(weight, "dequantize"):
         return weight.dequantize()
+    if packing_of(layer) == BITSANDBYTES:
+        # PEFT's function for layers moves the weight on the CPU, which loses its scales.
+        return dequantize_bnb_weight(weight, state=getattr(layer, "state", None))
     return dequantize_module_weight(layer)
 
 

@@ -23,7 +23,7 @@ from ..checkpoints.layouts import (
     plan_transformer_conversion,
 )
 from ..checkpoints.model_configs import CheckedConfigMixin
-from ..checkpoints.packed_weights import check_not_packed
+from ..checkpoints.packed_weights import QUANTO, check_not_packed, packings
 from ..checkpoints.single_file import SingleFileMixin
 
 
@@ -117,6 +117,16 @@ class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransfo
         super().enable_layerwise_casting(
             storage_dtype, compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking
         )
+
+    def fuse_qkv_projections(self) -> None:
+        """See [`~diffusers.FluxTransformer2DModel.fuse_qkv_projections`]; refused where weights cannot be joined.
+
+        Raises:
+            ValueError: If the model is quantised by anything but optimum-quanto.
+        """
+        if set(packings(self)) - {QUANTO}:
+            check_not_packed(self, "have its projections fused", "It runs with separate ones.")
+        super().fuse_qkv_projections()
 
     def enable_cache(self, config: Any) -> None:
         """Run with a cache: any of diffusers' configs, or a [`TeaCacheConfig`]."""

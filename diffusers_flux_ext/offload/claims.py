@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .._compat import vram_budget_of
-from ..checkpoints.packed_weights import packings
+from ..checkpoints.packed_weights import BITSANDBYTES, QUANTO, packings
 
 
 _WAYS_OUT = {
@@ -18,7 +18,7 @@ _WAYS_OUT = {
 
 
 # Their tensors hold others, which stay behind when diffusers' groups of weights are moved.
-_IMMOVABLE = {"bitsandbytes", "optimum-quanto"}
+_IMMOVABLE = {BITSANDBYTES, QUANTO}
 
 
 def budget_suspended(module: nn.Module) -> AbstractContextManager[Any]:
