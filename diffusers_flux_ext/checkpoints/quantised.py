@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from diffusers.loaders import FromOriginalModelMixin
-from safetensors import safe_open
 
 from .._compat import reads_single_files
 from .config import check_fit
-from .gguf_files import is_gguf, logical_shape, read_gguf
+from .tensors import open_tensors
 
 
 def load_quantised(
@@ -56,11 +55,12 @@ def load_quantised(
             f"`quantization_config`, save the model by `save_pretrained`, and quantise it by `from_pretrained`."
         )
     with ExitStack() as stack:
-        read = _reader(source, stack)
-        plan, config, layout = model_class.plan_load({key: logical_shape(read[key]) for key in read}, overrides)
+        read = stack.enter_context(open_tensors(source))
+        tensors = read.select(model_class.own_keys(read.shapes))
+        plan, config, layout = model_class.plan_load(tensors.shapes, overrides)
         with torch.device("meta"):
             check_fit(model_class(**config), plan, layout)
-        weights = {key: recipe.build(read.__getitem__) for key, recipe in plan.items()}
+        weights = {key: recipe.build(tensors.read) for key, recipe in plan.items()}
         folder = stack.enter_context(TemporaryDirectory())
         # diffusers' class takes a config only from a folder.
         Path(folder, "config.json").write_text(json.dumps({"_class_name": model_class.__name__, **config}))
@@ -68,12 +68,3 @@ def load_quantised(
         return load(
             model_class, weights, config=folder, quantization_config=quantization_config, dtype=dtype, device=device
         )
-
-
-def _reader(source: str | Path | Mapping[str, torch.Tensor], stack: ExitStack) -> Mapping[str, torch.Tensor]:
-    if isinstance(source, Mapping):
-        return source
-    if is_gguf(source):
-        return read_gguf(source)
-    file = stack.enter_context(safe_open(source, framework="pt", device="cpu"))
-    return {key: file.get_tensor(key) for key in file.keys()}

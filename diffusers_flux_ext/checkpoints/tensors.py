@@ -130,17 +130,17 @@ def open_tensors(source: str | Path | Mapping[str, torch.Tensor]) -> Iterator[Te
     """
     if isinstance(source, Mapping):
         check_state_dict(source)
-        yield _of_mapping(source).without_scales()
+        yield tensors_of_mapping(source).without_scales()
     elif is_gguf(source):
-        yield _of_mapping(read_gguf(source))
+        yield tensors_of_mapping(read_gguf(source))
     elif Path(source).is_dir() or Path(source).name.endswith(".index.json"):
         with _open_several(source) as tensors:
             yield tensors.without_scales()
     elif Path(source).suffix in (*SAFETENSORS_SUFFIXES, ".gguf"):
         with open_safetensors(source) as reader:
-            yield _of_reader(reader).without_scales()
+            yield tensors_of(reader).without_scales()
     else:
-        yield _of_mapping(_unwrapped(read_pickle(source))).without_scales()
+        yield tensors_of_mapping(_unwrapped(read_pickle(source))).without_scales()
 
 
 def _unwrapped(weights: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -148,12 +148,14 @@ def _unwrapped(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else weights
 
 
-def _of_mapping(weights: Mapping[str, torch.Tensor]) -> Tensors:
+def tensors_of_mapping(weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return the tensors of a state dict, which may be packed ones of a GGUF file."""
     shapes = {key: logical_shape(weight) for key, weight in weights.items()}
     return Tensors(shapes, {key: weight.dtype for key, weight in weights.items()}, weights.__getitem__)
 
 
-def _of_reader(reader: Any) -> Tensors:
+def tensors_of(reader: Any) -> Tensors:
+    """Return the tensors of an open safetensors file, which must stay open while they are read."""
     slices = {key: reader.get_slice(key) for key in reader.keys()}
     dtypes = {key: DTYPES[piece.get_dtype()] for key, piece in slices.items()}
     return Tensors({key: tuple(piece.get_shape()) for key, piece in slices.items()}, dtypes, reader.get_tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 
 from ..attention.processor import set_regional_processors
 from ..caches.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+from ..checkpoints.all_in_one import transformer_keys
 from ..checkpoints.config import RELEASED_AXES, infer_transformer_config
 from ..checkpoints.layouts import (
     CONNECTOR,
@@ -141,6 +142,11 @@ class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransfo
             remove_tea_cache(self)
         else:
             super().disable_cache()
+
+    @classmethod
+    def own_keys(cls, keys: Iterable[str]) -> Mapping[str, str]:
+        """See [`SingleFileMixin.own_keys`]; files of ComfyUI hold text encoders and the VAE as well."""
+        return transformer_keys(keys)
 
     @classmethod
     def plan_load(

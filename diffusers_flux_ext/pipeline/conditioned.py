@@ -54,12 +54,15 @@ from .call_inputs import (
 from .components import share_components
 from .concurrent import may_run_at_once
 from .loop import DenoisingLoopMixin
+from .single_file import SingleFilePipelineMixin
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
-class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline):
+class FluxConditionedPipeline(
+    SingleFilePipelineMixin, FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline
+):
     r"""FLUX.1 with any set of conditions in one denoising loop.
 
     Without conditions it computes what [`~diffusers.FluxPipeline`] computes, and with `image` what

@@ -34,6 +34,7 @@ DIFFERENT: dict[tuple[str, str], str] = {
     ("scheduler", "__init__"): "the defaults are those of DiffSynth-Studio",
     ("transformer", "from_single_file"): "a file is needed, and other arguments are the constructor's",
     ("vae", "from_single_file"): "the same",
+    **{(name, "from_single_file"): "the arguments are named" for name in PIPELINES},
 }
 
 
