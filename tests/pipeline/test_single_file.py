@@ -13,7 +13,6 @@ from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxEliGenPipeline,
     FluxExtTransformer2DModel,
-    FluxNexusGenPipeline,
 )
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
@@ -177,8 +176,6 @@ def test_what_is_missing_is_named_at_once(pipe, folder, tmp_path, monkeypatch):
     (tmp_path / "empty" / "tokenizer_2").mkdir()
     with pytest.raises(ValueError, match="`tokenizer`, `tokenizer_2` missing"):
         FluxConditionedPipeline.from_single_file(path, config=tmp_path / "empty", **given)
-    with pytest.raises(ValueError, match=r"`adapter`.*missing"):
-        FluxNexusGenPipeline.from_single_file(path, config=folder, **given)
 
 
 def test_other_files(tmp_path, folder):
