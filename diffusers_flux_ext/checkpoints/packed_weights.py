@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,17 +12,62 @@ from torch import nn
 from .._compat import dequantize_gguf_tensor
 
 
-GGUF, TORCHAO, QUANTO, BITSANDBYTES = "GGUF", "torchao", "optimum-quanto", "bitsandbytes"
+GGUF, TORCHAO, QUANTO, BITSANDBYTES, NUNCHAKU = "GGUF", "torchao", "optimum-quanto", "bitsandbytes", "nunchaku"
+# Numbers in a block, and the bytes that it takes.
+GGUF_FORMATS = {
+    "Q8_0": (32, 34),
+    "Q6_K": (256, 210),
+    "Q5_K": (256, 176),
+    "Q5_0": (32, 22),
+    "Q4_K": (256, 144),
+    "Q4_0": (32, 18),
+    "Q3_K": (256, 110),
+    "Q2_K": (256, 84),
+}
 # By the first part of the module that defines the class of a weight or of its layer.
 LIBRARIES = {
     "torchao": TORCHAO,
     "optimum": QUANTO,
     "bitsandbytes": BITSANDBYTES,
-    "nunchaku": "nunchaku",
+    "nunchaku": NUNCHAKU,
     "sdnq": "SDNQ",
     "modelopt": "ModelOpt",
     "auto_round": "AutoRound",
 }
+
+
+class PlannedLinear(nn.Linear):
+    """A layer of which only the size is known: it stands for a quantised one in plans, and does not compute."""
+
+    packing: str
+
+
+def what_runs() -> str:
+    """Return a sentence that says which kinds of quantisation run with conditions."""
+    return (
+        "GGUF files, torchao (int8, int4, fp8), optimum-quanto, bitsandbytes and files in fp8 with scales run with "
+        "every condition."
+    )
+
+
+def check_not_nunchaku(names: Iterable[str], model_class: type | None = None) -> None:
+    """Raise a `ValueError` if a file or a model is one of nunchaku.
+
+    Args:
+        names (`Iterable[str]`): Keys of a file.
+        model_class (`type`, *optional*): The class of a model.
+
+    Raises:
+        ValueError: If it is; the message says what runs instead.
+    """
+    marks = (".qweight", ".wscales", ".smooth", ".smooth_factor")
+    is_file = len({name.rpartition(".")[2] for name in names if name.endswith(marks)}) > 1
+    is_model = (getattr(model_class, "__module__", None) or "").split(".")[0] == NUNCHAKU
+    if is_file or is_model:
+        raise ValueError(
+            f"This {'file' if is_file else 'transformer'} is nunchaku's (SVDQuant), whose blocks run in one call of "
+            f"its own, without the attention processors that conditions need. {what_runs()}"
+        )
 
 
 def packing_of(layer: nn.Module) -> str | None:
@@ -31,6 +76,8 @@ def packing_of(layer: nn.Module) -> str | None:
     Args:
         layer (`torch.nn.Module`): A layer, whose own `weight` is looked at.
     """
+    if isinstance(layer, PlannedLinear):
+        return layer.packing
     weight = layer._parameters.get("weight")
     if hasattr(weight, "quant_type") and hasattr(weight, "quant_shape"):
         return GGUF

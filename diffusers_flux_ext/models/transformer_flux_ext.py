@@ -24,7 +24,7 @@ from ..checkpoints.layouts import (
     plan_transformer_conversion,
 )
 from ..checkpoints.model_configs import CheckedConfigMixin
-from ..checkpoints.packed_weights import QUANTO, check_not_packed, packings
+from ..checkpoints.packed_weights import QUANTO, check_not_nunchaku, check_not_packed, packings
 from ..checkpoints.single_file import SingleFileMixin
 
 
@@ -146,6 +146,8 @@ class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransfo
     @classmethod
     def own_keys(cls, keys: Iterable[str]) -> Mapping[str, str]:
         """See [`SingleFileMixin.own_keys`]; files of ComfyUI hold text encoders and the VAE as well."""
+        keys = list(keys)
+        check_not_nunchaku(keys)
         return transformer_keys(keys)
 
     @classmethod

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from torch import nn
 
-from ...checkpoints.packed_weights import GGUF, check_not_packed, packing_of, packings
+from ...checkpoints.packed_weights import GGUF, PlannedLinear, check_not_packed, packing_of, packings
 from ...demand import Demand
 from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from ..disk.plan import block_bytes
@@ -228,7 +228,11 @@ def _unpacked_bytes(module: nn.Module, storage: torch.dtype | None, from_disk: b
 
 def _largest_packed_layer(module: nn.Module) -> int:
     """Numbers in the largest layer that is unpacked for its turn; that of GGUF is counted where it happens."""
-    layers = [layer for layer in module.modules() if packing_of(layer) not in (None, GGUF)]
+    layers = [
+        layer
+        for layer in module.modules()
+        if packing_of(layer) not in (None, GGUF) or isinstance(layer, PlannedLinear)
+    ]
     return max((layer.in_features * layer.out_features for layer in layers), default=0)  # type: ignore[operator]
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ...checkpoints.packed_weights import GGUF, packed_layers, packing_of, stored_bytes
+from ...checkpoints.packed_weights import GGUF, PlannedLinear, packed_layers, packing_of, stored_bytes
 from ...lora.loading.clock import TimestepClock
 from ..blocks import FP8, LEAVES, compute_dtype, streamable_blocks
 from ..disk.guards import MARKS
@@ -166,7 +166,8 @@ def _plain_layers(module: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
     """Ordinary layers on the meta device in the place of those whose libraries know no such device."""
     made: dict[int, Any] = {}
     for layer in module.modules():
-        if isinstance(layer, nn.Linear) and packing_of(layer) not in (None, GGUF):
+        is_gguf = packing_of(layer) == GGUF and not isinstance(layer, PlannedLinear)
+        if isinstance(layer, nn.Linear) and packing_of(layer) is not None and not is_gguf:
             sizes = (layer.in_features, layer.out_features, layer.bias is not None)
             made[id(layer)] = nn.Linear(*sizes, device="meta", dtype=dtype)
     return made
