@@ -16,10 +16,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.support.conditions import METHODS
+from benchmarks.support.quantised.kinds import (
+    KINDS,
+    condition_difference,
+    kind_versions,
+    text_difference,
+    use_difference,
+)
+from benchmarks.support.quantised.uses import TEXT_USES, USES
 from diffusers_flux_ext.checkpoints.writing import written_at_once
-from tests.fixtures.conditions import METHODS
-from tests.fixtures.quantised import KINDS, condition_difference, kind_versions, text_difference, use_difference
-from tests.fixtures.quantised_uses import TEXT_USES, USES
 
 
 FAILS = "fails, in diffusers' own pipeline as well: its layer for GGUF cannot be traced by these versions of torch."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.utils import logging
 
@@ -40,20 +41,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side in pixels; 1024, or 128 for `tiny`")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("cached.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     tiny = args.model == "tiny"
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(tiny_flux_path() if tiny else args.model, dtype=dtype)
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram)
     size = args.size or (128 if tiny else 1024)
-    pictures = []
+    images = []
     for cached in (False, True):
         if cached:
             enable(pipe, args.cache, args.threshold)
         start = time.perf_counter()
-        pictures.append(
+        images.append(
             pipe(
                 args.prompt,
                 height=size,
@@ -65,9 +66,9 @@ def main() -> None:
             ).images
         )
         logger.info(f"{'with' if cached else 'without'} the cache: {time.perf_counter() - start:.2f} s")
-    error = (pictures[0].float() - pictures[1].float()).square().mean()
+    error = (images[0].float() - images[1].float()).square().mean()
     logger.info(f"PSNR: {-10 * error.log10().item():.1f} dB")
-    both = torch.cat(pictures, dim=3).cpu()
+    both = torch.cat(images, dim=3).cpu()
     pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(both))[0].save(args.out)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers.hooks import apply_group_offloading
 from diffusers.utils import load_image
 from PIL import Image
@@ -53,6 +54,7 @@ def main() -> None:
         "--offload", choices=["none", "group"], default="none", help="keep one block on the GPU at a time"
     )
     parser.add_argument("--out", type=Path, default=Path("ip_adapter"))
+    add_vram(parser)
     args = parser.parse_args()
     if args.model and not args.adapter:
         parser.error("--model needs --adapter")
@@ -65,7 +67,11 @@ def main() -> None:
         encoder = SiglipVisionModel.from_pretrained(args.encoder, dtype=dtype)
     else:
         adapter, encoder = random_modules(pipe.transformer)
-    if args.offload == "group":
+    if args.vram is not None:
+        pictures_of = {"adapter": adapter, "image_encoder": encoder}
+        known = [IPAdapterImages(images=Image.new("RGB", (64, 64)), **pictures_of)]
+        place(pipe, args.vram, conditions=known, **({} if args.model else {"height": 128, "width": 128}))
+    elif args.offload == "group":
         for module in (pipe.transformer, pipe.text_encoder_2, adapter):
             apply_group_offloading(
                 module, onload_device=torch.device(device), offload_type="block_level", num_blocks_per_group=1
@@ -74,21 +80,21 @@ def main() -> None:
     else:
         adapter, encoder, pipe = adapter.to(device), encoder.to(device), pipe.to(device)
     colours = [Image.new("RGB", (64, 64), name) for name in ("orange", "navy")]
-    pictures = [load_image(path) for path in args.image] if args.image else colours
+    images = [load_image(path) for path in args.image] if args.image else colours
     size = {} if args.model else dict(TINY)
     if args.steps:
         size["num_inference_steps"] = args.steps
 
-    def prompted(picture: Image.Image, **options: Any) -> IPAdapterImages:
-        return IPAdapterImages(adapter, picture, args.scale, image_encoder=encoder, **options)
+    def prompted(image: Image.Image, **options: Any) -> IPAdapterImages:
+        return IPAdapterImages(adapter, image, args.scale, image_encoder=encoder, **options)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    image = pipe(args.prompt, conditions=[prompted(pictures[0])], **size, generator=torch.manual_seed(0)).images[0]
+    image = pipe(args.prompt, conditions=[prompted(images[0])], **size, generator=torch.manual_seed(0)).images[0]
     image.save(args.out / "one.png")
     conditions = [
         EntityRegions(["a red circle", "a blue star"], [LEFT, RIGHT]),
-        prompted(pictures[0], mask=LEFT, end=0.8),
-        prompted(pictures[-1], mask=RIGHT, end=0.8),
+        prompted(images[0], region=LEFT, end=0.8),
+        prompted(images[-1], region=RIGHT, end=0.8),
     ]
     image = pipe(args.prompt, conditions=conditions, **size, generator=torch.manual_seed(0)).images[0]
     image.save(args.out / "regions.png")

@@ -7,11 +7,11 @@ The first form needs `pip install gguf`, and so does every file.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig
 
 from diffusers_flux_ext import EntityRegions, FluxEliGenPipeline, FluxExtTransformer2DModel, tiny_flux_path
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", help="repository or folder of the other parts; the embedded model by default")
     parser.add_argument("--lora", help="EliGen LoRA; that of the embedded model by default, none for another")
     parser.add_argument("--steps", type=int, help="20 with the tiny model and 28 with another by default")
-    parser.add_argument("--vram", type=float, metavar="GIB", help="keep calls within this budget of the card")
+    add_vram(parser)
     parser.add_argument("--out", type=Path, default=Path("quantised.png"))
     args = parser.parse_args()
 
@@ -68,11 +68,8 @@ def main() -> None:
     if args.steps:
         call["num_inference_steps"] = args.steps
     entities = EntityRegions(["a red circle", "a blue star"], [LEFT, RIGHT])
-    if args.vram:
-        sizes = {name: call[name] for name in ("height", "width", "max_sequence_length")}
-        sys.stdout.write(f"{pipe.enable_vram_budget(args.vram, conditions=[entities], **sizes)}\n")
-    elif torch.cuda.is_available():
-        pipe.to("cuda")
+    sizes = {name: call[name] for name in ("height", "width", "max_sequence_length")}
+    place(pipe, args.vram, conditions=[entities], **sizes)
     guided = {"negative_prompt": "", "true_cfg_scale": 2.0} if is_tiny else {}
     generator = torch.Generator().manual_seed(0)
     pipe(PROMPT, conditions=[entities], generator=generator, **guided, **call).images[0].save(args.out)

@@ -8,10 +8,10 @@ from diffusers import GGUFQuantizationConfig, QuantoConfig
 from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
+from benchmarks.support.single_files import clip_in_a_file, scaled_fp8, t5_of_llama_cpp, write_gguf
 from diffusers_flux_ext.checkpoints.text_encoders import read_clip, read_t5
 from diffusers_flux_ext.testing import tiny_text_encoder, tiny_text_encoder_2
 from diffusers_flux_ext.testing.weights import randomise
-from tests.fixtures.single_files import clip_in_a_file, scaled_fp8, t5_of_llama_cpp, write_gguf
 
 
 IDS = torch.tensor([[3, 40, 7, 12, 621, 621]])

@@ -5,10 +5,10 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
+from benchmarks.support.single_files import vae_of_black_forest_labs
 from diffusers_flux_ext import AutoencoderKLFlux
 from diffusers_flux_ext.checkpoints.vae import read_vae
 from diffusers_flux_ext.testing import tiny_vae
-from tests.fixtures.single_files import vae_of_black_forest_labs
 
 
 GROUPS = {"norm_num_groups": 4}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from benchmarks.support.lora_files import make
+from benchmarks.support.tiny.timestep_lora import velocity
 from diffusers_flux_ext import EntityRegions, FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import make
-from tests.fixtures.timestep_lora import velocity
 
 
 BOTH = [FluxPipeline, FluxConditionedPipeline]

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from benchmarks.support.quantised.kinds import KINDS as LIBRARIES
+from benchmarks.support.quantised.kinds import quantised_transformer
 from diffusers_flux_ext import FluxConditionedPipeline, FluxExtTransformer2DModel
 from diffusers_flux_ext.checkpoints.packed_weights import stored_bytes
 from diffusers_flux_ext.methods.catalog import plan_methods
 from diffusers_flux_ext.models.planned_packing import KINDS, check_kind, pack_on_paper
 from diffusers_flux_ext.offload.blocks import streamable_blocks
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.quantised import KINDS as LIBRARIES
-from tests.fixtures.quantised import quantised_transformer
 
 
 def block_bytes(model):

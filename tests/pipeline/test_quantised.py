@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, extract_lora
-from diffusers_flux_ext.testing import call_kwargs
-from tests.fixtures.conditions import METHODS
-from tests.fixtures.lora_files import make
-from tests.fixtures.quantised import (
+from benchmarks.support.conditions import METHODS
+from benchmarks.support.lora_files import make
+from benchmarks.support.quantised.kinds import (
     KINDS,
     condition_difference,
     pipeline_of,
@@ -15,8 +13,10 @@ from tests.fixtures.quantised import (
     text_difference,
     use_difference,
 )
-from tests.fixtures.quantised_uses import COMPILED, USES
-from tests.fixtures.single_files import write_gguf
+from benchmarks.support.quantised.uses import COMPILED, USES
+from benchmarks.support.single_files import write_gguf
+from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, extract_lora
+from diffusers_flux_ext.testing import call_kwargs
 
 
 TOLERANCE = 1e-4

@@ -8,6 +8,7 @@ import torch
 from diffusers import GGUFQuantizationConfig
 from safetensors.torch import save_file
 
+from benchmarks.support.single_files import clip_in_a_file, scaled_fp8, vae_of_black_forest_labs, write_gguf
 from diffusers_flux_ext import (
     AutoencoderKLFlux,
     FluxConditionedPipeline,
@@ -16,7 +17,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.single_files import clip_in_a_file, scaled_fp8, vae_of_black_forest_labs, write_gguf
 
 
 AXES = {"axes_dims_rope": (4, 6, 6)}

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.support.quantised.kinds import KINDS, pipeline_of, quantised_transformer, unpacked_transformer
+from benchmarks.support.quantised.uses import CALL
 from diffusers_flux_ext import apply_vram_plan, plan_vram, stream_from_disk
 from diffusers_flux_ext.checkpoints.packed_weights import move_in_place, packings, stored_bytes
 from diffusers_flux_ext.offload.budget.estimate import Workload, activation_bytes
-from tests.fixtures.quantised import KINDS, pipeline_of, quantised_transformer, unpacked_transformer
-from tests.fixtures.quantised_uses import CALL
 
 
 def needs(kind):
