@@ -11,14 +11,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusers_flux_ext.checkpoints.writing import written_at_once
+from benchmarks.methods import write_between_markers
 from diffusers_flux_ext.methods.catalog import plan_methods
 from diffusers_flux_ext.methods.releases import releases
 from diffusers_flux_ext.offload.budget.plan import VRAMBudgetError, VRAMPlan
 
 
 TARGET = Path("docs/low_vram.md")
-BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
+MARKERS = ("<!-- budgets: begin -->\n", "<!-- budgets: end -->")
 QUANTISED = {"transformer": "gguf-q8_0", "text_encoder_2": "gguf-q8_0"}
 FOUR_BITS = {"transformer": "gguf-q4_k", "text_encoder_2": "gguf-q8_0"}
 COLUMNS: dict[str, Mapping[str, str] | None] = {"bfloat16": None, "GGUF Q8_0": QUANTISED, "GGUF Q4_K": FOUR_BITS}
@@ -65,10 +65,7 @@ def table() -> str:
 
 def main() -> None:
     """Write the table into the page."""
-    page = TARGET.read_text()
-    head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
-    with written_at_once(TARGET) as temporary:
-        temporary.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+    write_between_markers(TARGET, f"{table()}\n", MARKERS)
     sys.stdout.write(f"{TARGET}\n")
 
 
