@@ -47,8 +47,14 @@ def load_quantised(
         the model, in eval mode.
 
     Raises:
+        TypeError: If `quantization_config` is something else.
         ValueError: If diffusers cannot quantise this class while loading; if keys are unknown or missing.
     """
+    if not hasattr(quantization_config, "quant_method"):
+        raise TypeError(
+            f"`quantization_config` is {quantization_config!r}; expected a config of diffusers, such as "
+            "`GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`."
+        )
     if not reads_single_files(model_class):
         raise ValueError(
             f"diffusers does not quantise {model_class.__name__} while it loads a single file. Leave out "

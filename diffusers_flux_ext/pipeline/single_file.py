@@ -124,9 +124,11 @@ class _Parts:
         missing += [name for name, made in tokenizers.items() if made is None]
         if missing:
             found = ", ".join(sorted(self.found)) or "none of a FLUX.1 pipeline's models"
+            absent = self.config is not None and not Path(self.config).is_dir()
+            beside = f", and there is no folder `{self.config}`" if absent else ""
             raise ValueError(
-                f"{', '.join(f'`{name}`' for name in missing)} missing: the file holds {found}. Pass them by name, or "
-                "`config=` with the folder of a FLUX.1 pipeline that has them."
+                f"{', '.join(f'`{name}`' for name in missing)} missing: the file holds {found}{beside}. Pass them by "
+                "name, or `config=` with the folder of a FLUX.1 pipeline that has them."
             )
         models = {name: self._model(name) for name in names if name in MODELS}
         made = {**tokenizers, **models}

@@ -172,6 +172,10 @@ def test_what_is_missing_is_named_at_once(pipe, folder, tmp_path, monkeypatch):
     given = {name: pipe.components[name] for name in ("text_encoder", "text_encoder_2")}
     with pytest.raises(ValueError, match="`tokenizer`, `tokenizer_2` missing"):
         FluxConditionedPipeline.from_single_file(path, **given)
+    with pytest.raises(
+        ValueError, match="missing: the file holds transformer, vae, and there is no folder `.*nowhere`"
+    ):
+        FluxConditionedPipeline.from_single_file(path, config=tmp_path / "nowhere")
     (tmp_path / "empty" / "tokenizer").mkdir(parents=True)
     (tmp_path / "empty" / "tokenizer_2").mkdir()
     with pytest.raises(ValueError, match="`tokenizer`, `tokenizer_2` missing"):
