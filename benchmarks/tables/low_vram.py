@@ -7,6 +7,7 @@ Run from the repository's root; nothing is loaded, all figures come from shapes:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +15,16 @@ from pathlib import Path
 from benchmarks.methods import write_between_markers
 from diffusers_flux_ext.methods.catalog import plan_methods
 from diffusers_flux_ext.methods.releases import releases
-from diffusers_flux_ext.offload.budget.plan import VRAMBudgetError, VRAMPlan
+from diffusers_flux_ext.offload.budget.plan import GIB, VRAMBudgetError, VRAMPlan
+from diffusers_flux_ext.offload.budget.planner import MARGIN_BYTES, MARGIN_SHARE
 
 
 TARGET = Path("docs/low_vram.md")
 MARKERS = ("<!-- budgets: begin -->\n", "<!-- budgets: end -->")
-QUANTISED = {"transformer": "gguf-q8_0", "text_encoder_2": "gguf-q8_0"}
 FOUR_BITS = {"transformer": "gguf-q4_k", "text_encoder_2": "gguf-q8_0"}
-COLUMNS: dict[str, Mapping[str, str] | None] = {"bfloat16": None, "GGUF Q8_0": QUANTISED, "GGUF Q4_K": FOUR_BITS}
-# Budgets that are tried, in GiB: with less than the largest, blocks are copied in every step.
-STEP, LARGEST = 0.5, 64.0
+COLUMNS: dict[str, Mapping[str, str] | None] = {"bfloat16": None, "GGUF Q4_K": FOUR_BITS}
+# In GiB; everything stays on a card of the larger number.
+STEP, LARGEST = 0.5, 96.0
 
 
 def _plan(name: str | None, budget: float, quantization: Mapping[str, str] | None) -> VRAMPlan:
@@ -42,15 +43,9 @@ def smallest(name: str | None, quantization: Mapping[str, str] | None) -> float:
 
 def recommended(name: str | None, quantization: Mapping[str, str] | None) -> float:
     """Return the smallest budget, in steps of half a GiB, at which a step copies no weights to the card."""
-    low, high = 1, int(LARGEST / STEP)
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            fits = _plan(name, middle * STEP, quantization).streamed_gib == 0
-        except VRAMBudgetError:
-            fits = False
-        low, high = (low, middle) if fits else (middle + 1, high)
-    return low * STEP
+    loop = _plan(name, LARGEST, quantization).phase("loop")
+    needed = (loop.weights + loop.activations + MARGIN_BYTES) / (1 - MARGIN_SHARE) / GIB
+    return math.ceil(needed / STEP) * STEP
 
 
 def table() -> str:
