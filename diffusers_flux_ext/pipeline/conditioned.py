@@ -39,7 +39,7 @@ from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.apply import VRAMBudgetMixin
-from .call_checks import check_arguments
+from .call_checks import check_arguments, check_storage
 from .call_inputs import (
     PromptInputs,
     canvas_size,
@@ -55,12 +55,15 @@ from .call_inputs import (
 from .components import share_components
 from .concurrent import may_run_at_once
 from .loop import DenoisingLoopMixin
+from .single_file import SingleFilePipelineMixin
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
-class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline):
+class FluxConditionedPipeline(
+    SingleFilePipelineMixin, FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline
+):
     r"""FLUX.1 with any set of conditions in one denoising loop.
 
     Without conditions it computes what [`~diffusers.FluxPipeline`] computes, and with `image` what
@@ -272,6 +275,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         # Asking for the device walks through every module of the pipeline.
         device = self._execution_device
         check_caches(self.transformer, guided)
+        check_storage(self.transformer)
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
         if guided:
