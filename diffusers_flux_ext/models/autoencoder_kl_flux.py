@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,13 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..checkpoints.hub import HUB_ARGUMENTS, local_file
+from ..checkpoints.key_tables import build_weights
+from ..checkpoints.messages import naming
+from ..checkpoints.modules import fill_module, read_tensors
+from ..checkpoints.sizes import build_empty
 from ..checkpoints.stock_config import StockConfigMixin
+from ..checkpoints.vae_layouts import infer_vae_config, plan_vae
 from .tiling import TileGrid
 
 
@@ -103,6 +111,58 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         super().__init__(**arguments)
         self.hand_on_defaults()
         self._set_tiles(DEFAULT_TILE_SIZE, None, ramp_picture_borders=False)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | Path | Mapping[str, torch.Tensor],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        config: str | Path | None = None,
+        subfolder: str | None = None,
+        **overrides: Any,
+    ) -> AutoencoderKLFlux:
+        """Make a VAE from one file in any published layout: that of Black Forest Labs, of ComfyUI or of diffusers.
+
+        Unlike the base class it needs no config from the Hub: the sizes follow from the shapes.
+
+        Args:
+            pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
+                A safetensors file such as `ae.safetensors`, a pickle of tensors, a link to one on the Hub, or a state
+                dict.
+            torch_dtype (`torch.dtype`, *optional*): Data type of the model; the file's by default.
+            device (`str` or `torch.device`, *optional*): Device of the model; the CPU by default.
+            dtype (`torch.dtype`, *optional*): The newer name of `torch_dtype`.
+            config (`str` or `Path`, *optional*): A folder or repository whose config replaces the inferred one.
+            subfolder (`str`, *optional*): The config's subfolder, such as `"vae"`.
+            overrides:
+                Arguments of the constructor that replace inferred ones, `norm_num_groups` where it is not 32; and
+                `cache_dir`, `force_download`, `local_files_only`, `token` and `revision` for links.
+
+        Returns:
+            `AutoencoderKLFlux` in eval mode.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds something else.
+        """
+        hub = {name: overrides.pop(name) for name in HUB_ARGUMENTS if name in overrides}
+        source = pretrained_model_link_or_path_or_dict
+        if not isinstance(source, Mapping):
+            source = local_file(source, hub)
+        if config is not None:
+            hub.pop("revision", None)
+            loaded = cls.load_config(config, subfolder=subfolder, **hub)
+            overrides = {name: value for name, value in loaded.items() if not name.startswith("_")} | overrides
+        with naming(source):
+            tensors = read_tensors(source)
+            plan = plan_vae({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+            model = build_empty(cls, {**infer_vae_config(plan), **overrides})
+            wanted = {key: weight.shape for key, weight in model.state_dict().items()}
+            weights = build_weights(plan, wanted, tensors.__getitem__)
+            return fill_module(model, weights, dtype or torch_dtype, device)
 
     @property
     def cell_size(self) -> int:

@@ -1,0 +1,204 @@
+"""From files to the components of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
+from diffusers.utils import logging
+
+from ..checkpoints.messages import naming
+from ..methods.attribute_control.encoder import AttributeValueEncoder
+from ..methods.control.model import FluxExtControlNetModel
+from ..methods.infinite_you.projector import InfiniteYouImageProjector
+from ..methods.ip_adapter.model import FluxIPAdapter
+from ..methods.lora_encoder.model import FluxLoRAEncoder
+from ..methods.lora_fusion.gates import FluxLoRAFusion
+from ..methods.nexus_gen.adapter import NexusGenAdapter
+from ..methods.nexus_gen.decoder import load_nexus_gen_decoder
+from ..methods.nexus_gen.language_model import NexusGenModel
+from ..methods.redux.checkpoint import load_redux_embedder
+from ..methods.step1x_edit.connector import Step1XConnector
+from ..models.autoencoder_kl_flux import AutoencoderKLFlux
+from ..models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
+from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from .files import Part, recognise
+from .inputs import load_state_dict
+from .model_config import ModelConfig
+
+
+logger = logging.get_logger(__name__)
+
+Components = dict[str, Any]
+"""Models by the names of the pipeline's components."""
+
+_SEVERAL = ("controlnet", "value_encoder", "vision")
+
+
+def _one(component: str, load: Callable[..., Any]) -> Callable[[Part, torch.dtype], Components]:
+    return lambda part, dtype: {component: load(part.state_dict, torch_dtype=dtype)}
+
+
+def _step1x(part: Part, dtype: torch.dtype) -> Components:
+    weights = part.state_dict
+    return {
+        "connector": Step1XConnector.from_single_file(weights, torch_dtype=dtype),
+        "transformer": FluxExtTransformer2DModel.from_single_file(weights, torch_dtype=dtype),
+    }
+
+
+def _nexus_decoder(part: Part, dtype: torch.dtype) -> Components:
+    transformer, adapter = load_nexus_gen_decoder(part.state_dict, torch_dtype=dtype)
+    name = "generation_adapter" if isinstance(adapter, NexusGenAdapter) else "editing_adapter"
+    return {name: adapter, "transformer": transformer}
+
+
+def _values(part: Part, dtype: torch.dtype) -> Components:
+    # Several files become one encoder when all are there.
+    return {"value_encoder": (Path(part.source).stem, part.state_dict, dtype)}
+
+
+def _siglip(part: Part, dtype: torch.dtype) -> Components:
+    whole = any(key.startswith("text_model.") for key in part.state_dict)
+    return {"vision": ("whole" if whole else "tower", load_siglip(part.state_dict, torch_dtype=dtype))}
+
+
+LOADERS: Mapping[str, Callable[[Part, torch.dtype], Components]] = {
+    "ipadapter": _one("ip_adapter", FluxIPAdapter.from_single_file),
+    "image_proj_model": _one("image_projector", InfiniteYouImageProjector.from_single_file),
+    "controlnet": _one("controlnet", FluxExtControlNetModel.from_single_file),
+    "lora_encoder": _one("lora_encoder", FluxLoRAEncoder.from_single_file),
+    "lora_patcher": _one("lora_fusion", FluxLoRAFusion.from_single_file),
+    "value_controller": _values,
+    "flux_redux_image_embedder": _one("image_embedder", load_redux_embedder),
+    "nexus_gen": lambda part, dtype: {"mllm": _nexus_model(part, dtype)},
+    "qwenvl": _one("mllm", load_qwen_vl),
+    "nexus_decoder": _nexus_decoder,
+    "step1x": _step1x,
+    "dit": _one("transformer", FluxExtTransformer2DModel.from_single_file),
+    "siglip": _siglip,
+    "text_encoder_1": _one("text_encoder", load_clip_text),
+    "text_encoder_2": _one("text_encoder_2", load_t5_encoder),
+    "vae": _one("vae", AutoencoderKLFlux.from_single_file),
+}
+"""By kind of file, what makes the pipeline's components of it."""
+
+
+def _nexus_model(part: Part, dtype: torch.dtype) -> Any:
+    number = part.state_dict["image_prefill_embeds.weight"].shape[0]
+    return load_qwen_vl(part.state_dict, torch_dtype=dtype, model_class=NexusGenModel, num_image_tokens=number)
+
+
+@dataclass
+class Loaded:
+    """What the files hold.
+
+    Attributes:
+        components (`dict[str, Any]`): Models by the names of the pipeline's components.
+        configs (`dict[str, ModelConfig]`): Where each came from.
+    """
+
+    components: Components = field(default_factory=dict)
+    configs: dict[str, ModelConfig] = field(default_factory=dict)
+
+
+def load_parts(state_dict: Mapping[str, Any], source: str, dtype: torch.dtype) -> list[Components]:
+    """Load the models of one file.
+
+    Args:
+        state_dict (`Mapping[str, Any]`): Its tensors.
+        source (`str`): The file, for errors.
+        dtype (`torch.dtype`): Data type of the models.
+
+    Returns:
+        `list[dict[str, Any]]`: for each part of the file, models by component.
+
+    Raises:
+        ValueError: if it holds something else, or tensors are missing or left over.
+    """
+    with naming(source):
+        return [LOADERS[part.kind.name](part, dtype) for part in recognise(state_dict, source)]
+
+
+def load_models(configs: Sequence[ModelConfig], dtype: torch.dtype) -> Loaded:
+    """Load all files of a pipeline.
+
+    Args:
+        configs (`Sequence[ModelConfig]`): The files; the order of ControlNets and of values is that of these.
+        dtype (`torch.dtype`): Data type of the models, unless a config has another `computation_dtype`.
+
+    Returns:
+        `Loaded`
+
+    Raises:
+        TypeError: if there is anything but a `ModelConfig`.
+        ValueError: if a file is not known or not whole, or a config asks for what does not exist here.
+    """
+    loaded, several = Loaded(), {name: [] for name in _SEVERAL}  # type: ignore[var-annotated]
+    for config in configs:
+        _check(config)
+        source, state_dict = _read(config)
+        for components in load_parts(state_dict, source, _dtype(config, dtype)):
+            for name, model in components.items():
+                if name in several:
+                    several[name].append(model)
+                    loaded.configs.setdefault(name, config)
+                elif name in loaded.components:
+                    logger.warning(f"`{source}` holds a second {name}; the first one is used, as in DiffSynth-Studio.")
+                else:
+                    loaded.components[name], loaded.configs[name] = model, config
+    _join(loaded, several)
+    return loaded
+
+
+def _check(config: Any) -> None:
+    if not isinstance(config, ModelConfig):
+        raise TypeError(
+            f"`model_configs` holds a {type(config).__name__}; expected `ModelConfig` of "
+            f"`diffusers_flux_ext.diffsynth`. Import it from there, too."
+        )
+    if config.clear_parameters:
+        raise ValueError("`clear_parameters` of ModelConfig drops weights for split training, which is not done here.")
+    if config.quantize is not None:
+        raise ValueError(
+            "`quantize` of ModelConfig is not translated. Quantise the native pipeline: "
+            "`FluxExtTransformer2DModel.from_single_file(file, quantization_config=...)`, see docs/migration.md."
+        )
+
+
+def _dtype(config: ModelConfig, dtype: torch.dtype) -> torch.dtype:
+    given = config.computation_dtype
+    return given if isinstance(given, torch.dtype) else dtype
+
+
+def _read(config: ModelConfig) -> tuple[str, Mapping[str, Any]]:
+    if config.state_dict is not None:
+        name = config.path if isinstance(config.path, str) else config.model_id
+        return name or "`state_dict` of ModelConfig", config.state_dict
+    config.download_if_necessary()
+    files = config.weight_files()
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more", load_state_dict(files)
+
+
+def _join(loaded: Loaded, several: Mapping[str, list[Any]]) -> None:
+    """Put ControlNets, values and vision models, of which there may be several, where the pipeline has them."""
+    made = loaded.components
+    if several["controlnet"]:
+        made["controlnet"] = FluxMultiControlNetModel(several["controlnet"])
+    if several["value_encoder"]:
+        sources: dict[str, Any] = {}
+        for stem, state_dict, _ in several["value_encoder"]:
+            sources[stem if stem not in sources else f"{stem}_{len(sources)}"] = state_dict
+        dtype = several["value_encoder"][0][2]
+        made["value_encoder"] = AttributeValueEncoder.from_single_file(sources, torch_dtype=dtype)
+    towers = several["vision"]
+    if not towers:
+        return
+    whole = [model for kind, model in towers if kind == "whole"] + [model for kind, model in towers if kind == "tower"]
+    alone = [model for kind, model in towers if kind == "tower"] + [model for kind, model in towers if kind == "whole"]
+    # The IP-Adapter was published with a whole SigLIP, Redux with its vision model; both are the same model.
+    made["image_encoder"], made["redux_encoder"] = whole[0], alone[0]
