@@ -117,6 +117,7 @@ class FluxImagePipeline:
             is_nexus = isinstance(parts["mllm"], NexusGenModel)
             config = nexus_gen_processor_config if is_nexus else step1x_processor_config
             pipe._processor = _folder_of(QwenVLProcessor, config)
+            adopt_token_ids(parts["mllm"], pipe._processor)
         stages = {name: config.vram_config() for name, config in loaded.configs.items() if name in parts}
         arguments = vram_arguments(stages, vram_limit, torch_dtype, device)
         if arguments is None:
@@ -373,6 +374,27 @@ NATIVE = {
     "flux_redux_image_embedder": "image_embedder",
 }
 """Attributes that are the native pipeline's modules themselves, and their names there."""
+
+
+TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def adopt_token_ids(model: Any, processor: QwenVLProcessor) -> None:
+    """Let a language model that was loaded without its config know the tokens of images as its tokenizer has them.
+
+    Args:
+        model (`Qwen2_5_VLForConditionalGeneration`): The model, whose config is set.
+        processor ([`QwenVLProcessor`]): Its processor.
+    """
+    for name, token in TOKENS.items():
+        number = processor.tokenizer.convert_tokens_to_ids(token)
+        if number is not None:
+            setattr(model.config, name, number)
 
 
 def _tokenizer(kind: Any, config: ModelConfig | None, encoder: Any) -> Any:

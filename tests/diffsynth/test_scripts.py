@@ -1,0 +1,42 @@
+"""The published scripts' calls, with the same text: as it is with the reference, after one changed line with ours."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fixtures.diffsynth_reference import reference_loader
+from tests.fixtures.diffsynth_scripts import (
+    ScriptRun,
+    TheirFaces,
+    changed,
+    faces,
+    run_script,
+    watch_ours,
+    watch_reference,
+)
+from tests.parity.reference.insert_anything import opencv
+
+
+SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.py"))
+TOLERANCE = 1e-3
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_draws_what_the_reference_draws(script, downloaded, monkeypatch, tmp_path):
+    text = script.read_text()
+    assert changed(text) != text
+    ours, theirs = ScriptRun(), ScriptRun()
+    with monkeypatch.context() as patched, faces(patched):
+        watch_ours(patched, ours)
+        run_script(changed(text), tmp_path, ours)
+    with monkeypatch.context() as patched, reference_loader(downloaded, patched, TheirFaces()), opencv():
+        watch_reference(patched, theirs)
+        run_script(text, tmp_path, theirs)
+    assert len(ours.floats) == len(theirs.floats) > 0
+    for one, other in zip(ours.floats, theirs.floats):
+        torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0)
+    assert ours.images.keys() == theirs.images.keys()
+    for name, image in ours.images.items():
+        assert np.abs(image.astype(int) - theirs.images[name]).max() <= 1, name
