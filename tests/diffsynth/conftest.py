@@ -1,6 +1,5 @@
 """A folder of stand-ins for all tests of scripts written for DiffSynth-Studio."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def downloaded(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def downloaded(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The environment of a script: models are there, nothing is downloaded, and it writes into a folder of its own."""
     monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(models))
     monkeypatch.setenv("DIFFSYNTH_SKIP_DOWNLOAD", "True")
     monkeypatch.chdir(tmp_path)
-    yield models
+    return models

@@ -21,6 +21,14 @@ from tests.parity.reference.insert_anything import opencv
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.py"))
 TOLERANCE = 1e-3
+DIFFERENCES = {
+    "controlnet_upscaler": (
+        "the reference's tiles are of image pixels in its encoder, of latent cells in its decoder and transformer; "
+        "smaller images than a tile raise, and conditions are dropped in tiles of the transformer",
+        lambda text: text.replace("tiled=True", "tiled=False"),
+    ),
+}
+"""By script, why the images differ, and the change after which the reference draws ours."""
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -33,7 +41,8 @@ def test_a_script_draws_what_the_reference_draws(script, downloaded, monkeypatch
         run_script(changed(text), tmp_path, ours)
     with monkeypatch.context() as patched, reference_loader(downloaded, patched, TheirFaces()), opencv():
         watch_reference(patched, theirs)
-        run_script(text, tmp_path, theirs)
+        _, change = DIFFERENCES.get(script.stem, ("", str))
+        run_script(change(text), tmp_path, theirs)
     assert len(ours.floats) == len(theirs.floats) > 0
     for one, other in zip(ours.floats, theirs.floats):
         torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0)

@@ -8,7 +8,12 @@ pipe = FluxImagePipeline.from_pretrained(
     torch_dtype=torch.float32,
     device="cpu",
     model_configs=[
-        ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="flux1-dev.safetensors"),
+        ModelConfig(
+            model_id="black-forest-labs/FLUX.1-dev",
+            origin_file_pattern="flux1-dev.safetensors",
+            offload_dtype=torch.float32,
+            offload_device="cpu",
+        ),
         ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="text_encoder/model.safetensors"),
         ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="text_encoder_2/*.safetensors"),
         ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="ae.safetensors"),
@@ -16,6 +21,7 @@ pipe = FluxImagePipeline.from_pretrained(
             model_id="DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev", origin_file_pattern="model.safetensors"
         ),
     ],
+    vram_limit=8,
 )
 for name in ("lora_1", "lora_2"):
     pipe.load_lora(
