@@ -62,6 +62,7 @@ def load_transformers_model(
     check_floating({key: weight.dtype for key, weight in weights.items()})
     if any(weight.is_meta for weight in weights.values()):
         empty.load_state_dict(weights, assign=True)
+        empty.tie_weights()
         return empty.eval()
     copies = {key: weight.to(dtype=dtype, copy=True) for key, weight in weights.items()}
     kept = dtype or next(iter(copies.values())).dtype

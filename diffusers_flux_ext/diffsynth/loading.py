@@ -57,14 +57,44 @@ def _nexus_decoder(part: Part, dtype: torch.dtype) -> Components:
     return {name: adapter, "transformer": transformer}
 
 
+@dataclass(frozen=True)
+class ValueFile:
+    """The file of one attribute, which becomes a part of one encoder when all are there.
+
+    Attributes:
+        attribute (`str`): The file's name without its suffix.
+        state_dict (`Mapping[str, Any]`): Its tensors.
+        dtype (`torch.dtype`): Data type of the encoder.
+    """
+
+    attribute: str
+    state_dict: Mapping[str, Any]
+    dtype: torch.dtype
+
+    def model(self, *others: ValueFile) -> AttributeValueEncoder:
+        """Make the encoder of this attribute and of those of other files."""
+        sources: dict[str, Any] = {}
+        for each in (self, *others):
+            name = each.attribute if each.attribute not in sources else f"{each.attribute}_{len(sources)}"
+            sources[name] = each.state_dict
+        return AttributeValueEncoder.from_single_file(sources, torch_dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class VisionFile:
+    """SigLIP's vision model, and whether it was part of a whole SigLIP."""
+
+    model: Any
+    is_whole: bool
+
+
 def _values(part: Part, dtype: torch.dtype) -> Components:
-    # Several files become one encoder when all are there.
-    return {"value_encoder": (Path(part.source).stem, part.state_dict, dtype)}
+    return {"value_encoder": ValueFile(Path(part.source).stem, part.state_dict, dtype)}
 
 
 def _siglip(part: Part, dtype: torch.dtype) -> Components:
     whole = any(key.startswith("text_model.") for key in part.state_dict)
-    return {"vision": ("whole" if whole else "tower", load_siglip(part.state_dict, torch_dtype=dtype))}
+    return {"vision": VisionFile(load_siglip(part.state_dict, torch_dtype=dtype), whole)}
 
 
 LOADERS: Mapping[str, Callable[[Part, torch.dtype], Components]] = {
@@ -190,15 +220,9 @@ def _join(loaded: Loaded, several: Mapping[str, list[Any]]) -> None:
     if several["controlnet"]:
         made["controlnet"] = FluxMultiControlNetModel(several["controlnet"])
     if several["value_encoder"]:
-        sources: dict[str, Any] = {}
-        for stem, state_dict, _ in several["value_encoder"]:
-            sources[stem if stem not in sources else f"{stem}_{len(sources)}"] = state_dict
-        dtype = several["value_encoder"][0][2]
-        made["value_encoder"] = AttributeValueEncoder.from_single_file(sources, torch_dtype=dtype)
-    towers = several["vision"]
-    if not towers:
-        return
-    whole = [model for kind, model in towers if kind == "whole"] + [model for kind, model in towers if kind == "tower"]
-    alone = [model for kind, model in towers if kind == "tower"] + [model for kind, model in towers if kind == "whole"]
-    # The IP-Adapter was published with a whole SigLIP, Redux with its vision model; both are the same model.
-    made["image_encoder"], made["redux_encoder"] = whole[0], alone[0]
+        first, *others = several["value_encoder"]
+        made["value_encoder"] = first.model(*others)
+    if several["vision"]:
+        # The IP-Adapter was published with a whole SigLIP, Redux with its vision model; both are the same model.
+        made["image_encoder"] = max(several["vision"], key=lambda each: each.is_whole).model
+        made["redux_encoder"] = min(several["vision"], key=lambda each: each.is_whole).model
