@@ -5,6 +5,7 @@
 See `docs/migration.md`.
 """
 
+from .annotator import Annotator
 from .inputs import ControlNetInput, load_state_dict
 from .model_config import ModelConfig
 from .older import ControlNetConfigUnit, ModelManager
@@ -12,6 +13,7 @@ from .pipeline import FluxImagePipeline
 
 
 __all__ = [
+    "Annotator",
     "ControlNetConfigUnit",
     "ControlNetInput",
     "FluxImagePipeline",

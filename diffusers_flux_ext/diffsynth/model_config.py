@@ -143,7 +143,7 @@ computation_device, computation_dtype (*optional*):
         patterns = self._patterns()
         present = [name for pattern in patterns for name in glob.glob(pattern, root_dir=folder)]
         if source == "huggingface":
-            snapshot_download(self.model_id, local_dir=folder, allow_patterns=patterns, ignore_patterns=present)
+            snapshot_download(str(self.model_id), local_dir=folder, allow_patterns=patterns, ignore_patterns=present)
             return
         try:
             modelscope = importlib.import_module("modelscope")
