@@ -134,8 +134,11 @@ def _scheduled(pipe: Any, shift: float | None) -> Any:
 def _noise(pipe: Any, call: Mapping[str, Any]) -> torch.Tensor:
     """Draw the noise as the reference: in float32, on `rand_device`, from the global generator without a seed."""
     device, shape = call["rand_device"], (1, LATENT_CHANNELS, call["height"] // 8, call["width"] // 8)
-    generator = None if call["seed"] is None else torch.Generator(device).manual_seed(call["seed"])
-    noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+    try:
+        generator = None if call["seed"] is None else torch.Generator(device).manual_seed(call["seed"])
+        noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+    except RuntimeError as error:
+        raise ValueError(f"`rand_device` is {device!r}, where no noise can be drawn: {error}") from error
     return pack_latents(noise).to(dtype=pipe.transformer.dtype)
 
 

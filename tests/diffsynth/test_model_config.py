@@ -45,13 +45,19 @@ def test_a_folder_gives_its_weights(base):
     assert [file.rpartition("/")[2] for file in config.weight_files()] == ["a-1.safetensors", "a-2.safetensors"]
     several = local(origin_file_pattern="text/*")
     found(several)
-    assert [file.rpartition("/")[2] for file in several.weight_files()] == ["a-1.safetensors", "a-2.safetensors", "b.bin"]
+    assert [file.rpartition("/")[2] for file in several.weight_files()] == [
+        "a-1.safetensors",
+        "a-2.safetensors",
+        "b.bin",
+    ]
 
 
 def test_the_environment_names_the_folder_first(base, monkeypatch):
     (base / "models").rename(base / "elsewhere")
     monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(base / "elsewhere"))
-    assert found(local(origin_file_pattern="one.safetensors", local_model_path="x")).startswith(str(base / "elsewhere"))
+    assert found(local(origin_file_pattern="one.safetensors", local_model_path="x")).startswith(
+        str(base / "elsewhere")
+    )
     monkeypatch.delenv("DIFFSYNTH_MODEL_BASE_PATH")
     assert found(local(origin_file_pattern="one.safetensors", local_model_path="elsewhere")).startswith("elsewhere/")
 
@@ -76,7 +82,7 @@ def test_a_download_leaves_out_what_is_there(base, monkeypatch, source):
     monkeypatch.setattr(model_config, "snapshot_download", lambda *args, **kwargs: calls.append((args, kwargs)))
     monkeypatch.setenv("DIFFSYNTH_DOWNLOAD_SOURCE", source)
     found(ModelConfig(model_id="owner/name", origin_file_pattern="text/*.safetensors"))
-    ((name,), options), = calls
+    (((name,), options),) = calls
     assert name == "owner/name"
     assert options["local_dir"] == "./models/owner/name"
     assert options["allow_patterns"] == ["text/*.safetensors"]
