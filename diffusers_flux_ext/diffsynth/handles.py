@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._compat import offloading_suspended
 from ..checkpoints.key_tables import build_weights
 from ..checkpoints.layouts import TensorRecipe, plan_transformer_conversion
 from ..checkpoints.messages import list_keys
@@ -15,6 +16,7 @@ from ..checkpoints.modules import check_floating
 from ..checkpoints.text_encoders import plan_clip_text, plan_t5
 from ..checkpoints.vae_layouts import plan_vae_half
 from ..models.text_encoders import EMBEDDING
+from ..offload.blocks import FP8
 
 
 Plan = Callable[[Mapping[str, tuple[int, ...]]], dict[str, TensorRecipe]]
@@ -25,14 +27,16 @@ class ModuleHandle:
 
     Args:
         name (`str`): The attribute, such as `"dit"`.
-        native (`str`): The component of the native pipeline that it stands for.
-        module (`torch.nn.Module`): The model, which has diffusers' or transformers' key names.
+        pipe (`DiffusionPipeline`): The native pipeline.
+        native (`str`): The component of it that the handle stands for, with diffusers' or transformers' key names.
         plan (`Callable`): Plans how a state dict in any layout becomes the model's.
         part (`str`, *optional*): Beginning of the keys that belong to it.
     """
 
-    def __init__(self, name: str, native: str, module: nn.Module, plan: Plan, part: str = "") -> None:
-        self.name, self.native, self.module = name, native, module
+    def __init__(self, name: str, pipe: Any, native: str, plan: Plan, part: str = "") -> None:
+        self.name, self.native = name, native
+        self.module: nn.Module = getattr(pipe, native)
+        self._pipe = pipe
         self._plan, self._part = plan, part
 
     def load_state_dict(
@@ -63,7 +67,17 @@ class ModuleHandle:
                 f"of another shape {list_keys(wrong) or 'none'}."
             )
         check_floating({key: tensor.dtype for key, tensor in weights.items()})
-        with torch.no_grad():
+        self._copy(weights)
+
+    def _copy(self, weights: Mapping[str, torch.Tensor]) -> None:
+        stored = sorted({str(weight.dtype) for weight in self.parameters() if weight.dtype in FP8})
+        if stored:
+            raise ValueError(
+                f"`pipe.{self.name}` is stored in {stored} under a VRAM budget, which rounds what is copied into it. "
+                f"Give the weights as `ModelConfig(state_dict=...)` in `model_configs`."
+            )
+        with offloading_suspended(self._pipe), torch.no_grad():
+            own = dict(self._own())
             for key, tensor in weights.items():
                 own[key].copy_(tensor)
 
@@ -112,5 +126,4 @@ HANDLES: Mapping[str, tuple[str, Plan, str]] = {
 def handle(native: Any, name: str) -> ModuleHandle | None:
     """Return the handle of an attribute, or `None` where the model is not loaded."""
     component, plan, part = HANDLES[name]
-    module = getattr(native, component)
-    return None if module is None else ModuleHandle(name, component, module, plan, part)
+    return None if getattr(native, component) is None else ModuleHandle(name, native, component, plan, part)

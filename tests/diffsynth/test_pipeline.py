@@ -163,12 +163,24 @@ class TestMemory:
         pipe.load_lora(pipe.dit, state_dict=lora())
         assert differ(draw(pipe), draw(shared_base()))
 
+    def test_weights_under_a_budget(self, downloaded):
+        first, *others = base()
+        pipe = load(config(DEV, "flux1-dev.safetensors", **OFFLOAD), *others, vram_limit=4)
+        tuned = randomise(type(dit())(**{**dit().config}), 21).state_dict()
+        pipe.dit.load_state_dict(tuned)
+        other = shared_base()
+        other.dit.load_state_dict(tuned)
+        assert pipe.vram_management_enabled
+        assert (draw(pipe) == draw(other)).all()
+
     def test_eight_bits_are_stored(self, downloaded):
         first, *others = base()
         first = config(DEV, "flux1-dev.safetensors", offload_dtype=torch.float8_e4m3fn, offload_device="cpu")
         pipe = load(first, *others, vram_limit=4)
         weight = pipe.native.transformer.transformer_blocks[0].attn.to_q.weight
         assert weight.dtype == torch.float8_e4m3fn
+        with pytest.raises(ValueError, match=r"`pipe\.dit` is stored in \['torch\.float8_e4m3fn'\]"):
+            pipe.dit.load_state_dict(dit().state_dict())
         assert np.abs(draw(pipe) - draw(shared_base())).mean() < 20
 
     def test_no_budget_without_both_fields(self, downloaded):
