@@ -25,6 +25,7 @@ from ..methods.references.condition import ReferenceImages
 from ..methods.step1x_edit.condition import Step1XInstruction
 from .blank_fill import BlankFill
 from .controls import listed, residual_conditions
+from .loras import lora_source
 from .model_config import ModelConfig
 
 
@@ -148,8 +149,7 @@ def _lora_embedding(pipe: Any, call: Given) -> list[FluxCondition]:
     loras: list[Any] = []
     for each in listed(call["lora_encoder_inputs"]):
         config = ModelConfig(path=each) if isinstance(each, str) else each
-        config.download_if_necessary()
-        loras.append(config.path if config.state_dict is None else config.state_dict)
+        loras.append(lora_source(config))
     scale = call["lora_encoder_scale"]
     return [LoRAEmbedding(pipe.lora_encoder, loras, 1.0 if scale is None else scale)]
 

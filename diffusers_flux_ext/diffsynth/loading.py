@@ -129,7 +129,8 @@ class Loaded:
 
     Attributes:
         components (`dict[str, Any]`): Models by the names of the pipeline's components.
-        configs (`dict[str, ModelConfig]`): Where each came from.
+        configs (`dict[str, ModelConfig]`):
+            Where each came from; those of which there may be several are numbered, as in `"controlnet.0"`.
     """
 
     components: Components = field(default_factory=dict)
@@ -175,8 +176,8 @@ def load_models(configs: Sequence[ModelConfig], dtype: torch.dtype) -> Loaded:
         for components in load_parts(state_dict, source, _dtype(config, dtype)):
             for name, model in components.items():
                 if name in several:
+                    loaded.configs[f"{name}.{len(several[name])}"] = config
                     several[name].append(model)
-                    loaded.configs.setdefault(name, config)
                 elif name in loaded.components:
                     logger.warning(f"`{source}` holds a second {name}; the first one is used, as in DiffSynth-Studio.")
                 else:
@@ -226,3 +227,24 @@ def _join(loaded: Loaded, several: Mapping[str, list[Any]]) -> None:
         # The IP-Adapter was published with a whole SigLIP, Redux with its vision model; both are the same model.
         made["image_encoder"] = max(several["vision"], key=lambda each: each.is_whole).model
         made["redux_encoder"] = min(several["vision"], key=lambda each: each.is_whole).model
+
+
+def vram_configs(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """Return the fields of VRAM management by the names that a VRAM plan gives the models.
+
+    Args:
+        loaded (`Loaded`): The models and where they came from.
+
+    Returns:
+        `dict[str, dict[str, Any]]`
+    """
+    fields: dict[str, dict[str, Any]] = {}
+    for name, config in loaded.configs.items():
+        component = name.partition(".")[0]
+        names = {"vision": ("image_encoder", "redux_encoder"), "controlnet": (name,)}.get(component, (component,))
+        for each in names:
+            fields.setdefault(each, config.vram_config())
+    if loaded.components.get("image_encoder") is loaded.components.get("redux_encoder"):
+        # A model with two names is planned once.
+        fields.pop("redux_encoder", None)
+    return fields

@@ -52,7 +52,7 @@ class LoRAMixin:
         if not isinstance(module, ModuleHandle) or module.native != "transformer":
             named = f"`pipe.{module.name}`" if isinstance(module, ModuleHandle) else f"a {type(module).__name__}"
             raise TypeError(f"`module` is {named}; LoRAs are loaded into `pipe.dit`, text encoders' parts included.")
-        source = _lora_source(lora_config) if state_dict is None else dict(state_dict)
+        source = lora_source(lora_config) if state_dict is None else dict(state_dict)
         name = load_lora(self.native, source, weight=alpha)
         if hotload is not False:
             self._loras.append(name)
@@ -81,7 +81,7 @@ class LoRAMixin:
         Raises:
             LoRAError: if it is not a timestep LoRA.
         """
-        load_timestep_lora(self.native, _lora_source(lora_config), strength=alpha)
+        load_timestep_lora(self.native, lora_source(lora_config), strength=alpha)
 
     def enable_lora_merger(self) -> None:
         """Weigh LoRAs by the gates of LoRA-Fusion, with or without VRAM management.
@@ -94,7 +94,18 @@ class LoRAMixin:
         enable_lora_fusion(self.native.transformer, self.native.lora_fusion)
 
 
-def _lora_source(config: ModelConfig | str | None) -> Any:
+def lora_source(config: ModelConfig | str | None) -> Any:
+    """Return what [`~diffusers_flux_ext.load_lora`] reads for a file or a config, downloaded if it has to be.
+
+    Args:
+        config (`ModelConfig` or `str`, *optional*): The file.
+
+    Returns:
+        `str`, `list[str]` or `Mapping[str, torch.Tensor]`
+
+    Raises:
+        TypeError: if there is none.
+    """
     if config is None:
         raise TypeError("`lora_config` is None; give a file, a `ModelConfig`, or `state_dict`.")
     if not isinstance(config, ModelConfig):

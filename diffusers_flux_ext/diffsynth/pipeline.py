@@ -15,7 +15,7 @@ from ..methods.nexus_gen.language_model import NexusGenModel
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 from .attributes import AttributesMixin
 from .inputs import ControlNetInput
-from .loading import load_models
+from .loading import load_models, vram_configs
 from .loras import LoRAMixin
 from .model_config import ModelConfig
 from .native import TranslatedPipeline
@@ -105,8 +105,7 @@ class FluxImagePipeline(LoRAMixin, AttributesMixin):
             config = nexus_gen_processor_config if is_nexus else step1x_processor_config
             pipe._processor = load_folder(QwenVLProcessor, config)
             adopt_token_ids(parts["mllm"], pipe._processor)
-        stages = {name: config.vram_config() for name, config in loaded.configs.items() if name in parts}
-        arguments = vram_arguments(stages, vram_limit, torch_dtype, device)
+        arguments = vram_arguments(vram_configs(loaded), vram_limit, torch_dtype, device)
         if arguments is None:
             pipe.native.to(device)
         else:

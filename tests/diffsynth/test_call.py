@@ -33,7 +33,7 @@ ENCODER = [("DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev", "model.safetensors")]
 TOWERS = [key for key in FILES if key[0] == REDUX]
 FILL = ("black-forest-labs/FLUX.1-Fill-dev", "flux1-fill-dev.safetensors")
 FLEX = ("ostris/Flex.2-preview", "Flex.2-preview.safetensors")
-LORA = "DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev"
+LORA = "VoidOc/flux_animal_forest1"
 
 
 def net(**fields):
@@ -114,7 +114,7 @@ def small(downloaded, monkeypatch):
 
 def with_files(value, root):
     if value == LORA:
-        return str(root / LORA / "lora_1.safetensors")
+        return str(root / LORA / "20.safetensors")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Insert-Anything: Fill, Redux and a LoRA, without the text encoders."""
+"""Insert-Anything: Fill, Redux and a LoRA."""
 
 import torch
 from diffsynth.pipelines.flux_image import FluxImagePipeline, ModelConfig
@@ -10,7 +10,11 @@ pipe = FluxImagePipeline.from_pretrained(
     device="cpu",
     model_configs=[
         ModelConfig(model_id="black-forest-labs/FLUX.1-Fill-dev", origin_file_pattern="flux1-fill-dev.safetensors"),
-        ModelConfig(model_id="black-forest-labs/FLUX.1-dev", origin_file_pattern="ae.safetensors"),
+        ModelConfig(
+            model_id="black-forest-labs/FLUX.1-Fill-dev", origin_file_pattern="text_encoder/model.safetensors"
+        ),
+        ModelConfig(model_id="black-forest-labs/FLUX.1-Fill-dev", origin_file_pattern="text_encoder_2/*.safetensors"),
+        ModelConfig(model_id="black-forest-labs/FLUX.1-Fill-dev", origin_file_pattern="ae.safetensors"),
         ModelConfig(
             model_id="black-forest-labs/FLUX.1-Redux-dev", origin_file_pattern="image_encoder/model.safetensors"
         ),
@@ -23,7 +27,7 @@ pipe = FluxImagePipeline.from_pretrained(
 pipe.load_lora(
     pipe.dit,
     ModelConfig(
-        model_id="WensongSong/Insert-Anything",
+        model_id="HuanJue/Insert-Anything",
         origin_file_pattern="20250321_steps5000_pytorch_lora_weights.safetensors",
     ),
 )
@@ -34,7 +38,6 @@ reference = Image.linear_gradient("L").resize((80, 100)).convert("RGB")
 reference_mask = Image.new("L", (80, 100))
 reference_mask.paste(255, (20, 20, 60, 80))
 image = pipe(
-    prompt="",
     insert_anything_source_image=source,
     insert_anything_source_mask=source_mask,
     insert_anything_ref_image=reference,

@@ -15,7 +15,7 @@ pipe = FluxImagePipeline.from_pretrained(
         ModelConfig(model_id="DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev", origin_file_pattern="model.safetensors"),
     ],
 )
-lora = ModelConfig(model_id="DiffSynth-Studio/LoRA-Encoder-FLUX.1-Dev", origin_file_pattern="lora_1.safetensors")
+lora = ModelConfig(model_id="VoidOc/flux_animal_forest1", origin_file_pattern="20.safetensors")
 pipe.load_lora(pipe.dit, lora)
 image = pipe(prompt="a car", seed=0, height=64, width=48, num_inference_steps=2, t5_sequence_length=16)
 image.save("lora.png")

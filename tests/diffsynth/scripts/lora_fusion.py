@@ -23,15 +23,14 @@ pipe = FluxImagePipeline.from_pretrained(
     ],
     vram_limit=8,
 )
-for name in ("lora_1", "lora_2"):
-    pipe.load_lora(
-        pipe.dit,
-        ModelConfig(
-            model_id="DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev", origin_file_pattern=f"{name}.safetensors"
-        ),
-        alpha=1,
-        hotload=True,
-    )
 pipe.enable_lora_merger()
+pipe.load_lora(pipe.dit, ModelConfig(model_id="cancel13/cxsk", origin_file_pattern="30.safetensors"))
+pipe.load_lora(
+    pipe.dit,
+    ModelConfig(
+        model_id="DiffSynth-Studio/ArtAug-lora-FLUX.1dev-v1",
+        origin_file_pattern="merged_lora.safetensors",
+    ),
+)
 image = pipe(prompt="a house", seed=0, height=64, width=48, num_inference_steps=2, t5_sequence_length=16)
 image.save("fused.png")
