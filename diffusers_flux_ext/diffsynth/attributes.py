@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .._compat import vram_budget_of
+from ..methods.lora_fusion.gates import FluxLoRAFusion
 from ..pipeline.conditioned import FluxConditionedPipeline
 from .handles import HANDLES, handle
 from .older import REFUSED, refuse_former
@@ -27,7 +28,6 @@ NATIVE = {
     "nexus_gen_editing_adapter": "editing_adapter",
     "value_controller": "value_encoder",
     "image_proj_model": "image_projector",
-    "lora_patcher": "lora_fusion",
     "lora_encoder": "lora_encoder",
     "flux_redux_image_encoder": "redux_encoder",
     "flux_redux_image_embedder": "image_embedder",
@@ -39,6 +39,7 @@ class AttributesMixin:
     """The attributes and methods; `native` is the pipeline of this package that draws."""
 
     native: Any
+    lora_patcher: FluxLoRAFusion | None
     device: str | torch.device
     torch_dtype: torch.dtype
 
@@ -111,6 +112,8 @@ class AttributesMixin:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         self.device, self.torch_dtype = device or self.device, dtype or self.torch_dtype
         self.native.to(*[each for each in (device, dtype) if each is not None])
+        if self.lora_patcher is not None:
+            self.lora_patcher.to(*args, **kwargs)
         return self
 
     @property

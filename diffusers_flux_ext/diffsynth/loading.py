@@ -244,6 +244,8 @@ def vram_configs(loaded: Loaded) -> dict[str, dict[str, Any]]:
         names = {"vision": ("image_encoder", "redux_encoder"), "controlnet": (name,)}.get(component, (component,))
         for each in names:
             fields.setdefault(each, config.vram_config())
+    # The gates of LoRAs are no part of a plan.
+    fields.pop("lora_fusion", None)
     if loaded.components.get("image_encoder") is loaded.components.get("redux_encoder"):
         # A model with two names is planned once.
         fields.pop("redux_encoder", None)

@@ -10,6 +10,7 @@ from diffusers.utils import logging
 
 from ..lora.loading.load import load_lora, unload_lora
 from ..lora.loading.timestep import load_timestep_lora
+from ..methods.lora_fusion.gates import FluxLoRAFusion
 from ..methods.lora_fusion.hook import enable_lora_fusion
 from .handles import ModuleHandle
 from .model_config import ModelConfig
@@ -22,6 +23,7 @@ class LoRAMixin:
     """The methods; `_loras` holds the names of the LoRAs that `clear_lora` removes."""
 
     native: Any
+    lora_patcher: FluxLoRAFusion | None
     _loras: list[str]
 
     def load_lora(
@@ -89,9 +91,9 @@ class LoRAMixin:
         Raises:
             ValueError: if LoRA-Fusion is not among the files.
         """
-        if self.native.lora_fusion is None:
+        if self.lora_patcher is None:
             raise ValueError("`enable_lora_merger` needs `model.safetensors` of LoRAFusion among `model_configs`.")
-        enable_lora_fusion(self.native.transformer, self.native.lora_fusion)
+        enable_lora_fusion(self.native.transformer, self.lora_patcher)
 
 
 def lora_source(config: ModelConfig | str | None) -> Any:

@@ -17,7 +17,6 @@ from ..methods.attribute_control.encoder import AttributeValueEncoder
 from ..methods.infinite_you.projector import InfiniteYouImageProjector
 from ..methods.ip_adapter.model import FluxIPAdapter
 from ..methods.lora_encoder.model import FluxLoRAEncoder
-from ..methods.lora_fusion.gates import FluxLoRAFusion
 from ..methods.nexus_gen.adapter import NexusGenAdapter
 from ..methods.nexus_gen.merger import NexusGenEditingMerger
 from ..methods.step1x_edit.connector import Step1XConnector
@@ -44,7 +43,7 @@ class TranslatedPipeline(FluxConditionedPipeline):
 
     Args:
         controlnet, ip_adapter, redux_encoder, image_embedder, connector, mllm, generation_adapter, editing_adapter, \
-value_encoder, image_projector, lora_encoder, lora_fusion (`torch.nn.Module`, *optional*):
+value_encoder, image_projector, lora_encoder (`torch.nn.Module`, *optional*):
             The modules of methods, so that devices and VRAM budgets cover them. All others are those of the base
             class, and may be `None`.
     """
@@ -54,7 +53,7 @@ value_encoder, image_projector, lora_encoder, lora_fusion (`torch.nn.Module`, *o
         *FluxConditionedPipeline._optional_components,
         *("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae", "transformer"),
         *("controlnet", "ip_adapter", "redux_encoder", "image_embedder", "connector", "mllm"),
-        *("generation_adapter", "editing_adapter", "value_encoder", "image_projector", "lora_encoder", "lora_fusion"),
+        *("generation_adapter", "editing_adapter", "value_encoder", "image_projector", "lora_encoder"),
     ]
 
     @extends_init(FluxConditionedPipeline)
@@ -72,7 +71,6 @@ value_encoder, image_projector, lora_encoder, lora_fusion (`torch.nn.Module`, *o
         value_encoder: AttributeValueEncoder | None = None,
         image_projector: InfiniteYouImageProjector | None = None,
         lora_encoder: FluxLoRAEncoder | None = None,
-        lora_fusion: FluxLoRAFusion | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -88,7 +86,6 @@ value_encoder, image_projector, lora_encoder, lora_fusion (`torch.nn.Module`, *o
             value_encoder=value_encoder,
             image_projector=image_projector,
             lora_encoder=lora_encoder,
-            lora_fusion=lora_fusion,
         )
         channels = self.vae.config.latent_channels if self.vae is not None else 16
         self.image_processor = TruncatingImageProcessor(

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from ..inputs.qwen_vl import QwenVLProcessor
+from ..methods.lora_fusion.gates import FluxLoRAFusion
 from ..methods.nexus_gen.language_model import NexusGenModel
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
 from .attributes import AttributesMixin
@@ -48,6 +49,7 @@ class FluxImagePipeline(LoRAMixin, AttributesMixin):
         self.device, self.torch_dtype = device, torch_dtype
         self.native = _native({})
         self.infinityou_processor: Any = None
+        self.lora_patcher: FluxLoRAFusion | None = None
         self._processor: Any = None
         self._loras: list[str] = []
 
@@ -99,6 +101,8 @@ class FluxImagePipeline(LoRAMixin, AttributesMixin):
         parts = dict(loaded.components)
         parts["tokenizer"] = tokenizer_of(CLIPTokenizer, tokenizer_1_config, parts.get("text_encoder"))
         parts["tokenizer_2"] = tokenizer_of(T5TokenizerFast, tokenizer_2_config, parts.get("text_encoder_2"))
+        # Not a component: the gates hook the transformer, and a VRAM plan copies that with all that it holds.
+        pipe.lora_patcher = parts.pop("lora_fusion", None)
         pipe.native = _native(parts)
         if parts.get("mllm") is not None:
             is_nexus = isinstance(parts["mllm"], NexusGenModel)
@@ -110,6 +114,8 @@ class FluxImagePipeline(LoRAMixin, AttributesMixin):
             pipe.native.to(device)
         else:
             pipe.native.enable_vram_budget(**arguments)
+        if pipe.lora_patcher is not None:
+            pipe.lora_patcher.to(device)
         return pipe
 
     def __call__(
