@@ -26,6 +26,7 @@ from ..methods.step1x_edit.connector import Step1XConnector
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
+from ..pipeline.conditioned import FluxConditionedPipeline
 from .files import Part, recognise
 from .inputs import load_state_dict
 from .model_config import ModelConfig
@@ -36,6 +37,8 @@ logger = logging.get_logger(__name__)
 Components = dict[str, Any]
 """Models by the names of the pipeline's components."""
 
+INDEX = "model_index.json"
+FOLDER = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _SEVERAL = ("controlnet", "value_encoder", "vision")
 
 
@@ -172,8 +175,8 @@ def load_models(configs: Sequence[ModelConfig], dtype: torch.dtype) -> Loaded:
     loaded, several = Loaded(), {name: [] for name in _SEVERAL}  # type: ignore[var-annotated]
     for config in configs:
         _check(config)
-        source, state_dict = _read(config)
-        for components in load_parts(state_dict, source, _dtype(config, dtype)):
+        source, parts = _parts(config, _dtype(config, dtype))
+        for components in parts:
             for name, model in components.items():
                 if name in several:
                     loaded.configs[f"{name}.{len(several[name])}"] = config
@@ -206,13 +209,25 @@ def _dtype(config: ModelConfig, dtype: torch.dtype) -> torch.dtype:
     return given if isinstance(given, torch.dtype) else dtype
 
 
-def _read(config: ModelConfig) -> tuple[str, Mapping[str, Any]]:
+def _parts(config: ModelConfig, dtype: torch.dtype) -> tuple[str, list[Components]]:
+    """Return what a config's file is called, and its models."""
     if config.state_dict is not None:
         name = config.path if isinstance(config.path, str) else config.model_id
-        return name or "`state_dict` of ModelConfig", config.state_dict
+        source = name or "`state_dict` of ModelConfig"
+        return source, load_parts(config.state_dict, source, dtype)
     config.download_if_necessary()
+    if isinstance(config.path, str) and Path(config.path, INDEX).is_file():
+        return config.path, [_from_folder(Path(config.path), dtype)]
     files = config.weight_files()
-    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more", load_state_dict(files)
+    source = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return source, load_parts(load_state_dict(files), source, dtype)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> Components:
+    """Load the models and tokenizers of a folder of diffusers, whose configs say the sizes."""
+    vae = AutoencoderKLFlux.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+    pipe: Any = FluxConditionedPipeline.from_pretrained(folder, vae=vae, torch_dtype=dtype)
+    return {name: model for name, model in pipe.components.items() if name in FOLDER and model is not None}
 
 
 def _join(loaded: Loaded, several: Mapping[str, list[Any]]) -> None:
@@ -241,6 +256,8 @@ def vram_configs(loaded: Loaded) -> dict[str, dict[str, Any]]:
     fields: dict[str, dict[str, Any]] = {}
     for name, config in loaded.configs.items():
         component = name.partition(".")[0]
+        if component.startswith("tokenizer"):
+            continue
         names = {"vision": ("image_encoder", "redux_encoder"), "controlnet": (name,)}.get(component, (component,))
         for each in names:
             fields.setdefault(each, config.vram_config())

@@ -33,7 +33,9 @@ class ModelConfig:
     so that those that are there are found.
 
     Args:
-        path (`str` or `list[str]`, *optional*): A file, a folder with weights, or the shards of one model.
+        path (`str` or `list[str]`, *optional*):
+            A file, a folder with weights, the shards of one model, or the folder of a diffusers pipeline, which gives
+            all of its models and tokenizers.
         model_id (`str`, *optional*): A repository, in place of `path`.
         origin_file_pattern (`str`, *optional*):
             Files of the repository, such as `"text_encoder_2/*.safetensors"`; several are shards of one model, a

@@ -99,8 +99,10 @@ class FluxImagePipeline(LoRAMixin, AttributesMixin):
         loaded = load_models(model_configs, torch_dtype)
         pipe = FluxImagePipeline(device, torch_dtype)
         parts = dict(loaded.components)
-        parts["tokenizer"] = tokenizer_of(CLIPTokenizer, tokenizer_1_config, parts.get("text_encoder"))
-        parts["tokenizer_2"] = tokenizer_of(T5TokenizerFast, tokenizer_2_config, parts.get("text_encoder_2"))
+        if "tokenizer" not in parts:
+            parts["tokenizer"] = tokenizer_of(CLIPTokenizer, tokenizer_1_config, parts.get("text_encoder"))
+        if "tokenizer_2" not in parts:
+            parts["tokenizer_2"] = tokenizer_of(T5TokenizerFast, tokenizer_2_config, parts.get("text_encoder_2"))
         # Not a component: the gates hook the transformer, and a VRAM plan copies that with all that it holds.
         pipe.lora_patcher = parts.pop("lora_fusion", None)
         pipe.native = _native(parts)

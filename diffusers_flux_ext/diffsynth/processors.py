@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..inputs.qwen_vl import QwenVLProcessor
@@ -44,6 +45,8 @@ def load_folder(kind: Any, config: ModelConfig | None) -> Any:
     """Load a tokenizer or a processor from the folder that a config names; raise a `ValueError` without one."""
     if config is None:
         raise ValueError(f"A processor is needed, but its config is None. Give the folder of a {kind.__name__}.")
+    # A copy, since the config may be the default of an argument.
+    config = replace(config)
     config.download_if_necessary()
     return kind.from_pretrained(config.path)
 

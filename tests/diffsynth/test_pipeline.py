@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, memory_report
+from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, memory_report, tiny_flux_path
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.diffsynth import (
     Annotator,
@@ -215,6 +215,13 @@ class TestMemory:
         pipe.to("cpu", torch.float32)
         assert pipe.device == torch.device("cpu")
         assert pipe.dit.dtype == torch.float32
+
+
+def test_a_folder_of_diffusers_gives_all_models():
+    pipe = load(ModelConfig(path=tiny_flux_path()))
+    assert type(pipe.native.vae).__name__ == "AutoencoderKLFlux"
+    assert pipe.tokenizer_2 is not None
+    assert draw(pipe, tiled=True, tile_size=4, tile_stride=2).std() > 1
 
 
 def test_compilation_names_the_blocks(pipe, monkeypatch):

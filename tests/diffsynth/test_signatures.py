@@ -24,9 +24,11 @@ METHODS = (
 
 def plain(value):
     """A default without its class: configs and inputs are dataclasses of the two packages."""
-    if dataclasses.is_dataclass(value):
-        return type(value).__name__, dataclasses.asdict(value)
-    return value
+    if not dataclasses.is_dataclass(value):
+        return value
+    # The reference sets the paths of its defaults when it loads them.
+    fields = {name: field for name, field in dataclasses.asdict(value).items() if "path" not in name}
+    return type(value).__name__, fields
 
 
 def signature(function):
