@@ -32,12 +32,17 @@ def main() -> None:
 
     dtype = torch.bfloat16 if args.models else torch.float32
     limits: dict[str, Any] = {} if args.vram is None else {"offload_device": "cpu", "offload_dtype": dtype}
+    tokenizers: dict[str, Any] = {}
     if args.models:
         source: dict[str, Any] = {"model_id": "black-forest-labs/FLUX.1-dev", "local_model_path": args.models}
         configs = [ModelConfig(origin_file_pattern=name, **source, **limits) for name in FILES]
+        for number, folder in enumerate(("tokenizer/", "tokenizer_2/"), start=1):
+            tokenizers[f"tokenizer_{number}_config"] = ModelConfig(origin_file_pattern=folder, **source)
     else:
         configs = [ModelConfig(path=tiny_flux_path(), **limits)]
-    pipe = FluxImagePipeline.from_pretrained(torch_dtype=dtype, model_configs=configs, vram_limit=args.vram)
+    pipe = FluxImagePipeline.from_pretrained(
+        torch_dtype=dtype, model_configs=configs, vram_limit=args.vram, **tokenizers
+    )
     if args.lora:
         pipe.load_lora(pipe.dit, args.lora, alpha=1)
     call = {} if args.models else TINY

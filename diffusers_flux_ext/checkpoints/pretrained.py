@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ def load_transformers_model(
         read (`Callable`): Gives the file's tensor of a key. On the meta device the model is, too.
         prefix (`str`, *optional*): What some versions of transformers put before the keys of the plan.
         tied (`Mapping[str, str]`, *optional*): Keys that share the tensor of another one.
-        dtype (`torch.dtype`, *optional*): Data type of the model; that of each tensor by default.
+        dtype (`torch.dtype`, *optional*):
+            Data type of the model; by default the one that holds all of the file's, bfloat16 for 8 bits.
         device (`str` or `torch.device`, *optional*): Device of the model; the CPU by default.
 
     Returns:
@@ -64,11 +66,16 @@ def load_transformers_model(
         empty.load_state_dict(weights, assign=True)
         empty.tie_weights()
         return empty.eval()
+    dtype = dtype or _common_type({weight.dtype for weight in weights.values()})
     copies = {key: weight.to(dtype=dtype, copy=True) for key, weight in weights.items()}
-    kept = dtype or next(iter(copies.values())).dtype
     with _silence():
-        model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=kept)
+        model = model_class.from_pretrained(None, config=config, state_dict=copies, dtype=dtype)
     return model.to(device=device).eval() if device is not None else model.eval()
+
+
+def _common_type(dtypes: Collection[torch.dtype]) -> torch.dtype:
+    """Return the type that holds the values of all; models of transformers have one, of 16 bits at least."""
+    return reduce(torch.promote_types, [torch.bfloat16 if dtype.itemsize == 1 else dtype for dtype in dtypes])
 
 
 @contextmanager

@@ -78,6 +78,8 @@ def load_state_dict(
     def placed(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: placed(inner) for key, inner in value.items()}
+        if value.is_meta:
+            raise ValueError(f"`{files[0]}` holds tensors without values. Was it saved from the meta device?")
         moved = value.to(device=device, dtype=torch_dtype)
         return moved.pin_memory() if pin_memory else moved
 

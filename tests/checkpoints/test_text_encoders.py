@@ -13,6 +13,10 @@ def bare(model):
     return {key.removeprefix("text_model."): tensor for key, tensor in model.state_dict().items()}
 
 
+def key_of(name):
+    return next(key for key in clip().state_dict() if key.endswith(name))
+
+
 def diffsynth_clip():
     """The names of DiffSynth-Studio, spelled by rows of the opposite direction."""
     names = {
@@ -92,6 +96,10 @@ def test_clip_in_another_type():
     model = load_clip_text({key: tensor.half() for key, tensor in CLIPS["transformers"]().items()})
     assert model.dtype == torch.float16
     assert load_clip_text(CLIPS["transformers"](), torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    eight = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in CLIPS["transformers"]().items()}
+    assert load_clip_text(eight).dtype == torch.bfloat16
+    mixed = {**eight, "text_model.final_layer_norm.weight": clip().state_dict()[key_of("final_layer_norm.weight")]}
+    assert load_clip_text(mixed).dtype == torch.float32
 
 
 T5S = {

@@ -109,5 +109,8 @@ def test_reading_weights(tmp_path):
     read = load_state_dict([str(tmp_path / "1.safetensors"), str(tmp_path / "2.pt")], torch_dtype=torch.float16)
     assert read.keys() == {"a", "b"}
     assert read["a"].dtype == torch.float16
+    torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match=r"empty\.pt` holds tensors without values"):
+        load_state_dict(tmp_path / "empty.pt")
     with pytest.raises(ValueError, match=r"2\.safetensors.*`b`"):
         load_state_dict([tmp_path / "2.pt", tmp_path / "2.safetensors"])
