@@ -79,7 +79,7 @@ CHOICES = (
         "nexus-gen-edit", "nexus-gen, edit",
     ),
     Choice(
-        "brightness and such by numbers", "attribute_control", "AttriCtrl", "an encoder for each attribute",
+        "attributes such as brightness by numbers", "attribute_control", "AttriCtrl", "an encoder for each attribute",
         "attribute-control", "attributes",
     ),
     Choice(

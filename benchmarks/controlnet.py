@@ -18,9 +18,9 @@ import torch
 from diffusers import FluxControlNetModel, FluxControlNetPipeline
 from PIL import Image
 
+from benchmarks.support.reference import controlnet_input, reference_multi_controlnet, reference_pair
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 
 SIDES = ("reference", "diffusers", "ours")
@@ -42,15 +42,15 @@ def make_sides(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, Call
     for quiet in (pipe, stock):
         quiet.set_progress_bar_config(disable=True)
     both.reference.controlnet = reference_multi_controlnet([controlnet], pipe.transformer)
-    picture = Image.effect_mandelbrot((args.image_size,) * 2, (-2, -1, 1, 1), 20).convert("RGB")
+    image = Image.effect_mandelbrot((args.image_size,) * 2, (-2, -1, 1, 1), 20).convert("RGB")
     window, guided = case.get("window", False), case.get("guided", False)
     shared = {"height": args.image_size, "width": args.image_size, "num_inference_steps": args.steps}
     ours = {"max_sequence_length": args.text_tokens, "guidance_scale": 3.5, **shared}
     ours |= {"negative_prompt": "ugly", "true_cfg_scale": 2.0} if guided else {}
     theirs = {"negative_prompt": "ugly", "cfg_scale": 2.0} if guided else {}
     end = 0.5 if window else 1.0
-    inputs = [controlnet_input(image=picture, end=0.5 if window else 0.0)]
-    conditions = [ControlNetImage(controlnet, picture, end=end)]
+    inputs = [controlnet_input(image=image, end=0.5 if window else 0.0)]
+    conditions = [ControlNetImage(controlnet, image, end=end)]
 
     def reference() -> Any:
         return both.reference(
@@ -64,7 +64,7 @@ def make_sides(args: argparse.Namespace, case: dict[str, Any]) -> dict[str, Call
 
     return {
         "reference": reference,
-        "diffusers": lambda: stock("a cat", control_image=picture, control_guidance_end=end, **ours),
+        "diffusers": lambda: stock("a cat", control_image=image, control_guidance_end=end, **ours),
         "ours": lambda: pipe("a cat", conditions=conditions, **ours),
     }
 

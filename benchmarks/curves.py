@@ -18,8 +18,8 @@ def draw_curves(curves: Mapping[str, Sequence[float]], title: str, path: Path) -
         title (`str`): What the values are.
         path (`Path`): The image to write.
     """
-    picture = Image.new("RGB", SIZE, "white")
-    pen, font, small = ImageDraw.Draw(picture), ImageFont.load_default(18), ImageFont.load_default(15)
+    image = Image.new("RGB", SIZE, "white")
+    pen, font, small = ImageDraw.Draw(image), ImageFont.load_default(18), ImageFont.load_default(15)
     most = max(len(values) for values in curves.values()) - 1
     top = int(max(max(values) for values in curves.values())) + 1
     width, height = SIZE[0] - LEFT - RIGHT, SIZE[1] - TOP - BOTTOM
@@ -43,4 +43,4 @@ def draw_curves(curves: Mapping[str, Sequence[float]], title: str, path: Path) -
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
         x, y = points[-1]
         pen.text((x + 10, y), f"{name} {values[-1]:.1f}", colour, small, anchor="lm")
-    picture.save(path)
+    image.save(path)

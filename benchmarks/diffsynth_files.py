@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.support.diffsynth.released import RELEASED
+from benchmarks.support.reference import import_reference
 from diffusers_flux_ext.diffsynth.files import flat_keys, recognise
 from diffusers_flux_ext.diffsynth.loading import load_parts
-from tests.fixtures.diffsynth_released import RELEASED
-from tests.parity.reference import import_reference
 
 
 LEFT_OUT = {"04d8c1e20a1f1b25f7434f111992a33f": ("text_model.", "logit_scale", "logit_bias")}

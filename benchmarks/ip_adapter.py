@@ -2,8 +2,8 @@
 
 Run from the repository's root with the reference package installed (see the README's second command):
 
-    python -m benchmarks.ip_adapter --part attention --pictures 0 1 4
-    python -m benchmarks.ip_adapter --part step --pictures 0 1 4
+    python -m benchmarks.ip_adapter --part attention --images 0 1 4
+    python -m benchmarks.ip_adapter --part step --images 0 1 4
 """
 
 import argparse
@@ -17,12 +17,12 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor, FluxPosEmbed
 
 from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
+from benchmarks.support.reference.dit import reference_dit
+from benchmarks.support.reference.ip_adapter import reference_ip_adapter
+from benchmarks.support.reference.pipeline import flux_image
 from diffusers_flux_ext import DenoisingStep, FluxIPAdapter, IPAdapterImages, PromptEmbeds, predict_velocity
 from diffusers_flux_ext.attention.image_prompts import PlacedPrompt, PlacedPrompts
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor, regional_attention
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.ip_adapter import reference_ip_adapter
-from tests.parity.reference.pipeline import flux_image
 
 
 HEAD_DIM, CROSS_DIM, EMBED_DIM = 128, 4096, 64
@@ -35,7 +35,7 @@ def image_ids(tokens: int) -> torch.Tensor:
     return torch.cartesian_prod(torch.zeros(1), torch.arange(side).float(), torch.arange(side).float())
 
 
-def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
+def attention_sides(args: argparse.Namespace, image_tokens: int, images: int) -> Sides:
     """Return one double block's attention with an adapter in XLabs' structure, with the same weights on both sides."""
     torch.manual_seed(0)
     heads = args.width // HEAD_DIM
@@ -46,9 +46,9 @@ def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) 
     ours = FluxRegionalAttnProcessor(block=0)
     image, text = torch.randn(1, image_tokens, args.width), torch.randn(1, args.text_tokens, args.width)
     rotary = FluxPosEmbed(10000, [16, 56, 56])(torch.cat([torch.zeros(args.text_tokens, 3), image_ids(image_tokens)]))
-    tokens = torch.randn(1, pictures * args.prompt_tokens, CROSS_DIM)
+    tokens = torch.randn(1, images * args.prompt_tokens, CROSS_DIM)
     inputs = {"hidden_states": image, "encoder_hidden_states": text, "image_rotary_emb": rotary}
-    if not pictures:
+    if not images:
         return {"diffusers": lambda: layer.processor(layer, **inputs), "ours": lambda: ours(layer, **inputs)}
     keys, values = (linear(tokens).view(1, 1, -1, heads, HEAD_DIM) for linear in (stock.to_k_ip[0], stock.to_v_ip[0]))
     prompts = PlacedPrompts((PlacedPrompt(keys, values, None, None, after_block=True),), ())
@@ -58,7 +58,7 @@ def attention_sides(args: argparse.Namespace, image_tokens: int, pictures: int) 
     }
 
 
-def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Sides:
+def step_sides(args: argparse.Namespace, image_tokens: int, images: int) -> Sides:
     """Time one step of a transformer with an adapter in InstantX' structure; keys and values are made beforehand."""
     heads, side = args.width // HEAD_DIM, round(image_tokens**0.5)
     transformer = tiny_transformer(args.width, args.double, args.single)
@@ -71,7 +71,7 @@ def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Si
     latents = torch.randn(1, 16, 2 * side, 2 * side)
     packed = latents.view(1, 16, side, 2, side, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, side * side, 64)
     prompt, pooled = torch.randn(1, args.text_tokens, CONTEXT), torch.randn(1, POOLED)
-    embeds, text_ids = torch.randn(max(pictures, 1), EMBED_DIM), torch.zeros(args.text_tokens, 3)
+    embeds, text_ids = torch.randn(max(images, 1), EMBED_DIM), torch.zeros(args.text_tokens, 3)
     step = DenoisingStep(
         0, 1, "cond", torch.tensor([0.5]), packed, image_ids(image_tokens), PromptEmbeds(prompt, pooled, text_ids),
         torch.tensor([3.5]),
@@ -89,12 +89,12 @@ def step_sides(args: argparse.Namespace, image_tokens: int, pictures: int) -> Si
             pooled_prompt_emb=pooled,
             guidance=torch.tensor([3.5]),
             text_ids=text_ids[None],
-            **(named if pictures else {}),
+            **(named if images else {}),
         )
 
     def ours() -> torch.Tensor:
         with regional_attention(transformer):
-            return predict_velocity(transformer, step, parts if pictures else [])
+            return predict_velocity(transformer, step, parts if images else [])
 
     return {"reference": reference, "ours": ours}
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--image-tokens", type=int, nargs="+", default=[1024])
-    parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 4])
+    parser.add_argument("--images", type=int, nargs="+", default=[0, 1, 4])
     parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of one image")
     parser.add_argument("--text-tokens", type=int, default=512)
     parser.add_argument("--width", type=int, default=3072)
@@ -132,9 +132,9 @@ def main() -> None:
     sys.stdout.write(f"| image tokens | images | {other}, s | ours, s | {other} / ours |\n|" + "---|" * 5 + "\n")
     with torch.no_grad():
         for image_tokens in args.image_tokens:
-            for pictures in args.pictures:
-                times = measure(make_sides(args, image_tokens, pictures), args.repeats)
-                cells = [str(image_tokens), str(pictures), f"{times[other]:.3f}", f"{times['ours']:.3f}"]
+            for images in args.images:
+                times = measure(make_sides(args, image_tokens, images), args.repeats)
+                cells = [str(image_tokens), str(images), f"{times[other]:.3f}", f"{times['ours']:.3f}"]
                 sys.stdout.write("| " + " | ".join([*cells, f"{times[other] / times['ours']:.2f}"]) + " |\n")
                 sys.stdout.flush()
 

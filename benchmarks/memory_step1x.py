@@ -23,7 +23,7 @@ CHAT_TOKENS, LAYERS, LM_WIDTH, LM_INNER = 900, 28, 3584, 18944
 NORMS_ONLY = ("pos_embed", "norm_q", "norm_k", "norm_added", "^proj_out$")
 # The vision model casts images to the data type of its patch embedder.
 LM_SKIP = ("norm", "ln_q", "patch_embed")
-READ, PICTURE, LOOP, DECODE = "read the instruction", "encode the image", "denoise", "decode"
+READ, IMAGE, LOOP, DECODE = "read the instruction", "encode the image", "denoise", "decode"
 
 
 def language_model() -> nn.Module:
@@ -83,12 +83,10 @@ def phases() -> dict[str, dict[str, float]]:
             streamed(sizes["transformer"]) + sizes["connector"].total,
         ),
     }
-    found = {
-        "all on the card": dict.fromkeys((READ, PICTURE, LOOP, DECODE), sum(each.total for each in sizes.values()))
-    }
+    found = {"all on the card": dict.fromkeys((READ, IMAGE, LOOP, DECODE), sum(each.total for each in sizes.values()))}
     found["all on the card"][LOOP] += drawing
     for way, (read, draw) in ways.items():
-        found[way] = {READ: read + reading, PICTURE: vae, LOOP: draw + drawing, DECODE: vae}
+        found[way] = {READ: read + reading, IMAGE: vae, LOOP: draw + drawing, DECODE: vae}
     return {way: {name: value / GIB + RESERVE for name, value in parts.items()} for way, parts in found.items()}
 
 
@@ -97,7 +95,7 @@ def main() -> None:
     for name, model in build().items():
         each = measure(model)
         sys.stdout.write(f"{name}: {each.total / GIB:.2f} GiB\n")
-    names = (READ, PICTURE, LOOP, DECODE)
+    names = (READ, IMAGE, LOOP, DECODE)
     sys.stdout.write(
         "\n| GiB, computed | " + " | ".join(names) + " | peak | fits |\n|" + "---|" * (3 + len(names)) + "\n"
     )

@@ -22,7 +22,7 @@ import transformers
 from PIL import Image
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def image(width: int, height: int, seed: int) -> Image.Image:
     """Return an image of noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -61,13 +61,19 @@ def run(path: Path, write: bool) -> None:
     older = transformers.__version__.startswith("4.")
     if older:
         replace_diffusers()
-    from diffusers_flux_ext.inputs.qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs
-    from tests.fixtures import qwen_vl as tiny
+    from benchmarks.support.tiny import qwen_vl as tiny
+    from diffusers_flux_ext.inputs.qwen_vl import (
+        IMAGE_SPAN,
+        chat_text,
+        hide_tokens,
+        last_hidden_states,
+        qwen_vl_inputs,
+    )
 
-    first, second = picture(90, 50, 0), picture(60, 120, 1)
+    first, second = image(90, 50, 0), image(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {
-        "one image": (f"look {PICTURE} the red sign", [first]),
-        "two images": (f"make {PICTURE} like {PICTURE} but red", [first, second]),
+        "one image": (f"look {IMAGE_SPAN} the red sign", [first]),
+        "two images": (f"make {IMAGE_SPAN} like {IMAGE_SPAN} but red", [first, second]),
         "text": ("only text", []),
     }
     processor = tiny.tiny_qwen_processor()

@@ -15,18 +15,18 @@ from diffusers import ReduxImageEncoder
 
 from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
 from benchmarks.ip_adapter import Sides, image_ids, measure
+from benchmarks.support.reference.dit import reference_dit
+from benchmarks.support.reference.pipeline import flux_image
 from diffusers_flux_ext import DenoisingStep, PlanCache, PromptEmbeds, ReduxImages, predict_velocity
 from diffusers_flux_ext.attention.processor import regional_attention
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.pipeline import flux_image
 
 
 WIDTH, PATCHES = 64, 27
 
 
-def smooth_patches(pictures: int) -> torch.Tensor:
-    """Return embeddings of patches that change slowly over the image, with some noise, `(pictures, 729, 64)`."""
-    coarse = torch.randn(pictures, WIDTH, 6, 6)
+def smooth_patches(images: int) -> torch.Tensor:
+    """Return embeddings of patches that change slowly over the image, with some noise, `(images, 729, 64)`."""
+    coarse = torch.randn(images, WIDTH, 6, 6)
     smooth = torch.nn.functional.interpolate(coarse, size=PATCHES, mode="bicubic").flatten(2).mT
     return smooth + 0.3 * torch.randn_like(smooth)
 
@@ -82,9 +82,9 @@ def print_costs(args: argparse.Namespace) -> None:
     """Median processor seconds of a step, and their ratio to a step without an image."""
     step, one = Step(args), smooth_patches(1)
     sides: Sides = {
-        "no image": step.ours(one, strengths=0.0),
-        "strength 0.25": step.ours(one, strengths=0.25),
-        "strength 0.5": step.ours(one, strengths=0.5),
+        "no image": step.ours(one, scale=0.0),
+        "strength 0.25": step.ours(one, scale=0.25),
+        "strength 0.5": step.ours(one, scale=0.5),
         "strength 1": step.ours(one),
         "strength 1, masked to the left half": step.ours(one, masked=True),
         "strength 1, the reference": step.reference(one),
@@ -108,7 +108,7 @@ def print_effects(args: argparse.Namespace) -> None:
     step = Step(args)
     embeds = smooth_patches(1)
     for name, combine in {"merged": "groups", "scaled": "sum"}.items():
-        velocities = torch.stack([step.ours(embeds, strengths=share, combine=combine)() for share in shares])
+        velocities = torch.stack([step.ours(embeds, scale=share, combine=combine)() for share in shares])
         whole = (velocities[-1] - velocities[0]).norm()
         effects = (velocities - velocities[0]).flatten(1).norm(dim=1) / whole
         steps = velocities.diff(dim=0).flatten(1).norm(dim=1) / whole

@@ -4,7 +4,7 @@ Run from the repository's root with the reference package installed (see the REA
 
     python -m benchmarks.step --part calls --image-size 256 --repeats 15
     python -m benchmarks.step --part overhead --repeats 41
-    python -m benchmarks.step --part curves --image-size 384 --picture benchmarks/conditions.png
+    python -m benchmarks.step --part curves --image-size 384 --image benchmarks/conditions.png
 """
 
 import argparse
@@ -20,13 +20,13 @@ from diffusers import FluxControlNetModel, FluxPipeline
 from PIL import Image
 
 from benchmarks.curves import draw_curves
+from benchmarks.support.reference import reference_pair
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import reference_pair
 
 
 Side = Callable[[], Any]
-PICTURE = Image.effect_mandelbrot((256, 256), (-2, -1, 1, 1), 20).convert("RGB")
+IMAGE = Image.effect_mandelbrot((256, 256), (-2, -1, 1, 1), 20).convert("RGB")
 
 
 def make_pipes(args: argparse.Namespace, tiny: bool = False) -> tuple[Any, Any, Any]:
@@ -104,8 +104,8 @@ def make_conditions(pipe: Any, args: argparse.Namespace) -> dict[str, list[list[
     boxes = [(index % 4 / 4, index // 4 / 3, index % 4 / 4 + 0.25, index // 4 / 3 + 1 / 3) for index in range(10)]
     return {
         "entities": [[EntityRegions([f"dog {i}" for i in range(n)], boxes[:n])] for n in range(1, 11)],
-        "references": [[ReferenceImages([PICTURE] * n, preferred_size=False)] for n in range(1, 5)],
-        "ControlNets": [[ControlNetImage(net, PICTURE) for net in nets[:n]] for n in range(1, 4)],
+        "references": [[ReferenceImages([IMAGE] * n, preferred_size=False)] for n in range(1, 5)],
+        "ControlNets": [[ControlNetImage(net, IMAGE) for net in nets[:n]] for n in range(1, 4)],
     }
 
 
@@ -161,7 +161,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--single", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--picture", type=Path, help="where the curves are drawn")
+    parser.add_argument("--image", type=Path, help="where the curves are drawn")
     return parser.parse_args()
 
 
@@ -171,8 +171,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.part == "curves":
         curves = measure_curves(args)
-        if args.picture is not None:
-            draw_curves(curves, "cost of a step, in steps without conditions", args.picture)
+        if args.image is not None:
+            draw_curves(curves, "cost of a step, in steps without conditions", args.image)
         made = table_of_curves(curves)
     else:
         made = {"calls": table_of_calls, "overhead": table_of_overhead}[args.part](args)

@@ -14,8 +14,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.fixtures.wrong_inputs.table import is_own, read_accepted, write_accepted
-from tests.fixtures.wrong_inputs.trials import Result, Trial, all_trials, attempt
+from benchmarks.support.wrong_inputs.table import is_own, read_accepted, write_accepted
+from benchmarks.support.wrong_inputs.trials import Result, Trial, all_trials, attempt
 
 
 BYTES = 32 * 2**30

@@ -39,6 +39,7 @@ from .lora.tools.report import detect_lora_format as detect_lora_format
 from .lora.tools.report import inspect_lora as inspect_lora
 from .methods import Method as Method
 from .methods import Release as Release
+from .methods import Trainable as Trainable
 from .methods import register_method as register_method
 from .methods.attribute_control.condition import AttributeValues as AttributeValues
 from .methods.attribute_control.encoder import AttributeValueEncoder as AttributeValueEncoder
@@ -167,6 +168,7 @@ __all__ = [
     "Step1XInstruction",
     "TeaCacheConfig",
     "TokenGroup",
+    "Trainable",
     "VRAMBudgetError",
     "VRAMPlan",
     "apply_tea_cache",

@@ -330,7 +330,7 @@ def remove_group_offloading(module: torch.nn.Module) -> None:
         for name in (_LAZY_PREFETCH_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, GROUP_OFFLOADING):
             remove_hook(part, name)
         if group is not None:
-            # A forward pass in progress still calls the hook, which must not move anything any more.
+            # A forward pass in progress still calls the hook, which must no longer move anything.
             group.modules, group.parameters, group.buffers = [], [], []
     registry = module.__dict__.get("_diffusers_hook")
     if registry is not None:

@@ -119,8 +119,8 @@ def sample_image_latents(
     if isinstance(generator, Sequence):
         if len(generator) != image.shape[0]:
             raise ValueError(
-                f"There are {len(generator)} generators to sample the latents of {image.shape[0]} pictures. Give one "
-                f"`generator`, or a list of one for each picture."
+                f"There are {len(generator)} generators to sample the latents of {image.shape[0]} images. Give one "
+                f"`generator`, or a list of one for each image."
             )
         parts = [
             retrieve_latents(vae.encode(part), each) for part, each in zip(image.split(1), generator, strict=True)
@@ -150,7 +150,9 @@ def image_generators(
     if not isinstance(generator, Sequence):
         return generator
     if len(generator) != num_samples:
-        raise ValueError(f"There are {len(generator)} generators for {num_samples} samples. Give one or one each.")
+        raise ValueError(
+            f"There are {len(generator)} generators for {num_samples} samples. Give one, or one per sample."
+        )
     return generator[:images]
 
 
@@ -165,7 +167,7 @@ def noised_image(
     """Return starting latents of image-to-image, and their noise.
 
     Args:
-        image_latents (`torch.Tensor` of shape `(pictures, 16, height/8, width/8)`): Scaled latents.
+        image_latents (`torch.Tensor` of shape `(images, 16, height/8, width/8)`): Scaled latents.
         batch_size (`int`): Number of prompts.
         num_images_per_prompt (`int`): Samples per prompt, which are adjacent.
         timestep (`torch.Tensor` of shape `()`): The scheduler's timestep to start from.
@@ -178,13 +180,13 @@ def noised_image(
     Raises:
         ValueError: if there is neither a single image nor one per prompt.
     """
-    num_samples, pictures = batch_size * num_images_per_prompt, image_latents.shape[0]
-    if pictures not in (1, batch_size, num_samples):
+    num_samples, images = batch_size * num_images_per_prompt, image_latents.shape[0]
+    if images not in (1, batch_size, num_samples):
         raise ValueError(
-            f"`image` of the call: {pictures} pictures cannot be spread over {batch_size} prompts. Give one, or one "
+            f"`image` of the call: {images} images cannot be spread over {batch_size} prompts. Give one, or one "
             f"per prompt."
         )
-    image_latents = image_latents.repeat_interleave(num_samples // pictures, dim=0)
+    image_latents = image_latents.repeat_interleave(num_samples // images, dim=0)
     noise = randn_tensor(
         image_latents.shape, generator=generator, device=image_latents.device, dtype=image_latents.dtype
     )

@@ -62,12 +62,16 @@ class FluxCondition(ABC):
     """Whether the prompt of the step that `contribute` gets has the text that other conditions append to it, as a
     ControlNet's has (see `in_prompt` of [`TokenGroup`]). Such a condition comes after all others and appends none."""
 
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Names of what `encode` returns without an entry per sample, such as rotary positions; globs. In training, the
+    samples of a batch must agree on these tensors."""
+
     own_placement: ClassVar[tuple[str, ...]] = ()
     """Fields with modules that run in `encode` only, on a device and in a data type of their own."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        translate_former_names(cls)
+        translate_former_names(cls, OUTSIDE_OF_MASK)
 
     @property
     def exclusive(self) -> str | None:

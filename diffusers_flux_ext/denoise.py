@@ -50,7 +50,7 @@ class PromptEmbeds:
                 f"changes the number of tokens has to give its own mask, or none."
             )
         if not bool(self.mask.any(dim=1).all()):
-            raise ValueError("The mask of a prompt hides all tokens of a sample. Show one at least.")
+            raise ValueError("The mask of a prompt hides all tokens of a sample. Leave at least one visible.")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ._compat import has_offload_hook
 from .canvas import Canvas
 from .condition import Encoders, FluxCondition
 from .denoise import DenoisingStep, PromptEmbeds, extend_prompt
+from .dropping import drop_contribution, drop_prompt
 from .guidance import combine_velocities
 from .sequence import Contribution, rename_groups
 
@@ -35,7 +36,10 @@ class EncodedConditions:
 
     @classmethod
     def from_tensors(
-        cls, conditions: Sequence[FluxCondition], encoded: Sequence[Mapping[str, torch.Tensor]]
+        cls,
+        conditions: Sequence[FluxCondition],
+        encoded: Sequence[Mapping[str, torch.Tensor]],
+        keep: torch.Tensor | None = None,
     ) -> EncodedConditions:
         """Combine conditions with tensors that their `encode` returned earlier, as in training.
 
@@ -44,6 +48,8 @@ class EncodedConditions:
         Args:
             conditions (`Sequence[FluxCondition]`): The conditions.
             encoded (`Sequence[Mapping[str, torch.Tensor]]`): What the `encode` of each returned.
+            keep (`torch.Tensor` of shape `(conditions, batch_size)`, *optional*):
+                Boolean. False leaves a condition out of a sample; see [`drop_contribution`].
 
         Returns:
             `EncodedConditions`: call [`with_prompt`] and, with that step, [`contributions`].
@@ -51,11 +57,16 @@ class EncodedConditions:
         if len(conditions) != len(encoded):
             raise ValueError(f"`encoded` has {len(encoded)} entries for {len(conditions)} conditions. Give one each.")
         made = cls.__new__(cls)
-        made._hold(conditions, encoded)
+        made._hold(conditions, encoded, keep)
         return made
 
-    def _hold(self, conditions: Sequence[FluxCondition], encoded: Sequence[Mapping[str, torch.Tensor]]) -> None:
-        self.conditions, self.encoded = conditions, encoded
+    def _hold(
+        self,
+        conditions: Sequence[FluxCondition],
+        encoded: Sequence[Mapping[str, torch.Tensor]],
+        keep: torch.Tensor | None = None,
+    ) -> None:
+        self.conditions, self.encoded, self._keep = conditions, encoded, keep
         self._prepared: dict[tuple[str, int], Mapping[str, torch.Tensor]] = {}
         self._kept: dict[tuple[int, Hashable], tuple[Contribution, torch.Tensor]] = {}
         self._used: set[tuple[int, Hashable]] = set()
@@ -69,7 +80,9 @@ class EncodedConditions:
         for index, condition in enumerate(self.conditions):
             prompt = condition.replace_prompt(self._given(index, step), step)
             if prompt is not None:
-                replaced.append((type(condition).__name__, prompt))
+                name = type(condition).__name__
+                kept = prompt if self._keep is None else drop_prompt(prompt, step.prompt, self._keep[index], name)
+                replaced.append((name, kept))
         _check_single([name for name, _ in replaced], "replaces the prompt")
         return replace(step, prompt=replaced[0][1]) if replaced else step
 
@@ -138,6 +151,8 @@ class EncodedConditions:
 
     def _make(self, index: int, step: DenoisingStep) -> Contribution:
         made = self.conditions[index].contribute(self._given(index, step), step)
+        if self._keep is not None:
+            made = drop_contribution(made, self._keep[index], type(self.conditions[index]).__name__)
         number = self._numbers[index]
         return rename_groups(made, f"@{number + 1}") if number else made
 

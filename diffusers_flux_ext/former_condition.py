@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable
+from functools import partial
 from typing import Any
 
 
 _REUSE, _EXCLUSIVE = ("per_step", "phase", "shares_branches"), ("once", "pastes")
 
 
-def translate_former_names(condition: type) -> None:
+def translate_former_names(condition: type, pasting: str) -> None:
     """Give a class that defines former attributes the methods that replaced them.
 
     Args:
         condition (`type`): A subclass of [`FluxCondition`].
+        pasting (`str`): The value of `exclusive` that took the place of `pastes`.
     """
     found = [name for name in (*_REUSE, *_EXCLUSIVE) if name in vars(condition)]
     if not found:
@@ -26,7 +28,7 @@ def translate_former_names(condition: type) -> None:
         stacklevel=4,
     )
     new: dict[str, Any] = {"reuse": _reuse} if set(found) & set(_REUSE) else {}
-    new |= {"exclusive": property(_exclusive)} if set(found) & set(_EXCLUSIVE) else {}
+    new |= {"exclusive": property(partial(_exclusive, pasting))} if set(found) & set(_EXCLUSIVE) else {}
     for name, value in new.items():
         if name not in vars(condition):
             setattr(condition, name, value)
@@ -41,8 +43,7 @@ def _reuse(condition: Any, step: Any) -> Hashable | None:
     return step.branch, None if phase is None else phase(step)
 
 
-def _exclusive(condition: Any) -> str | None:
+def _exclusive(pasting: str, condition: Any) -> str | None:
     if getattr(condition, "pastes", False):
-        # The value of `OUTSIDE_OF_MASK`, which a higher layer defines.
-        return "the pixels outside of the mask"
+        return pasting
     return f"what {type(condition).__name__} is for" if getattr(condition, "once", False) else None

@@ -48,12 +48,12 @@ def main() -> None:
     if torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
     size = args.size or (128 if tiny else 1024)
-    pictures = []
+    images = []
     for cached in (False, True):
         if cached:
             enable(pipe, args.cache, args.threshold)
         start = time.perf_counter()
-        pictures.append(
+        images.append(
             pipe(
                 args.prompt,
                 height=size,
@@ -65,9 +65,9 @@ def main() -> None:
             ).images
         )
         logger.info(f"{'with' if cached else 'without'} the cache: {time.perf_counter() - start:.2f} s")
-    error = (pictures[0].float() - pictures[1].float()).square().mean()
+    error = (images[0].float() - images[1].float()).square().mean()
     logger.info(f"PSNR: {-10 * error.log10().item():.1f} dB")
-    both = torch.cat(pictures, dim=3).cpu()
+    both = torch.cat(images, dim=3).cpu()
     pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(both))[0].save(args.out)
 
 

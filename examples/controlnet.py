@@ -46,13 +46,13 @@ def main() -> None:
     conditions = [
         ControlNetImage(
             controlnet,
-            load_image(picture),
+            load_image(image),
             args.scale,
             end=args.end,
             mode=mode if union else None,
-            mask_region=region,
+            region=region,
         )
-        for picture, mode, region in ((args.left, args.left_mode, LEFT), (args.right, args.right_mode, RIGHT))
+        for image, mode, region in ((args.left, args.left_mode, LEFT), (args.right, args.right_mode, RIGHT))
     ]
     image = pipe(
         args.prompt,

@@ -38,7 +38,7 @@ def main() -> None:
     with torch.no_grad():
         embeds, pooled, _ = pipe.encode_prompt(args.prompt, args.prompt)
     release_disk_buffers(text_encoder)
-    picture = pipe(
+    image = pipe(
         prompt_embeds=embeds,
         pooled_prompt_embeds=pooled,
         height=args.size,
@@ -46,7 +46,7 @@ def main() -> None:
         num_inference_steps=args.steps,
         generator=torch.Generator().manual_seed(0),
     ).images[0]
-    picture.save(args.out)
+    image.save(args.out)
 
 
 if __name__ == "__main__":

@@ -31,15 +31,15 @@ def main() -> None:
         pipe.load_lora_weights(args.lora)
     if torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
-    picture, mask = load_image(args.image), load_image(args.mask)
-    conditions: list[FluxCondition] = [FillMask(picture, mask)]
+    image, mask = load_image(args.image), load_image(args.mask)
+    conditions: list[FluxCondition] = [FillMask(image, mask)]
     if args.entity:
         conditions.append(EntityRegions([args.entity], [mask]))
     image = pipe(
         args.prompt,
         conditions=conditions,
-        height=picture.height,
-        width=picture.width,
+        height=image.height,
+        width=image.width,
         guidance_scale=30.0,
         num_inference_steps=args.steps,
         generator=torch.Generator().manual_seed(0),

@@ -30,7 +30,7 @@ def main() -> None:
     if torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
     image, mask, control = (load_image(given) if given else None for given in (args.image, args.mask, args.control))
-    picture = pipe(
+    image = pipe(
         args.prompt,
         inpaint_image=image,
         inpaint_mask=mask,
@@ -40,7 +40,7 @@ def main() -> None:
         num_inference_steps=args.steps,
         generator=torch.Generator().manual_seed(0),
     ).images[0]
-    picture.save(args.out)
+    image.save(args.out)
 
 
 if __name__ == "__main__":

@@ -74,21 +74,21 @@ def main() -> None:
     else:
         adapter, encoder, pipe = adapter.to(device), encoder.to(device), pipe.to(device)
     colours = [Image.new("RGB", (64, 64), name) for name in ("orange", "navy")]
-    pictures = [load_image(path) for path in args.image] if args.image else colours
+    images = [load_image(path) for path in args.image] if args.image else colours
     size = {} if args.model else dict(TINY)
     if args.steps:
         size["num_inference_steps"] = args.steps
 
-    def prompted(picture: Image.Image, **options: Any) -> IPAdapterImages:
-        return IPAdapterImages(adapter, picture, args.scale, image_encoder=encoder, **options)
+    def prompted(image: Image.Image, **options: Any) -> IPAdapterImages:
+        return IPAdapterImages(adapter, image, args.scale, image_encoder=encoder, **options)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    image = pipe(args.prompt, conditions=[prompted(pictures[0])], **size, generator=torch.manual_seed(0)).images[0]
+    image = pipe(args.prompt, conditions=[prompted(images[0])], **size, generator=torch.manual_seed(0)).images[0]
     image.save(args.out / "one.png")
     conditions = [
         EntityRegions(["a red circle", "a blue star"], [LEFT, RIGHT]),
-        prompted(pictures[0], mask=LEFT, end=0.8),
-        prompted(pictures[-1], mask=RIGHT, end=0.8),
+        prompted(images[0], region=LEFT, end=0.8),
+        prompted(images[-1], region=RIGHT, end=0.8),
     ]
     image = pipe(args.prompt, conditions=conditions, **size, generator=torch.manual_seed(0)).images[0]
     image.save(args.out / "regions.png")

@@ -1,6 +1,6 @@
 """Images as a part of the prompt with FLUX.1 Redux, each with a strength.
 
-python examples/redux.py --redux FLUX.1-Redux-dev --picture sofa.png@0.3 --picture cat.png@0.6 --prompt "a dark room"
+python examples/redux.py --redux FLUX.1-Redux-dev --image sofa.png@0.3 --image cat.png@0.6 --prompt "a dark room"
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="repository or folder")
     parser.add_argument("--redux", type=Path, required=True, help="local copy of FLUX.1-Redux-dev")
-    parser.add_argument("--picture", action="append", required=True, help="file, or file@strength; may be repeated")
+    parser.add_argument("--image", action="append", required=True, help="file, or file@strength; may be repeated")
     parser.add_argument("--prompt", default="", help="what else to draw")
     parser.add_argument("--prompt-scale", type=float, default=1.0, help="0 throws the prompt away")
     parser.add_argument("--steps", type=int, default=28)
@@ -32,7 +32,7 @@ def main() -> None:
     pipe = FluxConditionedPipeline.from_pretrained(args.model, image_encoder=encoder, dtype=dtype)
     if device == "cuda":
         pipe.enable_model_cpu_offload()
-    given = [picture.rpartition("@")[::2] if "@" in picture else (picture, "1") for picture in args.picture]
+    given = [image.rpartition("@")[::2] if "@" in image else (image, "1") for image in args.image]
     redux = ReduxImages(
         [load_image(path) for path, _ in given],
         [float(strength) for _, strength in given],

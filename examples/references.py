@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--model", default="black-forest-labs/FLUX.1-Kontext-dev", help="repository or folder")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--layout", choices=["index", "offset", "same"], default="index")
-    parser.add_argument("--strengths", type=float, nargs="+", help="one per image, from 0 to 1")
+    parser.add_argument("--scale", type=float, nargs="+", help="one per image, from 0 to 1")
     parser.add_argument("--max-area", type=int, help="pixels of a reference at most")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
@@ -30,8 +30,8 @@ def main() -> None:
     pipe = FluxConditionedPipeline.from_pretrained(args.model, dtype=dtype)
     if torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
-    pictures = [load_image(image) for image in args.images]
-    references = ReferenceImages(pictures, args.layout, args.strengths, args.max_area)
+    images = [load_image(image) for image in args.images]
+    references = ReferenceImages(images, args.layout, args.scale, args.max_area)
     image = pipe(
         args.prompt,
         conditions=[references],

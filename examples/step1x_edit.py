@@ -42,7 +42,7 @@ def main() -> None:
     )
     if torch.cuda.is_available():
         pipe.enable_model_cpu_offload()
-    picture = pipe(
+    image = pipe(
         args.prompt,
         image=load_image(args.image),
         size_level=args.size_level,
@@ -51,7 +51,7 @@ def main() -> None:
         rescale_above=None if connector.config.scale_pooled else 0.93,
         generator=torch.Generator().manual_seed(0),
     ).images[0]
-    picture.save(args.out)
+    image.save(args.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,12 @@ from itertools import permutations
 import pytest
 import torch
 
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import face, tiny_identity_modules
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
+from benchmarks.support.tiny.synthetic import AddedText, ReplacedPrompt, never
 from diffusers_flux_ext import (
     AttributeValues,
     Contribution,
@@ -23,12 +29,6 @@ from diffusers_flux_ext import (
     extend_prompt,
 )
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import face, tiny_identity_modules
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.synthetic import AddedText, ReplacedPrompt, never
 
 
 LEFT, LENGTH, STEPS = (0.0, 0.0, 0.5, 1.0), 16, 3
@@ -52,8 +52,8 @@ APPENDING = {
 }
 # Others that add or change text, which is no part of the prompt.
 APART = {
-    "entities": lambda: EntityRegions(["a red dog"], [LEFT], on_negative=True),
-    "masked redux": lambda: redux(mask=LEFT, negative="same"),
+    "entities": lambda: EntityRegions(["a red dog"], [LEFT], negative="own"),
+    "masked redux": lambda: redux(region=LEFT, negative="same"),
     "own": lambda: AddedText(4),
 }
 
@@ -110,7 +110,7 @@ def test_an_identity_sees_its_own_tokens(pipe):
 
 
 def test_residuals_that_are_shared_come_from_the_whole_prompt(pipe, net):
-    calls = seen_by(net, pipe, [control(net, negative="shared"), APPENDING["lora"][0]()], **GUIDED)
+    calls = seen_by(net, pipe, [control(net, negative="same"), APPENDING["lora"][0]()], **GUIDED)
     assert lengths(calls) == [LENGTH + 2] * STEPS
 
 
@@ -152,13 +152,13 @@ def test_a_region_for_some_prompts_only(pipe, net):
     """Where a sample's image has a region, its text does not see it, and neither does the ControlNet."""
     prompts = ["a cat", "a tree"]
     latents = torch.randn(2, 6, 64, generator=seeded(5))
-    both = [control(net), redux(mask=[[LEFT], [None]])]
+    both = [control(net), redux(region=[[LEFT], [None]])]
     together = seen_by(net, pipe, both, prompt=prompts, latents=latents)
     assert lengths(together) == [LENGTH, LENGTH + 9] * STEPS
     images = pipe(**call_kwargs(prompt=prompts, latents=latents, conditions=both)).images
     for index, mask in enumerate((LEFT, None)):
         inputs = {"prompt": prompts[index], "latents": latents[index : index + 1]}
-        alone = pipe(**call_kwargs(**inputs, conditions=[control(net), redux(mask=mask)])).images
+        alone = pipe(**call_kwargs(**inputs, conditions=[control(net), redux(region=mask)])).images
         torch.testing.assert_close(images[index : index + 1], alone, atol=1e-4, rtol=0)
 
 

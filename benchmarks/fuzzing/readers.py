@@ -11,6 +11,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import bfl_dit, bfl_vae, clip, prefixed, projector, published_llm, siglip, t5
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.infinite_you import tiny_projector
+from benchmarks.support.tiny.ip_adapter import XLABS, tiny_ip_adapter, xlabs_state_dict
+from benchmarks.support.tiny.lora_encoder import tiny_lora_encoder
+from benchmarks.support.tiny.lora_fusion import tiny_fusion
+from benchmarks.support.tiny.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
+from benchmarks.support.tiny.redux import tiny_redux_embedder
+from benchmarks.support.tiny.step1x import published_weights, tiny_connector
 from diffusers_flux_ext import (
     AttributeValueEncoder,
     AutoencoderKLFlux,
@@ -36,16 +46,6 @@ from diffusers_flux_ext.diffsynth.loading import load_models
 from diffusers_flux_ext.models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.diffsynth_models import bfl_dit, bfl_vae, clip, prefixed, projector, published_llm, siglip, t5
-from tests.fixtures.infinite_you import tiny_projector
-from tests.fixtures.ip_adapter import XLABS, tiny_ip_adapter, xlabs_state_dict
-from tests.fixtures.lora_encoder import tiny_lora_encoder
-from tests.fixtures.lora_fusion import tiny_fusion
-from tests.fixtures.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
-from tests.fixtures.redux import tiny_redux_embedder
-from tests.fixtures.step1x import published_weights, tiny_connector
 
 from .reader import Reader
 

@@ -43,9 +43,9 @@ class TeaCacheConfig:
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
-            raise ValueError(f"`threshold` of TeaCache must be 0 or more, but {self.threshold} came.")
+            raise ValueError(f"`threshold` of TeaCache must be 0 or more, got {self.threshold}.")
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be at least 1, but {self.num_inference_steps} came.")
+            raise ValueError(f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}.")
 
 
 class SkippableBlocks(torch.nn.ModuleList):
@@ -165,7 +165,7 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
     """
     if not isinstance(transformer, FluxTransformer2DModel):
         raise TypeError(
-            f"TeaCache runs in a `FluxTransformer2DModel`, but a {type(transformer).__name__} came. Compile the "
+            f"`transformer` must be a `FluxTransformer2DModel`, got a {type(transformer).__name__}. Compile the "
             f"blocks of one with `transformer.compile_repeated_blocks()` rather than the whole model."
         )
     if not isinstance(config, TeaCacheConfig):
@@ -181,7 +181,9 @@ def apply_tea_cache(transformer: FluxTransformer2DModel, config: TeaCacheConfig)
     if foreign is not None:
         raise ValueError(f"The transformer already runs with {foreign.name}. Take that off first.")
     if not len(transformer.transformer_blocks):
-        raise ValueError("TeaCache measures change at the first double block, but this transformer has none.")
+        raise ValueError(
+            "TeaCache measures change at the first double block, but this transformer has no double blocks."
+        )
     hook = TeaCacheHook(config)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     registry.register_hook(hook, HOOK)

@@ -90,7 +90,9 @@ def check_overrides(model_class: type, overrides: Mapping[str, Any], added: Sequ
     """Raise a `TypeError` if an override is neither an argument of the constructor nor in `added`."""
     known = {*inspect.signature(model_class.__init__).parameters, *added} - {"self"}  # type: ignore[misc]
     if not overrides.keys() <= known:
-        raise TypeError(f"{sorted(overrides.keys() - known)} are no arguments of the model; they are {sorted(known)}.")
+        raise TypeError(
+            f"Unknown arguments of the model: {sorted(overrides.keys() - known)}. Expected some of {sorted(known)}."
+        )
 
 
 def check_heads(shapes: Shapes, config: Mapping[str, Any]) -> None:

@@ -237,8 +237,8 @@ def _check_known(keys: Iterable[str], layout: TransformerLayout) -> None:
     unknown = [key for key in keys if split_block_index(key)[0] not in _BY_KEY[layout]]
     if unknown:
         raise ValueError(
-            f"Keys that no FLUX.1 transformer in the {layout!r} layout has: {list_keys(unknown)}. Remove them if they "
-            "belong to something else, such as an adapter, a text encoder or a quantisation."
+            f"Keys that do not belong to a FLUX.1 transformer in the {layout!r} layout: {list_keys(unknown)}. Remove "
+            f"them if they belong to something else, such as an adapter, a text encoder or a quantisation."
         )
 
 

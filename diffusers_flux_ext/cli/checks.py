@@ -27,7 +27,7 @@ def check_demo(args: argparse.Namespace) -> None:
 
 def check_generate(args: argparse.Namespace) -> None:
     """Check `flux-ext generate`; raises [`CommandLineError`]."""
-    _check_picture(args.out)
+    _check_image(args.out)
     _check_model(args.model)
     if args.lora not in (None, "none"):
         _check_source("--lora", args.lora)
@@ -102,7 +102,7 @@ def _check_source(flag: str, source: str) -> None:
     raise CommandLineError(f"{flag} {source}: there is no such file or folder, and it is not the name of a repository")
 
 
-def _check_picture(path: Path) -> None:
+def _check_image(path: Path) -> None:
     from PIL import Image
 
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:

@@ -42,8 +42,8 @@ def contact_sheet(
     for row, result in enumerate(results):
         top = 40 + row * (row_height + MARGIN)
         regions = draw_regions(without[row], boxes[row], entities[row])
-        for column, picture in zip(columns, (without[row], regions, result)):
-            sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (column, top))
+        for column, image in zip(columns, (without[row], regions, result)):
+            sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (column, top))
         texts = (prompts[row], "; ".join(entities[row]), f"global prompt: {global_prompts[row]}")
         for column, text in zip(columns, texts):
             lines = "\n".join(wrap(text, 38))
@@ -52,21 +52,21 @@ def contact_sheet(
 
 
 def draw_regions(
-    picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]], labels: Sequence[str]
+    image: Image.Image, boxes: Sequence[tuple[float, float, float, float]], labels: Sequence[str]
 ) -> Image.Image:
     """Draw labelled boxes on a faded copy of an image, enlarged to a cell of the sheet.
 
     Args:
-        picture (`PIL.Image.Image`): The image.
+        image (`PIL.Image.Image`): The image.
         boxes (`Sequence[tuple]`): `(left, top, right, bottom)` in the image's pixels.
         labels (`Sequence[str]`): One text per box.
 
     Returns:
         `PIL.Image.Image`
     """
-    faded = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, PAPER), 0.75).resize((CELL, CELL))
+    faded = Image.blend(image.convert("RGB"), Image.new("RGB", image.size, PAPER), 0.75).resize((CELL, CELL))
     draw, font = ImageDraw.Draw(faded), ImageFont.load_default(13)
-    scale = CELL / picture.width
+    scale = CELL / image.width
     for index, (box, label) in enumerate(zip(boxes, labels)):
         color = FRAMES[index % len(FRAMES)]
         left, top, right, bottom = (value * scale for value in box)

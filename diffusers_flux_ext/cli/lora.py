@@ -18,7 +18,7 @@ from .tiny import TINY, named_model
 if TYPE_CHECKING:
     from ..lora.tools.report import LoRAReport
 
-LAYOUTS = ("diffusers", "kohya", "bfl", "diffsynth", "onetrainer")
+LAYOUTS = ("diffusers", "kohya", "bfl", "diffsynth", "onetrainer", "xlabs")
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 BAR_WIDTH = 40
 EXAMPLES = """\

@@ -16,6 +16,7 @@ from .parsing import Entity, parse_entity, parse_positive, parse_scale, parse_se
 from .plan import add_plan_command, run_plan
 from .quiet import quiet_libraries
 from .tiny import TINY
+from .train import add_train_command, run_train
 
 
 EXAMPLES = """\
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert_command(commands)
     add_lora_commands(commands)
     add_plan_command(commands)
+    add_train_command(commands)
     add_env_command(commands)
     return parser
 
@@ -138,6 +140,14 @@ def _run_quietly(command: Callable[[argparse.Namespace], int]) -> Callable[[argp
     return run
 
 
+def _run_training(args: argparse.Namespace) -> int:
+    try:
+        return run_train(args)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        sys.stderr.write(f"{args.title}: {error}\n")
+        return 1
+
+
 def _draw(args: argparse.Namespace) -> int:
     check_device(getattr(args, "device", None))
     with quiet_libraries(args):
@@ -163,6 +173,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "env": run_env,
     "lora": _run_quietly(run_lora),
     "plan": _run_quietly(run_plan),
+    "train": _run_quietly(_run_training),
 }
 
 

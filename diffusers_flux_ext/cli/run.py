@@ -52,8 +52,8 @@ def demo(args: argparse.Namespace) -> Path:
     results = draw(pipe, args.seed, prompt=prompts, entity_prompts=entities, entity_masks=boxes, **TINY_CALL)
     sheet = contact_sheet(spoken, without, prompts, entities, boxes, results)
     for index, image in enumerate(results):
-        save_picture(image, args.out / f"scene_{index}.png")
-    return save_picture(sheet, args.out / "contact_sheet.png")
+        save_image(image, args.out / f"scene_{index}.png")
+    return save_image(sheet, args.out / "contact_sheet.png")
 
 
 def generate(args: argparse.Namespace) -> Path:
@@ -94,7 +94,7 @@ def generate(args: argparse.Namespace) -> Path:
     clear = (OSError, ValueError, torch.OutOfMemoryError)
     with building(args.model, passing=clear, what="a FLUX.1 pipeline that can draw"):
         images = draw(pipe, args.seed, prompt=args.prompt, **call)
-    return save_picture(images[0], args.out)
+    return save_image(images[0], args.out)
 
 
 def _whole_tokens(size: tuple[int, int] | None) -> dict[str, int]:
@@ -178,7 +178,7 @@ def _place(pipe: FluxEliGenPipeline, device: str, offload: str) -> None:
         pipe.to(device)
 
 
-def save_picture(image: Image.Image, path: Path) -> Path:
+def save_image(image: Image.Image, path: Path) -> Path:
     """Write an image whole or not at all.
 
     Args:

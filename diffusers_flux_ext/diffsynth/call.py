@@ -262,7 +262,9 @@ def conditions_of(pipe: Any, call: Given) -> list[FluxCondition]:
         own = method.always is not None and method.always(pipe)
         if asked and len(asked) < len(method.given):
             missing = [name for name in method.given if name not in asked]
-            raise ValueError(f"`{'`, `'.join(asked)}` came without `{'`, `'.join(missing)}`, and does nothing alone.")
+            raise ValueError(
+                f"`{'`, `'.join(asked)}` was given without `{'`, `'.join(missing)}`, and does nothing alone."
+            )
         changed = [name for name, value in (method.extra or {}).items() if call[name] != value]
         if not asked and not own:
             _without_method(method, changed)

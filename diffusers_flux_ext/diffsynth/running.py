@@ -201,7 +201,7 @@ def _tiled(pipe: Any, call: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     vae, (size, stride) = pipe.vae, (call["tile_size"], call["tile_stride"])
-    former = (vae.use_tiling, vae.tile_sample_min_size, vae.tile_sample_stride, vae.tile_ramp_picture_borders)
+    former = (vae.use_tiling, vae.tile_sample_min_size, vae.tile_sample_stride, vae.tile_ramp_image_borders)
     cell = vae.cell_size
     largest = max(call["height"], call["width"]) // cell
     if largest > size:
@@ -210,7 +210,7 @@ def _tiled(pipe: Any, call: Mapping[str, Any]) -> Iterator[None]:
             f"tiles of {size}, so that references, regions and adapters are kept; it takes more memory, and the image "
             f"differs from DiffSynth-Studio's."
         )
-    vae.enable_tiling(cell * size, cell * stride, ramp_picture_borders=True)
+    vae.enable_tiling(cell * size, cell * stride, ramp_image_borders=True)
     try:
         yield
     finally:

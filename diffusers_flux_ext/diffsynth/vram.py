@@ -64,7 +64,10 @@ def vram_plan_from_diffsynth(
         ValueError: if the config cannot be met, with the reason.
     """
     if not isinstance(config, Mapping):
-        raise TypeError(f"`config` is a {type(config).__name__}; expected a `vram_config`, or such by component name.")
+        raise TypeError(
+            f"`config` is a {type(config).__name__}; expected a `vram_config`, or a mapping of component names to "
+            f"them."
+        )
     nested = bool(config) and all(isinstance(value, Mapping) for value in config.values())
     configs = {name: _ladder(value, name) for name, value in config.items()} if nested else {"": _ladder(config, "")}
     devices = {ladder.computes_on for ladder in configs.values()}
@@ -89,7 +92,7 @@ def _ladder(config: Mapping[str, Any], name: str) -> _Ladder:
     of = f" of {name!r}" if name else ""
     unknown = sorted(set(config) - set(_KEYS))
     if unknown:
-        raise ValueError(f"The config{of} has the keys {unknown}; known are {_KEYS}.")
+        raise ValueError(f"The config{of} has the unknown keys {unknown}; expected {_KEYS}.")
     for key in ("computation_dtype", "computation_device"):
         if config.get(key) is None:
             raise ValueError(f"The config{of} has no `{key}`, from which the others take their defaults.")

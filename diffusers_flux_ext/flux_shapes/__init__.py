@@ -6,8 +6,8 @@ Needs numpy and pillow only. Everything random takes a `random.Random`, so that 
 >>> from diffusers_flux_ext import flux_shapes
 
 >>> scene = flux_shapes.held_out_entity_scenes(1)[0]
->>> picture, masks = flux_shapes.render(scene), flux_shapes.entity_masks(scene)
->>> flux_shapes.score_entities(picture, scene, masks)
+>>> image, masks = flux_shapes.render(scene), flux_shapes.entity_masks(scene)
+>>> flux_shapes.score_entities(image, scene, masks)
 [EntityScore(color=True, shape=True), EntityScore(color=True, shape=True)]
 ```
 """
@@ -15,14 +15,15 @@ Needs numpy and pillow only. Everything random takes a `random.Random`, so that 
 from .captions import background_caption, caption, entity_phrase, entity_prompts, vary
 from .detection import DetectedObject, detect_background, detect_objects
 from .masks import box_to_mask, entity_boxes, entity_masks, sample_boxes, token_mask
-from .palette import BACKGROUNDS, CANVAS_SIZE, COLORS, SHAPES, SIZES
-from .rendering import render
+from .palette import ALL_SHAPES, BACKGROUNDS, CANVAS_SIZE, COLORS, SHAPES, SIZES, STYLES
+from .rendering import render, render_outlines
 from .sampling import held_out_entity_scenes, iterate_scenes, sample_free_scene, sample_scene
 from .scene import LAYOUTS, PLACES, Scene, ShapeObject, is_held_out
 from .scoring import (
     EntityScore,
     ObjectScore,
     SceneScore,
+    measure_brightness,
     score_entities,
     score_scene,
     summarize_entities,
@@ -31,6 +32,7 @@ from .scoring import (
 
 
 __all__ = [
+    "ALL_SHAPES",
     "BACKGROUNDS",
     "CANVAS_SIZE",
     "COLORS",
@@ -38,6 +40,7 @@ __all__ = [
     "PLACES",
     "SHAPES",
     "SIZES",
+    "STYLES",
     "DetectedObject",
     "EntityScore",
     "ObjectScore",
@@ -56,7 +59,9 @@ __all__ = [
     "held_out_entity_scenes",
     "is_held_out",
     "iterate_scenes",
+    "measure_brightness",
     "render",
+    "render_outlines",
     "sample_boxes",
     "sample_free_scene",
     "sample_scene",

@@ -15,7 +15,7 @@ _WHERE = {
 
 
 def entity_phrase(item: ShapeObject) -> str:
-    """Return an object as a phrase, for example `"a red circle"` or `"a small orange star"`.
+    """Return an object as a phrase, such as `"a red circle"`, `"a small orange star"` or `"a striped blue cross"`.
 
     Args:
         item (`ShapeObject`): The object.
@@ -23,7 +23,8 @@ def entity_phrase(item: ShapeObject) -> str:
     Returns:
         `str`
     """
-    words = " ".join(word for word in (item.size, item.color, item.shape) if word)
+    style = "" if item.style == "plain" else item.style
+    words = " ".join(word for word in (item.size, style, item.color, item.shape) if word)
     return f"an {words}" if words[0] == "o" else f"a {words}"
 
 

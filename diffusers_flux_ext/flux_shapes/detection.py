@@ -1,13 +1,13 @@
 """What an image shows: background and objects, found without any model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-from .palette import CANVAS_SIZE, SHAPES, main_color
+from .palette import ALL_SHAPES, CANVAS_SIZE, SHAPES, main_color
 from .rendering import render
 from .scene import Scene, ShapeObject
 
@@ -17,6 +17,7 @@ MIN_AREA = 50
 
 _CONTRAST = 60.0
 _TEMPLATE_SIZE = 32
+_STRIPE_CONTRAST = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class DetectedObject:
         shape_iou (`float`): That overlap, intersection over union, in [0, 1].
         extent (`tuple[float, float, float, float]`): `(left, top, right, bottom)` in pixels.
         mask (`np.ndarray` of shape `(128, 128)`): Its pixels, boolean.
+        style (`str`, defaults to `"plain"`): One of `STYLES`.
     """
 
     color: str
@@ -38,6 +40,7 @@ class DetectedObject:
     shape_iou: float
     extent: tuple[float, float, float, float]
     mask: np.ndarray
+    style: str = "plain"
 
     @property
     def center(self) -> tuple[float, float]:
@@ -68,8 +71,8 @@ def to_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if pixels.shape != (CANVAS_SIZE, CANVAS_SIZE, 3):
         raise ValueError(
-            f"The scorer takes RGB pictures of {CANVAS_SIZE} x {CANVAS_SIZE} pixels, but one of shape {pixels.shape} "
-            f"came. Draw with height={CANVAS_SIZE}, width={CANVAS_SIZE}."
+            f"The scorer takes RGB images of {CANVAS_SIZE} x {CANVAS_SIZE} pixels, got one of shape {pixels.shape}. "
+            f"Draw with height={CANVAS_SIZE}, width={CANVAS_SIZE}."
         )
     return pixels.astype(float) * (1.0 if pixels.dtype == np.uint8 else 255.0)
 
@@ -86,12 +89,15 @@ def detect_background(image: Image.Image | np.ndarray) -> tuple[str, float]:
     return main_color(_edge(to_pixels(image)))
 
 
-def detect_objects(image: Image.Image | np.ndarray, min_area: int = MIN_AREA) -> list[DetectedObject]:
+def detect_objects(
+    image: Image.Image | np.ndarray, min_area: int = MIN_AREA, shapes: Sequence[str] = SHAPES
+) -> list[DetectedObject]:
     """Find all objects of an image, the largest first.
 
     Args:
         image (`PIL.Image.Image` or `np.ndarray`): The image, as for `to_pixels`.
         min_area (`int`, defaults to 50): Smaller spots, in pixels, are left out.
+        shapes (`Sequence[str]`, defaults to `SHAPES`): The shapes that objects may have, of `ALL_SHAPES`.
 
     Returns:
         `list[DetectedObject]`
@@ -99,7 +105,7 @@ def detect_objects(image: Image.Image | np.ndarray, min_area: int = MIN_AREA) ->
     pixels = to_pixels(image)
     spots = [spot for spot in _connected(foreground(pixels)) if spot.sum() >= min_area]
     spots.sort(key=lambda spot: -int(spot.sum()))
-    return [describe(pixels, spot) for spot in spots]
+    return [describe(pixels, spot, shapes) for spot in spots]
 
 
 def foreground(pixels: np.ndarray) -> np.ndarray:
@@ -115,22 +121,33 @@ def foreground(pixels: np.ndarray) -> np.ndarray:
     return np.sqrt(((pixels - background) ** 2).sum(axis=-1)) > _CONTRAST
 
 
-def describe(pixels: np.ndarray, mask: np.ndarray) -> DetectedObject:
+def describe(pixels: np.ndarray, mask: np.ndarray, shapes: Sequence[str] = SHAPES) -> DetectedObject:
     """Describe colour, shape and extent of the pixels inside a mask.
 
     Args:
         pixels (`np.ndarray` of shape `(128, 128, 3)`): Floats in [0, 255].
         mask (`np.ndarray` of shape `(128, 128)`): Boolean, at least one pixel.
+        shapes (`Sequence[str]`, defaults to `SHAPES`): The shapes that it may have, of `ALL_SHAPES`.
 
     Returns:
         `DetectedObject`
     """
     color, share = main_color(pixels[mask])
-    overlaps = {shape: _iou(_normalized(mask), template) for shape, template in _templates().items()}
+    overlaps = {shape: _iou(_normalized(mask), _templates()[shape]) for shape in shapes}
     shape = max(overlaps, key=overlaps.__getitem__)
     rows, columns = np.nonzero(mask)
     extent = (float(columns.min()), float(rows.min()), float(columns.max()) + 1.0, float(rows.max()) + 1.0)
-    return DetectedObject(color, share, shape, overlaps[shape], extent, mask)
+    return DetectedObject(color, share, shape, overlaps[shape], extent, mask, _style_of(pixels, mask))
+
+
+def _style_of(pixels: np.ndarray, mask: np.ndarray) -> str:
+    """Tell stripes from one colour by how much the rows inside of an object differ."""
+    inner = mask.copy()
+    for _ in range(2):
+        padded = np.pad(inner, 1)
+        inner &= padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    rows = [pixels[row][inner[row]].mean() for row in np.flatnonzero(inner.any(axis=1))]
+    return "striped" if len(rows) >= 6 and np.std(rows) > _STRIPE_CONTRAST else "plain"
 
 
 def _edge(pixels: np.ndarray) -> np.ndarray:
@@ -157,9 +174,9 @@ def _connected(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _templates() -> dict[str, np.ndarray]:
-    scenes = {shape: Scene("white", (ShapeObject(shape, "black", "", (64.0, 64.0), 27.0),)) for shape in SHAPES}
-    pictures = {shape: np.asarray(render(scene), dtype=float) for shape, scene in scenes.items()}
-    return {shape: _normalized(picture.sum(axis=-1) < 380) for shape, picture in pictures.items()}
+    scenes = {shape: Scene("white", (ShapeObject(shape, "black", "", (64.0, 64.0), 27.0),)) for shape in ALL_SHAPES}
+    images = {shape: np.asarray(render(scene), dtype=float) for shape, scene in scenes.items()}
+    return {shape: _normalized(image.sum(axis=-1) < 380) for shape, image in images.items()}
 
 
 def _normalized(mask: np.ndarray) -> np.ndarray:

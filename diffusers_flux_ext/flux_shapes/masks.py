@@ -28,7 +28,7 @@ def entity_boxes(scene: Scene, margin: float = 4.0) -> list[Box]:
         ValueError: if `margin` is negative.
     """
     if margin < 0:
-        raise ValueError(f"`margin` is at least 0 pixels, but {margin} came.")
+        raise ValueError(f"`margin` must be at least 0 pixels, got {margin}.")
     return [_round_out(item.extent, (margin, margin, margin, margin)) for item in scene.objects]
 
 
@@ -68,7 +68,7 @@ def box_to_mask(box: Sequence[float]) -> np.ndarray:
     left, top, right, bottom = (min(max(round(value), 0), CANVAS_SIZE) for value in box)
     if left >= right or top >= bottom:
         raise ValueError(
-            f"The box {tuple(box)} has no area inside of the {CANVAS_SIZE} x {CANVAS_SIZE} picture; boxes are "
+            f"The box {tuple(box)} has no area inside the {CANVAS_SIZE} x {CANVAS_SIZE} image; boxes are "
             f"(left, top, right, bottom) in pixels."
         )
     mask = np.zeros((CANVAS_SIZE, CANVAS_SIZE), dtype=bool)

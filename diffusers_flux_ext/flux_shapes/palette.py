@@ -26,7 +26,13 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 """RGB of the colours that a background can have."""
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
-"""Shapes of objects."""
+"""Shapes of objects that are drawn where nothing else is asked for."""
+
+ALL_SHAPES: tuple[str, ...] = (*SHAPES, "cross")
+"""All shapes of objects."""
+
+STYLES: tuple[str, ...] = ("plain", "striped")
+"""How objects are filled: in one colour, or with horizontal stripes in two shades of it."""
 
 SIZES: dict[str, float] = {"small": 0.7, "": 1.0, "big": 1.32}
 """Size words and the factors by which they scale an object; no word is the middle size."""
@@ -37,8 +43,18 @@ CANVAS_SIZE = 128
 PALETTE: dict[str, tuple[int, int, int]] = {**COLORS, **BACKGROUNDS}
 """Every colour that an image can contain."""
 
+_SHADES: dict[str, float] = {"yellow": 0.87, "white": 0.85, "black": 1.2}
+
 _NAMES = list(PALETTE)
 _VALUES = np.array([PALETTE[name] for name in _NAMES], dtype=float)
+
+
+def shade(color: str) -> tuple[int, int, int]:
+    """Return the second shade of a striped object: darker, for black lighter, and still nearest to its colour."""
+    factor = _SHADES.get(color, 0.82)
+    mixed = (value * factor if factor < 1 else value + (255 - value) * (factor - 1) for value in COLORS[color])
+    red, green, blue = (round(value) for value in mixed)
+    return red, green, blue
 
 
 def check_choice(what: str, value: str, choices: object) -> None:

@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from .palette import BACKGROUNDS, CANVAS_SIZE, COLORS, SHAPES, SIZES, check_choice
+from .palette import ALL_SHAPES, BACKGROUNDS, CANVAS_SIZE, COLORS, SHAPES, SIZES, STYLES, check_choice
 from .scene import FREE, PLACES, Scene, ShapeObject, is_held_out
 
 
@@ -49,24 +50,37 @@ def sample_scene(
             return scene
 
 
-def sample_free_scene(rng: random.Random, num_objects: int, held_out: bool | None = None) -> Scene:
+def sample_free_scene(
+    rng: random.Random,
+    num_objects: int,
+    held_out: bool | None = None,
+    shapes: Sequence[str] = SHAPES,
+    styles: Sequence[str] = ("plain",),
+    brightness: tuple[float, float] | None = None,
+) -> Scene:
     """Sample a scene of objects at free places that do not overlap.
 
     Args:
         rng (`random.Random`): Source of all randomness.
         num_objects (`int`): 1, 2 or 3.
         held_out (`bool`, *optional*): Take only scenes that are, or only ones that are not, held out.
+        shapes (`Sequence[str]`, defaults to `SHAPES`): Shapes to draw from, of `ALL_SHAPES`.
+        styles (`Sequence[str]`, defaults to `("plain",)`): Styles to draw from, of `STYLES`.
+        brightness (`tuple[float, float]`, *optional*): Range of the scene's brightness; 1 by default.
 
     Returns:
         `Scene`
 
     Raises:
-        ValueError: if `num_objects` is not 1, 2 or 3.
+        ValueError: if `num_objects` is not 1, 2 or 3, or a shape or style is unknown.
     """
+    for what, names, known in (("shape", shapes, ALL_SHAPES), ("style", styles, STYLES)):
+        for name in names or ("",):
+            check_choice(what, name, known)
     if num_objects not in FREE_RADII:
         raise ValueError(f"Free scenes have {list(FREE_RADII)} objects, but {num_objects} were asked for.")
     while True:
-        scene = _free_scene(rng, num_objects)
+        scene = _free_scene(rng, num_objects, shapes, styles, brightness)
         if scene is not None and (held_out is None or is_held_out(scene) == held_out):
             return scene
 
@@ -129,7 +143,13 @@ def _placed(rng: random.Random, place: str, count: int, colors: list[str]) -> Sh
     return ShapeObject(shape, color, size, center, radius * rng.uniform(0.94, 1.06), place)
 
 
-def _free_scene(rng: random.Random, count: int) -> Scene | None:
+def _free_scene(
+    rng: random.Random,
+    count: int,
+    shapes: Sequence[str],
+    styles: Sequence[str],
+    brightness: tuple[float, float] | None,
+) -> Scene | None:
     background, colors = _background_and_colors(rng)
     spots: list[tuple[float, float, float]] = []
     for _ in range(count):
@@ -137,8 +157,11 @@ def _free_scene(rng: random.Random, count: int) -> Scene | None:
         if spot is None:
             return None
         spots.append(spot)
-    objects = [ShapeObject(rng.choice(SHAPES), rng.choice(colors), "", (x, y), radius, FREE) for x, y, radius in spots]
-    return Scene(background, tuple(objects), FREE)
+    objects = [ShapeObject(rng.choice(shapes), rng.choice(colors), "", (x, y), radius, FREE) for x, y, radius in spots]
+    # Drawn last, and only where there is a choice, so that scenes of earlier seeds stay what they were.
+    if len(styles) > 1 or "plain" not in styles:
+        objects = [replace(item, style=rng.choice(styles)) for item in objects]
+    return Scene(background, tuple(objects), FREE, 1.0 if brightness is None else rng.uniform(*brightness))
 
 
 def _free_spot(

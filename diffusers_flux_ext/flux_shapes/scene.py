@@ -3,7 +3,7 @@
 import zlib
 from dataclasses import dataclass
 
-from .palette import BACKGROUNDS, CANVAS_SIZE, COLORS, SHAPES, SIZES, check_choice
+from .palette import ALL_SHAPES, BACKGROUNDS, CANVAS_SIZE, COLORS, SIZES, STYLES, check_choice
 
 
 PLACES: dict[str, tuple[float, float]] = {
@@ -27,6 +27,7 @@ _REACH = {
     "square": (0.9, 0.9, 0.9, 0.9),
     "triangle": (1.0, 1.0, 1.0, 0.8),
     "star": (1.066, 1.06, 1.066, 0.967),
+    "cross": (1.0, 1.0, 1.0, 1.0),
 }
 
 
@@ -35,12 +36,13 @@ class ShapeObject:
     """One object.
 
     Args:
-        shape (`str`): One of `SHAPES`.
+        shape (`str`): One of `ALL_SHAPES`.
         color (`str`): One of `COLORS`.
         size (`str`): One of `SIZES`: the word that captions use; the extent follows from `radius` alone.
         center (`tuple[float, float]`): `(x, y)` in pixels.
         radius (`float`): Nominal half extent in pixels.
         place (`str`, defaults to `"free"`): One of `PLACES`, or `"free"`.
+        style (`str`, defaults to `"plain"`): One of `STYLES`.
 
     Raises:
         ValueError: if a name is unknown, the radius is not positive or the centre is outside the image.
@@ -52,16 +54,18 @@ class ShapeObject:
     center: tuple[float, float]
     radius: float
     place: str = FREE
+    style: str = "plain"
 
     def __post_init__(self) -> None:
-        check_choice("shape", self.shape, SHAPES)
+        check_choice("shape", self.shape, ALL_SHAPES)
+        check_choice("style", self.style, STYLES)
         check_choice("colour", self.color, COLORS)
         check_choice("size", self.size, SIZES)
         check_choice("place", self.place, [*PLACES, FREE])
         if not 0 < self.radius <= CANVAS_SIZE / 2:
-            raise ValueError(f"A radius lies in (0, {CANVAS_SIZE // 2}] pixels, but {self.radius} came.")
+            raise ValueError(f"`radius` must be in (0, {CANVAS_SIZE // 2}] pixels, got {self.radius}.")
         if not all(0 <= value <= CANVAS_SIZE for value in self.center):
-            raise ValueError(f"A centre lies in [0, {CANVAS_SIZE}] pixels, but {self.center} came.")
+            raise ValueError(f"`center` must be in [0, {CANVAS_SIZE}] pixels, got {self.center}.")
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -79,22 +83,27 @@ class Scene:
         background (`str`): One of `BACKGROUNDS`.
         objects (`tuple[ShapeObject, ...]`): The objects; none has the background's colour.
         layout (`str`, defaults to `"free"`): One of `LAYOUTS`.
+        brightness (`float`, defaults to 1.0): Factor of all colours, in [0.2, 1].
 
     Raises:
-        ValueError: if a name is unknown, there is no object, or an object has the background's colour.
+        ValueError: if a name is unknown, the brightness out of range, there is no object, or an object has the
+            background's colour.
     """
 
     background: str
     objects: tuple[ShapeObject, ...]
     layout: str = FREE
+    brightness: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("background", self.background, BACKGROUNDS)
         check_choice("layout", self.layout, LAYOUTS)
+        if not 0.2 <= self.brightness <= 1:
+            raise ValueError(f"The brightness of a scene must be in [0.2, 1], got {self.brightness}.")
         if not self.objects:
             raise ValueError("A scene needs at least one object, but `objects` is empty.")
         if any(item.color == self.background for item in self.objects):
-            raise ValueError(f"An object of the background's colour {self.background!r} could not be seen.")
+            raise ValueError(f"An object in the background's colour {self.background!r} could not be seen.")
 
 
 def is_held_out(scene: Scene) -> bool:

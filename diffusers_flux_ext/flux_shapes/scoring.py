@@ -1,14 +1,15 @@
 """Whether an image shows what was asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from .detection import DetectedObject, describe, detect_background, detect_objects, to_pixels
 from .masks import box_to_mask
-from .palette import CANVAS_SIZE, SIZES
+from .palette import ALL_SHAPES, CANVAS_SIZE, SHAPES, SIZES
+from .rendering import render
 from .sampling import NOMINAL_RADIUS, ROW_X
 from .scene import FREE, PLACES, Scene, ShapeObject
 
@@ -24,7 +25,8 @@ INSIDE_SHARE = 0.6
 
 _POSITION_TOLERANCE = 12.0
 _MIN_MASK_SHARE = 0.1
-_HALF_WIDTH = {"circle": 1.0, "square": 0.9, "triangle": 1.0, "star": 1.065}
+_BRIGHTNESS_TOLERANCE = 0.12
+_HALF_WIDTH = {"circle": 1.0, "square": 0.9, "triangle": 1.0, "star": 1.065, "cross": 1.0}
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class ObjectScore:
         shape (`bool`): Its shape: the nearest template, of the right proportions.
         position (`bool`): Its place, to 12 pixels.
         size (`bool`): Its size word.
+        style (`bool`): Its style, plain or striped.
     """
 
     color: bool = False
     shape: bool = False
     position: bool = False
     size: bool = False
+    style: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,21 @@ class SceneScore:
     Args:
         background (`bool`): The background's colour.
         objects (`tuple[ObjectScore, ...]`): One score per object of the scene.
+        brightness (`bool`, defaults to `True`): The scene's brightness, to 0.12; not looked at if that is 1.
     """
 
     background: bool
     objects: tuple[ObjectScore, ...]
+    brightness: bool = True
 
     @property
     def all_right(self) -> bool:
-        """Whether the background and every object's colour, shape and position are right."""
-        return self.background and all(item.color and item.shape and item.position for item in self.objects)
+        """Whether background, brightness and every object's colour, shape and position are right."""
+        return (
+            self.background
+            and self.brightness
+            and all(item.color and item.shape and item.position for item in self.objects)
+        )
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,12 @@ class EntityScore:
     Args:
         color (`bool`): Whether the object there has the entity's colour.
         shape (`bool`): Whether it has the entity's shape.
+        style (`bool`, defaults to `False`): Whether it has the entity's style.
     """
 
     color: bool
     shape: bool
+    style: bool = False
 
 
 def score_scene(image: Image.Image | np.ndarray, scene: Scene) -> SceneScore:
@@ -88,11 +100,32 @@ def score_scene(image: Image.Image | np.ndarray, scene: Scene) -> SceneScore:
     Raises:
         ValueError: if the image has another size.
     """
+    shapes, brightness = _shapes_of(scene), True
+    if scene.brightness != 1:
+        brightness = abs(measure_brightness(image, scene) - scene.brightness) < _BRIGHTNESS_TOLERANCE
+        image = _brightened(image, scene)
     name, share = detect_background(image)
     background = name == scene.background and share > 0.8
-    pixels, found = to_pixels(image), detect_objects(image, min_area=25)
+    pixels, found = to_pixels(image), detect_objects(image, min_area=25, shapes=shapes)
     scores = [_score_object(pixels, _in_window(found, item, scene), item, scene) for item in scene.objects]
-    return SceneScore(background, tuple(scores))
+    return SceneScore(background, tuple(scores), brightness)
+
+
+def measure_brightness(image: Image.Image | np.ndarray, scene: Scene) -> float:
+    """Return the factor by which an image is darker than the palette, as its background tells.
+
+    Args:
+        image (`PIL.Image.Image` or `np.ndarray`): The image, 128 x 128, RGB.
+        scene (`Scene`): What it shows.
+
+    Returns:
+        `float`: the best factor for the scene drawn at full brightness, at least 0.
+
+    Raises:
+        ValueError: if the image has another size.
+    """
+    drawn, found = to_pixels(render(replace(scene, brightness=1.0))), to_pixels(image)
+    return float((drawn * found).sum() / (drawn * drawn).sum())
 
 
 def score_entities(
@@ -116,10 +149,12 @@ def score_entities(
     """
     if len(masks) != len(scene.objects):
         raise ValueError(
-            f"The scene has {len(scene.objects)} objects, but {len(masks)} masks came. Give one per object, in the "
-            f"scene's order."
+            f"The scene has {len(scene.objects)} objects, got {len(masks)} masks. Give one per object, in the scene's "
+            f"order."
         )
-    found = detect_objects(image)
+    if scene.brightness != 1:
+        image = _brightened(image, scene)
+    found = detect_objects(image, shapes=_shapes_of(scene))
     return [_score_entity(_in_mask(found, _read_mask(mask)), item) for mask, item in zip(masks, scene.objects)]
 
 
@@ -136,14 +171,14 @@ def summarize_entities(scores: Sequence[Sequence[EntityScore]]) -> dict[str, flo
     Raises:
         ValueError: if there is no entity.
     """
-    flat = [item for picture in scores for item in picture]
+    flat = [item for image in scores for item in image]
     if not flat:
         raise ValueError("There is nothing to summarize: no entity was scored.")
     return {
         "color": _mean([item.color for item in flat]),
         "shape": _mean([item.shape for item in flat]),
         "both": _mean([item.color and item.shape for item in flat]),
-        "scenes": _mean([all(item.color and item.shape for item in picture) for picture in scores]),
+        "scenes": _mean([all(item.color and item.shape for item in image) for image in scores]),
         "entities": float(len(flat)),
     }
 
@@ -162,12 +197,24 @@ def summarize_scenes(scores: Sequence[SceneScore]) -> dict[str, float]:
         ValueError: if there is no image.
     """
     if not scores:
-        raise ValueError("There is nothing to summarize: no picture was scored.")
+        raise ValueError("There is nothing to summarize: no image was scored.")
     flat = [item for score in scores for item in score.objects]
     shares = {name: _mean([getattr(item, name) for item in flat]) for name in ("color", "shape", "position", "size")}
     background = _mean([score.background for score in scores])
     scenes = _mean([score.all_right for score in scores])
     return {"background": background, **shares, "scenes": scenes, "objects": float(len(flat))}
+
+
+def _shapes_of(scene: Scene) -> tuple[str, ...]:
+    """Return the shapes to tell apart: those of all scenes, and others only if the scene has them."""
+    return tuple(
+        shape for shape in ALL_SHAPES if shape in SHAPES or any(shape == each.shape for each in scene.objects)
+    )
+
+
+def _brightened(image: Image.Image | np.ndarray, scene: Scene) -> np.ndarray:
+    """Undo a scene's brightness, so that colours can be told."""
+    return (to_pixels(image) / scene.brightness).clip(0, 255).astype(np.uint8)
 
 
 def _mean(values: Sequence[bool]) -> float:
@@ -180,7 +227,7 @@ def _read_mask(mask: Image.Image | np.ndarray | Sequence[float]) -> np.ndarray:
     if not isinstance(mask, np.ndarray):
         return box_to_mask(mask)
     if mask.shape != (CANVAS_SIZE, CANVAS_SIZE):
-        raise ValueError(f"A mask has the shape ({CANVAS_SIZE}, {CANVAS_SIZE}), but one of {mask.shape} came.")
+        raise ValueError(f"A mask must have the shape ({CANVAS_SIZE}, {CANVAS_SIZE}), got {mask.shape}.")
     return mask.astype(bool)
 
 
@@ -197,7 +244,7 @@ def _in_mask(found: Sequence[DetectedObject], mask: np.ndarray) -> DetectedObjec
 def _score_entity(found: DetectedObject | None, item: ShapeObject) -> EntityScore:
     if found is None:
         return EntityScore(color=False, shape=False)
-    return EntityScore(color=_has_color(found, item), shape=_has_shape(found, item))
+    return EntityScore(_has_color(found, item), _has_shape(found, item), found.style == item.style)
 
 
 def _has_color(found: DetectedObject, item: ShapeObject) -> bool:
@@ -231,11 +278,15 @@ def _in_window(found: Sequence[DetectedObject], item: ShapeObject, scene: Scene)
 def _score_object(pixels: np.ndarray, window: np.ndarray, item: ShapeObject, scene: Scene) -> ObjectScore:
     if window.sum() < 50:
         return ObjectScore()
-    spot = describe(pixels, window)
+    spot = describe(pixels, window, _shapes_of(scene))
     x, y = _expected_center(item, scene)
     position = abs(spot.center[0] - x) < _POSITION_TOLERANCE and abs(spot.center[1] - y) < _POSITION_TOLERANCE
     return ObjectScore(
-        _has_color(spot, item), _has_shape(spot, item), position, _size_of(spot, item, scene) == item.size
+        _has_color(spot, item),
+        _has_shape(spot, item),
+        position,
+        _size_of(spot, item, scene) == item.size,
+        spot.style == item.style,
     )
 
 

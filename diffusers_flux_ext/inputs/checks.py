@@ -90,4 +90,4 @@ def check_generators(what: str, value: Any, count: int | None = None) -> None:
     if not all(isinstance(each, torch.Generator) for each in given) or not given:
         raise TypeError(f"{what} must be a `torch.Generator` or a list of one per sample, got {shown(value)}.")
     if isinstance(value, (list, tuple)) and count is not None and len(value) != count:
-        raise ValueError(f"{what} has {len(value)} generators for {count} samples. Give one, or one each.")
+        raise ValueError(f"{what} has {len(value)} generators for {count} samples. Give one, or one per sample.")

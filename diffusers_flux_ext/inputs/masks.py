@@ -83,7 +83,7 @@ def read_mask(mask: RegionMask, canvas: Canvas, what: str = "A region mask") -> 
 
 def _read_pixels(what: str, mask: Any) -> np.ndarray:
     if isinstance(mask, Image.Image) and 0 not in mask.size:
-        return _read_picture(what, mask)
+        return _read_image(what, mask)
     if isinstance(mask, torch.Tensor) and not mask.is_complex() and mask.layout is torch.strided and not mask.is_meta:
         array = mask.detach().float().cpu().numpy() if mask.is_floating_point() else mask.detach().cpu().numpy()
         return _read_array(what, array, channels_first=True)
@@ -131,7 +131,7 @@ def check_regions(what: str, regions: Any) -> None:
             continue
         numbers: Any = region
         if not all(math.isfinite(value) for value in numbers if not isinstance(value, int)):
-            raise ValueError(f"{what} is a box of finite numbers (left, top, right, bottom), got {region}.")
+            raise ValueError(f"{what} must be a box of finite numbers (left, top, right, bottom), got {region}.")
 
 
 def _read_box(what: str, given: Any, canvas: Canvas) -> np.ndarray:
@@ -149,14 +149,14 @@ def _read_box(what: str, given: Any, canvas: Canvas) -> np.ndarray:
     return inside
 
 
-def _read_picture(what: str, picture: Image.Image) -> np.ndarray:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        return _read_array(what, np.asarray(picture), channels_first=False)
-    if picture.has_transparency_data:
-        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+def _read_image(what: str, image: Image.Image) -> np.ndarray:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _read_array(what, np.asarray(image), channels_first=False)
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
             return alpha > 127
-    return np.asarray(picture.convert("RGB"), dtype=np.float32).mean(axis=-1) > 127.5
+    return np.asarray(image.convert("RGB"), dtype=np.float32).mean(axis=-1) > 127.5
 
 
 def _read_array(what: str, array: np.ndarray, channels_first: bool) -> np.ndarray:
@@ -183,5 +183,5 @@ def _read_array(what: str, array: np.ndarray, channels_first: bool) -> np.ndarra
 
 
 def _resize(inside: np.ndarray, height: int, width: int) -> torch.Tensor:
-    picture = Image.fromarray(inside.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.asarray(picture) > 0)
+    image = Image.fromarray(inside.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.asarray(image) > 0)

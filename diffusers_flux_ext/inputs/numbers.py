@@ -130,7 +130,7 @@ def warn_without_step(owner: str, step: DenoisingStep, start: float, end: float)
         return
     if not any(is_active(replace(step, index=index), start, end) for index in range(step.num_steps)):
         logger.warning(
-            f"{owner} acts from {start} to {end} of the schedule, but none of the {step.num_steps} steps lies in "
+            f"{owner} acts from {start} to {end} of the schedule, but no step of {step.num_steps} lies in "
             f"there as a whole, so it changes nothing. Widen the window or take more steps."
         )
 

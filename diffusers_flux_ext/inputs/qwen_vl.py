@@ -29,7 +29,7 @@ except ImportError:
 
 
 IMAGE_TOKEN = "<|image_pad|>"
-PICTURE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+IMAGE_SPAN = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
 """How a chat text says where an image stands; [`qwen_vl_inputs`] repeats the token in the middle."""
 
 # Arguments of the model that some versions of transformers lack.
@@ -80,7 +80,7 @@ def chat_text(content: str, system: str = SYSTEM, answer: str | None = None) -> 
     """Return the text of a chat with one question, as Qwen2.5-VL's chat template writes it.
 
     Args:
-        content (`str`): What the user says; [`PICTURE`] marks where images go.
+        content (`str`): What the user says; [`IMAGE_SPAN`] marks where images go.
         system (`str`, *optional*): The system prompt.
         answer (`str`, *optional*): The whole answer; without it the text ends where the answer begins.
 
@@ -103,17 +103,17 @@ def tokenize(processor: Any, text: str) -> list[int]:
     return list(processor.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def fit_picture(
-    picture: Any,
+def fit_image(
+    image: Any,
     processor: Any,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
-    what: str = "A picture",
+    what: str = "An image",
 ) -> Image.Image:
     """Resize an image as the vision model sees it, keeping the aspect ratio as far as whole tokens allow.
 
     Args:
-        picture: PIL image, array or tensor, as [`to_pil`] takes it; of any mode, an alpha channel is dropped.
+        image: PIL image, array or tensor, as [`to_pil`] takes it; of any mode, an alpha channel is dropped.
         processor (`QwenVLProcessor`): Gives the size of a token, the resampling and the bounds that are not given.
         min_pixels (`int`, *optional*): Least number of pixels.
         max_pixels (`int`, *optional*): Greatest number of pixels.
@@ -125,7 +125,7 @@ def fit_picture(
     Raises:
         ValueError: if one side is more than 200 times as long as the other, which transformers refuses.
     """
-    image, settings = to_pil(picture, what), processor.image_processor
+    image, settings = to_pil(image, what), processor.image_processor
     size = _pixel_bounds(settings)
     longer, shorter = max(image.size), min(image.size)
     if longer > 200 * shorter:
@@ -153,7 +153,7 @@ def _pixel_bounds(image_processor: Any) -> tuple[int, int]:
 def qwen_vl_inputs(
     processor: Any,
     text: str | Sequence[int],
-    pictures: Sequence[Any] = (),
+    images: Sequence[Any] = (),
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -162,14 +162,14 @@ def qwen_vl_inputs(
     Args:
         processor (`QwenVLProcessor`): The processor; transformers' own works, too.
         text (`str` or `Sequence[int]`): A chat text, or its token ids, with one `<|image_pad|>` for each image.
-        pictures (`Sequence`): PIL images, arrays or tensors, of any size and mode, in the order of the text.
+        images (`Sequence`): PIL images, arrays or tensors, of any size and mode, in the order of the text.
         min_pixels (`int`, *optional*): Least size in pixels that an image is resized to; the processor's by default.
         max_pixels (`int`, *optional*): Greatest size in pixels; the processor's by default.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `mm_token_type_ids`, each `(1, length)` (the last
         is 1 for the tokens of images), and, with images, `pixel_values` `(patches, channels)` in float32 and
-        `image_grid_thw` `(pictures, 3)`, the patches along time, height and width. What the installed transformers
+        `image_grid_thw` `(images, 3)`, the patches along time, height and width. What the installed transformers
         does not know is dropped by [`known_inputs`].
 
     Raises:
@@ -177,15 +177,15 @@ def qwen_vl_inputs(
     """
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     given = tokenize(processor, text) if isinstance(text, str) else list(text)
-    if given.count(image_id) != len(pictures):
+    if given.count(image_id) != len(images):
         raise ValueError(
-            f"The text has {given.count(image_id)} times {IMAGE_TOKEN!r}, but {len(pictures)} pictures came. Put one "
-            f"for each picture, and take the token out of what users write."
+            f"The text has {IMAGE_TOKEN!r} {given.count(image_id)} times, got {len(images)} images. Put one for each "
+            f"image, and remove the token from what users write."
         )
     inputs: dict[str, torch.Tensor] = {}
     repeats: list[int] = []
-    if pictures:
-        seen = [fit_picture(picture, processor, min_pixels, max_pixels) for picture in pictures]
+    if images:
+        seen = [fit_image(image, processor, min_pixels, max_pixels) for image in images]
         settings = processor.image_processor
         batch = settings(images=seen, do_resize=False, input_data_format="channels_last", return_tensors="pt")
         inputs = {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}

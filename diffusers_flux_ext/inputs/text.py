@@ -98,14 +98,16 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
     if mask is None:
         if embeds is not None and mask_padding:
             raise ValueError(
-                f"`mask_padding=True` came with `{name}`, whose padding cannot be told from their values. Give "
-                f"`{name}_mask`, too: the tokenizer's `attention_mask` of shape {tuple(embeds.shape[:2])}."
+                f"`mask_padding=True` was given with `{name}`, whose values do not show which tokens are padding. "
+                f"Give `{name}_mask`, too: the tokenizer's `attention_mask` of shape {tuple(embeds.shape[:2])}."
             )
         return
     if embeds is None:
-        raise ValueError(f"`{name}_mask` came without `{name}`. Texts need no mask: `mask_padding=True` makes it.")
+        raise ValueError(
+            f"`{name}_mask` was given without `{name}`. Texts need no mask: `mask_padding=True` makes it."
+        )
     if not mask_padding:
-        raise ValueError(f"`{name}_mask` came without `mask_padding=True`. Give both or neither.")
+        raise ValueError(f"`{name}_mask` was given without `mask_padding=True`. Give both or neither.")
     dense = isinstance(mask, torch.Tensor) and mask.layout is torch.strided and not mask.is_meta
     if not dense or mask.is_floating_point() or mask.is_complex():
         raise TypeError(
@@ -117,7 +119,7 @@ def check_padding_mask(name: str, mask: Any, embeds: torch.Tensor | None, mask_p
             f"{embeds.shape[1]} tokens. Give {tuple(embeds.shape[:2])}."
         )
     if not bool(mask.bool().any(dim=1).all()):
-        raise ValueError(f"`{name}_mask` hides all tokens of a prompt. Show one at least.")
+        raise ValueError(f"`{name}_mask` hides all tokens of a prompt. Leave at least one visible.")
 
 
 logger = logging.get_logger(__name__)
@@ -155,7 +157,26 @@ def encode_text(
                     f"The prompt {text!r} has {len(ids)} tokens, but {length} fit; this was cut off: {cut!r}."
                 )
         embeds = pipe._get_t5_prompt_embeds(texts, max_sequence_length=length, device=canvas.device)
+    check_text_length(embeds, length)
     return embeds.to(canvas.dtype), masks[0] if masks else None
+
+
+def check_text_length(embeds: torch.Tensor, length: int) -> None:
+    """Raise a `RuntimeError` unless texts were padded as asked for.
+
+    diffusers' own pipelines set the padding of a tokenizer without a lock, so one that shares it in another thread may
+    change the padding between our setting it and our use of it.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(texts, length, 4096)`): T5 hidden states.
+        length (`int`): Tokens that were asked for.
+    """
+    if embeds.shape[1] != length:
+        raise RuntimeError(
+            f"`tokenizer_2` returned {embeds.shape[1]} tokens instead of {length}: a pipeline changed its padding in "
+            f"another thread. Give pipelines of diffusers that run in other threads a tokenizer of their own "
+            f"(`copy.deepcopy(pipe.tokenizer_2)`), or `prompt_embeds`."
+        )
 
 
 def check_text_width(owner: str, width: int, transformer: Any) -> None:

@@ -34,8 +34,8 @@ def image_processor_for(image_encoder: torch.nn.Module) -> Any:
     name = PROCESSORS.get(config.model_type)
     if name is None:
         raise ValueError(
-            f"There is no default image processor for a {type(image_encoder).__name__}; known are {list(PROCESSORS)}. "
-            f"Pass `image_processor`, the one that was saved with the encoder."
+            f"There is no default image processor for a {type(image_encoder).__name__}; there is one for "
+            f"{list(PROCESSORS)}. Pass `image_processor`, the one that was saved with the encoder."
         )
     side = {"height": config.image_size, "width": config.image_size}
     processor = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
@@ -82,8 +82,8 @@ def embed_images(
     check_vision_model(image_encoder, image_processor)
     samples = list_samples(images, what)
     processor = image_processor_for(image_encoder) if image_processor is None else image_processor
-    pictures = [to_pil(picture, what) for sample in samples for picture in sample]
-    pixels = processor(images=pictures, return_tensors="pt").pixel_values
+    images = [to_pil(image, what) for sample in samples for image in sample]
+    pixels = processor(images=images, return_tensors="pt").pixel_values
     weight = next(image_encoder.parameters())
     output = image_encoder(pixels.to(execution_device(image_encoder), weight.dtype))
     embeds = output.last_hidden_state if patches else getattr(output, "image_embeds", None)
@@ -113,8 +113,8 @@ def list_samples(images: Any, what: str = "`images`") -> list[list[Any]]:
     counts = [len(sample) for sample in samples]
     if len(nested) != 1 or len(set(counts)) != 1 or 0 in counts:
         raise ValueError(
-            f"{what} holds {counts} pictures for the prompts{' and mixes lists with pictures' * (len(nested) > 1)}. "
-            f"Give one list of pictures for all prompts, or one for each with equally many, and at least one picture."
+            f"{what} holds {counts} images for the prompts{' and mixes lists with images' * (len(nested) > 1)}. "
+            f"Give one list of images for all prompts, or one for each with equally many, and at least one image."
         )
     return samples
 
@@ -149,10 +149,10 @@ def check_single_image(what: str, image: Any) -> Any:
     return read
 
 
-def list_pictures(image: Any, what: str = "`image`") -> list[Any]:
+def list_images(image: Any, what: str = "`image`") -> list[Any]:
     """Return the single images of an image, a list or a batch; raise an error for an empty list."""
     if isinstance(image, (list, tuple)):
-        listed = [part for each in image for part in list_pictures(each, what)]
+        listed = [part for each in image for part in list_images(each, what)]
     else:
         listed = list(image) if getattr(image, "ndim", 3) == 4 else [image]
     if not listed or any(each is None for each in listed):

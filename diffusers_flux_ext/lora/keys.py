@@ -197,14 +197,17 @@ _FLAT: dict[Component, dict[str, LayerName]] = {
 }
 # The layers of one layout by the diffusers layers that they hold.
 _IN_NAMESPACE: dict[str, dict[str, LayerName]] = {
-    space: {t: layer for layer in _transformer_layers() if layer.namespace == space for t in layer.targets}
-    for space in ("diffusers", "bfl", "diffsynth")
+    space: {t: layer for layer in layers if layer.namespace == space for t in layer.targets}
+    for space, layers in (
+        *((space, list(_transformer_layers())) for space in ("diffusers", "bfl", "diffsynth")),
+        ("xlabs", list(TRANSFORMER_LAYERS.values())),
+    )
 }
 
 
-def layer_in_namespace(target: str, namespace: str) -> LayerName:
-    """Return the layer of a namespace that holds a diffusers layer (with `{}` for the index)."""
-    return _IN_NAMESPACE[namespace][target]
+def layer_in_namespace(target: str, namespace: str) -> LayerName | None:
+    """Return the layer of a namespace that holds a diffusers layer (with `{}` for the index), if it has one."""
+    return _IN_NAMESPACE[namespace].get(target)
 
 
 # ---- prefixes and suffixes ----------------------------------------------------------------------------------------
@@ -318,6 +321,12 @@ def parse_lora_key(key: str) -> LoRAKey | None:
     Returns:
         `LoRAKey`, or `None` if it is not a key of a FLUX.1 LoRA.
     """
+    # Files name the same layers; a key that is too long to be one of them would only take room.
+    return _parse(key) if len(key) < 300 else _parse.__wrapped__(key)
+
+
+@lru_cache(maxsize=2**14)
+def _parse(key: str) -> LoRAKey | None:
     prefix, rest, component = _strip_prefix(key)
     for pattern, part in _SUFFIXES:
         match = pattern.search(rest)

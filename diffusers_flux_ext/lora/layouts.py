@@ -75,6 +75,8 @@ LORA_LAYOUTS: dict[str, LoRALayout] = {
             "onetrainer", "diffusers", _prefixes("lora_transformer_", "lora_te1_", "lora_te2_"), *_KOHYA, "always",
             _EVERY_KIND, magnitude=".dora_scale", norm=".set_weight",
         ),
+        # x-flux' own: attention, and the second layer of single blocks.
+        LoRALayout("xlabs", "xlabs", _prefixes(""), ".down.weight", ".up.weight", "never"),
     )
 }  # fmt: skip
 _ALIASES = {"comfyui": "bfl", "comfy": "bfl", "peft": "diffusers", "diffusers_peft": "diffusers", "bfl_alpha": "bfl",

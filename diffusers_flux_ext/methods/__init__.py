@@ -6,7 +6,7 @@ To add a method, write its folder and name the folder in `_FOLDERS`; a package o
 import importlib
 
 from .._registration import register
-from .method import Method, Release
+from .method import Method, Release, Trainable
 
 
 # In the order of the documentation.
@@ -41,11 +41,11 @@ def add(method: Method) -> Method:
         `Method`: the same.
 
     Raises:
-        ValueError: if its folder, one of its public names or one of its releases is already taken by another method.
+        ValueError: if its folder, or a name that it exports, releases or trains is already taken by another method.
     """
     if method.folder in METHODS:
         raise ValueError(f"There is already a method in a folder named {method.folder!r}. Choose another name.")
-    for what in ("public_names", "releases"):
+    for what in ("public_names", "releases", "trains"):
         own = _names(method, what)
         taken = {name for other in METHODS.values() for name in _names(other, what)}
         twice = sorted(taken.intersection(own) | {name for name in own if own.count(name) > 1})
@@ -56,7 +56,7 @@ def add(method: Method) -> Method:
 
 
 def _names(method: Method, what: str) -> list[str]:
-    return method.public_names if what == "public_names" else [release.name for release in method.releases]
+    return [getattr(each, "name", each) for each in getattr(method, what)]
 
 
 def register_method(method: Method) -> Method:
@@ -107,4 +107,4 @@ def find(method: Method, name: str) -> object:
 for _folder in _FOLDERS:
     add(importlib.import_module(f".{_folder}", __name__).METHOD)
 
-__all__ = ["METHODS", "Method", "Release", "register_method"]
+__all__ = ["METHODS", "Method", "Release", "Trainable", "register_method"]

@@ -42,6 +42,23 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Trainable:
+    """A module of a method that can be trained. References name an object as `".file:name"`, see [`resolve`].
+
+    Attributes:
+        module (`str`): Its class.
+        make (`str`): Makes an untrained one: a function that takes the transformer, and sizes as keyword arguments.
+        files (`str`, *optional*):
+            Spells its weights as the method's published files do: a function that takes the module and its state dict
+            and returns state dicts by file name. By default there is one file with the module's own names.
+    """
+
+    module: str
+    make: str
+    files: str | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """One method: a folder and what it offers.
 
@@ -57,6 +74,7 @@ class Method:
             Commands that convert its published files, by the name after `flux-ext convert`: `".file:name"` of a
             function that takes the arguments and returns the exit code.
         releases (`Sequence[Release]`): Its released weights.
+        trains (`Mapping[str, Trainable]`): Its modules that can be trained, by name.
     """
 
     package: str
@@ -68,6 +86,7 @@ class Method:
     loadable: Sequence[str] = ()
     converters: Mapping[str, str] = field(default_factory=dict)
     releases: Sequence[Release] = ()
+    trains: Mapping[str, Trainable] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:

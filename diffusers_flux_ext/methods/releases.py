@@ -45,8 +45,8 @@ def check_counts(methods: Sequence[tuple[str, int | None]]) -> None:
     known = releases()
     unknown = sorted({name for name, _ in methods} - known.keys())
     if unknown:
-        raise ValueError(f"There are no methods {unknown}. Known are {sorted(known)}.")
+        raise ValueError(f"Unknown methods {unknown}. Choose from {sorted(known)}.")
     wrong = [f"{name}={count}" for name, count in methods if count is not None and known[name].counts is None]
     if wrong:
         counted = [release.name for release in known.values() if release.counts]
-        raise ValueError(f"{wrong} take no number. Those that do are {counted}.")
+        raise ValueError(f"{wrong} do not take a number; {counted} do.")

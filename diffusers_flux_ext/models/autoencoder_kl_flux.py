@@ -20,6 +20,7 @@ from ..checkpoints.modules import fill_module, read_tensors
 from ..checkpoints.sizes import build_empty
 from ..checkpoints.stock_config import StockConfigMixin
 from ..checkpoints.vae_layouts import infer_vae_config, plan_vae
+from ..former_arguments import former_arguments
 from .tiling import TileGrid
 
 
@@ -40,7 +41,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
     folders and takes the other's config, without changing its values.
 
     The blending is that of DiffSynth-Studio, except that it also covers positions which a stride does not reach, and
-    that weights do not fall towards the borders of the image (see `ramp_picture_borders` of [`enable_tiling`]).
+    that weights do not fall towards the borders of the image (see `ramp_image_borders` of [`enable_tiling`]).
 
     Args:
         in_channels (`int`, *optional*, defaults to 3):
@@ -110,7 +111,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(**arguments)
         self.hand_on_defaults()
-        self._set_tiles(DEFAULT_TILE_SIZE, None, ramp_picture_borders=False)
+        self._set_tiles(DEFAULT_TILE_SIZE, None, ramp_image_borders=False)
 
     @classmethod
     def from_single_file(
@@ -169,13 +170,14 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         """Pixels along the side of one latent cell: 8 for FLUX.1."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
+    @former_arguments(ramp_picture_borders="ramp_image_borders")
     def enable_tiling(
         self,
         tile_size: int = DEFAULT_TILE_SIZE,
         tile_stride: int | None = None,
-        ramp_picture_borders: bool = False,
+        ramp_image_borders: bool = False,
     ) -> None:
-        """Encode and decodes images larger than a tile in overlapping tiles.
+        """Encode and decode images larger than a tile in overlapping tiles.
 
         Args:
             tile_size (`int`, *optional*, defaults to 1024):
@@ -184,17 +186,17 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
             tile_stride (`int`, *optional*):
                 Distance between tiles in image pixels, a multiple of [`cell_size`], at most `tile_size`. Three
                 quarters of `tile_size` by default. Smaller strides blend over a wider overlap and take longer.
-            ramp_picture_borders (`bool`, *optional*, defaults to `False`):
+            ramp_image_borders (`bool`, *optional*, defaults to `False`):
                 Let the weights fall towards the borders of the image too. This reproduces DiffSynth-Studio, at the
                 price of seams where an overlap meets the border of the image.
 
         Raises:
             ValueError: If the size or the stride is impossible.
         """
-        self._set_tiles(tile_size, tile_stride, ramp_picture_borders)
+        self._set_tiles(tile_size, tile_stride, ramp_image_borders)
         self.use_tiling = True
 
-    def _set_tiles(self, tile_size: int, tile_stride: int | None, ramp_picture_borders: bool) -> None:
+    def _set_tiles(self, tile_size: int, tile_stride: int | None, ramp_image_borders: bool) -> None:
         cell = self.cell_size
         if not isinstance(tile_size, int) or tile_size < cell or tile_size % cell:
             raise ValueError(
@@ -211,7 +213,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         self.tile_latent_min_size = tile_size // cell
         self.tile_overlap_factor = 1 - stride / tile_size
         self.tile_sample_stride = stride
-        self.tile_ramp_picture_borders = ramp_picture_borders
+        self.tile_ramp_image_borders = ramp_image_borders
 
     def _grid(self, height: int, width: int, scale: int) -> TileGrid:
         return TileGrid(
@@ -220,7 +222,7 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
             tile=self.tile_latent_min_size,
             stride=self.tile_sample_stride // self.cell_size,
             scale=scale,
-            ramp_outer=self.tile_ramp_picture_borders,
+            ramp_outer=self.tile_ramp_image_borders,
         )
 
     def _encode_whole(self, x: torch.Tensor) -> torch.Tensor:

@@ -139,5 +139,5 @@ class _Plane:
 
     def result(self) -> torch.Tensor:
         if self.sums is None:
-            raise RuntimeError("A tile grid has at least one tile, but none was added.")
+            raise RuntimeError("A tile grid needs at least one tile, but no tile was added.")
         return self.sums.div_(self.weights).to(self.dtype)

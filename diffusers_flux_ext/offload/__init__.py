@@ -1,1 +1,1 @@
-"""Where weights lie: a VRAM budget and streaming from disk."""
+"""Placement of weights: a VRAM budget, and streaming from disk."""

@@ -20,8 +20,7 @@ FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def find_blocks(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """
-    Find the blocks of a module: the items of its outermost `nn.ModuleList`s.
+    """Find the blocks of a module: the items of its outermost `nn.ModuleList`s.
 
     Args:
         module (`torch.nn.Module`): A model.
@@ -41,12 +40,11 @@ def find_blocks(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
 
 
 def streamable_blocks(module: nn.Module) -> dict[str, nn.Module]:
-    """
-    Find the blocks that may come to the card one by one.
+    """Find the blocks that may come to the card one by one.
 
     Args:
         module (`torch.nn.Module`):
-            A model. An autoencoder is one piece: its convolutions hold little weight. So is a model with
+            A model. An autoencoder counts as one piece, since its convolutions are small. So does a model with
             `streams_blocks = False`, whose blocks do not run as a whole.
 
     Returns:
@@ -58,7 +56,7 @@ def streamable_blocks(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def rest_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[torch.Tensor]]:
-    """Parameters and buffers of a module that belong to no block."""
+    """Return the parameters and buffers of a module outside its blocks."""
     blocks = streamable_blocks(module).values()
     inside = {id(tensor) for block in blocks for tensor in chain(block.parameters(), block.buffers())}
     parameters = [each for each in module.parameters() if id(each) not in inside]
@@ -66,8 +64,7 @@ def rest_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[torch.Tens
 
 
 def tensor_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> int:
-    """
-    Bytes of a module's weights and buffers.
+    """Count the bytes of a module's weights and buffers.
 
     Args:
         module (`torch.nn.Module`): A module.
@@ -84,12 +81,12 @@ def tensor_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) ->
 
 
 def rest_bytes(module: nn.Module) -> int:
-    """Bytes of what belongs to no block."""
+    """Count the bytes outside the blocks."""
     return sum(each.numel() * each.element_size() for each in chain(*rest_tensors(module)))
 
 
 def castable_leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers whose weights may be stored in fewer bits: all of diffusers' kinds except [`KEPT_PRECISE`].
+    """Return the layers whose weights may be stored in fewer bits: all of diffusers' kinds except [`KEPT_PRECISE`].
 
     Unlike diffusers' own default, the modulation of the norms is among them: a quarter of FLUX.1's weights.
     """
@@ -99,12 +96,12 @@ def castable_leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def castable_weights(module: nn.Module) -> set[int]:
-    """Identities of the parameters of [`castable_leaves`]."""
+    """Return the identities of the parameters of [`castable_leaves`]."""
     return {id(weight) for leaf in castable_leaves(module) for weight in leaf.parameters(recurse=False)}
 
 
 def leaf_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> list[int]:
-    """Bytes of each layer that holds weights of its own, in the order of the module's definition."""
+    """Count the bytes of each layer with weights of its own, in the order of the module's definition."""
     sizes = []
     castable = {id(leaf) for leaf in castable_leaves(module)} if storage_dtype else set()
     for leaf in module.modules():
@@ -116,6 +113,6 @@ def leaf_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> l
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The type that a module computes in: that of its weights, those stored in fp8 aside."""
+    """Return the dtype that a module computes in: that of its weights, except for those stored in fp8."""
     dtypes = [each.dtype for each in module.parameters() if each.is_floating_point() and each.dtype not in FP8]
     return max(set(dtypes), key=dtypes.count) if dtypes else torch.float32

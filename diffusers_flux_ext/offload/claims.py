@@ -1,4 +1,4 @@
-"""Whether something else moves the weights of a module already."""
+"""Checks whether something else already moves a module's weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _WAYS_OUT = {
 
 
 def budget_suspended(module: nn.Module) -> AbstractContextManager[Any]:
-    """Take the VRAM budget that a module is under away for a while, if there is one; then it plans again."""
+    """Suspend the VRAM budget of a module, if it has one, and plan again afterwards."""
     budget = vram_budget_of({"module": module})
     return nullcontext() if budget is None else budget.suspended()
 
 
 def check_unclaimed(module: nn.Module, name: str | None = None, model_offload: bool = False) -> None:
-    """
-    Raise if accelerate or diffusers moves a module's weights.
+    """Raise a `ValueError` if accelerate or diffusers moves a module's weights.
 
     Args:
         module (`torch.nn.Module`): The module.

@@ -156,7 +156,7 @@ def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tu
         )
     if (used_height, used_width) != (height, width):
         logger.warning(
-            f"`height` and `width` have to be divisible by {token} but are {height} and {width}. The picture will be "
+            f"`height` and `width` have to be divisible by {token} but are {height} and {width}. The image will be "
             f"{used_height} high and {used_width} wide."
         )
     return used_height, used_width
@@ -175,8 +175,8 @@ def check_same_shape(prompt_embeds: torch.Tensor | None, negative_prompt_embeds:
         return
     if prompt_embeds.shape != negative_prompt_embeds.shape:
         raise ValueError(
-            f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape when passed directly, but "
-            f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)} came."
+            f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape when passed directly, got "
+            f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}."
         )
 
 
@@ -243,7 +243,7 @@ def ip_adapter_kwargs(
         return [{}, {}]
     if getattr(pipe.transformer, "encoder_hid_proj", None) is None:
         raise ValueError(
-            f"{', '.join(given)} came, but no IP-Adapter is loaded. Call `load_ip_adapter` first, or use "
+            f"{', '.join(given)} was given, but no IP-Adapter is loaded. Call `load_ip_adapter` first, or use "
             f"`IPAdapterImages`."
         )
     for name, value in given.items():

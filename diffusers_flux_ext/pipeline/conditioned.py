@@ -34,7 +34,7 @@ from ..denoise import PromptEmbeds
 from ..encoded import EncodedConditions
 from ..inputs.checks import check_generators
 from ..inputs.images import read_images
-from ..inputs.text import encode_text, encoding_texts
+from ..inputs.text import check_text_length, encode_text, encoding_texts
 from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
@@ -341,6 +341,8 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
                 max_sequence_length=max_sequence_length,
                 lora_scale=self._joint_attention_kwargs.get("scale"),
             )
+        if prompt_embeds is None:
+            check_text_length(encoded[0], max_sequence_length)
         mask = masks[0] if masks else given.mask
         if mask is not None:
             mask = mask.bool().cpu().repeat_interleave(num_images_per_prompt if len(mask) > 1 else 1, dim=0)

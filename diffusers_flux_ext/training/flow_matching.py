@@ -6,6 +6,7 @@ import torch
 
 from ..denoise import DenoisingStep, PromptEmbeds, predict_velocity
 from ..sequence import Contribution
+from .losses import errors
 
 
 def flow_matching_loss(
@@ -40,4 +41,4 @@ def flow_matching_loss(
     noisy = (1 - level) * latents + level * noise
     step = DenoisingStep(0, 1, "cond", timestep, noisy, latent_ids, prompt, guidance)
     velocity = predict_velocity(transformer, step, contributions)
-    return (velocity.float() - (noise - latents).float()).pow(2).mean(dim=(1, 2))
+    return errors("mse")(velocity, noise - latents, timestep)

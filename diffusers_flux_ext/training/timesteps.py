@@ -2,6 +2,9 @@
 
 import torch
 
+from .losses import levels
+from .losses.distributions import shifted
+
 
 def sample_timesteps(
     batch_size: int,
@@ -12,7 +15,8 @@ def sample_timesteps(
     """Sample logit-normal timesteps, shifted towards noise and spread evenly over the batch.
 
     One draw is made in each of `batch_size` slices of equal probability, which lowers the variance of the loss and
-    leaves the distribution of every sample as it is.
+    leaves the distribution of every sample as it is. [`draw_levels`] knows further distributions, and draws that do
+    not depend on how a batch is split.
 
     Args:
         batch_size (`int`): How many.
@@ -28,12 +32,12 @@ def sample_timesteps(
     """
     if batch_size < 1 or shift <= 0 or not 0 <= uniform_share <= 1:
         raise ValueError(
-            f"`batch_size` and `shift` must be positive and `uniform_share` in [0, 1], but they are {batch_size}, "
+            f"`batch_size` and `shift` must be positive and `uniform_share` in [0, 1], got {batch_size}, "
             f"{shift} and {uniform_share}."
         )
     slices = torch.randperm(batch_size, generator=generator) + torch.rand(batch_size, generator=generator)
     quantiles = (slices / batch_size).clamp(1e-4, 1 - 1e-4)
-    timesteps = torch.sigmoid(torch.special.ndtri(quantiles))
+    timesteps = levels("logit_normal").quantile(quantiles, 0).float()
     uniform = torch.rand(batch_size, generator=generator)
     timesteps = torch.where(torch.rand(batch_size, generator=generator) < uniform_share, uniform, timesteps)
-    return shift * timesteps / (1 + (shift - 1) * timesteps)
+    return shifted(timesteps, shift)

@@ -59,8 +59,8 @@ def score_prompts(folder: Path, count: int, steps: int, device: str = "cpu", tru
     scenes = [flux_shapes.sample_scene(rng, held_out=True, layouts=("single", "pos")) for _ in range(count)]
     pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     prompts = [flux_shapes.caption(scene, rng) for scene in scenes]
-    pictures = draw(pipeline, prompts, steps, true_cfg_scale)
-    summary = flux_shapes.summarize_scenes([flux_shapes.score_scene(*pair) for pair in zip(pictures, scenes)])
+    images = draw(pipeline, prompts, steps, true_cfg_scale)
+    summary = flux_shapes.summarize_scenes([flux_shapes.score_scene(*pair) for pair in zip(images, scenes)])
     return [{"run": "one object, prompt only", **summary}]
 
 
@@ -92,17 +92,17 @@ def score_entity_control(
     pipeline = FluxEliGenPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
 
     def run(name: str, entities: bool) -> tuple[Row, list[np.ndarray]]:
-        pictures = draw(pipeline, prompts, steps, true_cfg_scale, scenes if entities else None)
+        images = draw(pipeline, prompts, steps, true_cfg_scale, scenes if entities else None)
         masks = [flux_shapes.entity_boxes(scene) for scene in scenes]
-        found = [flux_shapes.score_entities(*each) for each in zip(pictures, scenes, masks)]
-        return {"run": name, **flux_shapes.summarize_entities(found)}, pictures
+        found = [flux_shapes.score_entities(*each) for each in zip(images, scenes, masks)]
+        return {"run": name, **flux_shapes.summarize_entities(found)}, images
 
     without, _ = run("entities, no LoRA", entities=True)
     prompt_only, _ = run("prompt only, no LoRA", entities=False)
     pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-    with_lora, pictures = run("entities, LoRA", entities=True)
+    with_lora, images = run("entities, LoRA", entities=True)
     if sheet is not None:
-        contact_sheet(scenes, pictures).save(sheet)
+        contact_sheet(scenes, images).save(sheet)
     return [with_lora, without, prompt_only]
 
 
@@ -127,14 +127,14 @@ def draw(
         `list[np.ndarray]`: each `(128, 128, 3)`, floats in [0, 1].
     """
     pipeline.set_progress_bar_config(disable=True)
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for start in range(0, len(prompts), _BATCH):
         part = slice(start, start + _BATCH)
         extra: dict[str, Any] = {}
         if entities_of is not None:
             extra["entity_prompts"] = [flux_shapes.entity_prompts(scene) for scene in entities_of[part]]
             extra["entity_masks"] = [flux_shapes.entity_boxes(scene) for scene in entities_of[part]]
-        pictures += list(
+        images += list(
             pipeline(
                 list(prompts[part]),
                 height=flux_shapes.CANVAS_SIZE,
@@ -148,17 +148,15 @@ def draw(
                 **extra,
             ).images
         )
-    return pictures
+    return images
 
 
-def contact_sheet(
-    scenes: Sequence[flux_shapes.Scene], pictures: Sequence[np.ndarray], columns: int = 8
-) -> Image.Image:
+def contact_sheet(scenes: Sequence[flux_shapes.Scene], images: Sequence[np.ndarray], columns: int = 8) -> Image.Image:
     """Scenes above the images drawn of them.
 
     Args:
         scenes (`Sequence[Scene]`): The scenes.
-        pictures (`Sequence[np.ndarray]`): One per scene, floats in [0, 1].
+        images (`Sequence[np.ndarray]`): One per scene, floats in [0, 1].
         columns (`int`, defaults to 8): Pairs per row.
 
     Returns:
@@ -167,10 +165,10 @@ def contact_sheet(
     side = flux_shapes.CANVAS_SIZE + 2
     rows = -(-len(scenes) // columns)
     sheet = Image.new("RGB", (side * columns, 2 * side * rows))
-    for index, (scene, picture) in enumerate(zip(scenes, pictures)):
+    for index, (scene, image) in enumerate(zip(scenes, images)):
         x, y = side * (index % columns), 2 * side * (index // columns)
         sheet.paste(flux_shapes.render(scene), (x, y))
-        sheet.paste(Image.fromarray((picture * 255).round().astype(np.uint8)), (x, y + side))
+        sheet.paste(Image.fromarray((image * 255).round().astype(np.uint8)), (x, y + side))
     return sheet
 
 

@@ -75,7 +75,7 @@ def training_scenes(settings: Settings, kind: str) -> list[flux_shapes.Scene]:
 def _encode(settings: Settings, vae: torch.nn.Module, kind: str) -> torch.Tensor:
     scenes, parts = training_scenes(settings, kind), []
     for start in tqdm(range(0, len(scenes), _BATCH), desc=f"latents {kind}"):
-        pictures = np.stack([np.asarray(flux_shapes.render(scene)) for scene in scenes[start : start + _BATCH]])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = np.stack([np.asarray(flux_shapes.render(scene)) for scene in scenes[start : start + _BATCH]])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append(pack_latents(encode_image(vae, pixels.to(settings.device))).half().cpu())
     return torch.cat(parts)

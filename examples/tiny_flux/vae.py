@@ -15,7 +15,7 @@ from .settings import Draws, Settings
 
 
 _CROP = 64
-_WHOLE_PICTURES_FROM = 0.75
+_WHOLE_IMAGES_FROM = 0.75
 _KL_WEIGHT = 2e-4
 
 
@@ -34,9 +34,9 @@ def train_vae(settings: Settings) -> None:
         vae = build_vae()
 
     def loss_of(step: int, draws: Draws) -> torch.Tensor:
-        whole = step >= _WHOLE_PICTURES_FROM * steps
-        pictures = draw_pictures(draws.rng, 4 if whole else 16, crop=None if whole else _CROP)
-        return _loss(vae, pictures.to(settings.device), draws)
+        whole = step >= _WHOLE_IMAGES_FROM * steps
+        images = draw_images(draws.rng, 4 if whole else 16, crop=None if whole else _CROP)
+        return _loss(vae, images.to(settings.device), draws)
 
     optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
     parameters = dict(vae.named_parameters())
@@ -47,7 +47,7 @@ def train_vae(settings: Settings) -> None:
             vae.save_pretrained(folder)
 
 
-def draw_pictures(rng: random.Random, count: int, crop: int | None = None) -> torch.Tensor:
+def draw_images(rng: random.Random, count: int, crop: int | None = None) -> torch.Tensor:
     """Images of random scenes.
 
     Args:
@@ -58,10 +58,10 @@ def draw_pictures(rng: random.Random, count: int, crop: int | None = None) -> to
     Returns:
         `torch.Tensor` of shape `(count, 3, height, width)`: in [-1, 1].
     """
-    pictures = [np.asarray(flux_shapes.render(_scene(rng))) for _ in range(count)]
+    images = [np.asarray(flux_shapes.render(_scene(rng))) for _ in range(count)]
     if crop is not None:
-        pictures = [_crop(picture, crop, rng) for picture in pictures]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = [_crop(image, crop, rng) for image in images]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _scene(rng: random.Random) -> flux_shapes.Scene:
@@ -70,27 +70,27 @@ def _scene(rng: random.Random) -> flux_shapes.Scene:
     return flux_shapes.sample_free_scene(rng, rng.choice((1, 2, 3)))
 
 
-def _crop(picture: np.ndarray, size: int, rng: random.Random) -> np.ndarray:
+def _crop(image: np.ndarray, size: int, rng: random.Random) -> np.ndarray:
     for _ in range(6):
-        top, left = (rng.randrange(side - size + 1) for side in picture.shape[:2])
-        cut = picture[top : top + size, left : left + size]
+        top, left = (rng.randrange(side - size + 1) for side in image.shape[:2])
+        cut = image[top : top + size, left : left + size]
         if cut.reshape(-1, 3).std(axis=0).max() > 15:
             break
     return cut
 
 
-def _loss(vae: AutoencoderKL, pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
-    posterior = vae.encode(pictures).latent_dist
-    noise = draws.normal(*posterior.mean.shape).to(pictures.device)
+def _loss(vae: AutoencoderKL, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    posterior = vae.encode(images).latent_dist
+    noise = draws.normal(*posterior.mean.shape).to(images.device)
     decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-    error = decoded - pictures
+    error = decoded - images
     divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return (_edge_weights(pictures) * (error.abs() + 0.7 * error**2)).mean() + _KL_WEIGHT * divergence
+    return (_edge_weights(images) * (error.abs() + 0.7 * error**2)).mean() + _KL_WEIGHT * divergence
 
 
-def _edge_weights(pictures: torch.Tensor) -> torch.Tensor:
-    brightest = torch.nn.functional.max_pool2d(pictures, 5, stride=1, padding=2)
-    darkest = -torch.nn.functional.max_pool2d(-pictures, 5, stride=1, padding=2)
+def _edge_weights(images: torch.Tensor) -> torch.Tensor:
+    brightest = torch.nn.functional.max_pool2d(images, 5, stride=1, padding=2)
+    darkest = -torch.nn.functional.max_pool2d(-images, 5, stride=1, padding=2)
     contrast = (brightest - darkest).amax(dim=1, keepdim=True)
     return 1 + 4 * (contrast > 0.2).float()
 
@@ -98,6 +98,6 @@ def _edge_weights(pictures: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _measure_latents(vae: AutoencoderKL, settings: Settings) -> None:
     draws = Draws.of(settings, "latent statistics", 0)
-    pictures = draw_pictures(draws.rng, 128).to(settings.device)
-    means = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(16)])
+    images = draw_images(draws.rng, 128).to(settings.device)
+    means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(16)])
     vae.register_to_config(shift_factor=means.mean().item(), scaling_factor=1 / means.std().item())

@@ -8,11 +8,11 @@ from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig, QuantoConf
 from diffusers.loaders import FromOriginalModelMixin
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.controlnet import tiny_controlnet
 from diffusers_flux_ext import FluxExtControlNetModel, FluxExtTransformer2DModel
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
 from diffusers_flux_ext.checkpoints.layouts import PREFIX, convert_transformer_state_dict
 from diffusers_flux_ext.testing import seeded, tiny_transformer
-from tests.fixtures.controlnet import tiny_controlnet
 
 
 gguf = pytest.importorskip("gguf")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import clip, language_model, prefixed, published_llm, siglip, t5
 from diffusers_flux_ext.checkpoints.text_encoders import CLIP_PREFIX, T5_PREFIX, plan_clip_text
 from diffusers_flux_ext.models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
-from tests.fixtures.diffsynth_models import clip, language_model, prefixed, published_llm, siglip, t5
 
 
 def bare(model):

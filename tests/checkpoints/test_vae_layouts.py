@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import bfl_vae, vae
 from diffusers_flux_ext import AutoencoderKLFlux
 from diffusers_flux_ext.checkpoints.vae_layouts import HALF_TABLES, plan_vae_half
 from diffusers_flux_ext.testing import tiny_vae
-from tests.fixtures.diffsynth_models import bfl_vae, vae
 
 
 def former_names():

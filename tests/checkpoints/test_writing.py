@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusers_flux_ext.checkpoints.writing import save_tensors, written_at_once
-from diffusers_flux_ext.cli.run import save_picture
+from diffusers_flux_ext.cli.run import save_image
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import atomic_path, save_checkpoint
 from tests.checkpoints.test_broken_files import script
@@ -36,7 +36,7 @@ def small_disk():
 WRITERS = {
     "tensors": lambda path: save_tensors(TENSORS, path),
     "checkpoint": lambda path: save_checkpoint(path, 1, TENSORS),
-    "image": lambda path: save_picture(Image.effect_noise((200, 200), 50), path.with_suffix(".png")),
+    "image": lambda path: save_image(Image.effect_noise((200, 200), 50), path.with_suffix(".png")),
 }
 
 
@@ -76,7 +76,7 @@ def test_a_planted_link_at_the_temporary_name_is_not_followed(tmp_path):
         assert temporary.parent.parent == tmp_path
         assert stat.S_IMODE(temporary.parent.stat().st_mode) == 0o700
         temporary.write_text("new")
-    save_picture(Image.new("RGB", (4, 4)), tmp_path / "shot.png")
+    save_image(Image.new("RGB", (4, 4)), tmp_path / "shot.png")
     assert victim.read_text() == "precious"
 
 

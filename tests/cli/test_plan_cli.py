@@ -50,13 +50,13 @@ def test_a_wrong_command_line_exits_with_2(wrong, capsys):
 
 def test_an_unknown_method_names_the_known_ones(capsys):
     assert main(["plan", "--method", "magic"]) == 2
-    assert "Known are ['attribute-control'" in capsys.readouterr().err
+    assert "Choose from ['attribute-control'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (["--method", "inpaint=2"], "take no number"),
+        (["--method", "inpaint=2"], "do not take a number"),
         (["--method", "fill", "--method", "flex"], "need different transformers"),
         (["--size", "1000"], "a multiple of 16"),
     ],

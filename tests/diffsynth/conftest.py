@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.diffsynth_models import write_all
+from benchmarks.support.diffsynth.models import write_all
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.support.diffsynth.models import DEV
 from diffusers_flux_ext.diffsynth import FluxImagePipeline, ModelConfig
-from tests.fixtures.diffsynth_models import DEV
 
 
 TEXTS = ("text_encoder/model.safetensors", "text_encoder_2/*.safetensors", "ae.safetensors")

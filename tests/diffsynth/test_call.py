@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.diffsynth.models import DEV, FILES, NEXUS, REDUX
 from diffusers_flux_ext.diffsynth import ControlNetInput, FluxImagePipeline, ModelConfig, running
 from diffusers_flux_ext.diffsynth.controls import window
 from tests.diffsynth.pipelines import differ, draw, load, shared
-from tests.fixtures.diffsynth_models import DEV, FILES, NEXUS, REDUX
 from tests.fixtures.diffsynth_scripts import OurFaces
 
 
@@ -258,10 +258,10 @@ WRONG = {
     "nexus_gen_reference_image": (PICTURE, ValueError, "`nexus_gen_reference_image` needs"),
     "lora_encoder_inputs": ("x.safetensors", ValueError, "`lora_encoder_inputs` needs"),
     "flux_redux_image": (PICTURE, ValueError, "`flux_redux_image` needs"),
-    "flux_fill_image": (PICTURE, ValueError, "`flux_fill_image` came without `flux_fill_mask`"),
-    "flex_inpaint_mask": (LEFT, ValueError, "`flex_inpaint_mask` came without `flex_inpaint_image`"),
+    "flux_fill_image": (PICTURE, ValueError, "`flux_fill_image` was given without `flux_fill_mask`"),
+    "flex_inpaint_mask": (LEFT, ValueError, "`flex_inpaint_mask` was given without `flex_inpaint_image`"),
     "flex_control_image": (PICTURE, ValueError, r"`flex_control_image` needs `Flex\.2-preview"),
-    "eligen_entity_prompts": (["a"], ValueError, "`eligen_entity_prompts` came without `eligen_entity_masks`"),
+    "eligen_entity_prompts": (["a"], ValueError, "`eligen_entity_prompts` was given without `eligen_entity_masks`"),
     "infinityou_id_image": (PICTURE, ValueError, "`infinityou_id_image` needs `image_proj_model.bin`"),
     "insert_anything_source_image": (PICTURE, ValueError, "`insert_anything_source_mask`.*are missing"),
 }

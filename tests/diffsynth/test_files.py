@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import DEV, FILES, bfl_dit, bfl_vae, clip, controlnet, dit, lora, t5, values
 from diffusers_flux_ext.checkpoints.layouts import PREFIX, convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.text_encoders import CLIP_PREFIX, T5_PREFIX
 from diffusers_flux_ext.diffsynth import ModelConfig
 from diffusers_flux_ext.diffsynth.files import recognise
 from diffusers_flux_ext.diffsynth.loading import load_models
 from tests.diffsynth.pipelines import base, draw, load
-from tests.fixtures.diffsynth_models import DEV, FILES, bfl_dit, bfl_vae, clip, controlnet, dit, lora, t5, values
 
 
 KINDS = {

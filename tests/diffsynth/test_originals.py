@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.diffsynth.models import FILES
 from diffusers_flux_ext.diffsynth import FluxImagePipeline, running
 from diffusers_flux_ext.diffsynth.model_config import STAGES
-from tests.fixtures.diffsynth_models import FILES
 from tests.fixtures.diffsynth_scripts import OurFaces, changed
 
 

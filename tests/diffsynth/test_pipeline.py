@@ -9,6 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import DEV, clip, dit, lora, t5, vae
+from benchmarks.support.reference import (
+    reference_clip,
+    reference_dit_weights,
+    reference_vae_decoder,
+    reference_vae_encoder,
+)
 from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, memory_report, tiny_flux_path
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.diffsynth import (
@@ -21,8 +28,6 @@ from diffusers_flux_ext.diffsynth import (
 )
 from diffusers_flux_ext.testing import randomise, seeded
 from tests.diffsynth.pipelines import CALL, base, config, differ, draw, load, shared
-from tests.fixtures.diffsynth_models import DEV, clip, dit, lora, t5, vae
-from tests.parity.reference import reference_clip, reference_dit_weights, reference_vae_decoder, reference_vae_encoder
 
 
 LORA = {"model_id": "DiffSynth-Studio/Eligen", "origin_file_pattern": "model_bf16.safetensors"}

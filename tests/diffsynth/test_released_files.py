@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.diffsynth_files import open_file, reference_entries
-from tests.fixtures.diffsynth_released import RELEASED
+from benchmarks.support.diffsynth.released import RELEASED
 from tests.fixtures.documentation import ROOT
 
 

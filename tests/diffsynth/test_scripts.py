@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.diffsynth_reference import reference_loader
+from benchmarks.support.diffsynth.reference import reference_loader
+from benchmarks.support.reference.insert_anything import opencv
 from tests.fixtures.diffsynth_scripts import (
     ScriptRun,
     TheirFaces,
@@ -16,7 +17,6 @@ from tests.fixtures.diffsynth_scripts import (
     watch_ours,
     watch_reference,
 )
-from tests.parity.reference.insert_anything import opencv
 
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.py"))

@@ -5,8 +5,8 @@ import inspect
 
 import pytest
 
+from benchmarks.support.reference import import_reference
 from diffusers_flux_ext.diffsynth import Annotator, ControlNetInput, FluxImagePipeline, ModelConfig, load_state_dict
-from tests.parity.reference import import_reference
 
 
 flux_image = import_reference("diffsynth.pipelines.flux_image")

@@ -67,7 +67,7 @@ def test_every_combination_is_mapped_or_refused_with_a_reason():
         ({"offload_device": "cuda:1", "onload_device": "cuda:1"}, 8, "several cards"),
         ({"offload_device": "moon"}, 8, "unknown"),
         ({"computation_dtype": None}, 8, "no `computation_dtype`"),
-        ({"vram_limit": 3}, 8, "has the keys"),
+        ({"vram_limit": 3}, 8, "has the unknown keys"),
         ({"offload_dtype": "disk", "offload_device": "disk"}, 8, "takes `ram_budget_gib`"),
         ({}, 0, "`vram_limit` is 0"),
         ({"computation_device": "cpu", "preparing_device": "cpu"}, None, "no card here"),

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.attribute_values import published_state_dict, tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import ColorFaceEncoder, tiny_projector
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.attribute_values import published_state_dict, tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import ColorFaceEncoder, tiny_projector
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
 
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
@@ -83,7 +83,7 @@ def test_every_example_tells_its_arguments(path, monkeypatch, capsys):
 def test_references(run, folder):
     pictures = [folder / "picture.png", folder / "mask.png"]
     options = ["--model", folder / "model", "--prompt", "a cat", "--max-area", 1024, *SHORT]
-    image = run("references", *pictures, "--strengths", 1, 0.5, *options)
+    image = run("references", *pictures, "--scale", 1, 0.5, *options)
     assert image.shape == (32, 48, 3)
     assert (image != run("references", *pictures, "--layout", "offset", *options)).any()
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import lora, write_base
 from diffusers_flux_ext.diffsynth import running
-from tests.fixtures.diffsynth_models import lora, write_base
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "diffsynth_script.py"

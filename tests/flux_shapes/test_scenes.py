@@ -1,5 +1,7 @@
 """Scenes, pictures, captions and masks of the world of shapes."""
 
+import dataclasses
+import hashlib
 import random
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from diffusers_flux_ext import flux_shapes
 
 
+EARLIER_SCENES = "ef337baeeb8c5f08aecf19650b5e7bf39ec78a5d15fafcf00361780e609f7c5b"
 RED_CIRCLE = flux_shapes.ShapeObject("circle", "red", "", (40.0, 40.0), 20.0)
 
 
@@ -113,7 +116,7 @@ def test_one_pixel_covers_its_token() -> None:
         (("hexagon", "red", "", (64, 64), 20), "hexagon.*circle"),
         (("circle", "pink", "", (64, 64), 20), "pink.*red"),
         (("circle", "red", "huge", (64, 64), 20), "huge.*small"),
-        (("circle", "red", "", (64, 200), 20), "centre.*200"),
+        (("circle", "red", "", (64, 200), 20), "`center`.*200"),
         (("circle", "red", "", (64, 64), 0), "radius.*0"),
         (("circle", "red", "", (64, 64), 20, "nowhere"), "nowhere.*left"),
     ],
@@ -151,3 +154,53 @@ def test_wrong_requests_are_refused() -> None:
         flux_shapes.box_to_mask((50, 50, 50, 90))
     with pytest.raises(ValueError, match="multiples"):
         flux_shapes.token_mask(np.zeros((100, 128), dtype=bool))
+
+
+def test_new_shapes_styles_and_brightness_are_drawn_where_they_are_asked_for() -> None:
+    asked = {"shapes": flux_shapes.ALL_SHAPES, "styles": flux_shapes.STYLES, "brightness": (0.4, 0.9)}
+    rng = random.Random(2)
+    scenes = [flux_shapes.sample_free_scene(rng, 1 + index % 3, **asked) for index in range(60)]
+    objects = [item for scene in scenes for item in scene.objects]
+    assert {item.shape for item in objects} == {*flux_shapes.SHAPES, "cross"}
+    assert {item.style for item in objects} == {"plain", "striped"}
+    assert all(0.4 <= scene.brightness <= 0.9 for scene in scenes)
+    phrases = {flux_shapes.entity_phrase(item) for item in objects}
+    assert any("striped" in phrase and "cross" in phrase for phrase in phrases)
+
+
+def test_earlier_seeds_give_earlier_scenes() -> None:
+    digest = hashlib.sha256()
+    rng = random.Random(3)
+    for index in range(40):
+        free = index % 2
+        scene = flux_shapes.sample_free_scene(rng, 1 + index % 3) if free else flux_shapes.sample_scene(rng)
+        assert scene.brightness == 1
+        for item in scene.objects:
+            assert item.style == "plain"
+            assert item.shape in flux_shapes.SHAPES
+            digest.update(repr((item.shape, item.color, item.size, item.center, item.radius, item.place)).encode())
+        digest.update(scene.background.encode())
+    assert digest.hexdigest() == EARLIER_SCENES
+
+
+def test_brightness_scales_all_colours_and_outlines_keep_the_rest() -> None:
+    scene = flux_shapes.Scene("white", (flux_shapes.ShapeObject("cross", "red", "", (64.0, 64.0), 30.0),))
+    dark = dataclasses.replace(scene, brightness=0.5)
+    pixels, darker = (np.asarray(flux_shapes.render(each)).astype(float) for each in (scene, dark))
+    assert np.abs(darker - 0.5 * pixels).max() <= 0.5
+    lines = np.asarray(flux_shapes.render_outlines(scene))
+    assert lines[64, 64].tolist() == [0, 0, 0]
+    assert 0 < (lines > 127).mean() < 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"shapes": ("hexagon",)}, {"styles": ("dotted",)}, {"shapes": ()}])
+def test_unknown_shapes_and_styles_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="in the world of shapes"):
+        flux_shapes.sample_free_scene(random.Random(0), 1, **wrong)
+
+
+@pytest.mark.parametrize("brightness", [0.1, 1.2])
+def test_brightness_out_of_range_is_refused(brightness: float) -> None:
+    item = flux_shapes.ShapeObject("cross", "red", "", (64.0, 64.0), 30.0)
+    with pytest.raises(ValueError, match="brightness"):
+        flux_shapes.Scene("white", (item,), brightness=brightness)

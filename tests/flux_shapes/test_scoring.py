@@ -1,5 +1,6 @@
 """The scorer: right about true pictures, near chance about others."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_wrong_inputs_are_refused(free: list[flux_shapes.Scene]) -> None:
     scene, picture = free[0], flux_shapes.render(free[0])
     with pytest.raises(ValueError, match="128 x 128.*height=128"):
         flux_shapes.score_scene(Image.new("RGB", (64, 64)), scene)
-    with pytest.raises(ValueError, match="2 objects, but 1 masks"):
+    with pytest.raises(ValueError, match="2 objects, got 1 masks"):
         flux_shapes.score_entities(picture, scene, flux_shapes.entity_boxes(scene)[:1])
     with pytest.raises(ValueError, match=r"\(64, 64\)"):
         flux_shapes.score_entities(picture, scene, [np.ones((64, 64), dtype=bool)] * 2)
@@ -101,3 +102,36 @@ def test_wrong_inputs_are_refused(free: list[flux_shapes.Scene]) -> None:
         flux_shapes.summarize_entities([])
     with pytest.raises(ValueError, match="nothing to summarize"):
         flux_shapes.summarize_scenes([])
+
+
+def test_new_shapes_styles_and_brightness_are_scored() -> None:
+    rng = random.Random(5)
+    asked = {"shapes": flux_shapes.ALL_SHAPES, "styles": flux_shapes.STYLES, "brightness": (0.4, 0.8)}
+    scenes = [flux_shapes.sample_free_scene(rng, 1 + index % 3, **asked) for index in range(40)]
+    for scene in scenes:
+        image = flux_shapes.render(scene)
+        score = flux_shapes.score_scene(image, scene)
+        assert score.all_right
+        assert all(item.style for item in score.objects)
+        found = flux_shapes.score_entities(image, scene, flux_shapes.entity_masks(scene))
+        assert all(item.color and item.shape and item.style for item in found)
+
+
+def test_a_wrong_style_or_brightness_is_noticed() -> None:
+    scene = flux_shapes.sample_free_scene(random.Random(1), 2, styles=("striped",), brightness=(0.5, 0.5))
+    plain = dataclasses.replace(
+        scene, objects=tuple(dataclasses.replace(item, style="plain") for item in scene.objects)
+    )
+    score = flux_shapes.score_scene(flux_shapes.render(plain), scene)
+    assert score.all_right
+    assert not any(item.style for item in score.objects)
+    brighter = dataclasses.replace(scene, brightness=0.7)
+    assert abs(flux_shapes.measure_brightness(flux_shapes.render(brighter), scene) - 0.7) < 0.01
+    assert not flux_shapes.score_scene(flux_shapes.render(brighter), scene).brightness
+
+
+def test_crosses_are_told_from_earlier_shapes_only_where_they_can_be() -> None:
+    scene = flux_shapes.Scene("white", (flux_shapes.ShapeObject("cross", "red", "", (64.0, 64.0), 30.0),))
+    image = flux_shapes.render(scene)
+    assert flux_shapes.detect_objects(image)[0].shape in flux_shapes.SHAPES
+    assert flux_shapes.detect_objects(image, shapes=flux_shapes.ALL_SHAPES)[0].shape == "cross"

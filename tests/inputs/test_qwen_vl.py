@@ -7,18 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.qwen_vl import tiny_mllm, tiny_qwen_processor
 from diffusers_flux_ext import QwenVLProcessor
 from diffusers_flux_ext.inputs.qwen_vl import (
-    PICTURE,
+    IMAGE_SPAN,
     chat_text,
-    fit_picture,
+    fit_image,
     hide_tokens,
     known_inputs,
     last_hidden_states,
     qwen_vl_inputs,
     tokenize,
 )
-from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 
 
 pytestmark = pytest.mark.versions
@@ -49,7 +49,7 @@ def mllm() -> Any:
 
 @pytest.fixture(scope="module")
 def inputs(processor: QwenVLProcessor) -> dict[str, torch.Tensor]:
-    text = chat_text(f"make {PICTURE} like {PICTURE} but red")
+    text = chat_text(f"make {IMAGE_SPAN} like {IMAGE_SPAN} but red")
     return qwen_vl_inputs(processor, text, [colors(90, 50), colors(60, 120, seed=1)])
 
 
@@ -105,7 +105,7 @@ def test_calls_do_not_depend_on_what_ran_before(
     mllm: Any, processor: QwenVLProcessor, inputs: dict[str, torch.Tensor]
 ) -> None:
     first = last_hidden_states(mllm, inputs)
-    last_hidden_states(mllm, qwen_vl_inputs(processor, chat_text(f"{PICTURE} another text"), [colors(40, 40)]))
+    last_hidden_states(mllm, qwen_vl_inputs(processor, chat_text(f"{IMAGE_SPAN} another text"), [colors(40, 40)]))
     last_hidden_states(mllm, qwen_vl_inputs(processor, chat_text("only text")))
     assert torch.equal(last_hidden_states(mllm, inputs), first)
 
@@ -125,7 +125,7 @@ def test_only_arguments_that_transformers_knows_are_passed(inputs: dict[str, tor
 
 def test_pictures_are_prepared_as_by_the_image_processor(processor: QwenVLProcessor) -> None:
     pictures = [colors(90, 50), colors(200, 300)]
-    ours = qwen_vl_inputs(processor, chat_text(PICTURE * 2), pictures)
+    ours = qwen_vl_inputs(processor, chat_text(IMAGE_SPAN * 2), pictures)
     theirs = processor.image_processor(images=pictures, return_tensors="pt")
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
@@ -141,7 +141,7 @@ def test_chat_text_is_what_the_published_template_writes(processor: QwenVLProces
         tokenize=False,
         add_generation_prompt=True,
     )
-    assert chat_text(f"see {PICTURE} now") == written
+    assert chat_text(f"see {IMAGE_SPAN} now") == written
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_chat_text_is_what_the_published_template_writes(processor: QwenVLProces
 )
 def test_pictures_of_any_size_stay_in_bounds(processor: QwenVLProcessor, size: tuple[int, int]) -> None:
     least, greatest = 256 * 28 * 28, 324 * 28 * 28
-    seen = fit_picture(Image.new("RGB", size), processor, least, greatest)
+    seen = fit_image(Image.new("RGB", size), processor, least, greatest)
     assert seen.width % 28 == 0
     assert seen.height % 28 == 0
     assert least <= seen.width * seen.height
@@ -159,29 +159,29 @@ def test_pictures_of_any_size_stay_in_bounds(processor: QwenVLProcessor, size: t
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_any_mode(mllm: Any, processor: QwenVLProcessor, mode: str) -> None:
-    inputs = qwen_vl_inputs(processor, chat_text(PICTURE), [colors(60, 60).convert(mode)])
+    inputs = qwen_vl_inputs(processor, chat_text(IMAGE_SPAN), [colors(60, 60).convert(mode)])
     assert torch.isfinite(last_hidden_states(mllm, inputs)).all()
 
 
 def test_arrays_and_tensors_are_pictures(processor: QwenVLProcessor) -> None:
     picture = colors(60, 60)
-    expected = qwen_vl_inputs(processor, chat_text(PICTURE), [picture])["pixel_values"]
+    expected = qwen_vl_inputs(processor, chat_text(IMAGE_SPAN), [picture])["pixel_values"]
     array = np.asarray(picture)
     for other in (array, torch.from_numpy(array.copy()).movedim(-1, 0)):
-        assert torch.equal(qwen_vl_inputs(processor, chat_text(PICTURE), [other])["pixel_values"], expected)
+        assert torch.equal(qwen_vl_inputs(processor, chat_text(IMAGE_SPAN), [other])["pixel_values"], expected)
 
 
 def test_wrong_inputs_are_refused(processor: QwenVLProcessor) -> None:
     with pytest.raises(ValueError, match="1001 x 5 pixels"):
-        qwen_vl_inputs(processor, chat_text(PICTURE), [Image.new("RGB", (1001, 5))])
-    with pytest.raises(ValueError, match="0 times .* 1 pictures"):
+        qwen_vl_inputs(processor, chat_text(IMAGE_SPAN), [Image.new("RGB", (1001, 5))])
+    with pytest.raises(ValueError, match="0 times, got 1 images"):
         qwen_vl_inputs(processor, chat_text("no place"), [colors(30, 30)])
-    with pytest.raises(ValueError, match="2 times .* 1 pictures"):
-        qwen_vl_inputs(processor, chat_text(PICTURE + "<|image_pad|>"), [colors(30, 30)])
+    with pytest.raises(ValueError, match="2 times, got 1 images"):
+        qwen_vl_inputs(processor, chat_text(IMAGE_SPAN + "<|image_pad|>"), [colors(30, 30)])
 
 
 def test_token_ids_serve_as_text(processor: QwenVLProcessor) -> None:
-    text, picture = chat_text(f"{PICTURE} the sign"), colors(60, 60)
+    text, picture = chat_text(f"{IMAGE_SPAN} the sign"), colors(60, 60)
     by_text = qwen_vl_inputs(processor, text, [picture])
     by_ids = qwen_vl_inputs(processor, tokenize(processor, text), [picture])
     assert all(torch.equal(by_text[name], by_ids[name]) for name in by_text)
@@ -190,7 +190,7 @@ def test_token_ids_serve_as_text(processor: QwenVLProcessor) -> None:
 def test_processor_is_saved_and_loaded(processor: QwenVLProcessor, tmp_path: Any) -> None:
     processor.save_pretrained(tmp_path)
     loaded = QwenVLProcessor.from_pretrained(tmp_path)
-    text, pictures = chat_text(f"{PICTURE} the red sign"), [colors(300, 20)]
+    text, pictures = chat_text(f"{IMAGE_SPAN} the red sign"), [colors(300, 20)]
     before, after = qwen_vl_inputs(processor, text, pictures), qwen_vl_inputs(loaded, text, pictures)
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -6,8 +6,8 @@ The table `accepted_inputs.json` holds the values that are taken, by class and a
 
 import pytest
 
-from tests.fixtures.wrong_inputs.table import is_own, read_accepted
-from tests.fixtures.wrong_inputs.trials import all_trials, attempt, sample
+from benchmarks.support.wrong_inputs.table import is_own, read_accepted
+from benchmarks.support.wrong_inputs.trials import all_trials, attempt, sample
 
 
 SEED, COUNT, GROUPS = 0, 400, 8

@@ -11,7 +11,7 @@ import pytest
 import diffusers_flux_ext
 from benchmarks.tables.method_list import MARKERS, PAGES
 from benchmarks.tables.public_names import STUB, stub
-from diffusers_flux_ext.methods import METHODS, Release, add, register_method
+from diffusers_flux_ext.methods import METHODS, Release, Trainable, add, register_method
 from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.methods.releases import released_modules, releases
 
@@ -88,6 +88,9 @@ def test_a_record_names_what_exists(method):
     assert bool(method.pipelines) == (method.shim() is not None)
     assert all(callable(resolve(method.package, each)) for each in method.converters.values())
     assert all(callable(make) for each in method.releases for make in released_modules(each.name).values())
+    for each in method.trains.values():
+        references = [reference for reference in (each.module, each.make, each.files) if reference]
+        assert all(callable(resolve(method.package, reference)) for reference in references)
 
 
 def test_what_exists_already_is_refused():
@@ -98,6 +101,9 @@ def test_what_exists_already_is_refused():
         add(replace(method, package="other.regions"))
     with pytest.raises(ValueError, match="kontext"):
         add(replace(method, package="other.regions", exports={}, releases=[Release("kontext", "again")]))
+    trained = {"controlnet": Trainable(".model:Toy", ".model:make")}
+    with pytest.raises(ValueError, match="`trains` of the method 'EliGen': \\['controlnet'\\] exist already"):
+        add(replace(method, package="other.regions", exports={}, releases=[], trains=trained))
     with pytest.raises(AttributeError, match="Missing"):
         register_method(replace(method, exports={"condition": ["Missing"]}))
     assert "regions" not in METHODS

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.support.reference import reference_vae_decoder, reference_vae_encoder
 from diffusers_flux_ext.models.autoencoder_kl_flux import AutoencoderKLFlux
 from diffusers_flux_ext.testing import tiny_vae
-from tests.parity.reference import reference_vae_decoder, reference_vae_encoder
 
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
@@ -56,7 +56,7 @@ def test_tiled_pictures(
     vae: AutoencoderKLFlux, encoder: nn.Module, decoder: nn.Module, grid: tuple[int, int, int, int]
 ) -> None:
     height, width, tile, stride = grid
-    vae.enable_tiling(tile * 8, stride * 8, ramp_picture_borders=True)
+    vae.enable_tiling(tile * 8, stride * 8, ramp_image_borders=True)
     x = torch.rand(1, 3, height * 8, width * 8) * 2 - 1
     expected = encoder(x, tiled=True, tile_size=tile * 8, tile_stride=stride * 8)
     torch.testing.assert_close(encode(vae, x), expected, **TOLERANCE)

@@ -7,6 +7,9 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FirstBlockCacheConfig, FluxPipeline, UniPCMultistepScheduler
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxEliGenPipeline,
@@ -22,9 +25,6 @@ from diffusers_flux_ext._sharing import _GUARD as GUARD
 from diffusers_flux_ext._sharing import ForwardLock
 from diffusers_flux_ext.attention import processor
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 
 WAIT = 60
@@ -176,8 +176,10 @@ class TestSharedModules:
 
     @pytest.fixture
     def stock(self, pipe):
-        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-        return tiny_pipeline(FluxPipeline, **{**pipe.components, "scheduler": scheduler})
+        # diffusers sets the padding of tokenizers without a lock.
+        own = {name: copy.deepcopy(pipe.components[name]) for name in ("tokenizer", "tokenizer_2")}
+        own["scheduler"] = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        return tiny_pipeline(FluxPipeline, **{**pipe.components, **own})
 
     @pytest.mark.parametrize("name", ["entities", "ip-adapter", "controlnet", "redux"])
     def test_conditions(self, pipe, other, stock, name):
@@ -327,6 +329,17 @@ class TestRefused:
                 draw(pipe, conditions=conditions, callback_on_step_end=callback)
         finally:
             remove_group_offloading(controlnet)
+
+    @pytest.mark.parametrize("text", ["prompt", "entity"])
+    def test_a_tokenizer_whose_padding_another_thread_changes(self, pipe, monkeypatch, text):
+        arguments = {}
+        if text == "entity":
+            prompt_embeds, pooled, _ = pipe.encode_prompt("a cat", None)
+            arguments = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled, "prompt": None}
+            arguments["conditions"] = [CASES["entities"].build()]
+        monkeypatch.setattr(type(pipe.tokenizer_2), "set_truncation_and_padding", lambda *args, **kwargs: None)
+        with pytest.raises(RuntimeError, match=r"`tokenizer_2` returned \d+ tokens instead of.*deepcopy"):
+            draw(pipe, **arguments)
 
     def test_a_stock_pipeline_with_the_same_scheduler(self, pipe):
         stock = quiet(pipe.to_pipeline(FluxPipeline))

@@ -185,7 +185,7 @@ def test_the_package_scheduler_runs_its_own_grid():
         ({"conditions": ["a cat"]}, TypeError, r"\['str'\]"),
         ({"image": torch.zeros(1, 3, 32, 48), "strength": 2.0}, ValueError, "from 0 to 1"),
         ({"image": torch.zeros(1, 3, 32, 48), "strength": 0.0}, ValueError, "no step is left"),
-        ({"image": torch.zeros(3, 3, 32, 48), "prompt": ["a", "b"]}, ValueError, "3 pictures.*2 prompts"),
+        ({"image": torch.zeros(3, 3, 32, 48), "prompt": ["a", "b"]}, ValueError, "3 images.*2 prompts"),
         (
             {"negative_prompt": ["a", "b", "c"], "true_cfg_scale": 2.0, "prompt": ["a", "b"]},
             ValueError,

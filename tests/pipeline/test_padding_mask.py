@@ -8,6 +8,10 @@ import torch
 
 import diffusers_flux_ext
 import diffusers_flux_ext.denoise as denoise
+from benchmarks.support.conditions import CASES, METHODS, PICTURE, pipeline_for
+from benchmarks.support.tiny.controlnet import PICTURE as CONTROL
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.synthetic import ReplacedPrompt
 from diffusers_flux_ext import (
     Contribution,
     ControlNetImage,
@@ -19,10 +23,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention import plan as attention_plan
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.conditions import CASES, METHODS, PICTURE, pipeline_for
-from tests.fixtures.controlnet import PICTURE as CONTROL
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.synthetic import ReplacedPrompt
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -209,14 +209,14 @@ class TestInputs:
         )
 
     BAD = [
-        ({"prompt_embeds_mask": None}, {}, "whose padding cannot be told.*`prompt_embeds_mask`.*\\(1, 8\\)"),
-        ({}, {"mask_padding": False}, "`prompt_embeds_mask` came without `mask_padding=True`"),
+        ({"prompt_embeds_mask": None}, {}, "do not show which tokens are padding.*`prompt_embeds_mask`.*\\(1, 8\\)"),
+        ({}, {"mask_padding": False}, "`prompt_embeds_mask` was given without `mask_padding=True`"),
         ({"prompt_embeds_mask": torch.ones(1, 9).bool()}, {}, "shape \\(1, 9\\).*1 prompts of 8 tokens"),
         ({"prompt_embeds_mask": torch.zeros(1, 8).bool()}, {}, "hides all tokens of a prompt"),
         (
             {"prompt": "a cat", "prompt_embeds": None, "pooled_prompt_embeds": None},
             {},
-            "came without `prompt_embeds`. Texts need no mask",
+            "was given without `prompt_embeds`. Texts need no mask",
         ),
     ]
 

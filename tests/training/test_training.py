@@ -114,7 +114,7 @@ def test_a_missing_checkpoint_is_step_0_and_a_foreign_one_is_refused(tmp_path: P
     save_checkpoint(tmp_path / "a.safetensors", 1, {"other": torch.ones(2)})
     with pytest.raises(ValueError, match="does not belong to this model"):
         load_checkpoint(tmp_path / "a.safetensors", weights)
-    with pytest.raises(ValueError, match="are taken"):
+    with pytest.raises(ValueError, match="are reserved"):
         save_checkpoint(tmp_path / "b.safetensors", 1, {"optimizer.x": torch.ones(2)})
 
 

@@ -138,18 +138,19 @@ def lora_models(pipe: Any) -> dict[str, nn.Module]:
 # ---- weights and removal ------------------------------------------------------------------------------------------
 
 
-def _tuned_layers(model: nn.Module) -> Iterator[Any]:
+def tuned_layers(model: nn.Module) -> Iterator[Any]:
+    """Return PEFT's layers of a model."""
     return (layer for layer in model.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def _active_names(model: nn.Module) -> list[str]:
-    found = (name for layer in _tuned_layers(model) if not layer.disable_adapters for name in layer.active_adapters)
+    found = (name for layer in tuned_layers(model) if not layer.disable_adapters for name in layer.active_adapters)
     return list(dict.fromkeys(found))
 
 
 def _activate(model: nn.Module, names: Sequence[str], weights: Mapping[str, float]) -> None:
     """Activate adapters in every layer; weights that are not given stay unchanged."""
-    for layer in _tuned_layers(model):
+    for layer in tuned_layers(model):
         layer.set_adapter([name for name in names if name in layer.lora_A])
         for name, weight in weights.items():
             if name in layer.lora_A:
@@ -166,7 +167,7 @@ def active_weights(model: nn.Module) -> dict[str, float]:
         `dict[str, float]`: Weights by name; where the blocks of a model have different ones, that of its first layer.
     """
     weights = patch_weights(model)
-    for layer in _tuned_layers(model):
+    for layer in tuned_layers(model):
         for name in layer.active_adapters if not layer.disable_adapters else ():
             if name in layer.scaling and layer.lora_alpha[name] and name not in weights:
                 weights[name] = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
@@ -193,7 +194,7 @@ def unload_lora(pipe: Any, adapter_name: str | Sequence[str] | None = None) -> N
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise LoRAError(f"There are no adapters {unknown}; the pipeline has {known}.")
-    fused = {name for model in models.values() for layer in _tuned_layers(model) for name in layer.merged_adapters}
+    fused = {name for model in models.values() for layer in tuned_layers(model) for name in layer.merged_adapters}
     if fused and set(names) != set(known):
         raise LoRAError(f"The adapters {sorted(fused)} are fused. Call `unfuse_lora` before taking out {names} alone.")
     with offloading_suspended(pipe):
@@ -204,19 +205,25 @@ def _remove(pipe: Any, models: Mapping[str, nn.Module], names: Sequence[str], ke
     for model in models.values():
         for name in names:
             remove_patches(model, name, keep_values)
-            _delete(model, name)
+            delete_adapter(model, name)
         drop_unused_clock(model)
         narrow_x_embedder(model)
     if not any(adapter_names(model) for model in models.values()):
         restore_linears(pipe)
 
 
-def _delete(model: nn.Module, name: str) -> None:
+def delete_adapter(model: nn.Module, name: str) -> None:
+    """Remove PEFT's layers of an adapter; without any adapter the model has its own layers again.
+
+    Args:
+        model (`torch.nn.Module`): The model; nothing happens unless it has the adapter.
+        name (`str`): The adapter.
+    """
     config = getattr(model, "peft_config", {})
     if name not in config:
         return
-    for layer in _tuned_layers(model):
-        if name in layer.lora_A:
+    for layer in tuned_layers(model):
+        if name in layer.r:
             layer.delete_adapter(name)
     del config[name]
     if not config:

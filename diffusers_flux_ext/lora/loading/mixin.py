@@ -140,8 +140,8 @@ class FluxExtLoraLoaderMixin(FluxLoraLoaderMixin):
                 written as one for each layer.
 
         Raises:
-            LoRAError: If there is something else than factors: LoKr, DoRA, dense deltas and timestep LoRAs are no
-                LoRAs that diffusers' layout could hold. If metadata is not a dict.
+            LoRAError: If there is something other than factors: diffusers' layout cannot hold LoKr, DoRA,
+                dense deltas and timestep LoRAs. If metadata is not a dict.
             ValueError: If there are no layers at all.
         """
         given = {

@@ -113,13 +113,13 @@ def _add_update(plan: ModelPlan, name: str, update: Update, layer: nn.Module) ->
 def _patches(name: str, update: Update, layer: nn.Module) -> Iterator[Patch]:
     for part, value in update.parts.items():
         if part not in _PATCH_PARTS:
-            raise LoRAError(f"`{name}` is no Linear, and the LoRA has {sorted(update.parts)} for it.")
+            raise LoRAError(f"`{name}` is not a Linear layer, but the LoRA has {sorted(update.parts)} for it.")
         which = "bias" if part in ("diff_b", "b_norm") else "weight"
         patched = getattr(layer, which, None)
         if not isinstance(patched, nn.Parameter) or patched.shape != value.shape:
             shape = tuple(patched.shape) if isinstance(patched, nn.Parameter) else None
             raise LoRAError(
-                f"The LoRA has `{part}` of shape {tuple(value.shape)} for `{name}.{which}` of shape {shape}."
+                f"The LoRA has `{part}` of shape {tuple(value.shape)}; expected {shape}, as `{name}.{which}`."
             )
         yield Patch(f"{name}.{which}", value, _PATCH_PARTS[part])
 
@@ -130,7 +130,7 @@ def _report_missing(plans: Mapping[str, ModelPlan]) -> None:
         return
     found = sum(len(plan.updates) + len(plan.patches) for plan in plans.values())
     if not found:
-        raise LoRAError(f"The pipeline has none of the layers of this LoRA: {list_keys(missing)}.")
+        raise LoRAError(f"The pipeline does not have any of the layers of this LoRA: {list_keys(missing)}.")
     logger.warning(
         "The pipeline does not have %d of the %d layers of this LoRA, they are left out: %s.",
         len(missing), found + len(missing), list_keys(missing),
@@ -146,7 +146,9 @@ def check_plans(plans: Mapping[str, ModelPlan], models: Mapping[str, nn.Module],
     if not plans:
         raise LoRAError("The LoRA updates no layer of this pipeline.")
     if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise LoRAError(f"The adapter's name is {name!r}; expected a word without a dot that is no method of a dict.")
+        raise LoRAError(
+            f"The adapter's name is {name!r}; expected a word without a dot that is not a method of a dict."
+        )
     taken = [component for component, model in models.items() if name in adapter_names(model)]
     if taken and not hotswap:
         raise LoRAError(f"There already is an adapter {name!r} in {taken}. Delete it, or choose another name.")

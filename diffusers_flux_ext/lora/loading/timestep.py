@@ -122,7 +122,7 @@ def _check_timed(updates: Iterable[tuple[str, Update]]) -> None:
     for name, update in updates:
         timed = {part: tuple(tensor.shape) for part, tensor in update.parts.items() if part.startswith("lora_time_")}
         if not timed:
-            raise LoRAError(f"`{name}` does not depend on the timestep: this is no timestep LoRA. Use `load_lora`.")
+            raise LoRAError(f"`{name}` does not depend on the timestep: this is not a timestep LoRA. Use `load_lora`.")
         rank = update.rank
         sizes = {shape[1:] for part, shape in timed.items() if part.endswith(".weight")}
         ranks = {shape[:1] for shape in timed.values()}
@@ -130,8 +130,8 @@ def _check_timed(updates: Iterable[tuple[str, Update]]) -> None:
         complete = sorted(timed) == TIMED_PARTS and isinstance(update.inner, LoRA)
         if not (complete and axes and ranks == {(rank,)} and len(sizes) == 1):
             raise LoRAError(
-                f"`{name}` is no layer of a timestep LoRA: besides a LoRA of rank {rank} it has {timed}; expected "
+                f"`{name}` is not a layer of a timestep LoRA: besides a LoRA of rank {rank} it has {timed}; expected "
                 f"{TIMED_PARTS}, the weights of shape (rank, size) and the biases of shape (rank,)."
             )
         if len(other := [part for part in update.parts if part not in (*timed, "down", "up")]):
-            raise LoRAError(f"`{name}` has {other}, which no timestep LoRA has.")
+            raise LoRAError(f"`{name}` has {other}, which timestep LoRAs do not have.")

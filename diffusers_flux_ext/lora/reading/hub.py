@@ -25,7 +25,9 @@ HUB_ARGUMENTS = (
 def check_hub_arguments(hub: Mapping[str, Any]) -> None:
     """Raise a `TypeError` if there are arguments that the Hub does not take."""
     if not hub.keys() <= set(HUB_ARGUMENTS):
-        raise TypeError(f"Unknown arguments {sorted(hub.keys() - set(HUB_ARGUMENTS))}; known are {HUB_ARGUMENTS}.")
+        raise TypeError(
+            f"Unknown arguments {sorted(hub.keys() - set(HUB_ARGUMENTS))}; expected some of {HUB_ARGUMENTS}."
+        )
 
 
 def find_source(source: Any, metadata: Any, adapter_config: Any, hub: Mapping[str, Any]) -> tuple[Any, Any, Any]:

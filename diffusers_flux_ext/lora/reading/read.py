@@ -209,7 +209,7 @@ def _as_tensor(key: str, value: Any) -> Tensor:
 
 def _refuse_foreign(parsed: Mapping[str, LoRAKey | None], tensors: Mapping[str, Tensor]) -> None:
     if not parsed:
-        raise LoRAError(f"There are no keys of a LoRA among {len(tensors)} keys.")
+        raise LoRAError(f"None of the {len(tensors)} keys is that of a LoRA.")
     unknown = [key for key, found in parsed.items() if found is None]
     # IA3 has a `weight` for every `on_input`, which alone would look like a checkpoint.
     telling = [*unknown, *(key for key, found in parsed.items() if found is not None and found.part == "on_input")]
@@ -291,11 +291,13 @@ def _read_update(name: str, parts: Mapping[str, Tensor]) -> Update:
         raise LoRAError(f"`{name}` has an alpha and nothing that it scales.")
     wrong = sorted(part for part in parts if part in _MATRICES and len(shapes[part]) != 2)
     if wrong:
-        raise LoRAError(f"`{name}` has parts {wrong} that are no matrices: {shapes}.")
+        raise LoRAError(f"`{name}` has parts {wrong} that are not matrices: {shapes}.")
     cores = sorted(part for part in parts if part.startswith(("lokr_t", "hada_t")))
     twice = [part for part in ("lokr_w1", "lokr_w2") if part in parts and {f"{part}_a", f"{part}_b"} & parts.keys()]
     if cores or twice:
-        raise LoRAError(f"`{name}` has {cores or twice} beside {sorted(parts)}: such a product is none of a Linear.")
+        raise LoRAError(
+            f"`{name}` has {cores or twice} beside {sorted(parts)}: such a product is not one of a Linear."
+        )
     kinds = [kind for kind in PRODUCTS if kind.owns(parts)]
     broken = [kind.title for kind in kinds if not kind.is_complete(parts)]
     if broken:

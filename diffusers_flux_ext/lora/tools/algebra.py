@@ -74,7 +74,7 @@ def adapter_of(updates: Mapping[str, Update], metadata: Mapping[str, str] | None
     for name, update in updates.items():
         key = parse_lora_key(f"{name}.diff")
         if key is None:
-            raise LoRAError(f"`{name}` is no layer of FLUX.1.")
+            raise LoRAError(f"`{name}` is not a layer of FLUX.1.")
         layers[name] = StoredLayer(key, update)
         modules[name] = (name, 0)
     return LoRAFile(layers, modules, metadata=dict(metadata or {}))

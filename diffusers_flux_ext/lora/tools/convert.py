@@ -38,7 +38,8 @@ def convert_lora(
         source (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`):
             A safetensors file, a pickle of tensors, a folder with one of them, or the tensors. They are not changed.
         to (`str`, *optional*, defaults to `"diffusers"`):
-            `"diffusers"`, `"kohya"`, `"bfl"` (ComfyUI's dotted names), `"diffsynth"` or `"onetrainer"`.
+            `"diffusers"`, `"kohya"`, `"bfl"` (ComfyUI's dotted names), `"diffsynth"`, `"onetrainer"` or `"xlabs"`,
+            which holds attention only.
         metadata (`Mapping[str, str]`, *optional*):
             A header that replaces the file's, such as that of a file whose tensors are given.
         adapter_config (`Mapping[str, Any]`, *optional*):

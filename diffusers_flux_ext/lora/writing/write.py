@@ -123,6 +123,9 @@ def _target_layers(adapter: LoRAFile, layout: LoRALayout, refusals: list[str]) -
                           key.layer.is_norm)  # fmt: skip
             continue
         layer = layer_in_namespace(form, layout.namespace)
+        if layer is None:
+            refusals.append(f"`{form.format(key.index)}` has no name in it.")
+            continue
         body = layer.form.format(key.index)
         if (key.component, body) in seen:
             continue
@@ -166,7 +169,7 @@ def _fitted(target: TargetLayer, layout: LoRALayout) -> TargetLayer:
     update = target.update
     name = f"`{target.body}`"
     update.check_static(target.body)
-    if layout.namespace == "diffsynth":
+    if layout.namespace in ("diffsynth", "xlabs"):
         beyond = sorted(update.parts.keys() & {"bias", "diff_b", "magnitude"}) or (["norm"] if target.is_norm else [])
         if beyond:
             raise UnsupportedLoRAError(f"{name} has {beyond}, which its reader drops.")

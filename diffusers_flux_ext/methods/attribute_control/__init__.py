@@ -1,7 +1,7 @@
 """AttriCtrl: attributes such as brightness, controlled by numbers."""
 
 from ...demand import Demand
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 METHOD = Method(
@@ -25,4 +25,7 @@ METHOD = Method(
             demand=lambda number: Demand(appended_tokens=32 * number),
         )
     ],
+    trains={
+        "attribute-encoder": Trainable(".encoder:AttributeValueEncoder", ".scratch:value_encoder", ".scratch:files")
+    },
 )

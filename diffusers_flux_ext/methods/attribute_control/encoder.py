@@ -151,7 +151,9 @@ def _by_attribute(source: Any, attribute: str | None) -> Mapping[str, Any]:
             raise ValueError("A mapping of files names its attributes itself: leave `attribute` out, and give a file.")
         return source
     if attribute is None and is_state_dict:
-        raise ValueError("A state dict says nothing of its attribute. Give its name, `attribute='brightness'`.")
+        raise ValueError(
+            "A state dict does not say which attribute it is for. Give its name, `attribute='brightness'`."
+        )
     return {attribute or Path(source).stem: source}
 
 
@@ -159,7 +161,7 @@ def _infer_sizes(attribute: str, weights: Mapping[str, torch.Tensor]) -> dict[st
     sized = ("prefer_value_embedder.0.weight", "positional_embedding")
     if any(key not in weights for key in sized):
         raise ValueError(
-            f"This is no value encoder of AttriCtrl for {attribute!r}: expected `prefer_value_embedder.*` and "
+            f"This is not a value encoder of AttriCtrl for {attribute!r}: expected `prefer_value_embedder.*` and "
             f"`positional_embedding`, but it has {list_keys(weights)}."
         )
     first, positions = (weights[key] for key in sized)

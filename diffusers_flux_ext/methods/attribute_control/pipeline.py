@@ -86,6 +86,6 @@ class FluxAttributeControlPipeline(FluxConditionedPipeline):
                 )
             conditions.insert(0, AttributeValues(self.value_encoder, attribute_values, negative_attribute_values))
         elif not (negative_attribute_values is None or isinstance(negative_attribute_values, str)):
-            raise ValueError("`negative_attribute_values` came without `attribute_values`; give both.")
+            raise ValueError("`negative_attribute_values` was given without `attribute_values`. Give both.")
         kwargs["conditions"] = conditions
         return super().__call__(*args, **kwargs)

@@ -12,18 +12,27 @@ from diffusers import FluxControlNetModel
 from ...canvas import Canvas
 from ...condition import Encoders
 from ...denoise import DenoisingStep
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_generators, shown
 from ...inputs.images import read_images
 from ...inputs.masks import RegionMask, check_regions
 from ...sequence import Contribution
-from .image import encode_control_picture
-from .residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
+from .image import encode_control_image
+from .residuals import (
+    FORMER_NEGATIVE,
+    ControlNetCondition,
+    Negative,
+    mask_channels,
+    region_weights,
+    residual_contribution,
+)
 
 
 UNION_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6, "low quality": 6}
 """Names of the modes of InstantX' Union-alpha and Shakker Labs' Union-Pro; further numbers are untrained there."""
 
 
+@former_arguments(FORMER_NEGATIVE, mask_region="region")
 @dataclass(frozen=True, eq=False)
 class ControlNetImage(ControlNetCondition):
     """A ControlNet ([paper](https://huggingface.co/papers/2302.05543)) and its control image.
@@ -50,10 +59,10 @@ class ControlNetImage(ControlNetCondition):
             What the image shows, for union ControlNets: a name of `UNION_MODES` or a number.
         inpaint_mask (`RegionMask` or a list of them, *optional*):
             For inpainting ControlNets, which need it: white is redrawn. The image is black there.
-        mask_region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
-        negative (`"shared"`, `"own"` or `None`, defaults to `"shared"`):
-            What the unconditional branch gets: the conditional branch's residuals as in diffusers, which costs
-            nothing, residuals of its own computed with the negative prompt, or none.
+        region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
+        negative (`"same"`, `"own"` or `None`, defaults to `"same"`):
+            What the unconditional branch gets: the same residuals as the conditional one, as in diffusers, which
+            costs nothing; residuals of its own, computed with the negative prompt; or none.
         generator (`torch.Generator` or a list of one per sample, *optional*):
             Sample the image's latents with it, as diffusers' pipelines do. By default their mean is taken.
 
@@ -71,25 +80,24 @@ class ControlNetImage(ControlNetCondition):
     end: float = 1.0
     mode: int | str | None = None
     inpaint_mask: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
-    mask_region: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
-    negative: Negative = "shared"
+    region: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
+    negative: Negative = "same"
     generator: torch.Generator | Sequence[torch.Generator] | None = None
 
     def __post_init__(self) -> None:
         self.check_residual_fields()
         self._mode_number()
         if self.image is None:
-            raise ValueError("`image` of ControlNetImage is None. Give a picture, or leave the condition out.")
+            raise ValueError("`image` of ControlNetImage is None. Give an image, or leave the condition out.")
         if (self.inpaint_mask is not None) != (self._extra_channels > 0):
             raise ValueError(
                 f"The ControlNet takes {self._extra_channels} channels for a mask, but `inpaint_mask` of "
                 f"ControlNetImage {'is missing' if self.inpaint_mask is None else 'was given'}. Inpainting "
-                f"ControlNets need it, and "
-                f"only they take it; to restrict any other one, use `mask_region`."
+                f"ControlNets need it, and only they take it; to restrict any other one, use `region`."
             )
         # Only the VAE, which the condition does not have, knows the number of latent channels.
         read_images("`image` of ControlNetImage", self.image, self.controlnet.config.in_channels // 4)
-        for name in ("inpaint_mask", "mask_region"):
+        for name in ("inpaint_mask", "region"):
             if getattr(self, name) is not None:
                 check_regions(f"`{name}` of ControlNetImage", getattr(self, name))
         if self.generator is not None:
@@ -109,7 +117,7 @@ class ControlNetImage(ControlNetCondition):
         Returns:
             `dict[str, torch.Tensor]`: `"control"` `(1 or num_samples, num_tokens, C)`, or `(1 or num_samples, 3,
             height, width)` for XLabs' ControlNets; `"guidance"` `(1,)`; and `"weights"`, see [`region_weights`], if
-            there is a `mask_region`.
+            there is a `region`.
 
         Raises:
             ValueError: if the ControlNet belongs to a transformer of another size, or the numbers of images, masks
@@ -117,7 +125,7 @@ class ControlNetImage(ControlNetCondition):
         """
         self.check_fits_pipeline(pipe)
         encoded = {
-            "control": encode_control_picture(
+            "control": encode_control_image(
                 pipe,
                 canvas,
                 self.controlnet,
@@ -129,8 +137,8 @@ class ControlNetImage(ControlNetCondition):
             # Outside a call, as in training, the step provides its own.
             "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
-        if self.mask_region is not None:
-            encoded["weights"] = region_weights("`mask_region` of ControlNetImage", self.mask_region, canvas)
+        if self.region is not None:
+            encoded["weights"] = region_weights("`region` of ControlNetImage", self.region, canvas)
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
@@ -157,14 +165,12 @@ class ControlNetImage(ControlNetCondition):
         if not count and self.mode is None:
             return None
         if not count:
-            raise ValueError(
-                f"`mode` of ControlNetImage is {shown(self.mode)}, but this ControlNet is no union of several modes."
-            )
+            raise ValueError(f"`mode` of ControlNetImage is {shown(self.mode)}, but this ControlNet is not a union.")
         names = ", ".join(f"{name!r} ({number})" for name, number in UNION_MODES.items() if number < count)
         number = UNION_MODES.get(self.mode, -1) if isinstance(self.mode, str) else self.mode
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
-                f"`mode` of ControlNetImage says what the picture of a union ControlNet shows: {names}, or a number "
+                f"`mode` of ControlNetImage says what the image of a union ControlNet shows: {names}, or a number "
                 f"below {count}; got {shown(self.mode)}."
             )
         return number

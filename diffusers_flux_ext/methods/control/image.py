@@ -14,7 +14,7 @@ from ...inputs.images import read_pixels
 from ...inputs.masks import RegionMask, list_regions, mask_to_pixels
 
 
-def encode_control_picture(
+def encode_control_image(
     pipe: Encoders,
     canvas: Canvas,
     controlnet: Any,
@@ -51,7 +51,7 @@ def encode_control_picture(
     takes_pixels = controlnet.input_hint_block is not None or inpaint_mask is not None
     if takes_pixels and pixels.shape[1] == pipe.vae.config.latent_channels:
         raise ValueError(
-            f"{what} was given as VAE latents, but XLabs' and inpainting ControlNets take a picture in pixels. Decode "
+            f"{what} was given as VAE latents, but XLabs' and inpainting ControlNets take an image in pixels. Decode "
             f"it first."
         )
     if controlnet.input_hint_block is not None:

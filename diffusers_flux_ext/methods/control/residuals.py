@@ -22,8 +22,11 @@ from ...sequence import Contribution
 
 logger = logging.get_logger(__name__)
 
-Negative: TypeAlias = Literal["shared", "own"] | None
+Negative: TypeAlias = Literal["same", "own"] | None
 """What the unconditional branch gets: the conditional branch's residuals, residuals of its own, or none."""
+
+FORMER_NEGATIVE = {"negative": {"shared": "same"}}
+"""Values of `negative` that have another name now."""
 
 
 class ControlNetCondition(FluxCondition):
@@ -37,7 +40,7 @@ class ControlNetCondition(FluxCondition):
 
     def reuse(self, step: DenoisingStep) -> Hashable | None:
         """Return the key of one step; both branches share it where the residuals are shared."""
-        return step.index if self.negative == "shared" else None
+        return step.index if self.negative == "same" else None
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Residuals add no tokens."""
@@ -60,11 +63,11 @@ class ControlNetCondition(FluxCondition):
         ]
         if missing:
             raise TypeError(
-                f"`controlnet` of {name} is a {type(self.controlnet).__name__}, which has no {missing}; a "
-                f"`FluxControlNetModel` was expected. Several ControlNets are several conditions."
+                f"`controlnet` of {name} is a {type(self.controlnet).__name__} without {missing}; expected a "
+                f"`FluxControlNetModel`. Several ControlNets are several conditions."
             )
         check_window(name, self.start, self.end)
-        check_choice(f"`negative` of {name}", self.negative, ("shared", "own", None))
+        check_choice(f"`negative` of {name}", self.negative, ("same", "own", None))
         double, single = len(self.controlnet.controlnet_blocks), len(self.controlnet.controlnet_single_blocks)
         per = f"for each of {double} double and {single} single blocks, the double blocks first"
         read_numbers(f"`scale` of {name}", self.scale, double + single, per)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from diffusers.utils import logging
@@ -12,7 +13,8 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.checks import check_flag, shown
+from ...former_arguments import former_arguments
+from ...inputs.checks import check_choice, check_flag, shown
 from ...inputs.masks import RegionMask, check_regions, is_box, mask_to_tokens
 from ...inputs.numbers import read_count
 from ...inputs.text import text_group
@@ -22,6 +24,7 @@ from ...sequence import AttentionRule, Contribution, padding_rules
 logger = logging.get_logger(__name__)
 
 
+@former_arguments({"negative": {True: "own", False: None}}, on_negative="negative")
 @dataclass(frozen=True, eq=False)
 class EntityRegions(FluxCondition):
     """Entity-level control by regional attention, EliGen ([paper](https://huggingface.co/papers/2501.01097)).
@@ -37,8 +40,8 @@ class EntityRegions(FluxCondition):
             One region per entity, nested like `prompts`: a PIL image of any mode, an array or a tensor (white is
             inside; any size, resized by nearest neighbour, whatever the aspect ratio) or a box
             `(left, top, right, bottom)` in pixels or fractions of the canvas. Regions may overlap.
-        on_negative (`bool`, defaults to `False`):
-            Whether the unconditional branch has the regions too, each with the global negative prompt.
+        negative (`"own"` or `None`, *optional*):
+            What the unconditional branch gets: regions of its own, each with the global negative prompt, or none.
         max_sequence_length (`int` or `Sequence[int]`, *optional*):
             Text tokens of an entity, at most 512; one number for all, or one per entity. `None` takes the pipeline's.
         mask_padding (`bool`, *optional*):
@@ -50,7 +53,7 @@ class EntityRegions(FluxCondition):
 
     prompts: Sequence[str] | Sequence[Sequence[str]]
     masks: Sequence[RegionMask] | Sequence[Sequence[RegionMask]]
-    on_negative: bool = False
+    negative: Literal["own"] | None = None
     max_sequence_length: int | Sequence[int] | None = None
     mask_padding: bool | None = None
 
@@ -58,7 +61,7 @@ class EntityRegions(FluxCondition):
         samples = self._samples()
         if not samples or not any(prompts for prompts, _ in samples):
             raise ValueError(
-                "`prompts` of EntityRegions is empty, but at least one entity is needed. Leave it out instead."
+                "`prompts` of EntityRegions is empty, but needs at least one entity. Leave the condition out instead."
             )
         for index, (prompts, masks) in enumerate(samples):
             if len(prompts) != len(masks):
@@ -71,7 +74,7 @@ class EntityRegions(FluxCondition):
                 raise TypeError(f"`prompts` of EntityRegions must be texts, got {shown(list(prompts))}.")
         for mask in (mask for _, masks in samples for mask in masks):
             check_regions("`masks` of EntityRegions", [mask])
-        check_flag("`on_negative` of EntityRegions", self.on_negative)
+        check_choice("`negative` of EntityRegions", self.negative, ("own", None))
         if self.mask_padding is not None:
             check_flag("`mask_padding` of EntityRegions", self.mask_padding)
         self._lengths(None)
@@ -117,9 +120,9 @@ class EntityRegions(FluxCondition):
             step (`DenoisingStep`): The step.
 
         Returns:
-            `Contribution`: `text` and `rules`; empty on the unconditional branch unless `on_negative`.
+            `Contribution`: `text` and `rules`; empty on the unconditional branch if `negative` is `None`.
         """
-        if step.branch == "uncond" and not self.on_negative:
+        if step.branch == "uncond" and self.negative is None:
             return Contribution()
         groups, rules = [], []
         for index in range(encoded["masks"].shape[1]):
@@ -136,13 +139,13 @@ class EntityRegions(FluxCondition):
         single = isinstance(self.prompts, str) or is_box(self.masks)
         if single or not all(isinstance(given, (list, tuple)) for given in (self.prompts, self.masks)):
             raise ValueError(
-                f"`prompts` of EntityRegions and `masks` of EntityRegions are lists, but prompts of type "
-                f"{type(self.prompts).__name__} and masks of type {type(self.masks).__name__} came. A single box or "
-                f"picture goes into a list, too."
+                f"`prompts` of EntityRegions and `masks` of EntityRegions must be lists, got "
+                f"{type(self.prompts).__name__} and {type(self.masks).__name__}. Put a single box or image into a "
+                f"list, too."
             )
         kinds = {isinstance(prompt, str) for prompt in self.prompts}
         if len(kinds) > 1:
-            raise ValueError("`prompts` of EntityRegions mixes texts and lists of texts; nest all of them or none.")
+            raise ValueError("`prompts` of EntityRegions mixes texts and lists of texts. Nest all of them or none.")
         if kinds != {False}:
             return [(self.prompts, self.masks)]  # type: ignore[list-item]
         if len(self.prompts) != len(self.masks):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from ...condition import FluxCondition, check_conditions
+from ...inputs.checks import check_flag
 from ...inputs.masks import RegionMask
 from ...pipeline.components import extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
@@ -38,7 +39,7 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
     """
 
     @extends_call(FluxConditionedPipeline)
-    @renames_errors(EntityRegions, prompts="entity_prompts", masks="entity_masks", on_negative="entities_on_negative")
+    @renames_errors(EntityRegions, prompts="entity_prompts", masks="entity_masks")
     @torch.no_grad()
     def __call__(
         self,
@@ -70,9 +71,11 @@ class FluxEliGenPipeline(FluxConditionedPipeline):
         """
         if (entity_prompts is None) != (entity_masks is None):
             given, missing = ("entity_prompts", "entity_masks")[:: 1 if entity_masks is None else -1]
-            raise ValueError(f"`{given}` came without `{missing}`. Give both, one mask per prompt, or neither.")
+            raise ValueError(f"`{given}` was given without `{missing}`. Give both, one mask per prompt, or neither.")
+        check_flag("`entities_on_negative`", entities_on_negative)
         conditions = check_conditions(conditions)
         if entity_prompts is not None and entity_masks is not None:
-            conditions.insert(0, EntityRegions(entity_prompts, entity_masks, on_negative=entities_on_negative))
+            negative: Literal["own"] | None = "own" if entities_on_negative else None
+            conditions.insert(0, EntityRegions(entity_prompts, entity_masks, negative))
         kwargs["conditions"] = conditions
         return super().__call__(*args, **kwargs)

@@ -60,7 +60,7 @@ class FillMask(FluxCondition):
         if missing:
             raise ValueError(
                 f"`{'`, `'.join(missing)}` of FillMask is None. The model needs both; to draw the whole canvas, give "
-                f"any picture and the mask (0, 0, 1, 1)."
+                f"any image and the mask (0, 0, 1, 1)."
             )
         read_images(_IMAGE, self.image)
         check_regions(_MASK, self.mask)

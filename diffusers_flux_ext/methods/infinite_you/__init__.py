@@ -1,6 +1,6 @@
 """InfiniteYou: identities."""
 
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 METHOD = Method(
@@ -28,4 +28,8 @@ METHOD = Method(
             },
         )
     ],
+    trains={
+        "infuse-net": Trainable("diffusers:FluxControlNetModel", ".scratch:infuse_net", "..control.scratch:files"),
+        "identity-projector": Trainable(".projector:InfiniteYouImageProjector", ".scratch:image_projector"),
+    },
 )

@@ -16,21 +16,30 @@ from PIL import Image
 from ...canvas import Canvas
 from ...condition import Encoders
 from ...denoise import DenoisingStep, PromptEmbeds
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_instance, shown
 from ...inputs.images import read_image
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import check_embeds, read_count, read_number
 from ...sequence import Contribution
-from ..control.image import encode_control_picture
-from ..control.residuals import ControlNetCondition, Negative, mask_channels, region_weights, residual_contribution
+from ..control.image import encode_control_image
+from ..control.residuals import (
+    FORMER_NEGATIVE,
+    ControlNetCondition,
+    Negative,
+    mask_channels,
+    region_weights,
+    residual_contribution,
+)
 from .faces import FaceEmbedding, FaceEncoder
-from .keypoints import draw_face_keypoints, fit_picture, read_keypoints
+from .keypoints import draw_face_keypoints, fit_to_canvas, read_keypoints
 from .projector import InfiniteYouImageProjector
 
 
 logger = logging.get_logger(__name__)
 
 
+@former_arguments(FORMER_NEGATIVE)
 @dataclass(frozen=True, eq=False)
 class InfiniteYouIdentity(ControlNetCondition):
     """A person's identity by InfuseNet, InfiniteYou ([paper](https://huggingface.co/papers/2503.16418)).
@@ -57,7 +66,7 @@ class InfiniteYouIdentity(ControlNetCondition):
         end (`float`, defaults to 1.0): End of the window, as a fraction of the steps.
         guidance_scale (`float`, defaults to 1.0): InfuseNet's own embedded guidance; the base keeps the call's.
         region (`RegionMask` or a list of them, *optional*): Where the residuals are added; everywhere by default.
-        negative (`"shared"`, `"own"` or `None`, *optional*):
+        negative (`"same"`, `"own"` or `None`, *optional*):
             What the unconditional branch gets: nothing by default, as in the original; `"own"` is the reference's.
         face_index (`int`, *optional*): Which face of `id_image`, from left to right; the largest by default.
 
@@ -87,20 +96,20 @@ class InfiniteYouIdentity(ControlNetCondition):
         self._check_modules()
         for one, other in (("id_image", "id_embeds"), ("control_image", "keypoints")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"`{one}` of {name} came with `{other}` of {name}. Give one of them.")
+                raise ValueError(f"`{one}` of {name} and `{other}` of {name} were both given. Give one of them.")
         if self.id_image is None and self.id_embeds is None:
-            raise ValueError(f"`id_image` of {name}, a picture of the person, or `id_embeds` of {name} is needed.")
+            raise ValueError(f"`id_image` of {name}, an image of the person, or `id_embeds` of {name} is required.")
         if self.face_encoder is None and (self.id_image is not None or self.control_image is not None):
             raise ValueError(
-                f"`face_encoder` of {name} is needed to find the face in a picture: `InsightFaceEncoder(...)` (pip "
-                f"install "
-                f"'diffusers-flux-ext[infinite-you]'), or give `id_embeds` and `keypoints` instead of pictures."
+                f"`face_encoder` of {name} is needed to find the face in an image. Give `InsightFaceEncoder(...)` "
+                f"(pip install 'diffusers-flux-ext[infinite-you]'), or give `id_embeds` and `keypoints` instead of "
+                f"images."
             )
 
         if self.face_index is not None:
             read_count(f"`face_index` of {name}", self.face_index, 0, 10**6)
         if self.face_index is not None and self.id_image is None:
-            raise ValueError(f"`face_index` of {name} chooses a face of `id_image`, but `id_embeds` came.")
+            raise ValueError(f"`face_index` of {name} chooses a face of `id_image`, but `id_embeds` was given.")
         if self.region is not None:
             check_regions(f"`region` of {name}", self.region)
         read_number(f"`guidance_scale` of {name}", self.guidance_scale)
@@ -157,8 +166,8 @@ class InfiniteYouIdentity(ControlNetCondition):
         places = "keypoints" if self.control_image is None else "control_image"
         encoded = {
             "face": canvas.per_sample(embeds, f"`{people}` of {name}"),
-            "control": encode_control_picture(
-                pipe, canvas, self.controlnet, self._control_pictures(canvas), names=(f"`{places}` of {name}", "")
+            "control": encode_control_image(
+                pipe, canvas, self.controlnet, self._control_images(canvas), names=(f"`{places}` of {name}", "")
             ),
             "guidance": torch.tensor([self.guidance_scale], device=canvas.device),
         }
@@ -217,37 +226,37 @@ class InfiniteYouIdentity(ControlNetCondition):
             check_embeds(what, face, f"({width},), or (prompts, {width})", width)
         return torch.stack(faces).float()
 
-    def _control_pictures(self, canvas: Canvas) -> list[Image.Image]:
+    def _control_images(self, canvas: Canvas) -> list[Image.Image]:
         size = (canvas.width, canvas.height)
         if isinstance(self.keypoints, Image.Image):
             return [self.keypoints.convert("RGB")]
         if self.control_image is not None:
-            pictures = [fit_picture(picture, *size) for picture in self._listed("control_image")]
-            points: list[Any] = [self._face(picture, None).keypoints for picture in pictures]
+            images = [fit_to_canvas(image, *size) for image in self._listed("control_image")]
+            points: list[Any] = [self._face(image, None).keypoints for image in images]
         elif self.keypoints is not None:
             points = read_keypoints(self.keypoints, *size, f"`keypoints` of {type(self).__name__}")
         else:
             return [Image.new("RGB", size)]
         return [draw_face_keypoints(five, *size) for five in points]
 
-    def _face(self, picture: Image.Image, index: int | None) -> FaceEmbedding:
-        picture, encoder = picture.convert("RGB"), self.face_encoder
+    def _face(self, image: Image.Image, index: int | None) -> FaceEmbedding:
+        image, encoder = image.convert("RGB"), self.face_encoder
         if encoder is None:
             raise ValueError(f"`face_encoder` of {type(self).__name__} is needed to find a face.")
-        return encoder.encode(picture) if index is None else encoder.encode(picture, int(index))
+        return encoder.encode(image) if index is None else encoder.encode(image, int(index))
 
     def _listed(self, argument: str) -> list[Image.Image]:
         """Return PIL images of a field, as a list."""
         given: Any = getattr(self, argument)
-        pictures = list(given) if isinstance(given, (list, tuple)) else [given]
-        if not pictures or not all(isinstance(each, Image.Image) and 0 not in each.size for each in pictures):
+        images = list(given) if isinstance(given, (list, tuple)) else [given]
+        if not images or not all(isinstance(each, Image.Image) and 0 not in each.size for each in images):
             raise TypeError(
                 f"`{argument}` of {type(self).__name__} must be a PIL image, or a list of one per prompt, got "
                 f"{shown(given)}."
             )
-        for picture in pictures:
-            read_image(f"`{argument}` of {type(self).__name__}", picture)
-        return pictures
+        for image in images:
+            read_image(f"`{argument}` of {type(self).__name__}", image)
+        return images
 
 
 def _as_tensor(face: Any) -> Any:

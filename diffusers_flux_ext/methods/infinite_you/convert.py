@@ -19,7 +19,7 @@ def convert(source: Path, target: Path, dim_head: int) -> None:
     check_target(target)
     infusenet = source / "InfuseNetModel"
     if not (infusenet / "config.json").is_file():
-        raise ValueError(f"{infusenet} is no folder of a ControlNet in diffusers' layout: it has no config.json.")
+        raise ValueError(f"{infusenet} is not a folder of a ControlNet in diffusers' layout: it has no config.json.")
     projector = InfiniteYouImageProjector.from_single_file(source / "image_proj_model.bin", dim_head=dim_head)
     with written_at_once(target, overwrite=False) as temporary:
         projector.save_pretrained(temporary / "image_projector")

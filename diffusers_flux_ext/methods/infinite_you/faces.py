@@ -67,7 +67,7 @@ def choose_face(boxes: Sequence[Sequence[float]], index: int | None = None) -> i
     """
     if not boxes:
         raise ValueError(
-            "No face was found in the picture. Use one that shows a face from the front, at least "
+            "No face was found in the image. Use one that shows a face from the front, at least "
             f"{SMALL_FACE} pixels wide, or give `id_embeds` or key points instead."
         )
     if index is not None:
@@ -82,7 +82,7 @@ def choose_face(boxes: Sequence[Sequence[float]], index: int | None = None) -> i
     if min(right - left, bottom - top) < SMALL_FACE:
         logger.warning(
             f"The face is only {right - left:.0f} x {bottom - top:.0f} pixels, so its identity may come out weak. "
-            f"Use a larger picture of it."
+            f"Use a larger image of it."
         )
     return chosen
 

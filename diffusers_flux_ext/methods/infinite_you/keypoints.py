@@ -38,14 +38,14 @@ def draw_face_keypoints(keypoints: Any, width: int, height: int) -> Image.Image:
     for index, color in enumerate(COLORS):
         if index != NOSE:
             draw.polygon(_stick(points[index], points[NOSE]), fill=color)
-    picture = Image.fromarray((np.asarray(sticks) * STICK_BRIGHTNESS).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray((np.asarray(sticks) * STICK_BRIGHTNESS).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
     for (x, y), color in zip(points, COLORS):
         # Row by row: pillow's own circles are a little wider.
         for dy in range(-RADIUS, RADIUS + 1):
             half = math.isqrt(RADIUS**2 - dy**2)
             draw.line((int(x) - half, int(y) + dy, int(x) + half, int(y) + dy), fill=color)
-    return picture
+    return image
 
 
 def _stick(start: tuple[float, float], stop: tuple[float, float]) -> list[tuple[int, int]]:
@@ -64,11 +64,11 @@ def _stick(start: tuple[float, float], stop: tuple[float, float]) -> list[tuple[
     return vertices
 
 
-def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
+def fit_to_canvas(image: Image.Image, width: int, height: int) -> Image.Image:
     """Resize an image to the shorter side of the canvas and centre it on white, as InfiniteYou does.
 
     Args:
-        picture (`PIL.Image.Image`): The image.
+        image (`PIL.Image.Image`): The image.
         width (`int`): Pixels of the canvas.
         height (`int`): Pixels of the canvas.
 
@@ -76,11 +76,11 @@ def fit_picture(picture: Image.Image, width: int, height: int) -> Image.Image:
         `PIL.Image.Image` of the canvas' size; what extends beyond it is cut off equally on both sides.
     """
     if width <= height:
-        size = (width, max(int(width * picture.height / picture.width), 1))
+        size = (width, max(int(width * image.height / image.width), 1))
     else:
-        size = (max(int(height * picture.width / picture.height), 1), height)
+        size = (max(int(height * image.width / image.height), 1), height)
     padded = Image.new("RGB", (width, height), (255, 255, 255))
-    resized = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     padded.paste(resized, ((width - size[0]) // 2, (height - size[1]) // 2))
     return padded
 

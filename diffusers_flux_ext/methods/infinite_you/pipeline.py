@@ -67,7 +67,7 @@ def _refuse_without_identity(arguments: Mapping[str, Any]) -> None:
         if value is not default and not (isinstance(value, Real) and value == default):
             given.append(f"`{name}`")
     if given:
-        raise ValueError(f"{', '.join(given)} came without an identity. Give `id_image` or `id_embeds`, too.")
+        raise ValueError(f"{', '.join(given)} was given without an identity. Give `id_image` or `id_embeds`, too.")
 
 
 class FluxInfiniteYouPipeline(FluxConditionedPipeline):
@@ -183,7 +183,7 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
                 Key points in place of `control_image`, as in [`InfiniteYouIdentity`].
             face_index (`int`, *optional*): Which face of `id_image`, from left to right; the largest by default.
             region (`RegionMask` or a list of them, *optional*): Where the identity acts; everywhere by default.
-            negative (`"shared"`, `"own"` or `None`, *optional*):
+            negative (`"same"`, `"own"` or `None`, *optional*):
                 What the unconditional branch gets of the identity: nothing by default.
             conditions (`Sequence[FluxCondition]`, *optional*): Further conditions, also further identities.
 

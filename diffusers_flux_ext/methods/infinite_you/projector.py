@@ -157,7 +157,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
     tensors = content if isinstance(content, Mapping) else {}
     wrong = [key for key, weight in tensors.items() if not isinstance(weight, torch.Tensor)]
     if not tensors or wrong:
-        raise ValueError(f"This holds no state dict of InfiniteYou's projector, but {list_keys(wrong) or 'nothing'}.")
+        raise ValueError(f"Expected a state dict of InfiniteYou's projector, got {list_keys(wrong) or 'nothing'}.")
     return {str(key).removeprefix("image_proj."): weight for key, weight in tensors.items()}
 
 
@@ -168,7 +168,7 @@ def _infer_config(weights: Mapping[str, torch.Tensor], dim_head: int) -> dict[st
     missing = [key for key in sized if key not in weights]
     if missing:
         raise ValueError(
-            f"This is no image projector of InfiniteYou: it lacks {missing}. The published file is "
+            f"This is not an image projector of InfiniteYou: it lacks {missing}. The published file is "
             f"`image_proj_model.bin`; it has {list_keys(weights)}."
         )
     check_dimensions({key: weights[key].shape for key in sized}, sized)

@@ -71,23 +71,23 @@ def make_diptych(
     Raises:
         ValueError: if a mask is empty, the reference has no object, or the source is too small.
     """
-    source, region = _picture_and_mask("source", source_image, source_mask)
+    source, region = _image_and_mask("source", source_image, source_mask)
     if not region.any():
         raise ValueError(
-            "`source_mask` is empty, so there is nowhere to draw. White is drawn; a picture counts from a "
-            "grey level of 129 on."
+            "`source_mask` is empty, so there is nowhere to draw. White is drawn, in an image from a grey "
+            "level of 129 on."
         )
     if region.all():
-        logger.warning("The mask of the source covers all of it: the picture is drawn anew without any surroundings.")
+        logger.warning("The mask of the source covers all of it: the image is drawn anew without any surroundings.")
     region = dilate(region, MASK_GROWTH)
     box = top, bottom, left, right = crop_box(region)
     if min(bottom - top, right - left) < SMALLEST_CROP:
         raise ValueError(
             f"The part of `source_image` around `source_mask` is {bottom - top} x {right - left} pixels (height x "
-            f"width); it "
-            f"has to be {SMALLEST_CROP} at least. Enlarge the source, which is {source.shape[0]} x {source.shape[1]}."
+            f"width); it must be at least {SMALLEST_CROP}. Enlarge the source, which is {source.shape[0]} x "
+            f"{source.shape[1]}."
         )
-    reference = _cut_out(*_picture_and_mask("reference", reference_image, reference_mask), size)
+    reference = _cut_out(*_image_and_mask("reference", reference_image, reference_mask), size)
     crop = resize_linear(pad_to_square(source[top:bottom, left:right], WHITE), size, size)
     hole = resize_linear(pad_to_square(region[top:bottom, left:right].astype(np.uint8), 0), size, size)
     return Diptych(
@@ -124,8 +124,8 @@ def paste_panel(diptych: Diptych, panel: Image.Image, within: Literal["crop", "m
     return Image.fromarray(pasted)
 
 
-def _picture_and_mask(owner: str, picture: Any, mask: RegionMask | None) -> tuple[np.ndarray, np.ndarray]:
-    pixels = np.asarray(to_pil(picture, f"`{owner}_image`"))
+def _image_and_mask(owner: str, image: Any, mask: RegionMask | None) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.asarray(to_pil(image, f"`{owner}_image`"))
     height, width = pixels.shape[:2]
     if mask is None:
         return pixels, np.ones((height, width), dtype=bool)
@@ -136,21 +136,20 @@ def _picture_and_mask(owner: str, picture: Any, mask: RegionMask | None) -> tupl
     return pixels, resize_linear(inside.astype(np.uint8), height, width) > 0
 
 
-def _cut_out(picture: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
+def _cut_out(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     if mask.sum() < FEWEST_PIXELS:
         raise ValueError(
-            f"`reference_mask` has {mask.sum()} pixels of `reference_image`, so it shows no object; {FEWEST_PIXELS} "
-            f"are the fewest. White is the object; without a mask the whole picture is."
+            f"`reference_mask` has {mask.sum()} pixels of `reference_image`, so it shows no object; at least "
+            f"{FEWEST_PIXELS} are needed. White is the object; without a mask the whole image is."
         )
     top, bottom, left, right = mask_box(mask)
     rows, columns = bottom - top, right - left
     if not rows or not columns:
         raise ValueError(
             f"The object of `reference_image` in `reference_mask` is {rows + 1} x {columns + 1} pixels (height x "
-            f"width). Its last row and "
-            f"column are cut off, so it has to be two pixels each way at least."
+            f"width). Its last row and column are cut off, so it must be at least two pixels each way."
         )
-    alone = np.where(mask[..., None], picture, np.uint8(WHITE))[top:bottom, left:right]
+    alone = np.where(mask[..., None], image, np.uint8(WHITE))[top:bottom, left:right]
     height, width = int(rows * OBJECT_MARGIN), int(columns * OBJECT_MARGIN)
     alone = pad_around(alone, (height - rows) // 2, (width - columns) // 2, height, width, WHITE)
     return resize_linear(pad_to_square(alone, WHITE), size, size)
@@ -183,7 +182,7 @@ def read_diptychs(
     wrong = [f"`{name}`" for name, length in lengths.items() if length not in (1, count)]
     if wrong:
         raise ValueError(
-            f"{', '.join(wrong)} does not go together with the other pictures and masks: {lengths}. Give one for all "
+            f"{', '.join(wrong)} does not go together with the other images and masks: {lengths}. Give one for all "
             f"or one for each."
         )
     return [
@@ -192,5 +191,5 @@ def read_diptychs(
     ]
 
 
-def _listed(pictures: Any) -> list[Any]:
-    return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+def _listed(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, (list, tuple)) else [images]

@@ -8,26 +8,26 @@ WEIGHT_ONE = 1 << 11
 DROPPED, DROPPED_AGAIN, DROPPED_AT_LAST = 4, 16, 2
 
 
-def resize_linear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_linear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an image bilinearly without smoothing, bit for bit like `cv2.resize` with its defaults.
 
     Pillow's bilinear filter averages over all pixels when it shrinks, which differs by many grey levels. A mask of
     zeros and ones needs OpenCV's rounding, too, where a pixel is half inside.
 
     Args:
-        picture (`np.ndarray` of shape `(rows, columns)` or `(rows, columns, channels)`): In uint8.
+        image (`np.ndarray` of shape `(rows, columns)` or `(rows, columns, channels)`): In uint8.
         height (`int`): New number of rows.
         width (`int`): New number of columns.
 
     Returns:
         `np.ndarray` of shape `(height, width)` or `(height, width, channels)`, in uint8.
     """
-    if picture.shape[:2] == (height, width):
-        return picture
-    one, other, weights = _neighbours(picture.shape[1], width, (1, -1) + (1,) * (picture.ndim - 2))
-    across = picture.take(one, 1) * weights[0] + picture.take(other, 1) * weights[1]
+    if image.shape[:2] == (height, width):
+        return image
+    one, other, weights = _neighbours(image.shape[1], width, (1, -1) + (1,) * (image.ndim - 2))
+    across = image.take(one, 1) * weights[0] + image.take(other, 1) * weights[1]
     across >>= DROPPED
-    one, other, weights = _neighbours(picture.shape[0], height, (-1,) + (1,) * (picture.ndim - 1))
+    one, other, weights = _neighbours(image.shape[0], height, (-1,) + (1,) * (image.ndim - 1))
     above = (across.take(one, 0) * weights[0]) >> DROPPED_AGAIN
     below = (across.take(other, 0) * weights[1]) >> DROPPED_AGAIN
     rounded = (above + below + (1 << DROPPED_AT_LAST >> 1)) >> DROPPED_AT_LAST
@@ -62,16 +62,16 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return mask
 
 
-def pad_to_square(picture: np.ndarray, value: int) -> np.ndarray:
+def pad_to_square(image: np.ndarray, value: int) -> np.ndarray:
     """Put an image into the middle of a square; where the margin is odd, the right or lower one is larger."""
-    rows, columns = picture.shape[:2]
+    rows, columns = image.shape[:2]
     side = max(rows, columns)
-    return pad_around(picture, (side - rows) // 2, (side - columns) // 2, side, side, value)
+    return pad_around(image, (side - rows) // 2, (side - columns) // 2, side, side, value)
 
 
-def pad_around(picture: np.ndarray, top: int, left: int, height: int, width: int, value: int) -> np.ndarray:
+def pad_around(image: np.ndarray, top: int, left: int, height: int, width: int, value: int) -> np.ndarray:
     """Put an image at `(top, left)` of a larger one of `height` x `width` pixels of `value`."""
-    rows, columns = picture.shape[:2]
-    padded = np.full((height, width, *picture.shape[2:]), value, dtype=picture.dtype)
-    padded[top : top + rows, left : left + columns] = picture
+    rows, columns = image.shape[:2]
+    padded = np.full((height, width, *image.shape[2:]), value, dtype=image.dtype)
+    padded[top : top + rows, left : left + columns] = image
     return padded

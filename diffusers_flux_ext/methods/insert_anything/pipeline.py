@@ -14,6 +14,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from PIL import Image
 
 from ...condition import FluxCondition, check_conditions
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask
 from ...inputs.numbers import read_number
@@ -84,6 +85,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         self.register_modules(image_embedder=image_embedder)
 
     @extends_call(FluxConditionedPipeline, **_DEFAULTS)
+    @former_arguments(redux_strength="redux_scale")
     @torch.no_grad()
     def __call__(
         self,
@@ -92,7 +94,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         source_mask: RegionMask | Sequence[RegionMask] | None = None,
         reference_image: Any = None,
         reference_mask: RegionMask | Sequence[RegionMask] | None = None,
-        redux_strength: float = 1.0,
+        redux_scale: float = 1.0,
         paste_back: Literal["crop", "mask"] | None = "crop",
         conditions: Sequence[FluxCondition] | None = None,
         **kwargs: Any,
@@ -113,7 +115,7 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
                 The object.
             reference_mask (`RegionMask` or a list of them, *optional*):
                 White is the object; the whole image by default.
-            redux_strength (`float`, *optional*, defaults to 1.0): Strength of the object as a part of the prompt.
+            redux_scale (`float`, *optional*, defaults to 1.0): Strength of the object as a part of the prompt.
             paste_back (`"crop"`, `"mask"` or `None`, *optional*, defaults to `"crop"`):
                 Paste the whole part of the source that was on the canvas, as the original does; or only what the
                 grown mask covers, so that everything else stays bit-equal; or return the canvas as it is.
@@ -133,11 +135,11 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         if reference_mask is None and all(value is None for value in given.values()):
             return super().__call__(**call)
         self._check(given, paste_back)
-        read_number("`redux_strength`", redux_strength, 0, 1)
+        read_number("`redux_scale`", redux_scale, 0, 1)
         call["height"], call["width"] = self._canvas(call.get("height"), call.get("width"))
         diptychs = read_diptychs(source_image, source_mask, reference_image, reference_mask, call["height"])
         self._add_prompt(call, len(diptychs))
-        call["conditions"] = [*self._parts(diptychs, redux_strength), *call["conditions"]]
+        call["conditions"] = [*self._parts(diptychs, redux_scale), *call["conditions"]]
         output_type = call.get("output_type", "pil")
         if output_type == "latent" or paste_back is None:
             return super().__call__(**call)
@@ -165,8 +167,8 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
     def _canvas(self, height: int | None, width: int | None) -> tuple[int, int]:
         if height and width and width != 2 * height:
             raise ValueError(
-                f"The canvas holds two squares side by side, so `width` is twice `height`, but {height} x {width} "
-                f"(height x width) came. Give `height` alone."
+                f"The canvas holds two squares side by side, so `width` must be twice `height`, got {height} x "
+                f"{width} (height x width). Give `height` alone."
             )
         height, _ = canvas_size(self, height or (width // 2 if width else _HEIGHT), None)
         return height, 2 * height
@@ -187,15 +189,15 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
         if num_diptychs not in (1, prompts):
             raise ValueError(
                 f"`source_image`, `source_mask`, `reference_image` and `reference_mask` are for {num_diptychs} "
-                f"pictures, but there are {prompts} prompts. Give one for all or one for each."
+                f"images, but there are {prompts} prompts. Give one for all or one for each."
             )
 
-    def _parts(self, diptychs: Sequence[Diptych], redux_strength: float) -> list[FluxCondition]:
+    def _parts(self, diptychs: Sequence[Diptych], redux_scale: float) -> list[FluxCondition]:
         fill = FillMask(
             [diptych.image for diptych in diptychs], [diptych.mask for diptych in diptychs], paste_back=False
         )
         redux = ReduxImages(
-            [[diptych.reference] for diptych in diptychs], redux_strength, image_embedder=self.image_embedder
+            [[diptych.reference] for diptych in diptychs], redux_scale, image_embedder=self.image_embedder
         )
         return [fill, redux]
 

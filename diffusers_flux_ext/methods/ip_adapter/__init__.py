@@ -1,7 +1,7 @@
 """IP-Adapters: images as prompts."""
 
 from ...demand import Demand
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 def _held_bytes(blocks: int, tokens: int) -> int:
@@ -33,4 +33,5 @@ METHOD = Method(
             demand=lambda number: Demand(held_bytes=number * _held_bytes(19, 4)),
         ),
     ],
+    trains={"ip-adapter": Trainable(".model:FluxIPAdapter", ".scratch:ip_adapter", ".scratch:files")},
 )

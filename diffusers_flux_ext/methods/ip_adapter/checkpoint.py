@@ -88,7 +88,7 @@ def infer_ip_adapter_config(shapes: Mapping[str, tuple[int, ...]], **overrides: 
         raise ValueError(f"The weights of the IP-Adapter are incomplete; these are missing: {list_keys(missing)}.")
     if is_mlp == has_bias:
         raise ValueError(
-            f"The IP-Adapter projects pictures with {'an MLP' if is_mlp else 'one Linear'} and its blocks have "
+            f"The IP-Adapter projects images with {'an MLP' if is_mlp else 'one Linear'} and its blocks have "
             f"{'biases' if has_bias else 'no biases'}. InstantX' has an MLP and no biases, XLabs' one Linear and "
             "biases; how another one is applied cannot be told from its weights."
         )

@@ -16,6 +16,7 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_tokens
 from ...inputs.numbers import check_embeds, check_window, is_active, read_numbers, warn_without_step
@@ -25,15 +26,16 @@ from ...sequence import Contribution
 from .model import FluxIPAdapter
 
 
-_IMAGES, _EMBEDS, _MASK = (f"`{name}` of IPAdapterImages" for name in ("images", "image_embeds", "mask"))
+_IMAGES, _EMBEDS, _REGION = (f"`{name}` of IPAdapterImages" for name in ("images", "image_embeds", "region"))
 
 
+@former_arguments(mask="region")
 @dataclass(frozen=True, eq=False)
 class IPAdapterImages(FluxCondition):
     """Images as prompts, by an IP-Adapter ([paper](https://huggingface.co/papers/2308.06721)).
 
     Several images in one condition become one sequence of tokens; several conditions, each with an adapter, a scale
-    and a mask of its own, are summed. Keys and values are computed once per branch, not per step.
+    and a region of its own, are summed. Keys and values are computed once per branch, not per step.
 
     Args:
         adapter (`FluxIPAdapter`): The adapter, on the pipeline's device and of its dtype, or offloaded.
@@ -44,8 +46,8 @@ class IPAdapterImages(FluxCondition):
             Strength, one number or one per block of the adapter. 0 everywhere switches the condition off.
         start (`float`, defaults to 0.0): Start of the window, as a fraction of the schedule.
         end (`float`, defaults to 1.0): End of the window.
-        mask (`RegionMask` or a list of one per prompt, *optional*):
-            Only this region of the generated image attends to the images; with a mask, text tokens do not.
+        region (`RegionMask` or a list of one per prompt, *optional*):
+            Only this region of the generated image attends to the images; with a region, text tokens do not.
         negative (`"zeros"` or `None`, defaults to `"zeros"`):
             What the unconditional branch gets: the adapter on zero embeddings as the reference, or no adapter.
         image_encoder (`torch.nn.Module`, *optional*):
@@ -65,7 +67,7 @@ class IPAdapterImages(FluxCondition):
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0
-    mask: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
+    region: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
     negative: Literal["zeros"] | None = "zeros"
     image_encoder: torch.nn.Module | None = field(default=None, repr=False)
     image_processor: Any = None
@@ -75,7 +77,7 @@ class IPAdapterImages(FluxCondition):
     def __post_init__(self) -> None:
         check_window(type(self).__name__, self.start, self.end)
         if (self.images is None) == (self.image_embeds is None):
-            raise ValueError(f"{_IMAGES} or {_EMBEDS} is needed, and not both; give one of the two.")
+            raise ValueError(f"Exactly one of {_IMAGES} and {_EMBEDS} is required. Give one of them.")
         check_choice("`negative` of IPAdapterImages", self.negative, ("zeros", None))
         check_vision_model(self.image_encoder, self.image_processor)
         if not isinstance(self.adapter, FluxIPAdapter):
@@ -84,8 +86,8 @@ class IPAdapterImages(FluxCondition):
                 f"example from `FluxIPAdapter.from_single_file(path)`."
             )
         self._check_images()
-        if self.mask is not None:
-            check_regions(_MASK, self.mask)
+        if self.region is not None:
+            check_regions(_REGION, self.region)
         self._scales(self.scale)
         factors = self._scales(self.negative_scale, "negative_scale")
         if self.negative is None and any(factor != 1 for factor in factors):
@@ -96,14 +98,14 @@ class IPAdapterImages(FluxCondition):
             )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Embed the images and resize the mask to the token grid.
+        """Embed the images and put the region on the token grid.
 
         Args:
             pipe (`Encoders`): Gives the transformer, and the encoder by default.
             canvas (`Canvas`): Gives the size, the batch, the device and the data type.
 
         Returns:
-            `dict[str, torch.Tensor]`: `"image_embeds"` `(1 or num_samples, images, dim)` and, with a mask, `"mask"`
+            `dict[str, torch.Tensor]`: `"image_embeds"` `(1 or num_samples, images, dim)` and, with a region, `"mask"`
             `(1 or num_samples, num_tokens)`, boolean.
 
         Raises:
@@ -112,16 +114,16 @@ class IPAdapterImages(FluxCondition):
         config = self.adapter.config
         heads = (config.num_attention_heads, config.attention_head_dim)
         check_adapter_fits(type(self).__name__, config.num_blocks, heads, config.after_block, pipe.transformer)
-        if self.mask is not None:
-            check_not_split(pipe.transformer, f"the mask of {type(self).__name__}")
+        if self.region is not None:
+            check_not_split(pipe.transformer, f"the region of {type(self).__name__}")
         with regional_attention(pipe.transformer):
             check_image_prompts_run(pipe.transformer)
         embeds = self._embed(pipe)
         self.adapter.check_image_embeds(embeds)
         encoded = {"image_embeds": canvas.per_sample(embeds, self._given).to(canvas.device, canvas.dtype)}
-        if self.mask is not None:
-            masks = torch.stack([mask_to_tokens(mask, canvas, _MASK) for mask in list_regions(self.mask, _MASK)])
-            encoded["mask"] = canvas.per_sample(masks, _MASK).to(canvas.device)
+        if self.region is not None:
+            masks = torch.stack([mask_to_tokens(mask, canvas, _REGION) for mask in list_regions(self.region, _REGION)])
+            encoded["mask"] = canvas.per_sample(masks, _REGION).to(canvas.device)
         return encoded
 
     def demand(self, prompt_tokens: int) -> Demand:

@@ -228,8 +228,8 @@ def _check_weights(expected: Mapping[str, torch.Tensor], weights: Mapping[str, t
         if weights[key].shape != tensor.shape
     }
     if wrong:
-        key, (came, wanted) = next(iter(wrong.items()))
+        key, (found, wanted) = next(iter(wrong.items()))
         raise ValueError(
-            f"`{key}` has the shape {came}, but {wanted} follows from the other weights and heads of the given width. "
-            f"Pass `attention_head_dim` if the heads are not 128 wide. {len(wrong)} tensors do not fit."
+            f"`{key}` has the shape {found}, but {wanted} follows from the other weights and heads of the given "
+            f"width. Pass `attention_head_dim` if the heads are not 128 wide. {len(wrong)} tensors do not fit."
         )

@@ -1,7 +1,7 @@
 """LoRA-Encoder: LoRAs as a part of the prompt."""
 
 from ...demand import Demand
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 METHOD = Method(
@@ -25,4 +25,5 @@ METHOD = Method(
             demand=lambda number: Demand(appended_tokens=number),
         )
     ],
+    trains={"lora-encoder": Trainable(".model:FluxLoRAEncoder", ".scratch:lora_encoder")},
 )

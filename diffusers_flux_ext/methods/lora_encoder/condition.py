@@ -52,6 +52,8 @@ class LoRAEmbedding(FluxCondition):
     scale: float | Sequence[float] = 1.0
     strict: bool = True
 
+    shared = ("*/*/*",)
+
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, FluxLoRAEncoder):
             raise TypeError(
@@ -62,8 +64,7 @@ class LoRAEmbedding(FluxCondition):
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
                 f"`loras` of LoRAEmbedding has lists of the lengths {sorted(lengths)}; give at least one LoRA, and as "
-                f"many for each "
-                f"prompt."
+                f"many for each prompt."
             )
         check_flag("`strict` of LoRAEmbedding", self.strict)
         self._scales()
@@ -102,8 +103,9 @@ class LoRAEmbedding(FluxCondition):
         if step.branch == "uncond":
             return Contribution()
         groups, prompts = [], range(int(encoded["samples"].max()) + 1)
-        for index, scale in enumerate(self._scales()):
-            if scale:
+        used = {int(name.split("/")[1]) for name in encoded if "/" in name}
+        for index, scale in enumerate(self._scales(None if self.loras is not None else 1 + max(used, default=-1))):
+            if index in used:
                 tokens = torch.cat([self.encoder(lora_pairs(encoded, f"{prompt}/{index}/")) for prompt in prompts])
                 samples = encoded["samples"].to(tokens.device)
                 groups.append(text_group(f"lora_{index}", scale * tokens[samples], step, in_prompt=True))
@@ -128,5 +130,8 @@ class LoRAEmbedding(FluxCondition):
                 )
         return prompts
 
-    def _scales(self) -> list[float]:
-        return read_numbers("`scale` of LoRAEmbedding", self.scale, len(self._per_prompt()[0]), "for each LoRA")
+    def _scales(self, count: int | None = None) -> list[float]:
+        """Return the scale of each LoRA; `count` is their number where the LoRAs are not at hand, as in training."""
+        if count is None:
+            count = len(self._per_prompt()[0])
+        return read_numbers("`scale` of LoRAEmbedding", self.scale, count, "for each LoRA")

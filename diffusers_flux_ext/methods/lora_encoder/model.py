@@ -249,8 +249,8 @@ def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
     missing = [key for key in sized if key not in weights]
     if missing:
         raise ValueError(
-            f"This is no LoRA-Encoder for FLUX.1: it lacks {missing}. The published file is `model.safetensors`; it "
-            f"has {list_keys(sorted(weights))}."
+            f"This is not a LoRA-Encoder for FLUX.1: it lacks {missing}. The published file is `model.safetensors`; "
+            f"it has {list_keys(sorted(weights))}."
         )
     check_dimensions({key: weights[key].shape for key in sized}, sized)
     layers = {tuple(key.split(".")[2].split("___")[:2]) for key in weights if key.startswith("embedder.model_dict.")}

@@ -151,8 +151,8 @@ def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
     first = f"model_dict.{_key('single_blocks.0.norm.linear')}.bias"
     if first not in weights:
         raise ValueError(
-            f"This is no LoRA-Fusion for FLUX.1: it lacks `{first}`. The published file is `model.safetensors`; this "
-            f"one has {list_keys(sorted(weights))}."
+            f"This is not a LoRA-Fusion for FLUX.1: it lacks `{first}`. The published file is `model.safetensors`; "
+            f"this one has {list_keys(sorted(weights))}."
         )
     check_dimensions({first: weights[first].shape}, {first: 1})
     blocks = {tuple(key.split(".")[1].split("___")[:2]) for key in weights if key.startswith("model_dict.")}

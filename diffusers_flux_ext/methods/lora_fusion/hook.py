@@ -50,7 +50,7 @@ class _Recording(LoraVariant):
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise LoRAError(
-            "LoRAs under LoRA-Fusion cannot be fused into the weights, since their gates depend on the picture. Call "
+            "LoRAs under LoRA-Fusion cannot be fused into the weights, since their gates depend on the image. Call "
             "`disable_lora_fusion` first."
         )
 

@@ -1,6 +1,6 @@
 """Nexus-Gen V2: one language model that draws, edits and describes."""
 
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 METHOD = Method(
@@ -31,4 +31,8 @@ METHOD = Method(
             {"mllm_nexus_gen": ".released:language_model", "editing_adapter": ".merger:NexusGenEditingMerger"},
         ),
     ],
+    trains={
+        "nexus-adapter": Trainable(".adapter:NexusGenAdapter", ".scratch:generation_adapter"),
+        "nexus-merger": Trainable(".merger:NexusGenEditingMerger", ".scratch:editing_merger", ".scratch:merger_files"),
+    },
 )

@@ -17,7 +17,7 @@ from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import read_texts
 from ...inputs.qwen_vl import check_processor
 from ...inputs.text import check_text_width
-from ...inputs.vision import check_single_image, list_pictures
+from ...inputs.vision import check_single_image, list_images
 from ...sequence import Contribution
 from .adapter import NexusGenAdapter
 from .language_model import NUM_IMAGE_TOKENS, NexusGenModel
@@ -81,6 +81,8 @@ class NexusGenEmbedding(FluxCondition):
     language: Language = "en"
     max_pixels: int = MAX_PIXELS
 
+    shared = ("ids", "reference_grid")
+
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, (NexusGenAdapter, NexusGenEditingMerger)):
             raise TypeError(
@@ -89,19 +91,19 @@ class NexusGenEmbedding(FluxCondition):
             )
         if (self.prompt is None) == (self.image_embeds is None):
             raise ValueError(
-                "`prompt` of NexusGenEmbedding or `image_embeds` of NexusGenEmbedding is needed, and not both; give "
-                "one of the two."
+                "Exactly one of `prompt` of NexusGenEmbedding and `image_embeds` of NexusGenEmbedding is required. "
+                "Give one of them."
             )
         if self.image_embeds is not None and self.image is not None:
             raise ValueError(
-                "`image` of NexusGenEmbedding came with `image_embeds` of NexusGenEmbedding, which hold the picture "
-                "already. Leave one of them out."
+                "`image` of NexusGenEmbedding and `image_embeds` of NexusGenEmbedding were both given, but the "
+                "embeddings hold the image already. Leave one of them out."
             )
         check_options(self.language, self.max_pixels)
         if self.prompt is not None:
             read_texts("`prompt` of NexusGenEmbedding", self.prompt)
         if self.image is not None:
-            for image in list_pictures(self.image, _IMAGE):
+            for image in list_images(self.image, _IMAGE):
                 check_single_image(_IMAGE, image)
         if self.image_embeds is not None:
             check_embeds(self.image_embeds, self._width())
@@ -132,7 +134,7 @@ class NexusGenEmbedding(FluxCondition):
                 "...)`, or give `image_embeds`."
             )
         prompts = read_texts("`prompt` of NexusGenEmbedding", self.prompt)
-        images = None if self.image is None else list_pictures(self.image, _IMAGE)
+        images = None if self.image is None else list_images(self.image, _IMAGE)
         # Encoders that ran before free the card for the language model.
         offload_all_but(pipe, ("mllm",))
         with torch.no_grad():

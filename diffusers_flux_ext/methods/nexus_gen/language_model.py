@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from ..._compat import execution_device
-from ...inputs.qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
+from ...inputs.qwen_vl import IMAGE_SPAN, chat_text, known_inputs, qwen_vl_inputs
 from .prompts import MAX_PIXELS, MIN_PIXELS, check_options
 
 
@@ -71,7 +71,7 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
         side = math.isqrt(self.image_prefill_embeds.num_embeddings) * self.config.vision_config.spatial_merge_size
         return side, side
 
-    def blank_picture(self) -> Image.Image:
+    def blank_image(self) -> Image.Image:
         """Return a white image in place of the one to be drawn; only its size matters."""
         rows, columns = (side * self.config.vision_config.patch_size for side in self.image_grid)
         return Image.new("RGB", (columns, rows), (255, 255, 255))
@@ -154,16 +154,16 @@ class NexusGenModel(Qwen2_5_VLForConditionalGeneration):
                 "`processor` is missing: give the model's `QwenVLProcessor`, or ask a pipeline that has it."
             )
         check_options(max_pixels=max_pixels)
-        pictures = [] if image is None else [image]
-        text = chat_text(PICTURE * len(pictures) + question)
-        inputs = qwen_vl_inputs(processor, text, pictures, MIN_PIXELS, max_pixels)
+        images = [] if image is None else [image]
+        text = chat_text(IMAGE_SPAN * len(images) + question)
+        inputs = qwen_vl_inputs(processor, text, images, MIN_PIXELS, max_pixels)
         device = execution_device(self)
         moved = {name: value.to(device) for name, value in known_inputs(inputs).items()}
         # The model can also begin an image in its answer, which `generate` cannot draw.
-        kwargs.setdefault("suppress_tokens", self._picture_tokens())
+        kwargs.setdefault("suppress_tokens", self._image_tokens())
         tokens = self.generate(**moved, max_new_tokens=max_new_tokens, **kwargs)
         return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    def _picture_tokens(self) -> list[int]:
+    def _image_tokens(self) -> list[int]:
         names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
         return [getattr(self.config, name) for name in names]

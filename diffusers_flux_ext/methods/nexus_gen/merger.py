@@ -128,8 +128,8 @@ class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, Co
         if 2 * sum(mrope_section) * num_attention_heads != hidden_size or num_attention_heads % num_key_value_heads:
             raise ValueError(
                 f"`mrope_section` {tuple(mrope_section)} must add up to half of a head, and the heads of keys and "
-                f"values must divide the others: {num_attention_heads} heads, {num_key_value_heads} of keys and "
-                f"values and a width of {hidden_size} came."
+                f"values must divide the others, got {num_attention_heads} heads, {num_key_value_heads} of keys and "
+                f"values and a width of {hidden_size}."
             )
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, rms_norm_eps)
         self.layers = nn.ModuleList(_Layer(*sizes) for _ in range(num_layers))
@@ -167,11 +167,11 @@ class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, Co
         """
         if (reference_embeds is None) != (reference_grid is None):
             raise ValueError("`reference_embeds` and `reference_grid` belong together, but one of them is missing.")
-        pictures = [(image_embeds, grid)]
+        images = [(image_embeds, grid)]
         if reference_embeds is not None and reference_grid is not None:
-            pictures.append((reference_embeds, reference_grid))
-        positions = torch.cat([self._positions(embeds, side) for embeds, side in pictures])
-        hidden_states = torch.cat([embeds for embeds, _ in pictures], dim=1)
+            images.append((reference_embeds, reference_grid))
+        positions = torch.cat([self._positions(embeds, side) for embeds, side in images])
+        hidden_states = torch.cat([embeds for embeds, _ in images], dim=1)
         rotation = self._rotation(positions, hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, rotation)
@@ -185,8 +185,8 @@ class NexusGenEditingMerger(DecoderPartMixin, CheckedConfigMixin, ModelMixin, Co
         ]
         if len(sides) != 2 or embeds.shape[1] != len(sides[0]) * len(sides[1]):
             raise ValueError(
-                f"{embeds.shape[1]} embeddings came for a grid of {tuple(grid)} patches (rows, columns), which has "
-                f"{' x '.join(str(len(side)) for side in sides)}."
+                f"A grid of {tuple(grid)} patches (rows, columns) has {' x '.join(str(len(side)) for side in sides)} "
+                f"embeddings, got {embeds.shape[1]}."
             )
         rows, columns = torch.meshgrid(*sides, indexing="ij")
         return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)

@@ -13,7 +13,7 @@ from ...condition import FluxCondition, check_conditions
 from ...demand import Demand
 from ...inputs.checks import check_choice, read_texts
 from ...inputs.qwen_vl import QwenVLProcessor
-from ...inputs.vision import list_pictures
+from ...inputs.vision import list_images
 from ...pipeline.components import extends_call, extends_init, named_arguments, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
 from .adapter import NexusGenAdapter
@@ -196,7 +196,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
             ValueError: if there is no language model, or the inputs do not fit.
         """
         self._check_language_model()
-        images = None if image is None else list_pictures(image)
+        images = None if image is None else list_images(image)
         embeds = embed_prompts(self.mllm, self.mllm_processor, self._texts(prompt), images, language, max_pixels)
         self.maybe_free_model_hooks()
         return embeds

@@ -12,7 +12,7 @@ from ..._compat import execution_device
 from ...inputs.checks import check_choice, shown
 from ...inputs.numbers import check_embeds as check_values
 from ...inputs.numbers import read_count
-from ...inputs.qwen_vl import PICTURE, chat_text, fit_picture, known_inputs, qwen_vl_inputs
+from ...inputs.qwen_vl import IMAGE_SPAN, chat_text, fit_image, known_inputs, qwen_vl_inputs
 
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def check_options(language: str = "en", max_pixels: int = MAX_PIXELS) -> None:
 
 def check_language_model(mllm: Any) -> None:
     """Raise a `TypeError` for a language model that predicts no images, such as plain Qwen2.5-VL."""
-    if not hasattr(mllm, "blank_picture"):
+    if not hasattr(mllm, "blank_image"):
         raise TypeError(
             f"`mllm` is a {type(mllm).__name__}; expected a `NexusGenModel`, which has the weights that predict "
-            f"pictures: `NexusGenModel.from_pretrained(...)`."
+            f"images: `NexusGenModel.from_pretrained(...)`."
         )
 
 
@@ -61,9 +61,9 @@ def chat_for(prompt: str, has_image: bool, language: Language = "en") -> str:
         `str`
     """
     if not has_image:
-        return chat_text(GENERATION[language].format(prompt), answer=GENERATED + PICTURE)
+        return chat_text(GENERATION[language].format(prompt), answer=GENERATED + IMAGE_SPAN)
     instruction = prompt if PLACEHOLDER in prompt else f"{PLACEHOLDER} {prompt}"
-    return chat_text(instruction.replace(PLACEHOLDER, PICTURE), answer=EDITED + PICTURE)
+    return chat_text(instruction.replace(PLACEHOLDER, IMAGE_SPAN), answer=EDITED + IMAGE_SPAN)
 
 
 def embed_prompts(
@@ -100,17 +100,17 @@ def embed_prompts(
     if len(prompts) not in (1, number) or (images is not None and len(images) not in (1, number)):
         raise ValueError(
             f"`prompt` of NexusGenEmbedding has {len(prompts)} texts and `image` of NexusGenEmbedding "
-            f"{len(images or ())} pictures. Give one picture for all, or one for each prompt."
+            f"{len(images or ())} images. Give one image for all, or one for each prompt."
         )
-    pictures = [None] * number if images is None else list(images) * (number // len(images))
-    pairs = zip(list(prompts) * (number // len(prompts)), pictures)
-    asked = [_inputs(mllm, processor, prompt, picture, language, max_pixels) for prompt, picture in pairs]
+    per_prompt = [None] * number if images is None else list(images) * (number // len(images))
+    pairs = zip(list(prompts) * (number // len(prompts)), per_prompt)
+    asked = [_inputs(mllm, processor, prompt, image, language, max_pixels) for prompt, image in pairs]
     grids = sorted({tuple(inputs["image_grid_thw"][0, 1:].tolist()) for inputs in asked})
     if images is not None and len(grids) > 1:
         raise ValueError(
-            f"`image` of NexusGenEmbedding: the pictures of one call must have one shape, but theirs have {grids} "
-            f"patches (rows, columns) after "
-            f"they are reduced to {max_pixels} pixels. Crop them alike, or draw them in calls of their own."
+            f"`image` of NexusGenEmbedding: the images of one call must have one shape, but theirs have {grids} "
+            f"patches (rows, columns) after they are reduced to {max_pixels} pixels. Crop them alike, or draw them in "
+            f"calls of their own."
         )
     outputs = [mllm(**inputs, predict_image=True) for inputs in asked]
     embeds = {"image_embeds": torch.cat([output.image_embeds for output in outputs])}
@@ -121,21 +121,21 @@ def embed_prompts(
 
 
 def _inputs(
-    mllm: Any, processor: Any, prompt: str, picture: Any, language: Language, max_pixels: int
+    mllm: Any, processor: Any, prompt: str, image: Any, language: Language, max_pixels: int
 ) -> dict[str, torch.Tensor]:
     seen = (
         []
-        if picture is None
-        else [fit_picture(picture, processor, MIN_PIXELS, int(max_pixels), "`image` of NexusGenEmbedding")]
+        if image is None
+        else [fit_image(image, processor, MIN_PIXELS, int(max_pixels), "`image` of NexusGenEmbedding")]
     )
-    shown = [*seen, mllm.blank_picture()]
+    shown = [*seen, mllm.blank_image()]
     # Within these bounds no image is resized again.
     bounds = sorted(math.prod(each.size) for each in shown)
     inputs = qwen_vl_inputs(processor, chat_for(prompt, bool(seen), language), shown, bounds[0], bounds[-1])
     length, limit = inputs["input_ids"].shape[1], mllm.config.get_text_config().max_position_embeddings
     if length > limit:
         raise ValueError(
-            f"The prompt makes {length} tokens with its pictures, but the language model takes {limit}. Shorten it."
+            f"The prompt makes {length} tokens with its images, but the language model takes {limit}. Shorten it."
         )
     device = execution_device(mllm)
     return {name: value.to(device) for name, value in known_inputs(inputs).items()}
@@ -152,7 +152,7 @@ def check_embeds(given: Any, width: int) -> dict[str, torch.Tensor]:
     embeds = dict(given) if isinstance(given, Mapping) else {"image_embeds": given}
     if set(embeds) not in ({names[0]}, set(names)):
         raise ValueError(
-            f"{what} has the entries {list(embeds)}; expected {names[0]!r}, and for an edited picture {names[1]!r} "
+            f"{what} has the entries {list(embeds)}; expected {names[0]!r}, and for an edited image {names[1]!r} "
             f"and {names[2]!r}, too. `NexusGenEmbedding.embed` gives them."
         )
     for name in names[:2]:

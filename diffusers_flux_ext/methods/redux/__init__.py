@@ -1,7 +1,7 @@
 """Redux: images as a part of the prompt."""
 
 from ...demand import Demand
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 # Patches of an image in FLUX.1-Redux-dev's vision model.
@@ -10,7 +10,7 @@ IMAGE_TOKENS = 729
 METHOD = Method(
     package=__name__,
     name="Redux",
-    about="images as a part of the prompt, which is kept; strength and region each",
+    about="images as a part of the prompt, which is kept; scale and region each",
     state="equals the reference to 1e-3 over a loop, `FluxPriorReduxPipeline` to 1e-4",
     page="redux",
     exports={"checkpoint": ["load_redux_embedder"], "condition": ["ReduxImages"]},
@@ -24,4 +24,5 @@ METHOD = Method(
             demand=lambda number: Demand(appended_tokens=IMAGE_TOKENS * number),
         )
     ],
+    trains={"redux-embedder": Trainable("diffusers:ReduxImageEncoder", ".scratch:image_embedder")},
 )

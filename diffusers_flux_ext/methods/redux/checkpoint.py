@@ -56,7 +56,7 @@ def _infer_config(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
     sized = ("redux_up.weight", "redux_down.weight")
     if any(key not in weights for key in sized):
         raise ValueError(
-            f"This is no embedder of Redux: expected `redux_up.*` and `redux_down.*`, but it has {list_keys(weights)}."
+            f"This is not an embedder of Redux: expected `redux_up.*` and `redux_down.*`, got {list_keys(weights)}."
         )
     up, down = (weights[key].shape for key in sized)
     check_dimensions({sized[0]: up, sized[1]: down}, dict.fromkeys(sized, 2))
@@ -68,5 +68,5 @@ def _file(path: Path) -> Path:
         return path
     found = [path / name for name in FILES if (path / name).is_file()]
     if not found:
-        raise FileNotFoundError(f"`{path}` has none of {list(FILES)}. Give the embedder's file itself.")
+        raise FileNotFoundError(f"`{path}` does not have any of {list(FILES)}. Give the embedder's file itself.")
     return found[0]

@@ -15,6 +15,7 @@ from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import read_number, read_numbers
@@ -26,16 +27,17 @@ from . import IMAGE_TOKENS
 from .inputs import (
     EMBEDS,
     IMAGES,
-    MASK,
-    check_pictures,
+    REGION,
+    check_images,
     check_redux_embeds,
-    count_pictures,
+    count_images,
     read_masks,
     region_rules,
     token_masks,
 )
 
 
+@former_arguments(strengths="scale", mask="region")
 @dataclass(frozen=True, eq=False)
 class ReduxImages(FluxCondition):
     """Images as text tokens, FLUX.1 Redux ([model card](https://huggingface.co/black-forest-labs/FLUX.1-Redux-dev)).
@@ -46,18 +48,18 @@ class ReduxImages(FluxCondition):
         images (*optional*):
             An image, a list of images for all prompts, or such a list for each prompt, of equal lengths. PIL
             images, arrays `(height, width, channels)` or tensors `(channels, height, width)`, of any size.
-        strengths (`float` or `Sequence[float]`, defaults to 1.0):
+        scale (`float` or `Sequence[float]`, defaults to 1.0):
             For all, or per image. With `combine="groups"` in [0, 1]: the share of the image's tokens that is
             left, each the mean of those nearest to it; 0 leaves the image out, bit-exact. With `"sum"` any factors.
         prompt_scale (`float`, defaults to 1.0): Factor of the prompt's hidden states; 0 drops the prompt.
         pooled_scale (`float`, defaults to 1.0): Factor of the pooled prompt.
-        mask (`RegionMask`, a list of one per image, or such a list for each prompt, *optional*):
+        region (`RegionMask`, a list of one per image, or such a list for each prompt, *optional*):
             Only this region of the generated image, and no text, sees the image and is seen by it. `None` in a
             list leaves an image everywhere.
         negative (`"same"` or `None`, *optional*):
             What the unconditional branch gets: nothing, as in diffusers, or images and scales too, as the reference.
         combine (`"groups"` or `"sum"`, defaults to `"groups"`):
-            Give every image tokens of its own, or sum the tokens, weighted by strength, as
+            Give every image tokens of its own, or sum the tokens, weighted by `scale`, as
             [`~diffusers.FluxPriorReduxPipeline`] does.
         image_embedder ([`~diffusers.ReduxImageEncoder`]):
             From embeddings of patches to text tokens; on the pipeline's device and of its dtype, or offloaded.
@@ -73,10 +75,10 @@ class ReduxImages(FluxCondition):
     """
 
     images: Any = field(default=None, repr=False)
-    strengths: float | Sequence[float] = 1.0
+    scale: float | Sequence[float] = 1.0
     prompt_scale: float = 1.0
     pooled_scale: float = 1.0
-    mask: RegionMask | Sequence[RegionMask | None] | Sequence[Sequence[RegionMask | None]] | None = field(
+    region: RegionMask | Sequence[RegionMask | None] | Sequence[Sequence[RegionMask | None]] | None = field(
         default=None, repr=False
     )
     negative: Literal["same"] | None = None
@@ -95,36 +97,36 @@ class ReduxImages(FluxCondition):
         for name, known in {"negative": ("same", None), "combine": ("groups", "sum")}.items():
             check_choice(f"`{name}` of ReduxImages", getattr(self, name), known)
         check_vision_model(self.image_encoder, self.image_processor)
-        count = count_pictures(self.images, self.image_embeds)
-        check_pictures(self.images, self.image_embeds)
-        strengths = self._strengths(count)
-        if self.combine == "groups" and not all(0 <= strength <= 1 for strength in strengths):
+        count = count_images(self.images, self.image_embeds)
+        check_images(self.images, self.image_embeds)
+        scales = self._scales(count)
+        if self.combine == "groups" and not all(0 <= scale <= 1 for scale in scales):
             raise ValueError(
-                f"`strengths` of ReduxImages are in [0, 1], but {strengths} came. Other factors need `combine='sum'`, "
+                f"`scale` of ReduxImages must be in [0, 1], got {scales}. Other factors need `combine='sum'`, "
                 f"which scales the tokens instead of merging them."
             )
         read_number("`prompt_scale` of ReduxImages", self.prompt_scale)
         read_number("`pooled_scale` of ReduxImages", self.pooled_scale)
-        for masks in read_masks(self.mask, 1 if self.combine == "sum" else count):
+        for masks in read_masks(self.region, 1 if self.combine == "sum" else count):
             for mask in masks:
                 if mask is not None:
-                    check_regions(MASK, mask)
+                    check_regions(REGION, mask)
 
     def demand(self, prompt_tokens: int) -> Demand:
-        """Count the tokens of every image at its strength."""
-        count = count_pictures(self.images, self.image_embeds)
+        """Count the tokens of every image at its scale."""
+        count = count_images(self.images, self.image_embeds)
         config: Any = getattr(self.image_encoder, "config", None)
         patches = IMAGE_TOKENS if config is None else (config.image_size // config.patch_size) ** 2
         if self.image_embeds is not None:
             patches = self.image_embeds.shape[-2]
-        strengths = self._strengths(count)
-        shares = [float(any(strengths))] if self.combine == "sum" else strengths
+        scales = self._scales(count)
+        shares = [float(any(scales))] if self.combine == "sum" else scales
         return Demand(
-            appended_tokens=sum(math.ceil(share * patches) for share in shares), masked=self.mask is not None
+            appended_tokens=sum(math.ceil(share * patches) for share in shares), masked=self.region is not None
         )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
-        """Run the vision model and resize the masks to the token grid.
+        """Run the vision model and put the regions on the token grid.
 
         Args:
             pipe (`Encoders`): Gives the transformer, and the encoder by default.
@@ -132,7 +134,7 @@ class ReduxImages(FluxCondition):
 
         Returns:
             `dict[str, torch.Tensor]`: `"image_embeds"` `(1 or num_samples, images, patches, dim)` and, for each group
-            with a mask, boolean, `"mask_<i>"` `(1 or num_samples, num_tokens)` and, for samples that have none,
+            with a region, boolean, `"mask_<i>"` `(1 or num_samples, num_tokens)` and, for samples that have none,
             `"unmasked_<i>"` `(1 or num_samples,)`.
 
         Raises:
@@ -147,9 +149,9 @@ class ReduxImages(FluxCondition):
                 canvas.device, canvas.dtype
             )
         }
-        for index, masks in enumerate(zip(*read_masks(self.mask, 1 if self.combine == "sum" else embeds.shape[1]))):
+        for index, masks in enumerate(zip(*read_masks(self.region, 1 if self.combine == "sum" else embeds.shape[1]))):
             encoded |= {
-                f"{name}_{index}": canvas.per_sample(each, MASK) for name, each in token_masks(masks, canvas).items()
+                f"{name}_{index}": canvas.per_sample(each, REGION) for name, each in token_masks(masks, canvas).items()
             }
         return encoded
 
@@ -175,18 +177,18 @@ class ReduxImages(FluxCondition):
         return step.branch == "cond" or self.negative is not None
 
     def _tokens(self, embeds: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        strengths = self._strengths(embeds.shape[1])
+        scales = self._scales(embeds.shape[1])
         parts = [
-            (index, strength, self.image_embedder(embeds[:, index]).image_embeds)
-            for index, strength in enumerate(strengths)
-            if strength
+            (index, scale, self.image_embedder(embeds[:, index]).image_embeds)
+            for index, scale in enumerate(scales)
+            if scale
         ]
         if self.combine == "sum":
-            return [(0, sum(strength * tokens for _, strength, tokens in parts))] if parts else []
-        return [(index, merge_tokens(tokens, strength)) for index, strength, tokens in parts]
+            return [(0, sum(scale * tokens for _, scale, tokens in parts))] if parts else []
+        return [(index, merge_tokens(tokens, scale)) for index, scale, tokens in parts]
 
-    def _strengths(self, count: int) -> list[float]:
-        return read_numbers("`strengths` of ReduxImages", self.strengths, count, "per picture")
+    def _scales(self, count: int) -> list[float]:
+        return read_numbers("`scale` of ReduxImages", self.scale, count, "per image")
 
     def _embed(self, pipe: Encoders) -> torch.Tensor:
         if self.image_embeds is not None:

@@ -19,20 +19,20 @@ from ..eligen.condition import entity_rules
 
 logger = logging.get_logger(__name__)
 
-IMAGES, EMBEDS, MASK = (f"`{name}` of ReduxImages" for name in ("images", "image_embeds", "mask"))
+IMAGES, EMBEDS, REGION = (f"`{name}` of ReduxImages" for name in ("images", "image_embeds", "region"))
 """What they are, for errors."""
 
 
-def count_pictures(images: Any, image_embeds: Any) -> int:
+def count_images(images: Any, image_embeds: Any) -> int:
     """Count the images per prompt; raise a `ValueError` unless exactly one input is given, in a known shape."""
     if (images is None) == (image_embeds is None):
-        raise ValueError(f"{IMAGES} or {EMBEDS} is needed, and not both; give one of the two.")
+        raise ValueError(f"Exactly one of {IMAGES} and {EMBEDS} is required. Give one of them.")
     if image_embeds is None:
         return len(list_samples(images, IMAGES)[0])
     return image_embeds.shape[-3] if getattr(image_embeds, "ndim", 0) >= 3 else 0
 
 
-def check_pictures(images: Any, image_embeds: Any) -> None:
+def check_images(images: Any, image_embeds: Any) -> None:
     """Raise an error of [`read_image`] or [`check_embeds`] for invalid images or embeddings."""
     if image_embeds is None:
         for image in (image for sample in list_samples(images, IMAGES) for image in sample):
@@ -50,8 +50,8 @@ def check_redux_embeds(embeds: torch.Tensor, width: int) -> None:
     if embeds.shape[-1] != width:
         raise ValueError(
             f"{EMBEDS}, or what the vision model gives, is {embeds.shape[-1]} wide, but the `image_embedder` takes "
-            f"{width}. Use the "
-            f"vision model that it was trained with: for FLUX.1-Redux-dev that in its folder `image_encoder`."
+            f"{width}. Use the vision model that it was trained with: for FLUX.1-Redux-dev that in its folder "
+            f"`image_encoder`."
         )
 
 
@@ -68,8 +68,8 @@ def read_masks(given: Any, count: int) -> list[list[Any]]:
     lengths = sorted({len(masks) for masks in samples})
     if lengths != [count]:
         raise ValueError(
-            f"{MASK} has lists of the lengths {lengths}, but {count} groups of tokens can have one "
-            f"(pictures that are summed share theirs). Give one mask for all, or a list with one or `None` for each."
+            f"{REGION} has lists of the lengths {lengths}, but {count} groups of tokens can have one "
+            f"(images that are summed share theirs). Give one region for all, or a list with one or `None` for each."
         )
     return samples
 
@@ -88,10 +88,10 @@ def token_masks(masks: Sequence[Any], canvas: Canvas) -> dict[str, torch.Tensor]
     if unmasked.all():
         return {}
     full = torch.ones(canvas.num_tokens, dtype=torch.bool)
-    tokens = torch.stack([full if mask is None else mask_to_tokens(mask, canvas, MASK) for mask in masks])
+    tokens = torch.stack([full if mask is None else mask_to_tokens(mask, canvas, REGION) for mask in masks])
     if not tokens.any(dim=1).all():
         logger.warning(
-            f"A mask of `ReduxImages` covers no token of the {canvas.width} x {canvas.height} canvas, so its picture "
+            f"A region of `ReduxImages` covers no token of the {canvas.width} x {canvas.height} canvas, so its image "
             f"changes nothing. White is inside."
         )
     return {"mask": tokens, "unmasked": unmasked}

@@ -15,6 +15,7 @@ from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
+from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice, check_flag
 from ...inputs.images import read_images
 from ...inputs.numbers import read_count, read_numbers
@@ -30,6 +31,7 @@ Layout = Literal["index", "offset", "same"]
 _IMAGES = "`images` of ReferenceImages"
 
 
+@former_arguments(strengths="scale")
 @dataclass(frozen=True, eq=False)
 class ReferenceImages(FluxCondition):
     """Reference images for FLUX.1 Kontext and models trained like it.
@@ -47,7 +49,7 @@ class ReferenceImages(FluxCondition):
             Rotary positions `(t, row, column)`. `"index"`: reference i is at t = 1 + i. `"offset"`: all are at t = 1,
             side by side. `"same"`: all are at t = 1 from row and column 0, as in the reference implementation, so
             they lie on top of each other. For one image the three are the same.
-        strengths (`float` or `Sequence[float]`, *optional*):
+        scale (`float` or `Sequence[float]`, *optional*):
             For all, or per reference, in [0, 1]: the share of its tokens, evenly spread, that everything else may see.
             The reference's own tokens always see each other. 1 adds no attention rule; 0 removes the reference.
         max_area (`int`, *optional*):
@@ -57,26 +59,28 @@ class ReferenceImages(FluxCondition):
             diffusers does. Otherwise they keep their size, rounded down to whole tokens.
 
     Raises:
-        TypeError: if a strength or `max_area` is not a number.
+        TypeError: if a scale or `max_area` is not a number.
         ValueError: if there is no image, or an argument is out of range.
     """
 
     images: Any
     layout: Layout = "index"
-    strengths: float | Sequence[float] | None = None
+    scale: float | Sequence[float] | None = None
     max_area: int | None = None
     preferred_size: bool = True
+
+    shared = ("ids_*", "visible_*")
 
     def __post_init__(self) -> None:
         check_choice("`layout` of ReferenceImages", self.layout, get_args(Layout))
         check_flag("`preferred_size` of ReferenceImages", self.preferred_size)
         if not self._references or any(reference is None for reference in self._references):
-            raise ValueError("`images` of ReferenceImages holds no picture, or None. Leave the condition out instead.")
+            raise ValueError("`images` of ReferenceImages holds no image, or None. Leave the condition out instead.")
         if self.max_area is not None:
             read_count("`max_area` of ReferenceImages", self.max_area, 1, 10**9)
         for reference in self._references:
             _read(reference)
-        self._strengths()
+        self._scales()
 
     @property
     def exclusive(self) -> str:
@@ -85,12 +89,12 @@ class ReferenceImages(FluxCondition):
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Count the tokens of every reference that is seen."""
-        seen = [each for each, strength in zip(self._references, self._strengths()) if strength > 0]
+        seen = [each for each, scale in zip(self._references, self._scales()) if scale > 0]
         most = math.inf if self.max_area is None else self.max_area // PIXELS_PER_TOKEN**2
         tokens = [MEGAPIXEL_TOKENS if self.preferred_size else _count_tokens(each) for each in seen]
         return Demand(
             reference_tokens=int(sum(min(each, most) for each in tokens)),
-            masked=any(0 < each < 1 for each in self._strengths()),
+            masked=any(0 < each < 1 for each in self._scales()),
         )
 
     def encode(self, pipe: Encoders, canvas: Canvas) -> dict[str, torch.Tensor]:
@@ -101,18 +105,18 @@ class ReferenceImages(FluxCondition):
             canvas (`Canvas`): Gives the batch, the device and the data type; its size does not matter.
 
         Returns:
-            `dict[str, torch.Tensor]`: for each reference i of a strength above 0, `"tokens_i"` `(1 or num_samples,
+            `dict[str, torch.Tensor]`: for each reference i of a scale above 0, `"tokens_i"` `(1 or num_samples,
             length, 64)`, `"ids_i"` `(length, 3)` and, below 1, `"visible_i"` `(length,)`.
 
         Raises:
             ValueError: if an image is smaller than a token, or there is not one per prompt.
         """
         encoded, column = {}, 0
-        for index, (reference, strength) in enumerate(zip(self._references, self._strengths())):
-            picture = _read(reference, pipe.vae.config.latent_channels, values=False)
-            rows, columns = self._grid(pipe, canvas, picture)
-            if strength > 0:
-                latents = _latents(pipe, picture, (rows * canvas.token_size, columns * canvas.token_size))
+        for index, (reference, scale) in enumerate(zip(self._references, self._scales())):
+            image = _read(reference, pipe.vae.config.latent_channels, values=False)
+            rows, columns = self._grid(pipe, canvas, image)
+            if scale > 0:
+                latents = _latents(pipe, image, (rows * canvas.token_size, columns * canvas.token_size))
                 encoded[f"tokens_{index}"] = pack_latents(
                     canvas.per_sample(latents.to(canvas.device, canvas.dtype), _IMAGES)
                 )
@@ -120,18 +124,17 @@ class ReferenceImages(FluxCondition):
                 # In float32: bfloat16 has no odd numbers above 256, which columns side by side reach.
                 ids = torch.cartesian_prod(*(torch.arange(size) for size in (1, rows, columns)))
                 encoded[f"ids_{index}"] = (ids + torch.tensor(start)).to(canvas.device, torch.float32)
-            if 0 < strength < 1:
-                encoded[f"visible_{index}"] = evenly_spread(rows, columns, strength)
+            if 0 < scale < 1:
+                encoded[f"visible_{index}"] = evenly_spread(rows, columns, scale)
             column += columns
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
         """Return the references' tokens, and who may see them."""
         groups, rules = [], []
-        for index in range(len(self._references)):
+        for index in sorted(int(name.removeprefix("tokens_")) for name in encoded if name.startswith("tokens_")):
             name = f"reference_{index}"
-            if f"tokens_{index}" in encoded:
-                groups.append(TokenGroup(name, encoded[f"tokens_{index}"], encoded[f"ids_{index}"]))
+            groups.append(TokenGroup(name, encoded[f"tokens_{index}"], encoded[f"ids_{index}"]))
             if f"visible_{index}" in encoded:
                 rules.append(AttentionRule("*", name, encoded[f"visible_{index}"][None, None]))
         return Contribution(reference=groups, rules=rules)
@@ -140,15 +143,15 @@ class ReferenceImages(FluxCondition):
     def _references(self) -> list[Any]:
         return list(self.images) if isinstance(self.images, (list, tuple)) else [self.images]
 
-    def _strengths(self) -> list[float]:
-        given, count = 1.0 if self.strengths is None else self.strengths, len(self._references)
-        return read_numbers("`strengths` of ReferenceImages", given, count, "per reference", 0, 1)
+    def _scales(self) -> list[float]:
+        given, count = 1.0 if self.scale is None else self.scale, len(self._references)
+        return read_numbers("`scale` of ReferenceImages", given, count, "per reference", 0, 1)
 
-    def _grid(self, pipe: Encoders, canvas: Canvas, picture: Any) -> tuple[int, int]:
+    def _grid(self, pipe: Encoders, canvas: Canvas, image: Any) -> tuple[int, int]:
         token = canvas.token_size
-        if _is_latents(pipe, picture):
-            return picture.shape[2] // 2, picture.shape[3] // 2
-        first = picture[0] if isinstance(picture, list) else picture
+        if _is_latents(pipe, image):
+            return image.shape[2] // 2, image.shape[3] // 2
+        first = image[0] if isinstance(image, list) else image
         height, width = pipe.image_processor.get_default_height_width(first)
         if min(height, width) < token:
             raise ValueError(
@@ -161,8 +164,8 @@ class ReferenceImages(FluxCondition):
         return max(1, int(height * shrink) // token), max(1, int(width * shrink) // token)
 
 
-def _is_latents(pipe: Encoders, picture: Any) -> bool:
-    return isinstance(picture, torch.Tensor) and picture.shape[1] == pipe.vae.config.latent_channels
+def _is_latents(pipe: Encoders, image: Any) -> bool:
+    return isinstance(image, torch.Tensor) and image.shape[1] == pipe.vae.config.latent_channels
 
 
 def _read(reference: Any, latent_channels: int | None = None, values: bool = True) -> Any:
@@ -172,17 +175,17 @@ def _read(reference: Any, latent_channels: int | None = None, values: bool = Tru
     return _with_batch(read_images(_IMAGES, reference, allowed if axes == 4 else None, values))
 
 
-def _with_batch(picture: Any) -> Any:
-    if isinstance(picture, list):
-        parts = [_with_batch(part) for part in picture]
+def _with_batch(image: Any) -> Any:
+    if isinstance(image, list):
+        parts = [_with_batch(part) for part in image]
         return torch.cat(parts) if all(isinstance(part, torch.Tensor) for part in parts) else parts
-    return picture if getattr(picture, "ndim", 4) == 4 else picture[None]
+    return image if getattr(image, "ndim", 4) == 4 else image[None]
 
 
-def _latents(pipe: Encoders, picture: Any, size: tuple[int, int]) -> torch.Tensor:
-    if _is_latents(pipe, picture):
-        return picture[..., : picture.shape[2] // 2 * 2, : picture.shape[3] // 2 * 2].contiguous()
-    pixels = pipe.image_processor.preprocess(picture, *size)
+def _latents(pipe: Encoders, image: Any, size: tuple[int, int]) -> torch.Tensor:
+    if _is_latents(pipe, image):
+        return image[..., : image.shape[2] // 2 * 2, : image.shape[3] // 2 * 2].contiguous()
+    pixels = pipe.image_processor.preprocess(image, *size)
     return encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
 
 

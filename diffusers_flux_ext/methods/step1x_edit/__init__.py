@@ -1,7 +1,7 @@
 """Step1X-Edit: edits by instructions."""
 
 from ...demand import Demand
-from ..method import Method, Release
+from ..method import Method, Release, Trainable
 
 
 # Tokens of an instruction.
@@ -28,4 +28,5 @@ METHOD = Method(
             demand=lambda number: Demand(prompt_tokens=INSTRUCTION_TOKENS, canvases=number),
         )
     ],
+    trains={"step1x-connector": Trainable(".connector:Step1XConnector", ".scratch:connector", ".scratch:files")},
 )

@@ -61,8 +61,8 @@ def plan_connector(shapes: Shapes) -> dict[str, TensorRecipe]:
             plan[ours.format(index)] = TensorRecipe((key,), tuple(shape))
     if unknown or "pooled_proj.weight" not in plan:
         raise ValueError(
-            f"This is no connector of Step1X-Edit: it lacks `{CONNECTOR}global_proj_out.weight`, or has keys that are "
-            f"unknown: {list_keys(unknown)}. Files from version 1.2 on have another connector and are not read."
+            f"This is not a connector of Step1X-Edit: it lacks `{CONNECTOR}global_proj_out.weight`, or has keys that "
+            f"are unknown: {list_keys(unknown)}. Files from version 1.2 on have another connector and are not read."
         )
     return plan
 

@@ -19,7 +19,7 @@ from ...inputs.checks import check_flag, read_texts, shown
 from ...inputs.numbers import check_embeds as check_values
 from ...inputs.numbers import read_number
 from ...inputs.qwen_vl import check_processor
-from ...inputs.vision import check_single_image, list_pictures, to_pil
+from ...inputs.vision import check_single_image, list_images, to_pil
 from ...sequence import Contribution, TokenGroup
 from . import INSTRUCTION_TOKENS
 from .connector import Step1XConnector, Step1XContext
@@ -86,20 +86,20 @@ class Step1XInstruction(FluxCondition):
                 f"`Step1XConnector`, for example from "
                 f"`Step1XConnector.from_single_file('step1x-edit-i1258.safetensors')`."
             )
-        for image in list_pictures(self.image, _IMAGE):
+        for image in list_images(self.image, _IMAGE):
             check_single_image(_IMAGE, image)
         if (self.instruction is None) == (self.instruction_embeds is None):
             raise ValueError(
-                "`instruction` of Step1XInstruction or `instruction_embeds` of Step1XInstruction is needed, and not "
-                "both; give one of the two."
+                "Exactly one of `instruction` of Step1XInstruction and `instruction_embeds` of Step1XInstruction is "
+                "required. Give one of them."
             )
         given = self.negative_instruction
         if self.negative_instruction_embeds is not None and not (
             given is None or (isinstance(given, str) and not given)
         ):
             raise ValueError(
-                "`negative_instruction` of Step1XInstruction came with `negative_instruction_embeds` of "
-                "Step1XInstruction; give one of the two."
+                "`negative_instruction` of Step1XInstruction and `negative_instruction_embeds` of Step1XInstruction "
+                "were both given. Give one of them."
             )
         check_flag("`cut_at_apostrophes` of Step1XInstruction", self.cut_at_apostrophes)
         if self.rescale_above is not None:
@@ -137,16 +137,16 @@ class Step1XInstruction(FluxCondition):
                 missing.
         """
         size = (canvas.width, canvas.height)
-        pictures = [
-            to_pil(each, _IMAGE).resize(size, Image.Resampling.LANCZOS) for each in list_pictures(self.image, _IMAGE)
+        images = [
+            to_pil(each, _IMAGE).resize(size, Image.Resampling.LANCZOS) for each in list_images(self.image, _IMAGE)
         ]
         # Before the language model, so that the VAE works while there is room.
-        pixels = pipe.image_processor.preprocess(pictures, canvas.height, canvas.width)
+        pixels = pipe.image_processor.preprocess(images, canvas.height, canvas.width)
         latents = encode_image(pipe.vae, pixels.to(execution_device(pipe.vae), pipe.vae.dtype))
         encoded = {"reference": pack_latents(canvas.per_sample(latents.to(canvas.device, canvas.dtype), _IMAGE))}
         for branch, name in {"cond": "instruction", "uncond": "negative_instruction"}.items():
             if branch == "cond" or canvas.guided:
-                embeds, mask = self._embed(name, pipe, pictures)
+                embeds, mask = self._embed(name, pipe, images)
                 given = f"{name}_embeds" if getattr(self, f"{name}_embeds") is not None else name
                 what = f"`{given}` of {type(self).__name__}"
                 encoded[f"{branch}.embeds"] = canvas.per_sample(embeds.to(canvas.device, canvas.dtype), what)
@@ -155,7 +155,7 @@ class Step1XInstruction(FluxCondition):
                     encoded[f"{branch}.seen"] = encoded[f"{branch}.mask"].cpu()
         return encoded
 
-    def _embed(self, name: str, pipe: Encoders, pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(self, name: str, pipe: Encoders, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         embeds, mask = getattr(self, f"{name}_embeds"), getattr(self, f"{name}_mask")
         if embeds is not None:
             return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
@@ -173,7 +173,7 @@ class Step1XInstruction(FluxCondition):
             mllm,
             processor,
             read_texts(f"`{name}` of Step1XInstruction", text),
-            pictures,
+            images,
             self.cut_at_apostrophes,
             f"`{name}` of Step1XInstruction",
         )
@@ -214,7 +214,7 @@ def check_embeds(name: str, embeds: Any, mask: Any, width: int) -> None:
     if embeds is None and mask is None:
         return
     if embeds is None:
-        raise ValueError(f"{masked} came without {what}.")
+        raise ValueError(f"{masked} was given without {what}. Give both or neither.")
     shape = f"(1 or prompts, length, {width}), of the width of the language model that the connector was trained with"
     check_values(what, embeds, shape, None, None, width)
     if mask is None:
@@ -226,4 +226,4 @@ def check_embeds(name: str, embeds: Any, mask: Any, width: int) -> None:
     if not bool((mask == mask.bool()).all()):
         raise ValueError(f"{masked} must hold 1 for tokens and 0 for padding, and nothing else.")
     if not bool(mask.bool().any(dim=1).all()):
-        raise ValueError(f"{masked} hides all tokens of an instruction. Show one at least.")
+        raise ValueError(f"{masked} hides all tokens of an instruction. Leave at least one visible.")

@@ -10,7 +10,7 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from ...inputs.qwen_vl import PICTURE, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs, tokenize
+from ...inputs.qwen_vl import IMAGE_SPAN, chat_text, hide_tokens, last_hidden_states, qwen_vl_inputs, tokenize
 
 
 logger = logging.get_logger(__name__)
@@ -39,7 +39,7 @@ PREFIX_TOKENS = 217
 
 MAX_TOKENS = 640
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 324 * 28 * 28
-PICTURE_END = "<|vision_end|>"
+IMAGE_END = "<|vision_end|>"
 
 
 def cut_quotes(text: str, at_apostrophes: bool = True) -> list[str]:
@@ -75,7 +75,7 @@ def instruction_tokens(processor: Any, instruction: str, at_apostrophes: bool = 
     Returns:
         `list[int]`: with one `<|image_pad|>`.
     """
-    head, end, tail = chat_text(f"{PREFIX}Picture 1: {PICTURE}{instruction}").partition(PICTURE_END)
+    head, end, tail = chat_text(f"{PREFIX}Picture 1: {IMAGE_SPAN}{instruction}").partition(IMAGE_END)
     opening, closing = tokenize(processor, "“"), tokenize(processor, "”")
     tokens = tokenize(processor, head + end)
     for piece in cut_quotes(tail, at_apostrophes):
@@ -90,7 +90,7 @@ def encode_instructions(
     mllm: torch.nn.Module,
     processor: Any,
     instructions: Sequence[str],
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     cut: bool = True,
     name: str = "`prompt`",
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +100,7 @@ def encode_instructions(
         mllm (`Qwen2_5_VLForConditionalGeneration`): The language model.
         processor (`QwenVLProcessor`): Its processor.
         instructions (`Sequence[str]`): What to do; one for all images, or one each.
-        pictures (`Sequence[PIL.Image.Image]`): One for all instructions, or one each.
+        images (`Sequence[PIL.Image.Image]`): One for all instructions, or one each.
         cut (`bool`): Whether `'` is a quote, see [`cut_quotes`].
         name (`str`): What the instructions are called in errors.
 
@@ -111,16 +111,16 @@ def encode_instructions(
     Raises:
         ValueError: if the numbers of instructions and images do not fit.
     """
-    if 1 not in (len(instructions), len(pictures)) and len(instructions) != len(pictures):
-        raise ValueError(f"{name} has {len(instructions)} texts for {len(pictures)} pictures. Give one, or one each.")
-    count = max(len(instructions), len(pictures))
+    if 1 not in (len(instructions), len(images)) and len(instructions) != len(images):
+        raise ValueError(f"{name} has {len(instructions)} texts for {len(images)} images. Give one, or one per image.")
+    count = max(len(instructions), len(images))
     found = []
     for index in range(count):
         instruction = instructions[index if len(instructions) > 1 else 0]
         inputs = qwen_vl_inputs(
             processor,
             instruction_tokens(processor, instruction, cut),
-            [pictures[index if len(pictures) > 1 else 0]],
+            [images[index if len(images) > 1 else 0]],
             min_pixels=MIN_PIXELS,
             max_pixels=MAX_PIXELS,
         )
@@ -129,7 +129,7 @@ def encode_instructions(
         states = last_hidden_states(mllm, inputs)[0, PREFIX_TOKENS:]
         if len(states) > MAX_TOKENS:
             logger.warning(
-                f"The instruction {instruction!r} with its picture has {len(states)} tokens, but {MAX_TOKENS} fit; "
+                f"The instruction {instruction!r} with its image has {len(states)} tokens, but {MAX_TOKENS} fit; "
                 f"the end was cut off."
             )
         found.append(states[:MAX_TOKENS])

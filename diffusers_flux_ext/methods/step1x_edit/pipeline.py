@@ -26,7 +26,7 @@ from ...demand import Demand
 from ...inputs.checks import read_texts
 from ...inputs.numbers import read_count
 from ...inputs.qwen_vl import QwenVLProcessor
-from ...inputs.vision import list_pictures, to_pil
+from ...inputs.vision import list_images, to_pil
 from ...models.autoencoder_kl_flux import AutoencoderKLFlux
 from ...models.transformer_flux_ext import FluxExtTransformer2DModel
 from ...pipeline.call_inputs import PromptInputs, canvas_size, is_guided
@@ -168,9 +168,9 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         if self.mllm is None or self.mllm_processor is None:
             raise ValueError("The pipeline has no `mllm` or no `mllm_processor` to encode an instruction with.")
         height, width = canvas_size(self, *self._size(image, height, width, size_level))
-        pictures = [to_pil(each).resize((width, height), Image.Resampling.LANCZOS) for each in list_pictures(image)]
+        images = [to_pil(each).resize((width, height), Image.Resampling.LANCZOS) for each in list_images(image)]
         texts = read_texts("`prompt`", prompt)
-        encoded = encode_instructions(self.mllm, self.mllm_processor, texts, pictures, cut_at_apostrophes)
+        encoded = encode_instructions(self.mllm, self.mllm_processor, texts, images, cut_at_apostrophes)
         self.maybe_free_model_hooks()
         return encoded
 
@@ -247,9 +247,9 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         return super().__call__(conditions=[condition, *check_conditions(conditions)], **given)
 
     def _size(self, image: Any, height: int | None, width: int | None, size_level: int) -> tuple[int, int]:
-        pictures = list_pictures(image)
+        images = list_images(image)
         size_level = read_count("`size_level`, a number of pixels such as 512, 768 or 1024,", size_level, 1, 16384)
-        fitted = step1x_size(*to_pil(pictures[0]).size, size_level, 2 * self.vae_scale_factor)
+        fitted = step1x_size(*to_pil(images[0]).size, size_level, 2 * self.vae_scale_factor)
         return height or fitted[1], width or fitted[0]
 
     def _empty_prompts(self, condition: Step1XInstruction, guided: bool, masked: bool) -> dict[str, torch.Tensor]:
@@ -258,7 +258,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
             count = condition.instruction_embeds.shape[0]
         else:
             count = len(read_texts("`prompt`", condition.instruction))
-        count = max(count, len(list_pictures(condition.image)))
+        count = max(count, len(list_images(condition.image)))
         config, like = self.transformer.config, {"device": self._execution_device, "dtype": self.connector.dtype}
         tokens = torch.zeros(count, 1, config.joint_attention_dim, **like)
         pooled = torch.zeros(count, config.pooled_projection_dim, **like)

@@ -1,1 +1,1 @@
-"""A VRAM budget and the plan that keeps it."""
+"""VRAM budgets and the plans that keep them."""

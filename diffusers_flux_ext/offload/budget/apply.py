@@ -1,4 +1,4 @@
-"""Putting a pipeline under a VRAM budget, and taking it away."""
+"""Put a pipeline under a VRAM budget, and remove the budget."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ logger = logging.get_logger(__name__)
 
 
 def apply_vram_plan(pipe: Any, plan: VRAMPlan, device: torch.device | str | None = None) -> VRAMBudget:
-    """
-    Put the weights where a plan says, and keep them there.
+    """Place weights as planned, and keep them there.
 
     The plan is made again when LoRAs are loaded, unloaded or fused, and when a call brings more tokens than planned.
     Copies to the card run on a side stream from pinned memory where the device has streams.
@@ -33,7 +32,7 @@ def apply_vram_plan(pipe: Any, plan: VRAMPlan, device: torch.device | str | None
         device (`torch.device` or `str`, *optional*): Where to run; the accelerator, or the CPU without one.
 
     Returns:
-        `VRAMBudget`: what keeps the plan; `disable()` ends it.
+        `VRAMBudget`: keeps the plan until `disable()`.
 
     Raises:
         ValueError: if the pipeline is offloaded in another way, or its models are not those of the plan.
@@ -50,18 +49,17 @@ def apply_vram_plan(pipe: Any, plan: VRAMPlan, device: torch.device | str | None
     disable_vram_budget(pipe)
     if left:
         logger.warning(
-            f"{left} of another pipeline are under no budget any more, because this one takes over the models that "
+            f"{left} of another pipeline no longer have a budget, because this one takes over the models that "
             f"they share. One budget for both takes a dict with the models of both in place of the pipeline."
         )
     return VRAMBudget(modules, plan, _device(device))
 
 
 def disable_vram_budget(pipe: Any) -> None:
-    """
-    Take a budget off a pipeline; its weights are in host memory then. Types in which they are stored stay.
+    """Remove the budget of a pipeline; its weights are in host memory afterwards and keep their storage dtype.
 
     Args:
-        pipe (`DiffusionPipeline` or `Mapping[str, torch.nn.Module]`): Without a budget nothing happens.
+        pipe (`DiffusionPipeline` or `Mapping[str, torch.nn.Module]`): A pipeline; one without a budget stays as it is.
     """
     budget = vram_budget_of(pipe)
     if budget is not None:
@@ -69,8 +67,7 @@ def disable_vram_budget(pipe: Any) -> None:
 
 
 def memory_report(pipe: Any) -> MemoryReport:
-    """
-    Predicted and measured peaks of a pipeline under a budget.
+    """Report predicted and measured peaks of a pipeline under a budget.
 
     Args:
         pipe (`DiffusionPipeline`): A pipeline under a budget, best after a call.
@@ -88,13 +85,12 @@ def memory_report(pipe: Any) -> MemoryReport:
 
 
 class VRAMBudgetMixin:
-    """The budget as methods of a pipeline."""
+    """Methods of a pipeline for a VRAM budget."""
 
     def enable_vram_budget(
         self, budget_gib: float = 8, device: torch.device | str | None = None, **kwargs: Any
     ) -> VRAMPlan:
-        """
-        Keep all calls within a budget.
+        """Keep all calls within a budget.
 
         Args:
             budget_gib (`float`, *optional*, defaults to 8): GiB that PyTorch may take on the card.
@@ -102,19 +98,19 @@ class VRAMBudgetMixin:
             kwargs: `height`, `width`, `batch`, `conditions`, `storage_dtype` and the others of [`plan_vram`].
 
         Returns:
-            `VRAMPlan`: print it to see what is where.
+            `VRAMPlan`: print it to see where the weights are.
 
         Raises:
-            VRAMBudgetError: if the budget is too small; a budget that holds already goes on.
+            VRAMBudgetError: if the budget is too small; an existing budget stays in force.
         """
         plan = plan_vram(self, budget_gib, **kwargs)
         apply_vram_plan(self, plan, device)
         return plan
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """
-        As in diffusers. Under a budget the weights stay where the plan places them; a data type is taken on, and the
-        plan made again.
+        """Move or cast the pipeline as in diffusers.
+
+        Under a budget the weights stay where the plan places them; the data type is applied and the plan recomputed.
 
         Args:
             args, kwargs: A device and a data type.
@@ -123,7 +119,7 @@ class VRAMBudgetMixin:
             `DiffusionPipeline`: the pipeline itself.
 
         Raises:
-            ValueError: if there is a data type, but weights are stored in 8 bits.
+            ValueError: if a data type is given, but weights are stored in 8 bits.
         """
         budget = vram_budget_of(self)
         given = (*args, kwargs.get("dtype"), kwargs.get("torch_dtype"))
@@ -137,7 +133,7 @@ class VRAMBudgetMixin:
             return super().to(dtype=dtype)  # type: ignore[misc]
 
     def disable_vram_budget(self) -> None:
-        """Take the budget off; the weights are in host memory then."""
+        """Remove the budget; the weights are in host memory afterwards."""
         disable_vram_budget(self)
 
 

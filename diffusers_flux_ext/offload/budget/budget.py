@@ -1,4 +1,4 @@
-"""Keeps a VRAM plan: loads and evicts weights as the phases of a call go by, and plans again when it must."""
+"""Keeps a VRAM plan: loads and evicts weights with the phases of a call, and plans again when needed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 class VRAMBudget:
-    """
-    What keeps the weights of a pipeline where its plan says.
+    """Keeps the weights of a pipeline where its plan says.
 
     Args:
         modules (`Mapping[str, torch.nn.Module]`): The models by their names in the plan.
@@ -34,10 +33,10 @@ class VRAMBudget:
         device (`torch.device`): Where to run.
 
     Attributes:
-        plan (`VRAMPlan`): The plan that holds now.
-        phase (`str`, *optional*): The phase that runs, or ran last.
+        plan (`VRAMPlan`): The plan in force.
+        phase (`str`, *optional*): The current phase, or the last one.
         parts (`dict[str, PlacedModel]`): The models.
-        meter (`PeakMeter`): What was measured.
+        meter (`PeakMeter`): The measured peaks.
 
     Raises:
         ValueError: if a model is offloaded in another way.
@@ -55,8 +54,7 @@ class VRAMBudget:
         self._attach()
 
     def enter(self, name: str, inputs: Mapping[str, Any]) -> None:
-        """
-        Have a model's weights where they belong before it runs.
+        """Place a model's weights before it runs.
 
         Args:
             name (`str`): The model.
@@ -81,8 +79,7 @@ class VRAMBudget:
         part.load()
 
     def rebuild(self, workload: Workload | None = None) -> None:
-        """
-        Plan again for the models as they are now.
+        """Plan again for the current models.
 
         Args:
             workload (`Workload`, *optional*): Another call; the same by default.
@@ -96,13 +93,12 @@ class VRAMBudget:
 
     @contextmanager
     def suspended(self, weights: bool = False) -> Iterator[None]:
-        """
-        Have everything in host memory for changes to it, then plan again.
+        """Hold everything in host memory while it is changed, then plan again.
 
         Args:
             weights (`bool`, *optional*, defaults to `False`):
-                Whether weights that the budget wrote to disk are needed, too; those streamed from their own files by
-                [`stream_from_disk`] never come.
+                Whether to load weights that the budget wrote to disk, too; those that [`stream_from_disk`] reads from
+                their own files stay there.
         """
         if not self._suspended:
             self._detach(again=True)
@@ -119,7 +115,7 @@ class VRAMBudget:
                 self._attach()
 
     def disable(self) -> None:
-        """Take all hooks away; the weights are in host memory then, and the autoencoder's tiling is as it was."""
+        """Remove all hooks; the weights are in host memory afterwards, and the autoencoder's tiling is restored."""
         self._detach(again=False)
         for name, (tiling, slicing) in self._tiling.items():
             self.modules[name].use_tiling = tiling  # type: ignore[assignment]
@@ -134,14 +130,14 @@ class VRAMBudget:
         if found is not None:
             logger.warning(
                 f"The VRAM plan was made for a batch of {self.plan.workload.batch} with "
-                f"{self.plan.workload.image_tokens} image and {self.plan.workload.text_tokens} text tokens, but "
-                f"{image.shape[0]}, {image.shape[1]} and {text.shape[1]} came: planning again. To save this, give "
+                f"{self.plan.workload.image_tokens} image and {self.plan.workload.text_tokens} text tokens, got "
+                f"{image.shape[0]}, {image.shape[1]} and {text.shape[1]}: planning again. To avoid this, give "
                 f"`height`, `width`, `batch` and `conditions` to `enable_vram_budget`."
             )
         return found
 
     def _switch(self, phase: str) -> None:
-        """The only place where weights of other phases leave the card."""
+        """Switch phases; only here do weights of other phases leave the card."""
         self.meter.close(self.phase)
         keeps = self.plan.phase(phase).keeps
         evicted = [part.evict(keeps) for part in self.parts.values() if part.plan.phase != phase]

@@ -1,4 +1,4 @@
-"""What the models of a pipeline and of conditions need in a call."""
+"""The needs of a pipeline's and its conditions' models in a call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .estimate import PIXELS_PER_TOKEN, TILE_SIZES, Workload, activation_bytes, 
 from .placement import LOOP, Need
 
 
-# Convolutions take scratch memory that is no tensor; on the CPU it was measured (benchmarks/README.md).
+# Convolutions take scratch memory outside of tensors; on the CPU it was measured (benchmarks/README.md).
 CONVOLUTION_SCRATCH = 0.3
 
 logger = logging.get_logger(__name__)
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 def workload_of(
     conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Demand] = ()
 ) -> Workload:
-    """The call that conditions make."""
+    """Return the workload of a call with conditions."""
     everything = [*(_demand(each, prompt_tokens) for each in conditions), *added]
     seen_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
     appended_tokens = sum(each.appended_tokens for each in everything)
@@ -60,8 +60,7 @@ def _demand(condition: Any, prompt_tokens: int) -> Demand:
 
 
 def planned_modules(pipe: Any, conditions: Sequence[Any]) -> dict[str, nn.Module]:
-    """
-    The models of a pipeline and of conditions by name, each once, in the order they run.
+    """Return the models of a pipeline and of conditions by name, each once, in the order they run.
 
     Args:
         pipe (`DiffusionPipeline` or `Mapping[str, torch.nn.Module]`): A pipeline, or its models by name.
@@ -96,13 +95,12 @@ def _free(taken: Mapping[str, Any], name: str) -> str:
 
 
 def is_denoiser(module: nn.Module) -> bool:
-    """Whether a module is the transformer, rather than a ControlNet or anything else."""
+    """Whether a module is the transformer, as opposed to a ControlNet or anything else."""
     return _has_joint_attention(module) and not hasattr(module, "controlnet_x_embedder")
 
 
 def phase_of(name: str, module: nn.Module) -> str:
-    """The phase that a model runs in: transformers, ControlNets and what runs at every step in the loop, all others
-    on their own."""
+    """Return the phase of a model: the loop for what runs at every step, a phase of its own for all others."""
     return LOOP if _has_joint_attention(module) or getattr(module, "runs_every_step", False) else name
 
 
@@ -114,8 +112,7 @@ def _has_joint_attention(module: nn.Module) -> bool:
 def storage_of(
     modules: Mapping[str, nn.Module], storage_dtype: torch.dtype | Mapping[str, torch.dtype] | None
 ) -> dict[str, torch.dtype]:
-    """
-    What the blocks of each model are stored in.
+    """Return the data type that the blocks of each model are stored in.
 
     Args:
         modules (`Mapping[str, torch.nn.Module]`): The models.
@@ -123,18 +120,20 @@ def storage_of(
             For transformers and ControlNets, or for the models of the given names.
 
     Returns:
-        `dict[str, torch.dtype]`: empty for the models that stay as they are.
+        `dict[str, torch.dtype]`: without the models that stay as they are.
 
     Raises:
         TypeError: if it is something else.
-        ValueError: if there is no such model, or it is no type of one byte.
+        ValueError: if there is no such model, or the dtype does not have one byte.
     """
     if storage_dtype is None:
         return {}
     if isinstance(storage_dtype, torch.dtype):
         storage_dtype = {name: storage_dtype for name, module in modules.items() if _has_joint_attention(module)}
     if not isinstance(storage_dtype, Mapping):
-        raise TypeError(f"`storage_dtype` is {storage_dtype!r}; expected a `torch.dtype`, or such by model.")
+        raise TypeError(
+            f"`storage_dtype` is {storage_dtype!r}; expected a `torch.dtype`, or a mapping of models to them."
+        )
     for name, dtype in storage_dtype.items():
         if name not in modules:
             raise ValueError(f"`storage_dtype` names {name!r}, but the models are {list(modules)}.")
@@ -150,12 +149,11 @@ def storage_of(
 
 
 def weights_of(module: nn.Module, storage: torch.dtype | None, from_disk: bool) -> tuple[int, dict[str, int]]:
-    """
-    Count the bytes of a model's blocks, and of the rest.
+    """Count the bytes of a model's blocks, and of the rest.
 
     Args:
         module (`torch.nn.Module`): The model.
-        storage (`torch.dtype`, *optional*): What its blocks will be stored in.
+        storage (`torch.dtype`, *optional*): Data type that its blocks will be stored in.
         from_disk (`bool`): Whether blocks are read from files: biases, norms and adapters belong to the rest then.
 
     Returns:
@@ -178,7 +176,7 @@ def need_of(
     tile: int | None = None,
     from_disk: bool = False,
 ) -> Need:
-    """What a model needs."""
+    """Return what a model needs."""
     activations, assumed = activation_bytes(module, workload, tile)
     if is_autoencoder(module):
         activations += int(activations * CONVOLUTION_SCRATCH)
@@ -203,7 +201,7 @@ def need_of(
 
 
 def _unpacked_bytes(module: nn.Module, storage: torch.dtype | None, from_disk: bool) -> int:
-    """What is copied to the type it computes in for its turn: a layer, or a block that is read from disk."""
+    """Count the bytes that are cast at once to the computing dtype: a layer, or a block that is read from disk."""
     stream, size = stream_of(module), compute_dtype(module).itemsize
     if stream is not None:
         return max((block.cast_size for block in stream.blocks), default=0)
@@ -219,7 +217,7 @@ def _unpacked_bytes(module: nn.Module, storage: torch.dtype | None, from_disk: b
 
 
 def autoencoder_need(name: str, module: nn.Module, workload: Workload, available: int) -> tuple[Need, int | None]:
-    """What an autoencoder needs with the largest tiles that fit, and those tiles."""
+    """Return what an autoencoder needs with the largest tiles that fit, and the tiles' size."""
     need, tile = need_of(name, module, workload, None), None
     for tile in TILE_SIZES:
         if tile is not None and tile >= max(workload.height, workload.width) and workload.batch == 1:
@@ -231,28 +229,27 @@ def autoencoder_need(name: str, module: nn.Module, workload: Workload, available
 
 
 def is_autoencoder(module: nn.Module) -> bool:
-    """Whether a model decodes pictures."""
+    """Whether a model decodes images."""
     return isinstance(module, AutoencoderKL)
 
 
 def larger(workload: Workload, batch: int, image_tokens: int, text_tokens: int) -> Workload | None:
-    """
-    The workload that a call turned out to be, if it is larger than what was planned.
+    """Return the workload of an actual call, if it exceeds the planned one.
 
     Args:
-        workload (`Workload`): What was planned.
-        batch (`int`), image_tokens (`int`), text_tokens (`int`): What the transformer is given.
+        workload (`Workload`): The planned workload.
+        batch (`int`), image_tokens (`int`), text_tokens (`int`): The transformer's inputs.
 
     Returns:
-        `Workload` or `None`: More image tokens count as a larger picture.
+        `Workload` or `None`: More image tokens count as a larger image.
     """
     if batch <= workload.batch and image_tokens <= workload.image_tokens and text_tokens <= workload.text_tokens:
         return None
     height, width = workload.height, workload.width
     if image_tokens > workload.image_tokens:
-        picture = -(-(image_tokens - workload.reference_tokens) // (1 + workload.canvases))
-        rows = max(height // PIXELS_PER_TOKEN, int(picture**0.5))
-        height, width = rows * PIXELS_PER_TOKEN, -(-picture // rows) * PIXELS_PER_TOKEN
+        tokens = -(-(image_tokens - workload.reference_tokens) // (1 + workload.canvases))
+        rows = max(height // PIXELS_PER_TOKEN, int(tokens**0.5))
+        height, width = rows * PIXELS_PER_TOKEN, -(-tokens // rows) * PIXELS_PER_TOKEN
     return replace(
         workload,
         batch=max(batch, workload.batch),

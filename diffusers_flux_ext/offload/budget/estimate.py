@@ -1,4 +1,4 @@
-"""Memory of the activations: every model runs on the meta device, and the tensors that live at once are counted."""
+"""Estimates of activation memory: models run on the meta device, and tensors that live at once are counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .live_bytes import peak_bytes
 
 
 TILE_SIZES = (None, 1024, 768, 512, 384, 256, 128)
-# For modules whose inputs are not known here: this share of their weights, and at least so many bytes.
+# For modules whose inputs are not known here: this share of their weights, but at least `ASSUMED_BYTES`.
 ASSUMED_SHARE, ASSUMED_BYTES = 0.1, 2**26
 PIXELS_PER_TOKEN = 16
 # What calls of modules of a shape were found to take; planning asks for the same ones many times.
@@ -31,20 +31,19 @@ _TRACED: dict[Any, int] = {}
 
 @dataclass(frozen=True)
 class Workload:
-    """
-    What a call computes at once.
+    """Size of a call.
 
     Attributes:
-        height (`int`), width (`int`): The picture in pixels.
-        batch (`int`): Pictures at once: prompts times `num_images_per_prompt`.
-        text_tokens (`int`): All text tokens of a sample: the prompt's and those that conditions add.
-        prompt_tokens (`int`): The prompt's alone, or those in its place.
+        height (`int`), width (`int`): The image in pixels.
+        batch (`int`): Images at once: prompts times `num_images_per_prompt`.
+        text_tokens (`int`): All text tokens of a sample, those that conditions add included.
+        prompt_tokens (`int`): Tokens of the prompt alone, or of what replaces it.
         appended_tokens (`int`): Those of `text_tokens` that conditions append to the prompt, as ControlNets see it.
         encoded_tokens (`int`): Tokens of a text that T5 encodes.
-        reference_tokens (`int`): Image tokens of a sample besides the picture's and those of `canvases`.
-        canvases (`int`): References of the picture's own size.
+        reference_tokens (`int`): Image tokens of a sample besides the image's and those of `canvases`.
+        canvases (`int`): References of the image's own size.
         texts (`int`): Texts that T5 encodes at once.
-        held_bytes (`int`): What conditions hold on the card for all steps.
+        held_bytes (`int`): Bytes that conditions hold on the card for all steps.
         masked (`bool`): Whether conditions restrict who sees whom, which may take a mask of all pairs of tokens.
     """
 
@@ -62,19 +61,18 @@ class Workload:
     masked: bool = False
 
     @property
-    def picture_tokens(self) -> int:
-        """Tokens of the picture that is drawn."""
+    def canvas_tokens(self) -> int:
+        """Tokens of the image that is drawn."""
         return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN)
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of the picture and of the references."""
-        return self.picture_tokens * (1 + self.canvases) + self.reference_tokens
+        """Tokens of the image and of the references."""
+        return self.canvas_tokens * (1 + self.canvases) + self.reference_tokens
 
 
 def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = None) -> tuple[int, bool]:
-    """
-    Peak of a module's activations in a call.
+    """Return the peak of a module's activations in a call.
 
     Args:
         module (`torch.nn.Module`): A model without offloading hooks. It is not run: a copy on the meta device is.
@@ -98,12 +96,12 @@ def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = N
 
 
 def residual_bytes(module: Any, workload: Workload) -> int:
-    """What a ControlNet's residuals take while the transformer runs; nothing for other modules."""
+    """Count the bytes of a ControlNet's residuals while the transformer runs; 0 for other modules."""
     if not hasattr(module, "controlnet_x_embedder"):
         return 0
     number = len(module.controlnet_blocks) + len(module.controlnet_single_blocks)
     width = module.inner_dim
-    return int(number * workload.batch * workload.picture_tokens * width * compute_dtype(module).itemsize)
+    return int(number * workload.batch * workload.canvas_tokens * width * compute_dtype(module).itemsize)
 
 
 def _shape_of(module: nn.Module) -> Any:
@@ -114,8 +112,7 @@ def _shape_of(module: nn.Module) -> Any:
 
 
 def meta_copy(module: nn.Module) -> Any:
-    """
-    A copy of a module on the meta device with the first block of each list only: blocks run one after the other.
+    """Copy a module to the meta device, with the first block of each list only: blocks run one after the other.
 
     Args:
         module (`torch.nn.Module`): The module; it stays as it is, and hooks are not copied.
@@ -171,7 +168,7 @@ def _hook_dicts(module: nn.Module) -> tuple[dict[int, Any], ...]:
 
 
 def _is_clock(hook: Any) -> bool:
-    """Whether a hook brings the timestep to LoRAs, which do not run without it; others see whole models only."""
+    """Whether a hook gives LoRAs the timestep, without which they cannot run; other hooks see whole models only."""
     return isinstance(getattr(hook, "__self__", None), TimestepClock)
 
 
@@ -209,10 +206,10 @@ def _empty(module: nn.Module, *shape: int) -> torch.Tensor:
 
 
 def _denoise(module: Any, workload: Workload) -> Callable[[], Any]:
-    """One call of a transformer or a ControlNet."""
+    """Return one call of a transformer or a ControlNet."""
     config, batch = module.config, workload.batch
     is_net = hasattr(module, "controlnet_x_embedder")
-    image = workload.picture_tokens if is_net else workload.image_tokens
+    image = workload.canvas_tokens if is_net else workload.image_tokens
     text = workload.prompt_tokens + workload.appended_tokens if is_net else workload.text_tokens
 
     def call() -> Any:
@@ -238,7 +235,7 @@ def _denoise(module: Any, workload: Workload) -> Callable[[], Any]:
 def _control(module: Any, workload: Workload) -> dict[str, torch.Tensor]:
     pixels = getattr(module, "input_hint_block", None) is not None
     channels = module.controlnet_x_embedder.in_features
-    shape = (3, workload.height, workload.width) if pixels else (workload.picture_tokens, channels)
+    shape = (3, workload.height, workload.width) if pixels else (workload.canvas_tokens, channels)
     inputs = {"controlnet_cond": _empty(module, workload.batch, *shape)}
     if getattr(module, "union", False):
         inputs["controlnet_mode"] = _ids(workload.batch, 1)
@@ -263,18 +260,17 @@ def _decoded_size(workload: Workload) -> tuple[int, int]:
 
 
 def _plane_bytes(workload: Workload) -> int:
-    """The picture that tiles are blended into: the sums in float32 and their weights."""
+    """Count the bytes of the image that tiles are blended into: the sums in float32 and their weights."""
     height, width = _decoded_size(workload)
     return workload.batch * height * width * 4 * 4
 
 
 def set_tiling(vae: Any, tile: int | None) -> None:
-    """
-    Switch an autoencoder's tiling and slicing on, or both off.
+    """Enable an autoencoder's tiling and slicing, or disable both.
 
     Args:
         vae (`AutoencoderKL` or [`AutoencoderKLFlux`]): The autoencoder.
-        tile (`int`, *optional*): Side of a tile in pixels; `None` decodes all pictures at once, untiled.
+        tile (`int`, *optional*): Side of a tile in pixels; `None` decodes all images at once, untiled.
     """
     if tile is None:
         vae.disable_tiling()

@@ -1,4 +1,4 @@
-"""How much memory a piece of code holds at most, counted tensor by tensor, on any device, the meta device included."""
+"""Peak memory of a piece of code, counted tensor by tensor, on any device including meta."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """
-    Counts the bytes of the storages that are made inside of it and still live, and remembers their peak.
+    """Counts the bytes of live storages that were created inside it, and remembers their peak.
 
-    What eager PyTorch allocates for results is counted exactly; scratch memory inside of a kernel is not seen.
+    What eager PyTorch allocates for results is counted exactly; scratch memory inside a kernel is not.
 
     Attributes:
-        live (`int`): Bytes that live now.
-        peak (`int`): The most that lived at once.
+        live (`int`): Current bytes.
+        peak (`int`): Largest number of bytes at once.
     """
 
     def __init__(self) -> None:
@@ -54,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _FlashAttention(TorchFunctionMode):
-    """Attention that holds its result, the sums of its rows and the mask as numbers, as the fused kernels do.
+    """Count attention as the fused kernels hold it: the result, the sums of its rows and the mask as numbers.
 
     On the meta device PyTorch would choose the kernel that holds the whole matrix of scores.
     """
@@ -74,8 +73,7 @@ class _FlashAttention(TorchFunctionMode):
 
 
 def peak_bytes(call: Callable[[], Any], fused_attention: bool = True) -> int:
-    """
-    The most bytes of tensors that live at once while `call` runs, without those that were there before.
+    """Return the peak bytes of tensors that `call` creates.
 
     Args:
         call (`Callable`): Runs once; on meta tensors it takes neither memory nor much time.

@@ -1,4 +1,4 @@
-"""One model under a VRAM budget: its weights in groups that come to the card and leave it."""
+"""A model under a VRAM budget, whose weights come to the card and leave it in groups."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ REST = ""
 
 
 class EntryHook(ModelHook):
-    """Tells the budget that a model is about to run. It has no `new_forward`, so hooks above and below it live on."""
+    """Tells the budget that a model is about to run. Without a `new_forward` it leaves hooks around it intact."""
 
     def __init__(self, budget: Any, name: str) -> None:
         super().__init__()
         self.budget, self.name = budget, name
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Bring the model's weights and its inputs to the card."""
+        """Move the model's weights and its inputs to the card."""
         self.budget.enter(self.name, kwargs)
         return send_to_device(args, self.budget.device), send_to_device(kwargs, self.budget.device)
 
 
 class _MarkerHook(GroupOffloadingHook):
-    """Shows diffusers that a model is group offloaded, and where it runs; the budget moves its weights."""
+    """Shows diffusers that a model is group offloaded, and its device; the budget moves the weights."""
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         return module
@@ -63,7 +63,7 @@ class _MarkerHook(GroupOffloadingHook):
 
 
 class _StreamHook(_MarkerHook):
-    """Brings a streamed block for its turn."""
+    """Loads a streamed block for its turn."""
 
     def __init__(self, group: Any, config: Any, part: PlacedModel, name: str) -> None:
         super().__init__(group, config=config)
@@ -80,16 +80,15 @@ class _StreamHook(_MarkerHook):
 
 
 class PlacedModel:
-    """
-    A model whose weights are where its plan says.
+    """A model whose weights are where its plan says.
 
     Args:
         module (`torch.nn.Module`): The model.
         plan (`ComponentPlan`): Its plan.
         device (`torch.device`): Where it runs.
         stream (`torch.Stream`, *optional*): The side stream that copies; without it copies wait.
-        folder (`Path`, *optional*): Where blocks are written that are read from disk.
-        budget (`VRAMBudget`): Is told when the model runs.
+        folder (`Path`, *optional*): Folder for blocks that are read from disk.
+        budget (`VRAMBudget`): Notified when the model runs.
 
     Attributes:
         loaded (`set[str]`): Names of the parts that are on the card; `""` stands for the rest.
@@ -124,7 +123,7 @@ class PlacedModel:
     # ---- what the budget asks for -----------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Bring what stays during the phase, and start the copy of the first block that streams."""
+        """Load what stays during the phase, and start copying the first streamed block."""
         missing = [name for name in (REST, *self.plan.resident) if name in self.groups and name not in self.loaded]
         for name in missing:
             self._load(name)
@@ -136,7 +135,7 @@ class PlacedModel:
                 self._load(first)
 
     def evict(self, keeps: frozenset[tuple[str, str]] = frozenset()) -> bool:
-        """Send everything away that may not stay; says whether there was anything."""
+        """Evict everything that may not stay, and return whether there was anything."""
         leaving = [name for name in self.loaded if (self.plan.name, name) not in keeps]
         for name in leaving:
             self._unload(name)
@@ -146,14 +145,14 @@ class PlacedModel:
         return self.disk.evict(blocks) or bool(leaving)
 
     def evict_streamed(self) -> None:
-        """Send away blocks that were prefetched for a turn that did not come."""
+        """Evict blocks that were prefetched but not used."""
         if self.disk is not None:
             self.disk.release()
         for name in self.loaded & self.plan.streamed.keys():
             self._unload(name)
 
     def use(self, name: str) -> None:
-        """Have a streamed block on the card, and the next one on its way."""
+        """Load a streamed block, and start copying the next one."""
         following = self._following(name)
         self._keep_streamed(name, following)
         if name not in self.loaded:
@@ -165,12 +164,12 @@ class PlacedModel:
             self.stream.synchronize()
 
     def release(self, name: str) -> None:
-        """A streamed block has had its turn."""
+        """Release a streamed block after its turn."""
         if name in self.loaded:
             self._unload(name)
 
     def is_intact(self) -> bool:
-        """Whether the hooks that move the weights are still there: diffusers replaces them when LoRAs change."""
+        """Whether the hooks that move the weights are in place: diffusers replaces them when LoRAs change."""
         if self.plan.level == "leaves":
             return True
         hooks = (
@@ -179,8 +178,7 @@ class PlacedModel:
         return all(isinstance(hook, _MarkerHook) for hook in hooks)
 
     def restore(self, keep_entry_hook: bool = False) -> None:
-        """
-        Take the hooks away; the weights are in host memory, or where they were if they never leave the card.
+        """Remove the hooks; the weights are in host memory afterwards, or on the card if they never leave it.
 
         Args:
             keep_entry_hook (`bool`, *optional*, defaults to `False`): Whether the model will be placed again.
@@ -200,7 +198,7 @@ class PlacedModel:
         self.loaded.clear()
 
     def take_from_disk(self) -> None:
-        """Have weights in host memory that were written to disk for the budget."""
+        """Load weights into host memory that were written to disk for the budget."""
         if self.disk is not None and self.disk.written and stream_of(self.module) is self.disk:
             self.disk.unplace()
             detach(self.module, self.disk, as_stored=is_stored_in_fewer_bits(self.module))
@@ -216,7 +214,7 @@ class PlacedModel:
             apply_layerwise_casting(block, dtype, computes, skip_modules_pattern=KEPT_PRECISE)
 
     def _place_on_disk(self) -> DiskStream:
-        """Have blocks read from the files that the model is streamed from already, or from files written here."""
+        """Read blocks from the files that the model is already streamed from, or from files written here."""
         stream = stream_of(self.module)
         if stream is None:
             plan = make_plan(self.module, None, list(streamable_blocks(self.module)), None,
@@ -298,7 +296,7 @@ class PlacedModel:
 
 
 def entries(module: nn.Module) -> list[nn.Module]:
-    """The modules whose `forward` begins a run: an autoencoder's own is not called to encode or to decode."""
+    """Return the modules whose `forward` begins a run: an autoencoder's own is not called to encode or decode."""
     if not isinstance(module, AutoencoderKL):
         return [module]
     parts = (module.quant_conv, module.encoder, module.post_quant_conv, module.decoder)
@@ -306,7 +304,7 @@ def entries(module: nn.Module) -> list[nn.Module]:
 
 
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """Changes when weights are added, taken away or fused."""
+    """Return a value that changes when weights are added, removed or fused."""
     layers = [layer for layer in module.modules() if hasattr(layer, "merged_adapters")]
     merged = tuple(tuple(layer.merged_adapters) for layer in layers)  # type: ignore[arg-type]
     return sum(1 for _ in module.parameters()), merged

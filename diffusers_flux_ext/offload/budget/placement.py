@@ -1,4 +1,4 @@
-"""Choosing what stays on the card, what streams and what goes to disk."""
+"""Choose what stays on the card, what streams and what goes to disk."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ SMALL = 2**29
 
 @dataclass(frozen=True)
 class Need:
-    """
-    What a model needs, before it is decided where it goes.
+    """What a model needs, as input of the placement.
 
     Attributes:
         name (`str`), kind (`str`), phase (`str`): As in [`ComponentPlan`].
-        rest (`int`): Bytes of what belongs to no block.
+        rest (`int`): Bytes outside the blocks.
         blocks (`Mapping[str, int]`): Bytes of the blocks, in the order they run.
         leaves (`Sequence[int]`): Bytes of the layers.
         activations (`int`): Peak bytes of activations, the copy of a stored layer in its computing type included.
-        held (`int`): Bytes it leaves on the card for the rest of the phase.
+        held (`int`): Bytes that it leaves on the card for the rest of the phase.
         assumed (`bool`): Whether `activations` are assumed.
-        storage_dtype (`torch.dtype`, *optional*): What the blocks are stored in.
+        storage_dtype (`torch.dtype`, *optional*): Data type that the blocks are stored in.
         from_disk (`bool`): Whether blocks are read from files, which needs whole blocks and buffers for them.
     """
 
@@ -51,8 +50,7 @@ class Need:
 
 
 def place(needs: Sequence[Need], available: int) -> tuple[list[ComponentPlan], list[str]]:
-    """
-    Place the weights of all models.
+    """Place the weights of all models.
 
     Args:
         needs (`Sequence[Need]`): The models, in the order they run.
@@ -82,21 +80,20 @@ def place(needs: Sequence[Need], available: int) -> tuple[list[ComponentPlan], l
 
 
 def by_phase(plans: Sequence[ComponentPlan]) -> Iterator[tuple[str, list[ComponentPlan]]]:
-    """The phases in their order, each with its models."""
+    """Group models by phase, in order."""
     for phase in dict.fromkeys(plan.phase for plan in plans):
         yield phase, [plan for plan in plans if plan.phase == phase]
 
 
 def phase_bytes(plans: Collection[ComponentPlan], needs: Sequence[Need]) -> int:
-    """Peak bytes of a phase without what other phases leave on the card."""
+    """Count the peak bytes of a phase, without what other phases leave on the card."""
     weights = sum(plan.held for plan in plans)
     running = max((plan.window + plan.activations for plan in plans), default=0)
     return weights + running + sum(need.held for need in needs)
 
 
 def phase_plans(plans: Sequence[ComponentPlan], needs: Sequence[Need], available: int) -> list[PhasePlan]:
-    """
-    What each phase takes, and what of the other phases may stay meanwhile: the loop's first, then the largest.
+    """Plan what each phase takes and what of other phases may stay: the loop's parts first, then the largest.
 
     Args:
         plans (`Sequence[ComponentPlan]`): The places.
@@ -124,7 +121,7 @@ def phase_plans(plans: Sequence[ComponentPlan], needs: Sequence[Need], available
 
 
 def mark_staying(plans: Sequence[ComponentPlan], phases: Sequence[PhasePlan]) -> list[ComponentPlan]:
-    """Mark the models that no phase sends away: they need no copy in host memory."""
+    """Mark the models that no phase evicts: they need no copy in host memory."""
     marked = []
     for plan in plans:
         others = [phase for phase in phases if phase.name != plan.phase]
@@ -135,15 +132,14 @@ def mark_staying(plans: Sequence[ComponentPlan], phases: Sequence[PhasePlan]) ->
 
 
 def send_to_disk(plans: Sequence[ComponentPlan], ram_budget: int) -> tuple[list[ComponentPlan], int]:
-    """
-    Move blocks from host memory to disk until the rest fits: what is read rarely goes first.
+    """Move blocks from host memory to disk until the rest fits, starting with those that are read least often.
 
     Args:
         plans (`Sequence[ComponentPlan]`): The places.
         ram_budget (`int`): Bytes of host memory for weights.
 
     Returns:
-        `tuple[list[ComponentPlan], int]`: The places, and the bytes that are still over the budget.
+        `tuple[list[ComponentPlan], int]`: The places, and the bytes that still exceed the budget.
     """
     changed = {plan.name: plan for plan in plans}
 
@@ -169,7 +165,7 @@ def send_to_disk(plans: Sequence[ComponentPlan], ram_budget: int) -> tuple[list[
 
 
 def smallest_phases(needs: Sequence[Need]) -> dict[str, int]:
-    """Minimum bytes that each phase needs."""
+    """Return the minimum bytes that each phase needs."""
     found: dict[str, int] = {}
     for phase in dict.fromkeys(need.phase for need in needs):
         members = [need for need in needs if need.phase == phase]
@@ -183,7 +179,7 @@ def _smallest_window(need: Need) -> int:
 
 
 def _leaf_window(need: Need, prefetch: bool) -> int:
-    """A layer, with prefetch the next one, or all there is."""
+    """Count the bytes of a layer and, with prefetch, the next one; at most all of them."""
     return min(need.total, (1 + prefetch) * max(need.leaves, default=0))
 
 
@@ -213,7 +209,7 @@ def _plan(need: Need, level: str, resident: set[str], prefetch: bool) -> Compone
 
 
 def _window(need: Need, sizes: list[int], prefetch: bool) -> int:
-    """The most bytes of streamed blocks at once: a block, and with prefetch its follower."""
+    """Count the most bytes of streamed blocks at once: a block and, with prefetch, the next one."""
     if not prefetch or len(sizes) < 2:
         return max(sizes, default=0)
     if need.from_disk:
@@ -223,7 +219,7 @@ def _window(need: Need, sizes: list[int], prefetch: bool) -> int:
 
 
 def _ways(need: Need) -> Iterator[ComponentPlan]:
-    """The ways to run a model with none of its blocks on the card, fastest first."""
+    """Return the ways to run a model without resident blocks, fastest first."""
     if len(need.blocks) > 1:
         yield _plan(need, "blocks", set(), prefetch=True)
     if need.blocks:
@@ -238,13 +234,13 @@ def _ways(need: Need) -> Iterator[ComponentPlan]:
 
 
 def _place_one(need: Need, available: int) -> ComponentPlan:
-    """A model that runs once: whole if it is small, otherwise block by block, which copies no more."""
+    """Place a model that runs once: whole if it is small, otherwise block by block, which copies no more."""
     ways = [*([_whole(need)] if need.total <= SMALL or len(need.blocks) < 2 else []), *_ways(need)]
     return next((way for way in ways if phase_bytes([way], [need]) <= available), ways[-1])
 
 
 def _place_loop(needs: Sequence[Need], available: int) -> list[ComponentPlan]:
-    """Models that run in turn, many times: as many blocks as fit stay."""
+    """Place models that run in turn, many times: as many blocks as fit stay."""
     order = _order(needs)
     for prefetch in (True, False):
         for count in range(len(order), -1, -1):
@@ -269,8 +265,7 @@ def _place_loop(needs: Sequence[Need], available: int) -> list[ComponentPlan]:
 
 
 def _order(needs: Sequence[Need]) -> list[tuple[str, str]]:
-    """
-    The blocks in the order in which they earn a place on the card.
+    """Sort blocks by priority for a place on the card.
 
     Large blocks first: a double block holds twice the weights of a single one for the same computing, so copying it
     is hardest to hide, and the window for streaming is as large as the largest block that streams. Blocks of one size
@@ -285,7 +280,7 @@ def _order(needs: Sequence[Need]) -> list[tuple[str, str]]:
 
 
 def _spread(count: int) -> list[int]:
-    """Indices below `count`, the first one first, so that every prefix is spread evenly."""
+    """Return the indices below `count`, from 0 on, ordered so that every prefix is spread evenly."""
     bits = max(1, (count - 1).bit_length())
     reversed_bits = (int(format(number, f"0{bits}b")[::-1], 2) for number in range(2**bits))
     return [index for index in reversed_bits if index < count]

@@ -1,4 +1,4 @@
-"""What a VRAM plan says, as a table and as a dict."""
+"""VRAM plans, and how they are shown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ Level = Literal["whole", "blocks", "leaves"]
 
 
 class VRAMBudgetError(ValueError):
-    """
-    A budget that cannot be kept.
+    """Raised for a budget that cannot be kept.
 
     Attributes:
         smallest_gib (`float`): The smallest budget that works for the same call.
@@ -30,23 +29,22 @@ class VRAMBudgetError(ValueError):
 
 @dataclass(frozen=True)
 class ComponentPlan:
-    """
-    Where one model's weights are.
+    """Where one model's weights are.
 
     Attributes:
         name (`str`): The component's name in the pipeline, or `Condition.field` for a condition's module.
         kind (`str`): Its class.
         phase (`str`): The phase it runs in.
         level (`"whole"`, `"blocks"` or `"leaves"`):
-            What comes to the card at once: all of it, block after block, or layer after layer.
-        rest (`int`): Bytes of what belongs to no block.
+            What comes to the card at once: the whole model, a block, or a layer.
+        rest (`int`): Bytes outside the blocks.
         resident (`dict[str, int]`): Bytes of the blocks that stay on the card during the phase.
         streamed (`dict[str, int]`): Bytes of the blocks that come for their own turn only.
         prefetch (`bool`): Whether the next streamed block is copied while one runs.
         activations (`int`): Peak bytes of activations.
         assumed (`bool`): Whether `activations` are assumed rather than counted.
         window (`int`): Bytes of the streamed weights that are on the card at once.
-        storage_dtype (`torch.dtype`, *optional*): What the blocks' weights are stored in.
+        storage_dtype (`torch.dtype`, *optional*): Data type that the blocks' weights are stored in.
         from_disk (`bool`): Whether blocks are read from files, at least once.
         on_disk (`frozenset[str]`): Names of the blocks that are read from disk whenever they come to the card.
         stays (`bool`): Whether it never leaves the card, so that no copy is held in host memory.
@@ -75,7 +73,7 @@ class ComponentPlan:
 
     @property
     def held(self) -> int:
-        """Bytes of its weights that are on the card during its phase, streamed ones aside."""
+        """Bytes of its weights on the card during its phase, without streamed ones."""
         return 0 if self.level == "leaves" else self.rest + sum(self.resident.values())
 
     @property
@@ -87,7 +85,7 @@ class ComponentPlan:
 
     @property
     def disk_window(self) -> int:
-        """Host memory that blocks from disk pass through: the one that is copied, and the next one."""
+        """Host memory for blocks from disk: the one that is copied, and the next one."""
         largest = max((self._parts[name] for name in self.on_disk), default=0)
         # Sizes of pinned memory are rounded up to powers of two.
         return 2 << (largest - 1).bit_length() if largest else 0
@@ -116,8 +114,7 @@ class ComponentPlan:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """
-    One part of a call, and the most memory it takes.
+    """One part of a call, and the most memory it takes.
 
     Attributes:
         name (`str`): The component that runs, or `"loop"`.
@@ -135,23 +132,22 @@ class PhasePlan:
 
     @property
     def peak(self) -> int:
-        """Bytes at most."""
+        """Largest number of bytes at once."""
         return self.weights + self.activations + self.kept
 
 
 @dataclass(frozen=True)
 class VRAMPlan:
-    """
-    A plan from [`plan_vram`]; print it to read it.
+    """A plan from [`plan_vram`]; print it to read it.
 
     Attributes:
-        budget_gib (`float`): What may be taken.
+        budget_gib (`float`): GiB that may be used.
         margin (`int`): Bytes of the budget left for the scratch memory of kernels and for fragments.
-        workload (`Workload`): The call it holds for.
+        workload (`Workload`): The call that it was made for.
         components (`tuple[ComponentPlan, ...]`): Where the weights are.
         phases (`tuple[PhasePlan, ...]`): The parts of a call in their order.
         vae_tile (`int`, *optional*): Side of the autoencoder's tiles in pixels; `None` is untiled.
-        offload_dir (`str`, *optional*): Where blocks on disk are written.
+        offload_dir (`str`, *optional*): Folder for blocks on disk.
         options (`dict[str, Any]`): The arguments it was made with, to make it again.
     """
 
@@ -166,30 +162,30 @@ class VRAMPlan:
 
     @property
     def peak_gib(self) -> float:
-        """The largest peak of a phase."""
+        """Largest peak of a phase, in GiB."""
         return max(phase.peak for phase in self.phases) / GIB
 
     @property
     def host_gib(self) -> float:
-        """Host memory of the weights' copies."""
+        """Host memory of the weights' copies, in GiB."""
         return host_bytes(self.components) / GIB
 
     @property
     def streamed_gib(self) -> float:
-        """What is copied to the card in each step of the loop."""
+        """GiB that are copied to the card in each step of the loop."""
         loop = [each for each in self.components if each.phase == "loop"]
         return sum(each.total if each.level == "leaves" else sum(each.streamed.values()) for each in loop) / GIB
 
     def component(self, name: str) -> ComponentPlan:
-        """The plan of one component."""
+        """Return the plan of one component."""
         return next(each for each in self.components if each.name == name)
 
     def phase(self, name: str) -> PhasePlan:
-        """The plan of one phase."""
+        """Return the plan of one phase."""
         return next(each for each in self.phases if each.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain values, sizes in GiB."""
+        """Return the plan as plain values, sizes in GiB."""
         return {
             "budget_gib": self.budget_gib,
             "peak_gib": self.peak_gib,
@@ -237,7 +233,7 @@ class VRAMPlan:
 
 
 def host_bytes(plans: Collection[ComponentPlan]) -> int:
-    """Host memory of the copies of all models, of which one runs at a time."""
+    """Count the host memory of all models' copies, of which one runs at a time."""
     return sum(plan.host_bytes for plan in plans) + max((plan.disk_window for plan in plans), default=0)
 
 
@@ -265,7 +261,7 @@ def _gib(number: int) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of a Markdown table; the first row is the head."""
+    """Format rows as a Markdown table; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in lines]

@@ -1,4 +1,4 @@
-"""Making a plan of where the weights of a pipeline are in a call."""
+"""Plan where the weights of a pipeline are in a call."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ def plan_vram(
     max_sequence_length: int = 512,
     added: Sequence[Demand] = (),
 ) -> VRAMPlan:
-    """
-    Plan where the weights of a pipeline are, so that a call stays within a budget.
+    """Plan where the weights of a pipeline are, so that a call stays within a budget.
 
-    Nothing is moved, and models on the meta device do: sizes come from shapes, and activations from a run of each
+    Nothing is moved, and models on the meta device suffice: sizes come from shapes, and activations from a run of each
     model on the meta device in which the tensors that live at once are counted.
 
     Args:
@@ -48,24 +47,24 @@ def plan_vram(
             A FLUX.1 pipeline of this package or of diffusers, or its models by name.
         budget_gib (`float`, *optional*, defaults to 8):
             GiB that PyTorch may take on the card. The CUDA context and other programs come on top.
-        height (`int`, *optional*, defaults to 1024): The largest picture, in pixels.
-        width (`int`, *optional*, defaults to 1024): The largest picture, in pixels.
+        height (`int`, *optional*, defaults to 1024): The largest image, in pixels.
+        width (`int`, *optional*, defaults to 1024): The largest image, in pixels.
         batch (`int`, *optional*, defaults to 1): Prompts times `num_images_per_prompt`.
         conditions (`Sequence[FluxCondition]`, *optional*): Their modules are planned too, and their tokens counted.
         storage_dtype (`torch.dtype` or `Mapping[str, torch.dtype]`, *optional*):
             `torch.float8_e4m3fn` stores the blocks of the transformer and of the ControlNets in half the size, at a
             loss; a mapping names the models. By default nothing is cast.
-        ram_budget_gib (`float`, *optional*): GiB of host memory for weights; what is over goes to `offload_dir`.
-        offload_dir (`str` or `os.PathLike`, *optional*): Where blocks are written that host memory has no room for.
+        ram_budget_gib (`float`, *optional*): GiB of host memory for weights; the rest goes to `offload_dir`.
+        offload_dir (`str` or `os.PathLike`, *optional*): Folder for blocks that do not fit into host memory.
         max_sequence_length (`int`, *optional*, defaults to 512): Text tokens of the prompt.
-        added (`Sequence[Demand]`, *optional*): What conditions add that are not at hand.
+        added (`Sequence[Demand]`, *optional*): Demands of conditions that are not passed in `conditions`.
 
     Returns:
         `VRAMPlan`: print it to read it.
 
     Raises:
         VRAMBudgetError: if the budget is too small; the message says the smallest that works.
-        TypeError: if `conditions` holds something else than conditions.
+        TypeError: if `conditions` holds something other than conditions.
         ValueError: if an argument is out of range.
     """
     _check(budget_gib=budget_gib, height=height, width=width, batch=batch, max_sequence_length=max_sequence_length)
@@ -93,14 +92,13 @@ def plan_modules(
     offload_dir: str | None,
     options: Mapping[str, Any],
 ) -> VRAMPlan:
-    """
-    A plan for models and a call, as [`plan_vram`] makes it.
+    """Plan models for a call, see [`plan_vram`].
 
     Args:
         modules (`Mapping[str, torch.nn.Module]`): The models.
         budget_gib (`float`): The budget.
         workload (`Workload`): The call.
-        offload_dir (`str`, *optional*): Where blocks on disk go.
+        offload_dir (`str`, *optional*): Folder for blocks on disk.
         options (`Mapping[str, Any]`): `storage_dtype` and `ram_budget_gib` of [`plan_vram`].
 
     Returns:
@@ -141,7 +139,7 @@ def _needs(
     from_disk: Collection[str],
     available: int,
 ) -> tuple[list[Need], int | None]:
-    """What the models need, and the tiles of the autoencoder."""
+    """Return what the models need, and the tile size of the autoencoder."""
     needs, tile = [], None
     for name, module in modules.items():
         if is_autoencoder(module):
@@ -177,7 +175,7 @@ def _too_small(
     smallest = math.ceil((max(phases.values()) + MARGIN_BYTES) / (1 - MARGIN_SHARE) / GIB * 100 + 1) / 100
     worst = max(phases, key=lambda phase: phases[phase])
     hints = [] if storage or worst not in ("loop",) else ["`storage_dtype=torch.float8_e4m3fn`"]
-    hints += [f"a smaller picture than {workload.width} x {workload.height}"]
+    hints += [f"a smaller image than {workload.width} x {workload.height}"]
     hints += ["a smaller batch"] if workload.batch > 1 else []
     hints += ["fewer or smaller references"] if workload.reference_tokens and worst == "loop" else []
     hints += ["fewer conditions"] if len([need for need in needs if need.phase == "loop"]) > 1 else []

@@ -13,8 +13,7 @@ from .plan import GIB, text_table
 
 
 class PeakMeter:
-    """
-    Measures the peak of each phase where the device counts memory.
+    """Measures the peak of each phase where the device counts memory.
 
     Args:
         device (`torch.device`): Where the pipeline runs.
@@ -33,26 +32,25 @@ class PeakMeter:
         return self.device.type == "cuda"
 
     def open(self) -> None:
-        """A phase begins."""
+        """Begin a phase."""
         if self.measures:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def close(self, phase: str | None) -> None:
-        """A phase ends, or is looked at while it lasts."""
+        """Record the peak of the current phase, at its end or while it lasts."""
         if self.measures and phase is not None:
             peak = torch.cuda.max_memory_allocated(self.device)
             self.peaks[phase] = max(peak, self.peaks.get(phase, 0))
 
     def empty_cache(self) -> None:
-        """Give memory of evicted weights back: it was taken for the side stream, and results are made on another."""
+        """Free the memory of evicted weights: it belongs to the side stream, and results are made on another."""
         if self.measures:
             torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """
-    Peaks of the phases in GiB.
+    """Peaks of the phases in GiB.
 
     Attributes:
         device (`str`): Where the pipeline runs.
@@ -60,7 +58,7 @@ class MemoryReport:
         predicted (`dict[str, float]`): Predicted peaks.
         measured (`dict[str, float]`): Measured peaks of the phases that ran; empty without a GPU.
         host_predicted (`float`): Predicted host memory of the weights.
-        host_measured (`float`, *optional*): Peak resident memory of the whole process, where the system tells it.
+        host_measured (`float`, *optional*): Peak resident memory of the whole process, where the system reports it.
     """
 
     device: str
@@ -72,7 +70,7 @@ class MemoryReport:
 
     @classmethod
     def of(cls, budget: Any) -> MemoryReport:
-        """The report of a [`VRAMBudget`]."""
+        """Make the report of a [`VRAMBudget`]."""
         budget.meter.close(budget.phase)
         return cls(
             device=str(budget.device),
@@ -84,7 +82,7 @@ class MemoryReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """Return the report as plain values."""
         return dict(vars(self))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Having a module read its blocks, and giving it ordinary weights back."""
+"""Attach a stream to a module, and turn streamed weights into ordinary ones again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOOK = "disk_streaming"
 
 
 class _NeedBlock(ModelHook):
-    """Brings a block's weights before the first of its layers runs.
+    """Loads a block's weights before the first of its layers runs.
 
     It sits on the layers, not on the block: a cache that skips a block then never causes it to be read, whichever of
     the two was there first.
@@ -47,15 +47,14 @@ def attach(
     staging: int = 2,
     dtype: torch.dtype | None = None,
 ) -> DiskStream:
-    """
-    Have a module read its blocks as planned.
+    """Attach a stream that reads a module's blocks as planned.
 
     Args:
         module (`nn.Module`): The module.
         plan (`StreamingPlan`): From [`make_plan`].
         device (`torch.device`): Where it computes.
         read_ahead (`int`, *optional*, defaults to 1), staging (`int`, *optional*, defaults to 2): See [`DiskStream`].
-        dtype (`torch.dtype`, *optional*): What weights outside of the blocks compute in.
+        dtype (`torch.dtype`, *optional*): Data type that weights outside the blocks compute in.
 
     Returns:
         `DiskStream`
@@ -76,8 +75,7 @@ def attach(
 
 
 def detach(module: nn.Module, stream: DiskStream, as_stored: bool = False) -> None:
-    """
-    Make streamed weights ordinary parameters again.
+    """Turn streamed weights into ordinary parameters again.
 
     Args:
         module (`nn.Module`): The module.
@@ -105,7 +103,7 @@ def _owners(block: StreamedBlock) -> list[nn.Module]:
 
 
 def _fill_resident(plan: StreamingPlan, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Give the module what the file has besides the streamed weights."""
+    """Load the weights of the file that are not streamed."""
     reader = FileReader({plan.files[key].path for key in plan.resident})
     try:
         for key, tied in plan.resident.items():

@@ -1,4 +1,4 @@
-"""Which pieces of safetensors files hold a block, and reading them."""
+"""Locate the bytes of a block in safetensors files, and read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST_GAP = 2**20
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of bytes of a file that is read at once, and where it goes in a buffer."""
+    """A run of bytes of a file that is read at once, and its place in a buffer."""
 
     path: Path
     start: int
@@ -30,8 +30,7 @@ class Piece:
 
 
 def plan_pieces(tensors: Iterable[StoredTensor]) -> tuple[list[Piece], dict[str, int], int]:
-    """
-    The reads that bring some tensors into one buffer; neighbours in a file are read together.
+    """Plan the reads that load tensors into one buffer; neighbours in a file are read together.
 
     Args:
         tensors (`Iterable[StoredTensor]`): The tensors.
@@ -58,20 +57,19 @@ def plan_pieces(tensors: Iterable[StoredTensor]) -> tuple[list[Piece], dict[str,
 
 
 def byte_view(buffer: torch.Tensor) -> memoryview:
-    """The memory of a contiguous one-dimensional `uint8` tensor on the CPU."""
+    """Return the memory of a contiguous one-dimensional `uint8` tensor on the CPU."""
     array: Any = buffer.numpy()
     return memoryview(array)
 
 
 class FileReader:
-    """
-    Reads pieces of files into buffers that stay the same, and leaves nothing in the page cache.
+    """Reads pieces of files into reused buffers, and leaves nothing in the page cache.
 
     A memory map would be simpler, but its pages count as resident and it reads in small steps. One thread may use it
     at a time.
 
     Args:
-        paths (`Iterable[Path]`): The files; they stay open, so that a file that takes the place of one is not read.
+        paths (`Iterable[Path]`): The files. They stay open, so that a file that replaces one of them is not read.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -83,7 +81,7 @@ class FileReader:
         return stat.st_size, stat.st_mtime_ns
 
     def read(self, pieces: Iterable[Piece], buffer: torch.Tensor) -> int:
-        """Reads `pieces` into a `uint8` buffer on the CPU; returns the number of bytes. A changed file raises."""
+        """Read `pieces` into a `uint8` CPU buffer and return the number of bytes; raise if a file was changed."""
         target = byte_view(buffer)
         count = 0
         for piece in pieces:
@@ -109,6 +107,6 @@ class FileReader:
             os.posix_fadvise(file.fileno(), piece.start, len(target), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for file in self._files.values():
             file.close()

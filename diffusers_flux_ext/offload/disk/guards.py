@@ -1,4 +1,4 @@
-"""What else may happen to a module while it is streamed: moved, cast, saved, loaded, fused."""
+"""Guards for a streamed module that is moved, cast, saved, loaded or fused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MARKS = (*_GUARDED, _HANDLES, STREAM)
 
 
 def add_guards(module: nn.Module, stream: DiskStream, folders: set[Path]) -> None:
-    """Put methods on `module` that know of streamed weights, in place of those of its class."""
+    """Override methods of `module` with ones that handle streamed weights."""
     weights = {weight.name: weight for block in stream.blocks for weight in block.weights}
     module.__dict__["_apply"] = partial(_apply, module, stream)
     if hasattr(module, "save_pretrained"):
@@ -44,7 +44,7 @@ def add_guards(module: nn.Module, stream: DiskStream, folders: set[Path]) -> Non
 
 
 def remove_guards(module: nn.Module) -> None:
-    """Give `module` the methods of its class back."""
+    """Restore the methods of the class of `module`."""
     for handle in module.__dict__.pop(_HANDLES):
         handle.remove()
     for name in _GUARDED:
@@ -52,7 +52,7 @@ def remove_guards(module: nn.Module) -> None:
 
 
 def _apply(module: nn.Module, stream: DiskStream, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`Module._apply` for what is resident; streamed weights follow with their device and data type."""
+    """Run `Module._apply` on resident weights; streamed ones take on their device and data type."""
     type(module)._apply(module, fn, recurse)
     stream.release()
     for block in stream.blocks:
@@ -93,13 +93,13 @@ def _refuse_load(
 
 
 class _MappedFiles:
-    """Maps files into memory when a tensor is first asked for; nothing is read until it is used."""
+    """Maps files into memory on first use; nothing is read before a tensor is used."""
 
     def __init__(self) -> None:
         self._files: dict[Path, Any] = {}
 
     def tensor(self, weight: StreamedWeight) -> Tensor:
-        """A weight as it is stored."""
+        """Return a weight as it is stored."""
         if weight.path not in self._files:
             self._files[weight.path] = safe_open(weight.path, framework="pt")
         return self._files[weight.path].get_tensor(weight.name)

@@ -1,4 +1,4 @@
-"""Bringing blocks from disk through host memory to the device, reading ahead."""
+"""Load blocks from disk through host memory to the device, reading ahead."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from .weights import StreamedBlock
 
 @dataclass
 class DiskStreamingStats:
-    """
-    What streaming has done so far.
+    """Statistics of a stream.
 
     Attributes:
         bytes_read (`int`): Bytes read from disk.
         blocks_read (`int`): Blocks read from disk.
         read_seconds (`float`): Time spent reading, in the background.
-        wait_seconds (`float`): Time in which computing had to wait for a block.
+        wait_seconds (`float`): Time that computation waited for blocks.
         blocks_waited (`int`): Blocks that were not ready when they were needed.
-        blocks_unused (`int`): Blocks that were read ahead in vain.
+        blocks_unused (`int`): Blocks that were read ahead but not used.
     """
 
     bytes_read: int = 0
@@ -46,13 +45,13 @@ class Slot:
         self.release()
 
     def release(self) -> None:
-        """Mark that what was enqueued so far is the last to use the buffer's content."""
+        """Mark the work enqueued so far as the last that uses the buffer's content."""
         if self.buffer.is_cuda:
             self.released = torch.cuda.current_stream(self.buffer.device).record_event()
 
 
 class _Reader:
-    """Reads blocks into staging buffers in host memory, one of them ahead. Runs in a thread of its own.
+    """Reads blocks into staging buffers in host memory, one block ahead, in a thread of its own.
 
     Args:
         reader (`FileReader`): Reads the files.
@@ -67,7 +66,7 @@ class _Reader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="disk-reading")
 
     def take(self, block: StreamedBlock) -> tuple[Tensor, Tensor | None]:
-        """The bytes of a block in host memory, and the staging buffer that they are in."""
+        """Return the bytes of a block in host memory, and the staging buffer that holds them."""
         if block.kept is not None:
             return block.kept, None
         if self._ahead is not None and self._ahead[0] is block:
@@ -88,12 +87,12 @@ class _Reader:
         return buffer, buffer
 
     def give_back(self, buffer: Tensor | None) -> None:
-        """A staging buffer may be used again."""
+        """Mark a staging buffer as free."""
         if buffer is not None:
             self._free.append(buffer)
 
     def read_ahead(self, block: StreamedBlock | None) -> None:
-        """Start to read the block that will have to come from disk next."""
+        """Start reading the next block that has to come from disk."""
         if block is None or len(self.buffers) < 2 or (self._ahead is not None and self._ahead[0] is block):
             return
         if self._ahead is not None:
@@ -111,12 +110,12 @@ class _Reader:
         return buffer
 
     def close(self) -> None:
-        """Wait for the read under way."""
+        """Wait for the current read."""
         self._thread.shutdown()
 
 
 class Loader:
-    """Brings blocks from disk, or from the memory that they are kept in, to the device. Runs in a thread of its own.
+    """Loads blocks from disk, or from host memory where they are kept there, to the device, in a thread of its own.
 
     On the CPU blocks are read to where they compute. Otherwise they pass through staging buffers, which are pinned
     where the device can copy from such memory on the side.
@@ -132,7 +131,7 @@ class Loader:
 
     @torch.no_grad()
     def load(self, block: StreamedBlock, slot: Slot | None, coming: StreamedBlock | None) -> Tensor:
-        """The bytes of a block on the device."""
+        """Return the bytes of a block on the device."""
         if self.staged and slot is not None:
             data = self._through_host(block, slot, coming)
         else:

@@ -1,4 +1,4 @@
-"""Which weights of a module are streamed, and where they lie."""
+"""Choose the weights of a module to stream, and locate them in files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .weights import StreamedBlock, StreamedWeight
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter, or a buffer that is saved: the module that has it, its name in there, and its key in a file."""
+    """A parameter or persistent buffer: its module, its name there, and its key in a file."""
 
     owner: nn.Module
     attribute: str
@@ -30,14 +30,13 @@ class Slot:
 
     @property
     def tensor(self) -> Tensor:
-        """Its present value."""
+        """Its current value."""
         return getattr(self.owner, self.attribute)
 
 
 @dataclass(frozen=True)
 class StreamingPlan:
-    """
-    What is streamed from where.
+    """What is streamed, and from which files.
 
     Attributes:
         blocks (`list[StreamedBlock]`): The streamed blocks, in the order of their use.
@@ -51,7 +50,7 @@ class StreamingPlan:
 
 
 def _chosen_blocks(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """The blocks of a module, or those of them that `names` names, by themselves or by their list."""
+    """Return a module's blocks, or those that `names` selects, one by one or by their list."""
     blocks = find_blocks(module)
     if not blocks:
         raise ValueError(f"{type(module).__name__} has no `nn.ModuleList` of blocks, so it cannot be streamed.")
@@ -69,7 +68,7 @@ def _chosen_blocks(module: nn.Module, names: Sequence[str] | None) -> dict[str, 
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:
-    """All that a file without adapters has, by the names that it has there."""
+    """Return all weights that a file without adapters has, by their keys there."""
     tuners = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
     adapters = tuple(f"{name}." for name in tuners)
     kept = tuple(f"{name}.base_layer." for name in tuners)
@@ -88,7 +87,7 @@ def _slots(module: nn.Module) -> Iterator[Slot]:
 
 
 def _split(module: nn.Module, blocks: Mapping[str, nn.Module]) -> tuple[dict[str, list[Slot]], dict[str, list[Slot]]]:
-    """The slots to stream, by block, and the others, by key. Tied weights and small ones stay."""
+    """Split the slots into those to stream, by block, and the others, by key. Tied and small weights stay."""
     slots = list(_slots(module))
     uses: dict[int, int] = {}
     for slot in slots:
@@ -142,16 +141,15 @@ def make_plan(
     dtype: torch.dtype | None,
     offload_dir: str | os.PathLike[str] | None,
 ) -> StreamingPlan:
-    """
-    Decides what is streamed and from which file, which is written if there is none. The module stays as it is.
+    """Decide what is streamed and from which file, and write the file if needed. The module is not changed.
 
     Args:
         module (`nn.Module`): The module.
         source (`str` or `os.PathLike`, *optional*): Its file or folder.
         names (`Sequence[str]`, *optional*): The blocks to stream.
-        storage_dtype (`torch.dtype`, *optional*): What Linears are stored in.
-        dtype (`torch.dtype`, *optional*): What the blocks compute in.
-        offload_dir (`str` or `os.PathLike`, *optional*): Where a file is written.
+        storage_dtype (`torch.dtype`, *optional*): Data type that Linears are stored in.
+        dtype (`torch.dtype`, *optional*): Data type that the blocks compute in.
+        offload_dir (`str` or `os.PathLike`, *optional*): Folder for a file that has to be written.
 
     Returns:
         `StreamingPlan`
@@ -212,7 +210,7 @@ def _getter(slot: Slot, files: Mapping[str, StoredTensor], reader: FileReader): 
 
 
 def read_tensor(stored: StoredTensor, reader: FileReader) -> Tensor:
-    """Reads one tensor."""
+    """Read one tensor."""
     pieces, _, size = plan_pieces([stored])
     buffer = torch.empty(size, dtype=torch.uint8)
     reader.read(pieces, buffer)
@@ -242,7 +240,7 @@ def _block(
 
 
 def weight_dtype(present: Tensor, stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    """The data type that a weight computes in: the wanted one, that of the module, or that of the file."""
+    """Return the data type that a weight computes in: the requested one, the module's, or the file's."""
     if not stored.is_floating_point:
         return stored
     if wanted is not None:
@@ -253,12 +251,11 @@ def weight_dtype(present: Tensor, stored: torch.dtype, wanted: torch.dtype | Non
 
 
 def block_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> dict[str, int]:
-    """
-    Bytes of what is streamed of a module, or would be.
+    """Count the bytes of a module that are streamed, or would be.
 
     Args:
         module (`nn.Module`): The module.
-        storage_dtype (`torch.dtype`, *optional*): What its castable weights will be stored in before.
+        storage_dtype (`torch.dtype`, *optional*): Data type that its castable weights will be stored in.
 
     Returns:
         `dict[str, int]`: By block.
@@ -277,6 +274,6 @@ def block_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> 
 
 
 def source_folders(files: Mapping[str, StoredTensor], blocks: Sequence[StreamedBlock]) -> set[Path]:
-    """The folders that nothing may be saved to while they are streamed from."""
+    """Return the folders that a module is streamed from, to which nothing may be saved."""
     paths = {tensor.path for tensor in files.values()} | {p.path for block in blocks for p in block.pieces}
     return {path.resolve().parent for path in paths}

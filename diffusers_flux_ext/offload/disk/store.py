@@ -1,4 +1,4 @@
-"""Files named by their content that weights are streamed from."""
+"""Files for streaming, named by their content."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ _CHUNK = 32 * 2**20
 
 @dataclass(frozen=True)
 class WeightToStore:
-    """
-    A weight that is to be written.
+    """A weight to write.
 
     Attributes:
         name (`str`): Its key.
         dtype (`torch.dtype`): Its data type in the file.
         shape (`tuple[int, ...]`): Its shape.
-        get (`Callable[[], torch.Tensor]`): Gives its value, of any data type, on any device.
+        get (`Callable[[], torch.Tensor]`): Returns its value, in any data type and on any device.
     """
 
     name: str
@@ -39,30 +38,29 @@ class WeightToStore:
     get: Callable[[], Tensor]
 
     def bytes(self) -> memoryview:
-        """Its bytes as they are stored."""
+        """Return its bytes as they are stored."""
         tensor = self.get().detach().to("cpu", self.dtype).contiguous()
         return byte_view(tensor.flatten().view(torch.uint8))
 
 
 def store_weights(weights: list[WeightToStore], folder: str | os.PathLike[str]) -> dict[str, StoredTensor]:
-    """
-    Writes weights to a safetensors file that is named by their content, unless it is there already.
+    """Write weights to a safetensors file named by their content, unless it exists already.
 
-    A file of other weights has another name. One that is there is read through and compared first; one that is
-    written is read through before it gets its name. One weight at a time is in memory.
+    Other weights get another name. An existing file is read and compared first; a new file is read back before it
+    gets its name. Only one weight at a time is in memory.
 
     Args:
         weights (`list[WeightToStore]`):
-            The weights, in the order that they will be read in.
+            The weights, in the order in which they will be read.
         folder (`str` or `os.PathLike`):
-            Where such files lie; it is made if need be.
+            Folder of such files; created if it does not exist.
 
     Returns:
-        `dict[str, StoredTensor]`: Where the weights lie.
+        `dict[str, StoredTensor]`: Location of each weight, by key.
 
     Raises:
-        ValueError: If a file of that name holds something else: it was changed after it was written.
-        OSError: If what was written does not read back.
+        ValueError: If a file of that name was changed after it was written.
+        OSError: If the file does not read back as it was written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Having the weights of one block in place while the next ones are brought."""
+"""Hold the weights of one block while the next ones are loaded."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ class _Pending:
 
 
 class DiskStream:
-    """
-    Has the weights of one block in place, and reads the next ones.
+    """Holds the weights of one block, and reads the next ones.
 
     Args:
         blocks (`Sequence[StreamedBlock]`): The blocks, in the order of their use.
         reader (`FileReader`): Reads their files.
         device (`torch.device`): Where they compute.
-        read_ahead (`int`): How many blocks are brought to the device ahead.
-        staging (`int`): How many buffers in host memory blocks pass through on their way to another device: 2 read
-            ahead of what is brought there.
+        read_ahead (`int`): Number of blocks that are loaded to the device ahead.
+        staging (`int`): Number of buffers in host memory on the way to another device; 2 read one block ahead of
+            the copy.
 
     Attributes:
-        before (`tuple`, *optional*): Where blocks were before [`~DiskStream.place`], while that holds.
-        written (`bool`): Whether the files were written for a VRAM budget, and weights belong in memory without it.
+        before (`tuple`, *optional*): Placement before [`~DiskStream.place`], while a plan is in force.
+        written (`bool`): Whether the files were written for a VRAM budget, without which weights belong in memory.
     """
 
     def __init__(
@@ -68,31 +67,30 @@ class DiskStream:
 
     @property
     def stored_dtypes(self) -> set[torch.dtype]:
-        """The data types of the files' weights."""
+        """Data types of the weights in the files."""
         return {weight.stored_dtype for block in self.blocks for weight in block.weights}
 
     @property
     def _staged(self) -> bool:
-        """Whether blocks pass through host memory on their way."""
+        """Whether blocks pass through host memory."""
         return self.device.type != "cpu"
 
     def _needs_slot(self, block: StreamedBlock) -> bool:
         return not block.resident and (self._staged or not block.keep)
 
     def _there(self, block: StreamedBlock) -> Tensor | None:
-        """The bytes of a block that stays on the device."""
+        """Return the bytes of a block that stays on the device."""
         # Kept blocks compute from where they are kept, if that is on the device.
         return block.on_device if self._staged or block.kept is None else block.kept
 
     def need(self, index: int) -> None:
-        """
-        Puts the weights of a block in place, and takes those of the block before away.
+        """Put a block's weights in place, and remove those of the previous block.
 
         Args:
             index (`int`): The block.
 
         Raises:
-            RuntimeError: If gradients are on, or a file was changed or cut off.
+            RuntimeError: If gradients are enabled, or a file was changed or truncated.
         """
         if index == self.current:
             return
@@ -145,7 +143,7 @@ class DiskStream:
             self._free.append(pending.slot)
 
     def _submit(self, index: int) -> _Pending:
-        """Start to read a block that is needed now."""
+        """Start reading a block that is needed now."""
         block = self.blocks[index]
         slot = None
         if self._needs_slot(block):
@@ -166,7 +164,7 @@ class DiskStream:
         return _Pending(self._thread.submit(self._loader.load, block, target, self._coming(index)), slot)
 
     def _coming(self, index: int) -> StreamedBlock | None:
-        """The block after one that will have to come from disk."""
+        """Return the next block after one that has to come from disk."""
         following = self._following[index]
         for _ in self.blocks:
             block = self.blocks[following]
@@ -183,7 +181,7 @@ class DiskStream:
         self._give_back(pending)
 
     def _next(self, index: int) -> list[int]:
-        """The blocks that will have to be brought next."""
+        """Return the blocks to load next."""
         found: list[int] = []
         following = index
         for _ in self.blocks:
@@ -240,7 +238,7 @@ class DiskStream:
         self.current = self._slot = None
 
     def release(self) -> None:
-        """Gives all buffers back to the system. Kept blocks stay; the next call brings the buffers back."""
+        """Free all buffers. Kept blocks stay; the next call allocates the buffers again."""
         self._take_away()
         for index in list(self._pending):
             self._drop_pending(index)
@@ -249,14 +247,13 @@ class DiskStream:
         self._start()
 
     def evict(self, names: Collection[str] | None = None) -> bool:
-        """
-        Give back what blocks take on the device.
+        """Free the memory of blocks on the device.
 
         Args:
-            names (`Collection[str]`, *optional*): The blocks that leave; all by default.
+            names (`Collection[str]`, *optional*): The blocks to free; all by default.
 
         Returns:
-            `bool`: Whether there was anything.
+            `bool`: Whether anything was freed.
         """
         had_buffers = self._loader is not None
         self.release()
@@ -268,14 +265,13 @@ class DiskStream:
         return had_buffers or bool(leaving)
 
     def place(self, device: torch.device, read_ahead: int, resident: Collection[str], kept: Collection[str]) -> None:
-        """
-        Have blocks stay where a plan says, until [`~DiskStream.unplace`].
+        """Keep blocks where a plan says, until [`~DiskStream.unplace`].
 
         Args:
             device (`torch.device`): Where they compute.
-            read_ahead (`int`): How many are brought there ahead.
-            resident (`Collection[str]`): Names of those that stay there.
-            kept (`Collection[str]`): Names of those that stay in host memory.
+            read_ahead (`int`): Number of blocks that are loaded there ahead.
+            resident (`Collection[str]`): Names of blocks that stay there.
+            kept (`Collection[str]`): Names of blocks that stay in host memory.
         """
         self.evict()
         if self.before is None:
@@ -285,7 +281,7 @@ class DiskStream:
         self._place(device, resident, kept)
 
     def unplace(self) -> None:
-        """Have blocks be read as they were before, and compute on the CPU."""
+        """Restore the placement from before [`~DiskStream.place`], and compute on the CPU."""
         self.evict()
         if self.before is not None:
             self.read_ahead, self.staging, kept = self.before
@@ -302,21 +298,20 @@ class DiskStream:
                 weight.take_away(device)
 
     def move(self, device: torch.device) -> None:
-        """Have the blocks compute on another device from now on. What is kept in host memory stays there."""
+        """Compute on another device from now on. Blocks kept in host memory stay there."""
         self.evict()
         self.device = device
         self._start()
 
     def close(self) -> None:
-        """Ends the thread and closes the files."""
+        """End the thread and close the files."""
         self.release()
         self._thread.shutdown()
         self.reader.close()
 
 
 def stream_of(module: nn.Module) -> DiskStream | None:
-    """
-    The stream that reads the blocks of a module.
+    """Return the stream that reads a module's blocks, if there is one.
 
     Args:
         module (`nn.Module`): The module itself, not one of its parts.

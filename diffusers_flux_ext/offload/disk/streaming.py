@@ -45,19 +45,18 @@ def stream_from_disk(
     blocks: Sequence[str] | None = None,
     offload_dir: str | os.PathLike[str] | None = None,
 ) -> None:
-    r"""
-    Has a module read the weights of its blocks from disk whenever they are needed, instead of holding them.
+    r"""Stream a module's block weights from disk on demand instead of keeping them in memory.
 
     A block is a member of one of the module's outermost `nn.ModuleList`s: all blocks of `FluxTransformer2DModel`, of a
     ControlNet, of T5 or CLIP. Their weights are read in a background thread while the block before computes, into
-    buffers that are used again, so memory stays the same over any number of calls. Weights outside of blocks, biases,
+    reused buffers, so memory stays the same over any number of calls. Weights outside the blocks, biases,
     norms, tied weights and adapters (LoRA, IP-Adapter) stay in memory.
 
-    The module's outputs are those of the ordinary module, bit by bit, unless `storage_dtype` rounds weights. LoRAs can
-    be loaded before or after; caches may be switched on before or after, and blocks that they skip are not read.
-    `module.to(device)` moves what is resident and has the blocks compute on that device from then on, `to(dtype)` has
-    them compute in that data type. `state_dict()` and `save_pretrained` show the streamed weights as they are stored.
-    What would need all weights in memory (`fuse_lora`, gradients, ...) raises an error.
+    The module's outputs are bit-equal to those of the ordinary module, unless `storage_dtype` rounds weights. LoRAs
+    can be loaded before or after; caches may be switched on before or after, and blocks that they skip are not read.
+    `module.to(device)` moves resident weights, and the blocks compute on that device from then on; after `to(dtype)`
+    they compute in that data type. `state_dict()` and `save_pretrained` show the streamed weights as they are stored.
+    Anything that needs all weights in memory (`fuse_lora`, gradients, ...) raises an error.
 
     Args:
         module (`nn.Module`):
@@ -69,32 +68,31 @@ def stream_from_disk(
         onload_device (`str` or `torch.device`, *optional*):
             Where the module computes; the module's device by default, or the CPU if that is meta.
         ram_budget_gib (`float`, *optional*):
-            Host memory in GiB for blocks: for the read buffers and, as far as it goes, for blocks that are kept in
-            memory after they were read once. By default no block is kept.
+            Host memory in GiB for the read buffers and, with what remains, for blocks that are kept in memory once
+            they have been read. By default no block is kept.
         read_ahead (`int`, *optional*, defaults to 1):
-            How many blocks are read ahead, 0 or more. Each takes a buffer of the size of the largest block.
+            Number of blocks that are read ahead, 0 or more. Each takes a buffer of the size of the largest block.
         storage_dtype (`torch.dtype`, *optional*):
-            What the blocks' Linears are stored in, except for those of adaptive norms: `torch.float8_e4m3fn` halves
-            the reading. A source of another data type is converted to `offload_dir` once. By default as they are.
+            Data type that the blocks' Linears are stored in, except for those of adaptive norms; unchanged by default.
+            `torch.float8_e4m3fn` halves what is read. Sources of another type are converted to `offload_dir` once.
         compute_dtype (`torch.dtype`, *optional*):
-            What the weights compute in; by default the module's data type, or if it is on meta the file's, and
+            Data type that the weights compute in; by default the module's, or the file's if the module is on meta, and
             bfloat16 for a file of 8 bits.
         blocks (`Sequence[str]`, *optional*):
             Names of the blocks to stream (`"transformer_blocks.3"`) or of lists of them (`"transformer_blocks"`); the
             other blocks stay in memory.
         offload_dir (`str` or `os.PathLike`, *optional*):
-            Where files are written that have to be. They are named by their content, so that one folder may serve any
-            number of modules; they stay until someone removes them.
+            Folder for files that have to be written. They are named by their content, so that one folder may serve any
+            number of modules; they stay until they are deleted.
 
     Raises:
         FileNotFoundError: If `source` is missing.
-        TypeError: If `module` is no module, for example a whole pipeline.
-        ValueError: If the module has no blocks or is offloaded otherwise, if the file does not fit the module, if
-            `offload_dir` is needed, or if `ram_budget_gib` is smaller than the buffers; the message says how much
+        TypeError: If `module` is not an `nn.Module`, for example a whole pipeline.
+        ValueError: If the module has no blocks or is offloaded in another way, if the file does not fit the module, if
+            `offload_dir` is missing, or if `ram_budget_gib` is smaller than the buffers; the message says how much
             they take.
 
     Example:
-
     ```python
     >>> from diffusers import FluxPipeline, FluxTransformer2DModel
     >>> from diffusers_flux_ext import load_streamed
@@ -113,8 +111,7 @@ def stream_from_disk(
 
 
 def load_streamed(model_class: type[ModuleT], folder: str | os.PathLike[str], **kwargs: Any) -> ModuleT:
-    r"""
-    Builds a model whose blocks are streamed from its own folder, without ever holding its weights.
+    r"""Build a model whose blocks are streamed from its own folder, without ever holding all weights in memory.
 
     Args:
         model_class (`type`):
@@ -129,7 +126,7 @@ def load_streamed(model_class: type[ModuleT], folder: str | os.PathLike[str], **
 
     Raises:
         FileNotFoundError: If the folder is missing.
-        ValueError: If its config is not that of its files; see [`stream_from_disk`] for others.
+        ValueError: If its config does not match its files; see [`stream_from_disk`] for others.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder `{folder}`. Pass a local one, such as `snapshot_download` gives.")
@@ -143,7 +140,7 @@ def load_streamed(model_class: type[ModuleT], folder: str | os.PathLike[str], **
 
 
 def _check_sizes(model_class: Any, folder: str | os.PathLike[str]) -> None:
-    """The config has to describe the model of the files before memory is taken for any of its weights."""
+    """Check that the config matches the files, before memory is allocated for any weight."""
     config = os.path.join(folder, "config.json")
     read_model_config(config)
     with building(config), torch.device("meta"):
@@ -158,17 +155,16 @@ def _build(model_class: Any, folder: str | os.PathLike[str]) -> Any:
 
 
 def _tied(model: Any) -> Any:
-    """Ties have to be made after the weights are on the meta device, which separates them."""
+    """Tie weights, which moving to the meta device has separated."""
     if isinstance(model, PreTrainedModel):
         model.tie_weights()
     return model
 
 
 def stop_disk_streaming(module: nn.Module) -> None:
-    """
-    Makes all streamed weights ordinary parameters again, in memory on the device that they compute on.
+    """Turn all streamed weights into ordinary parameters again, on the device that they compute on.
 
-    The weights are bit by bit those that were streamed; what a `storage_dtype` rounded stays rounded.
+    The weights are bit-equal to the streamed ones; what a `storage_dtype` rounded stays rounded.
 
     Args:
         module (`nn.Module`): The module that was given to [`stream_from_disk`].
@@ -183,8 +179,7 @@ def stop_disk_streaming(module: nn.Module) -> None:
 
 
 def release_disk_buffers(module: nn.Module) -> None:
-    """
-    Gives the read buffers of a streamed module back until its next call, for example after a text encoder has run.
+    """Free the read buffers of a streamed module until its next call, for example after a text encoder has run.
 
     Args:
         module (`nn.Module`): The module that was given to [`stream_from_disk`].
@@ -196,8 +191,7 @@ def release_disk_buffers(module: nn.Module) -> None:
 
 
 def disk_streaming_stats(module: nn.Module) -> DiskStreamingStats:
-    """
-    What streaming has done since it began: bytes, blocks, and the time that computing waited for.
+    """Return what streaming has done since it began: bytes, blocks, and the time spent waiting.
 
     Args:
         module (`nn.Module`): The module that was given to [`stream_from_disk`].
@@ -219,7 +213,7 @@ def _check_arguments(
     module: Any, ram_budget_gib: float | None, read_ahead: int, storage_dtype: torch.dtype | None
 ) -> None:
     if not isinstance(module, nn.Module):
-        raise TypeError(f"A {type(module).__name__} came; expected one module, such as `pipe.transformer`.")
+        raise TypeError(f"`module` is a {type(module).__name__}; expected an `nn.Module`, such as `pipe.transformer`.")
     if not isinstance(read_ahead, int) or read_ahead < 0:
         raise ValueError(f"`read_ahead` is {read_ahead}; expected 0 or more blocks.")
     if ram_budget_gib is not None and not 0 < ram_budget_gib < math.inf:
@@ -229,7 +223,7 @@ def _check_arguments(
 
 
 def _check_free(module: nn.Module) -> None:
-    """Raise if something else moves the module's weights already."""
+    """Raise a `ValueError` if something else already moves the module's weights."""
     check_unclaimed(module, model_offload=True)
     for part in module.modules():
         if stream_of(part) is not None:
@@ -249,7 +243,7 @@ def _device(module: nn.Module) -> torch.device:
 def _plan_memory(
     blocks: Sequence[StreamedBlock], device: torch.device, read_ahead: int, ram_budget_gib: float | None
 ) -> int:
-    """Mark the blocks to keep, and say how many staging buffers there are; or raise if buffers alone are too large."""
+    """Mark the blocks to keep and return the number of staging buffers; raise if the buffers alone are too large."""
     staging = 2 if read_ahead else 1
     if ram_budget_gib is None:
         return staging

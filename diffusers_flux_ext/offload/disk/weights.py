@@ -1,4 +1,4 @@
-"""Blocks of a module whose weights lie on disk."""
+"""Blocks of a module whose weights are on disk."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from .files import Piece
 
 @dataclass(eq=False)
 class StreamedWeight:
-    """
-    A weight that lives on disk.
+    """A weight on disk.
 
-    While it is away, a placeholder of its shape, data type and device stands in its place, which takes no memory, is
-    NaN throughout and cannot be written to. Neither is a parameter: whatever moves, counts or saves parameters
-    passes it by.
+    While it is not loaded, a placeholder of its shape, data type and device takes its place, which takes no memory, is
+    NaN throughout and cannot be written to. Neither is a parameter, so code that moves, counts or saves parameters
+    skips it.
 
     Attributes:
         name (`str`): Its key in the file.
         path (`Path`): The file.
-        owner (`nn.Module`): The module that has it; adapters may be wrapped around that at any time.
-        attribute (`str`): Its name in there.
+        owner (`nn.Module`): The module that has it; adapters may wrap that module at any time.
+        attribute (`str`): Its name there.
         stored_dtype (`torch.dtype`): Its data type in the file.
         dtype (`torch.dtype`): The data type that it computes in.
         shape (`tuple[int, ...]`): Its shape.
         position (`int`): Its first byte in the block's buffer.
-        requires_grad (`bool`): What the parameter had.
+        requires_grad (`bool`): Value of the parameter.
         order (`tuple[str, ...]`): The owner's parameters in their order.
     """
 
@@ -51,21 +50,21 @@ class StreamedWeight:
         return torch.Size(self.shape).numel()
 
     def stored(self, data: Tensor) -> Tensor:
-        """The weight as it lies in the block's buffer."""
+        """Return the weight as it is stored in the block's buffer."""
         size = self.numel * self.stored_dtype.itemsize
         return data[self.position : self.position + size].view(self.stored_dtype).view(self.shape)
 
     def put(self, weight: Tensor) -> None:
-        """Have the owner compute with `weight`."""
+        """Make the owner compute with `weight`."""
         self.owner._parameters.pop(self.attribute, None)
         self.owner.__dict__[self.attribute] = weight
 
     def take_away(self, device: torch.device) -> None:
-        """Put the placeholder in."""
+        """Put the placeholder in place of the weight."""
         self.put(torch.full((), float("nan"), dtype=self.dtype, device=device).expand(self.shape))
 
     def restore(self, weight: Tensor) -> None:
-        """Make it a parameter again."""
+        """Make the weight a parameter again."""
         del self.owner.__dict__[self.attribute]
         parameters = self.owner._parameters
         self.owner.register_parameter(self.attribute, nn.Parameter(weight, requires_grad=self.requires_grad))
@@ -76,18 +75,17 @@ class StreamedWeight:
 
 @dataclass(eq=False)
 class StreamedBlock:
-    """
-    A block whose weights are read together.
+    """A block whose weights are read together.
 
     Attributes:
         name (`str`): Its name in the module.
         weights (`Sequence[StreamedWeight]`): Its weights.
-        pieces (`Sequence[Piece]`): The reads that bring them.
+        pieces (`Sequence[Piece]`): The reads that load them.
         size (`int`): The buffer that they need, in bytes.
         keep (`bool`): Whether it stays in host memory once it has been read.
-        kept (`torch.Tensor`, *optional*): What was read, if it stays.
+        kept (`torch.Tensor`, *optional*): Its bytes in host memory, if it stays there.
         resident (`bool`): Whether it stays on the onload device once it is there.
-        on_device (`torch.Tensor`, *optional*): What is there, if it stays.
+        on_device (`torch.Tensor`, *optional*): Its bytes there, if it stays.
     """
 
     name: str
@@ -101,7 +99,7 @@ class StreamedBlock:
 
     @property
     def cast_size(self) -> int:
-        """Bytes of those weights that compute in another data type than they are stored in, as they compute."""
+        """Bytes of the weights that are stored in another data type, in the one that they compute in."""
         return sum(
             -(-weight.numel * weight.dtype.itemsize // 64) * 64
             for weight in self.weights
@@ -110,8 +108,7 @@ class StreamedBlock:
 
 
 def choose_kept(blocks: Sequence[StreamedBlock], room: int) -> None:
-    """
-    Marks the blocks that stay in memory: as many as fit, spread evenly.
+    """Mark the blocks that stay in memory: as many as fit, spread evenly.
 
     Blocks are used in a cycle, where keeping the most recently used ones would never help. Between kept blocks the
     disk goes on reading, so they are spread.

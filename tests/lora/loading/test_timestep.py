@@ -8,6 +8,8 @@ from diffusers import FluxPipeline
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.lora_fusion import small_lora
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora, velocity
 from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
@@ -23,8 +25,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.lora.loading.load import active_weights
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_fusion import small_lora
-from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
@@ -230,12 +230,12 @@ def without(part):
 @pytest.mark.parametrize(
     "source, options, message",
     [
-        (small_lora(), {}, "this is no timestep LoRA. Use `load_lora`"),
-        (without("lora_time_beta.bias"), {}, "no layer of a timestep LoRA"),
-        ({**LORA, f"{LAYER}.lora_time_gamma.weight": torch.ones(2, 256)}, {}, "no layer of a timestep LoRA"),
-        ({**LORA, f"{LAYER}.lora_time_gamma.weight": torch.ones(3, 128)}, {}, "no layer of a timestep LoRA"),
-        ({**LORA, f"{LAYER}.lora_time_gamma.weight": torch.ones(3)}, {}, "no layer of a timestep LoRA"),
-        ({**LORA, f"{LAYER}.lora_time_beta.bias": torch.ones(3, 1)}, {}, "no layer of a timestep LoRA"),
+        (small_lora(), {}, "this is not a timestep LoRA. Use `load_lora`"),
+        (without("lora_time_beta.bias"), {}, "not a layer of a timestep LoRA"),
+        ({**LORA, f"{LAYER}.lora_time_gamma.weight": torch.ones(2, 256)}, {}, "not a layer of a timestep LoRA"),
+        ({**LORA, f"{LAYER}.lora_time_gamma.weight": torch.ones(3, 128)}, {}, "not a layer of a timestep LoRA"),
+        ({**LORA, f"{LAYER}.lora_time_gamma.weight": torch.ones(3)}, {}, "not a layer of a timestep LoRA"),
+        ({**LORA, f"{LAYER}.lora_time_beta.bias": torch.ones(3, 1)}, {}, "not a layer of a timestep LoRA"),
         (without("lora_A.weight"), {}, "incomplete LoRA"),
         ({**LORA, f"{LAYER}.lora_B.weight": torch.ones(64, 3)}, {}, "64"),
         ({**LORA, "something": torch.ones(1)}, {}, "something"),

@@ -5,15 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.support.lora_files import FORMATS, cases, make
 from diffusers_flux_ext import LoRAError, convert_lora, detect_lora_format
 from diffusers_flux_ext.lora.errors import ForeignLoRAError, UnknownLoRAKeysError, UnsupportedLoRAError
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
 from diffusers_flux_ext.testing import seeded
-from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.lora.lora_evaluation import assert_bit_equal, assert_same, expected_of, meaning
+from tests.lora.lora_evaluation import assert_bit_equal, assert_consistent, assert_same, expected_of, meaning
 
 
-LAYOUTS = sorted(LORA_LAYOUTS)
+# XLabs' has names for attention only: see the end of the file.
+LAYOUTS = sorted(LORA_LAYOUTS.keys() - {"xlabs"})
 D = 32
 # The spelling of a generated file is that of a layout we write.
 WRITTEN = {"diffusers": "diffusers_peft_alpha", "kohya": "kohya", "bfl": "bfl_alpha",
@@ -29,6 +30,7 @@ def convert(file, to, **options):
 def test_every_file_becomes_diffusers_layout_exactly(format):
     for case in cases(format):
         file = make(format, case)
+        assert_consistent(file)
         given = {key: value.clone() for key, value in file.state_dict.items()}
         assert_same(meaning(*convert(file, "diffusers")), expected_of(file))
         assert_bit_equal(file.state_dict, given)
@@ -294,3 +296,24 @@ def test_strict_false_leaves_out_what_a_layout_cannot_hold(caplog):
     assert "left out" in caplog.text
     kept = {name: value for name, value in file.expected.items() if name.startswith("transformer.")}
     assert_same(meaning(converted, header), (kept, {}, {}))
+
+
+@pytest.mark.parametrize("first", ["xlabs", "xlabs_prefixed", "diffusers_peft"])
+def test_attention_becomes_xlabs_layout_and_back(first):
+    file = make(first, "only_attention" if first == "diffusers_peft" else "default")
+    written, header = convert(file, "xlabs")
+    assert detect_lora_format(written) == "xlabs"
+    assert_same(meaning(written, header), expected_of(file))
+    for to in LAYOUTS:
+        there, metadata = convert_lora(written, to, header)
+        assert_same(meaning(there, metadata), expected_of(file))
+    if first == "xlabs":
+        assert_bit_equal(written, file.state_dict)
+
+
+def test_xlabs_layout_refuses_other_layers_by_name():
+    file = make("kohya")
+    with pytest.raises(UnsupportedLoRAError, match="'xlabs' cannot hold .* `transformer_blocks.*` has no name in it"):
+        convert(file, "xlabs")
+    written, _ = convert(file, "xlabs", strict=False)
+    assert all(".processor." in key for key in written)

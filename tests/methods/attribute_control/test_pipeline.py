@@ -6,6 +6,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.attribute_values import SIZES, published_state_dict, tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE
 from conversion_scripts import convert_attribute_values as script
 from diffusers_flux_ext import (
     AttributeValueEncoder,
@@ -16,8 +18,6 @@ from diffusers_flux_ext import (
     InpaintRegion,
 )
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import SIZES, published_state_dict, tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -30,7 +30,7 @@ def pipe():
 
 
 def draw(pipe, **arguments):
-    return pipe(**call_kwargs(**arguments)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **arguments})).images
 
 
 class TestLaws:
@@ -109,7 +109,7 @@ def test_batches_are_their_samples(pipe):
 
 def test_with_entities_and_inpainting_in_any_order(pipe):
     others = [
-        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
         InpaintRegion(PICTURE, (0.0, 0.0, 0.67, 1.0)),
         AttributeValues(pipe.value_encoder, {"brightness": 0.7}),
     ]
@@ -175,8 +175,8 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("source", "message"),
         [
-            ({"brightness": {"a": torch.zeros(1)}}, "no value encoder of AttriCtrl for 'brightness'"),
-            ({"a": torch.zeros(1)}, "says nothing of its attribute"),
+            ({"brightness": {"a": torch.zeros(1)}}, "not a value encoder of AttriCtrl for 'brightness'"),
+            ({"a": torch.zeros(1)}, "does not say which attribute"),
             ({}, "A mapping of files names its attributes itself"),
             (
                 {"one": published_state_dict(tiny_value_encoder(num_tokens=2), 0),
@@ -272,7 +272,7 @@ def test_bad_input(pipe, arguments, error, message):
 def test_bad_calls(pipe):
     with pytest.raises(ValueError, match="has no `value_encoder`"):
         draw(tiny_pipeline(FluxAttributeControlPipeline), **BRIGHT)
-    with pytest.raises(ValueError, match="came without `attribute_values`"):
+    with pytest.raises(ValueError, match="was given without `attribute_values`"):
         draw(pipe, negative_attribute_values={"brightness": 0.1})
     with pytest.raises(ValueError, match="no attribute 'mood'"):
         pipe.value_encoder(torch.tensor([0.5]), "mood")

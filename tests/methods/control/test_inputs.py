@@ -6,6 +6,8 @@ import torch
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
+from benchmarks.support.tiny.synthetic import AddedChannels, AddedReference
 from diffusers_flux_ext import (
     Canvas,
     ControlNetImage,
@@ -15,8 +17,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.testing import call_kwargs, different, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
-from tests.fixtures.synthetic import AddedChannels, AddedReference
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -32,7 +32,7 @@ class TestInputs:
     def test_pictures_and_masks_per_prompt(self, pipe):
         latents = torch.randn(4, 6, 64, generator=seeded(1))
         pictures, holes, regions = [PICTURE, OTHER_PICTURE], [(16, 0, 48, 16), (0, 0, 16, 32)], [LEFT, RIGHT]
-        arguments = {"inpaint_mask": holes, "mask_region": regions}
+        arguments = {"inpaint_mask": holes, "region": regions}
         together = pipe(
             **call_kwargs(
                 prompt=["a cat", "a dog"], num_images_per_prompt=2, latents=latents,
@@ -41,7 +41,7 @@ class TestInputs:
         ).images  # fmt: skip
         for index in range(4):
             prompt = index // 2
-            ours = condition("inpaint", pictures[prompt], inpaint_mask=holes[prompt], mask_region=regions[prompt])
+            ours = condition("inpaint", pictures[prompt], inpaint_mask=holes[prompt], region=regions[prompt])
             one = {"prompt": ["a cat", "a dog"][prompt], "latents": latents[index : index + 1]}
             alone = pipe(**call_kwargs(conditions=[ours], **one)).images
             torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=0)
@@ -82,7 +82,7 @@ class TestInputs:
         "end": ("plain", {"end": 0.7}),
         "mode": ("union", {"mode": "pose"}),
         "inpaint_mask": ("inpaint", {"inpaint_mask": (0, 0, 16, 32)}),
-        "mask_region": ("plain", {"mask_region": LEFT}),
+        "region": ("plain", {"region": LEFT}),
         "controlnet": ("plain", {"seed": 6}),
         "negative": ("plain", {"negative": None}),
         "generator": ("plain", {"generator": seeded(3)}),
@@ -119,9 +119,9 @@ BAD = {
     "a wrong mode": ("union", {"mode": "edges"}, ValueError, "got 'edges'"),
     "a high mode": ("union", {"mode": 10}, ValueError, "below 10; got 10"),
     "a boolean mode": ("union", {"mode": True}, ValueError, "got True"),
-    "a mode without union": ("plain", {"mode": "canny"}, ValueError, "no union"),
+    "a mode without union": ("plain", {"mode": "canny"}, ValueError, "not a union"),
     "no mask": ("inpaint", {"inpaint_mask": None}, ValueError, "4 channels for a mask.*is missing"),
-    "a mask without channels": ("plain", {"inpaint_mask": LEFT}, ValueError, "0 channels.*was given.*`mask_region`"),
+    "a mask without channels": ("plain", {"inpaint_mask": LEFT}, ValueError, "0 channels.*was given.*`region`"),
     "a window turned round": ("plain", {"start": 0.7, "end": 0.3}, ValueError, "start=0.7 and end=0.3"),
     "a window too long": ("plain", {"end": 28}, ValueError, "fraction of the schedule"),
     "too few scales": ("plain", {"scale": [1.0, 0.5]}, ValueError, "2 numbers.*1 double and 2 single"),
@@ -196,7 +196,7 @@ class TestShapes:
 
 
 def test_its_text_holds_no_weights():
-    assert len(repr(condition(mask_region=LEFT))) < 400
+    assert len(repr(condition(region=LEFT))) < 400
 
 
 def test_a_window_without_a_step_warns_once(pipe, monkeypatch):

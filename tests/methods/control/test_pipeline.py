@@ -15,6 +15,15 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import (
+    KINDS,
+    OTHER_PICTURE,
+    PICTURE,
+    condition,
+    tiny_controlnet,
+    watch_transformer,
+)
+from benchmarks.support.tiny.synthetic import AddedReference
 from diffusers_flux_ext import (
     Canvas,
     Contribution,
@@ -28,15 +37,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.canvas import pack_latents, sample_image_latents
 from diffusers_flux_ext.methods.control.residuals import region_weights
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import (
-    KINDS,
-    OTHER_PICTURE,
-    PICTURE,
-    condition,
-    tiny_controlnet,
-    watch_transformer,
-)
-from tests.fixtures.synthetic import AddedReference
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -165,14 +165,14 @@ class TestLaws:
 
     def test_both_branches_take_one_call(self, pipe):
         calls = []
-        conditions = {negative: condition(negative=negative) for negative in ("shared", "own", None)}
+        conditions = {negative: condition(negative=negative) for negative in ("same", "own", None)}
         results = {}
         for negative, ours in conditions.items():
             ours.controlnet.register_forward_hook(lambda *arguments: calls.append(1))
             results[negative] = pipe(**call_kwargs(conditions=[ours], **GUIDED)).images
             calls.append(0)
         assert calls == [1] * 3 + [0] + [1] * 6 + [0] + [1] * 3 + [0]
-        assert different(results["shared"], results["own"])
+        assert different(results["same"], results["own"])
         assert different(results["own"], results[None])
 
     def test_one_scale_for_all_blocks_is_a_scale_per_block(self, pipe):
@@ -184,13 +184,13 @@ class TestLaws:
         assert different(images[1], images[2])
 
     def test_two_halves_are_the_whole(self, pipe):
-        halves = [condition(mask_region=region) for region in ((0, 0, 16, 32), (16, 0, 48, 32))]
+        halves = [condition(region=region) for region in ((0, 0, 16, 32), (16, 0, 48, 32))]
         images = pipe(**call_kwargs(conditions=halves)).images
         torch.testing.assert_close(images, pipe(**call_kwargs(conditions=[condition()])).images, atol=1e-5, rtol=0)
 
     def test_residuals_stay_inside_the_region(self, pipe, monkeypatch):
         seen = watch_transformer(pipe, monkeypatch)
-        pipe(**call_kwargs(conditions=[condition(mask_region=(16, 0, 48, 16)), AddedReference(4)]))
+        pipe(**call_kwargs(conditions=[condition(region=(16, 0, 48, 16)), AddedReference(4)]))
         for residual in seen["controlnet_block_samples"] + seen["controlnet_single_block_samples"]:
             assert residual.shape == (1, 10, 32)
             assert (residual.abs().sum(2)[0] > 0).tolist() == [False, True, True] + [False] * 7
@@ -201,10 +201,10 @@ class TestLaws:
         logger = logging.getLogger("diffusers_flux_ext.methods.control.residuals")
         monkeypatch.setattr(logger, "propagate", True)
         logger.addHandler(caplog.handler)
-        images = pipe(**call_kwargs(conditions=[condition(mask_region=Image.new("L", (48, 32)))])).images
+        images = pipe(**call_kwargs(conditions=[condition(region=Image.new("L", (48, 32)))])).images
         logger.removeHandler(caplog.handler)
         torch.testing.assert_close(images, pipe(**call_kwargs()).images, atol=1e-6, rtol=0)
-        assert "Region 0 of `mask_region` of ControlNetImage covers no token" in caplog.text
+        assert "Region 0 of `region` of ControlNetImage covers no token" in caplog.text
 
 
 class TestAlignment:
@@ -271,7 +271,7 @@ class TestGenerators:
     @pytest.mark.parametrize("count", [1, 2, 6])
     def test_a_wrong_number_is_refused(self, pipe, count):
         ours = condition(image=[PICTURE, OTHER_PICTURE], generator=[seeded(index) for index in range(count)])
-        with pytest.raises(ValueError, match=f"{count} generators to sample the latents of 4 pictures"):
+        with pytest.raises(ValueError, match=f"{count} generators to sample the latents of 4 images"):
             pipe(**call_kwargs(prompt=["a", "b"], num_images_per_prompt=2, conditions=[ours]))
 
     def test_every_picture_counts(self, pipe):

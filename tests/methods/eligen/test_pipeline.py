@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
 from diffusers_flux_ext import EntityRegions, FluxConditionedPipeline, FluxEliGenPipeline, InpaintRegion
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
 
 
 pytestmark = pytest.mark.versions
@@ -167,22 +167,22 @@ def test_bfloat16_is_finite():
 BAD = {
     "counts": ({"entity_prompts": ["a", "b"], "entity_masks": [LEFT]}, ValueError, "2 prompts but 1 masks"),
     "empty": ({"entity_prompts": [], "entity_masks": []}, ValueError, "at least one entity"),
-    "no masks": ({"entity_prompts": ["a"]}, ValueError, "`entity_prompts` came without `entity_masks`"),
-    "no prompts": ({"entity_masks": [LEFT]}, ValueError, "`entity_masks` came without `entity_prompts`"),
+    "no masks": ({"entity_prompts": ["a"]}, ValueError, "`entity_prompts` was given without `entity_masks`"),
+    "no prompts": ({"entity_masks": [LEFT]}, ValueError, "`entity_masks` was given without `entity_prompts`"),
     "string": (
         {"entity_prompts": "a dog", "entity_masks": [LEFT]},
         ValueError,
-        "`entity_prompts` and `entity_masks` are lists",
+        "`entity_prompts` and `entity_masks` must be lists, got",
     ),
     "one box": (
         {"entity_prompts": ["a dog"], "entity_masks": LEFT},
         ValueError,
-        "`entity_prompts` and `entity_masks` are lists",
+        "`entity_prompts` and `entity_masks` must be lists, got",
     ),
     "one picture": (
         {"entity_prompts": ["a"], "entity_masks": Image.new("L", (8, 8))},
         ValueError,
-        "`entity_prompts` and `entity_masks` are lists",
+        "`entity_prompts` and `entity_masks` must be lists, got",
     ),
     "mixed": ({"entity_prompts": ["a", ["b"]], "entity_masks": [LEFT, [LEFT]]}, ValueError, "mixes texts"),
     "neither": (

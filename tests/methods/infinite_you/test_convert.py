@@ -3,9 +3,9 @@
 import torch
 from diffusers import FluxControlNetModel
 
+from benchmarks.support.tiny.infinite_you import tiny_identity_modules
 from conversion_scripts import convert_infinite_you as script
 from diffusers_flux_ext import InfiniteYouImageProjector
-from tests.fixtures.infinite_you import tiny_identity_modules
 
 
 def run(*arguments):
@@ -33,5 +33,5 @@ def test_wrong_inputs_write_nothing(tmp_path, capsys):
     assert "image_proj_model.bin" in capsys.readouterr().err
     torch.save({"image_proj": {"a": torch.zeros(1)}}, tmp_path / "source" / "image_proj_model.bin")
     assert run(tmp_path / "source", tmp_path / "out") == 1
-    assert "no image projector" in capsys.readouterr().err
+    assert "not an image projector" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

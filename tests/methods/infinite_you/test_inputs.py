@@ -6,6 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import (
+    POINTS,
+    ColorFaceEncoder,
+    face,
+    identity,
+    tiny_identity_modules,
+    tiny_projector,
+)
 from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
     InfiniteYouIdentity,
@@ -14,8 +23,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.infinite_you import condition as infinite_you_identity
 from diffusers_flux_ext.testing import call_kwargs, different, tiny_pipeline
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules, tiny_projector
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -99,12 +106,16 @@ class TestFaces:
 
 
 BAD = {
-    "nothing": ({"id_embeds": None}, ValueError, "`id_image` of InfiniteYouIdentity.*is needed"),
-    "both identities": ({"id_image": PICTURE, "id_embeds": face()}, ValueError, "`id_image` .*came with `id_embeds`"),
+    "nothing": ({"id_embeds": None}, ValueError, "`id_image` of InfiniteYouIdentity.*is required"),
+    "both identities": (
+        {"id_image": PICTURE, "id_embeds": face()},
+        ValueError,
+        "`id_image` .*`id_embeds` .*both given",
+    ),
     "both poses": (
         {"control_image": PICTURE, "keypoints": POINTS},
         ValueError,
-        "`control_image` .*came with `keypoints`",
+        "`control_image` .*and `keypoints` .*both given",
     ),
     "no encoder": ({"id_image": PICTURE, "id_embeds": None}, ValueError, r"face_encoder.*\[infinite-you\]"),
     "a wide embedding": (
@@ -122,7 +133,7 @@ BAD = {
     "a union": ({"controlnet": tiny_controlnet(0, "union")}, ValueError, "a union of several modes"),
     "inpainting": ({"controlnet": tiny_controlnet(0, "inpaint")}, ValueError, "made for inpainting"),
     "XLabs": ({"controlnet": tiny_controlnet(0, "xlabs")}, ValueError, "one of XLabs'"),
-    "no controlnet": ({"controlnet": torch.nn.Linear(2, 2)}, TypeError, "Linear, which has no"),
+    "no controlnet": ({"controlnet": torch.nn.Linear(2, 2)}, TypeError, "Linear without"),
     "too many embeddings": ({"id_embeds": torch.zeros(3, 16)}, ValueError, "3 samples, but there are 1 prompts"),
     "a path": (
         {"id_image": "her.png", "id_embeds": None, "face_encoder": ColorFaceEncoder()},
@@ -145,7 +156,7 @@ def test_bad_input(pipe, arguments, error, message):
 
 
 def test_a_control_image_without_identity(pipe):
-    with pytest.raises(ValueError, match="`control_image` came without an identity"):
+    with pytest.raises(ValueError, match="`control_image` was given without an identity"):
         pipe(**call_kwargs(control_image=PICTURE))
 
 
@@ -162,7 +173,7 @@ ALONE = {
 
 @pytest.mark.parametrize("name", ALONE)
 def test_arguments_without_an_identity(pipe, name):
-    with pytest.raises(ValueError, match=f"`{name}` came without an identity"):
+    with pytest.raises(ValueError, match=f"`{name}` was given without an identity"):
         pipe(**call_kwargs(**{name: ALONE[name]}))
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext import draw_face_keypoints
-from diffusers_flux_ext.methods.infinite_you.keypoints import COLORS, fit_picture, read_keypoints
+from diffusers_flux_ext.methods.infinite_you.keypoints import COLORS, fit_to_canvas, read_keypoints
 
 
 # Size, key points, and how many pixels of each colour OpenCV's own functions give (sticks, then points).
@@ -53,15 +53,15 @@ def test_the_pixels_of_a_point():
 
 def test_pictures_are_fitted_to_the_shorter_side():
     wide = Image.new("RGB", (100, 50), (10, 20, 30))
-    fitted = fit_picture(wide, 40, 60)
+    fitted = fit_to_canvas(wide, 40, 60)
     assert fitted.size == (40, 60)
     assert fitted.getpixel((20, 30)) == (10, 20, 30)
     assert [fitted.getpixel((20, row)) for row in (19, 20, 39, 40)] == [
         (255, 255, 255), (10, 20, 30), (10, 20, 30), (255, 255, 255),
     ]  # fmt: skip
-    tall = fit_picture(Image.new("RGB", (50, 100), (10, 20, 30)), 40, 60)
+    tall = fit_to_canvas(Image.new("RGB", (50, 100), (10, 20, 30)), 40, 60)
     assert {tall.getpixel((column, row)) for column in (0, 39) for row in (0, 59)} == {(10, 20, 30)}
-    landscape = fit_picture(Image.new("RGB", (50, 100), (10, 20, 30)), 80, 40)
+    landscape = fit_to_canvas(Image.new("RGB", (50, 100), (10, 20, 30)), 80, 40)
     assert [landscape.getpixel((column, 20)) for column in (29, 30, 49, 50)] == [
         (255, 255, 255), (10, 20, 30), (10, 20, 30), (255, 255, 255),
     ]  # fmt: skip

@@ -5,6 +5,10 @@ import torch
 from diffusers import FluxControlNetPipeline
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
+from benchmarks.support.tiny.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
+from benchmarks.support.tiny.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
+from benchmarks.support.tiny.synthetic import AddedReference, AddedText
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
@@ -15,11 +19,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import offload_all_but
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
-from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
 from tests.fixtures.offload import watch_card
-from tests.fixtures.synthetic import AddedReference, AddedText
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -91,7 +91,7 @@ class TestLaws:
         assert seen == [True, False, True, False]
         seen.clear()
         pipe(**call_kwargs(conditions=[identity(pipe, negative="own")], num_inference_steps=1, **GUIDED))
-        pipe(**call_kwargs(conditions=[identity(pipe, negative="shared")], num_inference_steps=1, **GUIDED))
+        pipe(**call_kwargs(conditions=[identity(pipe, negative="same")], num_inference_steps=1, **GUIDED))
         assert seen == [True] * 4
 
     def test_the_text_does_not_reach_infusenet_but_the_identity_does(self, pipe):
@@ -188,7 +188,7 @@ class TestComposition:
         return {}
 
     OTHERS = {
-        "entities": lambda pipe: EntityRegions(["a red dog"], [LEFT], on_negative=True),
+        "entities": lambda pipe: EntityRegions(["a red dog"], [LEFT], negative="own"),
         "inpaint": lambda pipe: InpaintRegion(OTHER_PICTURE, (16, 0, 48, 16)),
         "controlnet": lambda pipe: ControlNetImage(tiny_controlnet(5), PICTURE, 0.5),
         "xlabs": lambda pipe: ControlNetImage(tiny_controlnet(6, "xlabs"), PICTURE, 0.5),
@@ -219,7 +219,7 @@ class TestComposition:
         "end": {"end": 0.7},
         "guidance_scale": {"guidance_scale": 3.0},
         "region": {"region": RIGHT},
-        "negative": {"negative": "shared"},
+        "negative": {"negative": "same"},
     }
 
     @pytest.mark.slow

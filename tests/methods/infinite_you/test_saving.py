@@ -5,12 +5,12 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
 from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
     InfiniteYouImageProjector,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ class TestProjectorFile:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda weights: {"a": torch.zeros(1)}, "no image projector of InfiniteYou"),
+            (lambda weights: {"a": torch.zeros(1)}, "not an image projector of InfiniteYou"),
             (lambda weights: {**weights, "b": torch.zeros(1)}, "surplus or of a wrong shape .*: `b`"),
             (
                 lambda weights: {key: value for key, value in weights.items() if key != "norm_out.bias"},

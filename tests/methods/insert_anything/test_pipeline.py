@@ -9,6 +9,9 @@ from diffusers import DiffusionPipeline, FluxFillPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.insert_anything import pictures, region
+from benchmarks.support.tiny.ip_adapter import picture
+from benchmarks.support.tiny.redux import redux_modules
 from diffusers_flux_ext import (
     EntityRegions,
     FillMask,
@@ -20,9 +23,6 @@ from diffusers_flux_ext.canvas import Canvas
 from diffusers_flux_ext.inputs.masks import mask_to_pixels
 from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline, tiny_transformer
-from tests.fixtures.insert_anything import pictures, region
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import redux_modules
 
 
 CASE = pictures()
@@ -63,8 +63,8 @@ class TestResult:
         arguments = call_kwargs(**{**SHORT, "width": 64, "guidance_scale": 30.0, **zeros})
         canvas = plain(**{**arguments, "output_type": "pil"}, conditions=conditions).images[0]
         expected = paste_panel(diptych, canvas.crop((32, 0, 64, 32)))
-        assert np.array_equal(draw(pipe, redux_strength=0.6, output_type="pil")[0], expected)
-        assert np.array_equal(draw(pipe, redux_strength=0.6, output_type="pil", paste_back=None)[0], canvas)
+        assert np.array_equal(draw(pipe, redux_scale=0.6, output_type="pil")[0], expected)
+        assert np.array_equal(draw(pipe, redux_scale=0.6, output_type="pil", paste_back=None)[0], canvas)
 
     def test_kinds_of_output(self, pipe):
         arrays = draw(pipe)
@@ -92,7 +92,7 @@ class TestResult:
             {"source_mask": region((120, 90), (10, 10, 50, 40))},
             {"reference_image": picture(4, (80, 100))},
             {"reference_mask": None},
-            {"redux_strength": 0.3},
+            {"redux_scale": 0.3},
             {"prompt": "a cat"},
             {"guidance_scale": 3.5},
             {"height": 48},
@@ -206,23 +206,31 @@ class TestTogether:
         ({"reference_mask": np.zeros((100, 80))}, "0 pixels of `reference_image`, so it shows no object"),
         ({"reference_mask": region((80, 100), (3, 3, 6, 6))}, "pixels of `reference_image`, so it shows no object"),
         ({"reference_mask": (3, 3, 30, 4)}, "1 x 27 pixels"),
-        ({"source_image": picture(0, (20, 10)), "source_mask": (3, 3, 5, 5)}, "has to be 16 at least"),
+        ({"source_image": picture(0, (20, 10)), "source_mask": (3, 3, 5, 5)}, "must be at least 16"),
         (
             {"source_image": [CASE["source_image"]] * 2, "source_mask": [CASE["source_mask"]] * 3},
             "`source_image` does not go together",
         ),
         (
             {"source_image": [CASE["source_image"]] * 2, "prompt": ["a", "b", "c"]},
-            "2 pictures, but there are 3 prompts",
+            "2 images, but there are 3 prompts",
         ),
-        ({"width": 48}, "`width` is twice `height`, but 32 x 48"),
+        ({"width": 48}, "`width` must be twice `height`, got 32 x 48"),
         ({"paste_back": "all"}, "`paste_back` must be one of .*'all'"),
-        ({"redux_strength": 2}, "`redux_strength` must be .*from 0 to 1, got 2"),
+        ({"redux_scale": 2}, "`redux_scale` must be .*from 0 to 1, got 2"),
     ],
 )
 def test_bad_inputs(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
         draw(pipe, **arguments)
+
+
+def test_the_former_name_of_the_scale(pipe):
+    with (
+        pytest.warns(FutureWarning, match="`redux_strength` of .*Pipeline is now called `redux_scale`"),
+        pytest.raises(ValueError, match="`redux_scale` must be .*got 2"),
+    ):
+        draw(pipe, redux_strength=2)
 
 
 def test_a_full_mask_is_warned_of(pipe, monkeypatch):

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_flux_ext import (
-    EntityRegions,
-    FluxConditionedPipeline,
-    IPAdapterImages,
-    predict_velocity,
-)
-from diffusers_flux_ext.attention.processor import regional_attention
-from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.ip_adapter import (
+from benchmarks.support.tiny.ip_adapter import (
     XLABS,
     differ,
     image_embeds,
@@ -22,7 +14,15 @@ from tests.fixtures.ip_adapter import (
     tiny_ip_adapter,
     tiny_siglip,
 )
-from tests.fixtures.synthetic import AddedReference
+from benchmarks.support.tiny.synthetic import AddedReference
+from diffusers_flux_ext import (
+    EntityRegions,
+    FluxConditionedPipeline,
+    IPAdapterImages,
+    predict_velocity,
+)
+from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)
@@ -43,7 +43,7 @@ class TestLaws:
         assert torch.equal(run(pipe, condition), run(pipe))
 
     def test_a_mask_without_tokens_changes_rounding_at_most(self, pipe, adapter):
-        condition = IPAdapterImages(adapter, image_embeds=image_embeds(), mask=np.zeros((8, 8)))
+        condition = IPAdapterImages(adapter, image_embeds=image_embeds(), region=np.zeros((8, 8)))
         torch.testing.assert_close(run(pipe, condition), run(pipe), **CLOSE)
 
     def test_the_model_is_as_before_afterwards(self, pipe, adapter):
@@ -123,9 +123,9 @@ class TestBatches:
 
     def test_pictures_and_masks_of_each_prompt(self, pipe, adapter):
         embeds = image_embeds(3, 2, 1, 12)
-        together = self.together(pipe, IPAdapterImages(adapter, image_embeds=embeds, mask=[LEFT, RIGHT]))
+        together = self.together(pipe, IPAdapterImages(adapter, image_embeds=embeds, region=[LEFT, RIGHT]))
         for index in range(4):
-            one = IPAdapterImages(adapter, image_embeds=embeds[index // 2], mask=(LEFT, RIGHT)[index // 2])
+            one = IPAdapterImages(adapter, image_embeds=embeds[index // 2], region=(LEFT, RIGHT)[index // 2])
             torch.testing.assert_close(together[index : index + 1], self.alone(pipe, index, one), atol=1e-4, rtol=0)
 
     def test_nested_pictures(self, pipe):
@@ -149,7 +149,7 @@ class TestMask:
         pipe = tiny_pipeline(FluxConditionedPipeline, transformer=transformer)
         step = some_step(pipe, "cond")
         inside = torch.tensor([[False, True, False, True, True, False]])
-        condition = IPAdapterImages(adapter, image_embeds=image_embeds(), mask=LEFT)
+        condition = IPAdapterImages(adapter, image_embeds=image_embeds(), region=LEFT)
         part = condition.contribute({"image_embeds": image_embeds()[None], "mask": inside}, step)
         regions = EntityRegions(["a"], [LEFT])
         entity = {"masks": inside[:, None].roll(1, -1), "entity_0": torch.randn(1, 3, 40, generator=seeded(3))}
@@ -175,17 +175,17 @@ class TestMask:
 
     def test_a_full_mask_on_double_blocks_is_no_mask(self, pipe):
         adapter = tiny_ip_adapter(1, **XLABS)
-        full = IPAdapterImages(adapter, image_embeds=image_embeds(), mask=(0.0, 0.0, 1.0, 1.0))
+        full = IPAdapterImages(adapter, image_embeds=image_embeds(), region=(0.0, 0.0, 1.0, 1.0))
         plain = IPAdapterImages(adapter, image_embeds=image_embeds())
         torch.testing.assert_close(run(pipe, full), run(pipe, plain), **CLOSE)
 
     def test_two_adapters_with_regions_of_their_own(self, pipe, adapter):
         parts = [
-            IPAdapterImages(adapter, image_embeds=image_embeds(1), mask=LEFT),
-            IPAdapterImages(adapter, image_embeds=image_embeds(2), mask=RIGHT),
+            IPAdapterImages(adapter, image_embeds=image_embeds(1), region=LEFT),
+            IPAdapterImages(adapter, image_embeds=image_embeds(2), region=RIGHT),
         ]
         both = run(pipe, *parts)
-        swapped = run(pipe, IPAdapterImages(adapter, image_embeds=image_embeds(1), mask=RIGHT), parts[1])
+        swapped = run(pipe, IPAdapterImages(adapter, image_embeds=image_embeds(1), region=RIGHT), parts[1])
         assert differ(both, swapped)
 
 

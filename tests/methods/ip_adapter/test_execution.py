@@ -5,6 +5,18 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
 
+from benchmarks.support.tiny.ip_adapter import (
+    XLABS,
+    differ,
+    image_embeds,
+    nested_state_dict,
+    picture,
+    run,
+    some_step,
+    tiny_ip_adapter,
+    tiny_siglip,
+)
+from benchmarks.support.tiny.synthetic import AddedReference, AddedResiduals, AddedText
 from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
@@ -16,18 +28,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.ip_adapter import (
-    XLABS,
-    differ,
-    image_embeds,
-    nested_state_dict,
-    picture,
-    run,
-    some_step,
-    tiny_ip_adapter,
-    tiny_siglip,
-)
-from tests.fixtures.synthetic import AddedReference, AddedResiduals, AddedText
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)
@@ -40,7 +40,7 @@ class TestOtherMethods:
 
     @pytest.mark.parametrize("force_classes", [False, True])
     def test_with_all_of_them_in_batches(self, pipe, adapter, force_classes, monkeypatch):
-        condition = IPAdapterImages(adapter, image_embeds=image_embeds(), mask=LEFT)
+        condition = IPAdapterImages(adapter, image_embeds=image_embeds(), region=LEFT)
         inputs = {"prompt": ["a", "b"], "num_images_per_prompt": 2, **GUIDED}
         masked = run(pipe, condition, *self.others, **inputs)
         monkeypatch.setattr("diffusers_flux_ext.attention.plan._masking_is_cheaper", lambda *args: not force_classes)
@@ -115,7 +115,7 @@ class TestExecution:
     def test_bfloat16_is_finite(self, adapter):
         pipe = tiny_pipeline(FluxConditionedPipeline).to(torch.bfloat16)
         half = tiny_ip_adapter(1, **dict(adapter.config)).to(torch.bfloat16)
-        images = run(pipe, IPAdapterImages(half, image_embeds=image_embeds(), mask=LEFT), **GUIDED)
+        images = run(pipe, IPAdapterImages(half, image_embeds=image_embeds(), region=LEFT), **GUIDED)
         assert torch.isfinite(images.float()).all()
         assert differ(images.float(), run(pipe, **GUIDED).float())
 
@@ -140,7 +140,7 @@ class TestExecution:
         depth = {"num_layers": 10, "num_single_layers": 10}
         eager = tiny_pipeline(FluxConditionedPipeline, transformer=tiny_transformer(0, **depth))
         adapter = tiny_ip_adapter(1, num_blocks=20)
-        conditions = [IPAdapterImages(adapter, image_embeds=image_embeds(), mask=LEFT)]
+        conditions = [IPAdapterImages(adapter, image_embeds=image_embeds(), region=LEFT)]
         expected = run(eager, *conditions)
         transformer = tiny_transformer(0, **depth)
         if own_class:

@@ -5,6 +5,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.support.tiny.ip_adapter import (
+    XLABS,
+    differ,
+    image_embeds,
+    picture,
+    run,
+    some_step,
+    tiny_clip_vision,
+    tiny_ip_adapter,
+    tiny_siglip,
+)
 from diffusers_flux_ext import (
     Contribution,
     FluxConditionedPipeline,
@@ -18,17 +29,6 @@ from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import quiet, tiny_pipeline
-from tests.fixtures.ip_adapter import (
-    XLABS,
-    differ,
-    image_embeds,
-    picture,
-    run,
-    some_step,
-    tiny_clip_vision,
-    tiny_ip_adapter,
-    tiny_siglip,
-)
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)
@@ -82,8 +82,8 @@ class TestImages:
 
 
 BAD = {
-    "nothing": ({}, ValueError, "`images` .*or `image_embeds` .*is needed"),
-    "both": ({"images": picture(), "image_embeds": image_embeds()}, ValueError, "give one of the two"),
+    "nothing": ({}, ValueError, "Exactly one of `images` .*and `image_embeds`"),
+    "both": ({"images": picture(), "image_embeds": image_embeds()}, ValueError, "Exactly one of"),
     "window": ({"image_embeds": image_embeds(), "start": 0.7, "end": 0.2}, ValueError, "start=0.7 and end=0.2"),
     "scales": ({"image_embeds": image_embeds(), "scale": [1.0, 2.0]}, ValueError, "2 numbers, but 5 are needed"),
     "negative": (
@@ -94,11 +94,11 @@ BAD = {
     "embeds": ({"image_embeds": torch.zeros(12)}, ValueError, r"the shape \(images, 12\) or .*got \(12,\)"),
     "width": ({"image_embeds": torch.zeros(1, 7)}, ValueError, r"\(prompts, images, 12\), got \(1, 7\)"),
     "encoder": ({"images": picture()}, ValueError, "but no `image_encoder`"),
-    "empty": ({"images": [], "image_encoder": tiny_siglip()}, ValueError, r"holds \[0\] pictures"),
+    "empty": ({"images": [], "image_encoder": tiny_siglip()}, ValueError, r"holds \[0\] images"),
     "counts": (
         {"images": [[picture()], [picture()] * 2], "image_encoder": tiny_siglip()},
         ValueError,
-        r"holds \[1, 2\] pictures",
+        r"holds \[1, 2\] images",
     ),
     "mixed": ({"images": [picture(), [picture()]], "image_encoder": tiny_siglip()}, ValueError, "mixes lists"),
     "kind": (
@@ -108,7 +108,7 @@ BAD = {
     ),
     "shape": ({"images": np.zeros((4, 4, 2)), "image_encoder": tiny_siglip()}, ValueError, r"got \(4, 4, 2\)"),
     "prompts": ({"image_embeds": torch.zeros(3, 1, 12)}, ValueError, "3 samples.*1 prompts"),
-    "masks": ({"image_embeds": image_embeds(), "mask": [LEFT, RIGHT]}, ValueError, "2 samples.*1 prompts"),
+    "masks": ({"image_embeds": image_embeds(), "region": [LEFT, RIGHT]}, ValueError, "2 samples.*1 prompts"),
     "dtype": (
         {"adapter": tiny_ip_adapter(1).to(torch.bfloat16), "image_embeds": image_embeds()},
         ValueError,

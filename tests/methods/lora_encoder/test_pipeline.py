@@ -8,6 +8,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
 from conversion_scripts import convert_lora_encoder as script
 from diffusers_flux_ext import (
     AttributeValues,
@@ -20,8 +22,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -33,7 +33,7 @@ def pipe():
 
 
 def draw(pipe, **arguments):
-    return pipe(**call_kwargs(**arguments)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **arguments})).images
 
 
 def pairs(weights):
@@ -130,7 +130,7 @@ def test_loras_per_prompt_are_their_samples(pipe):
 
 def test_with_entities_and_attributes_in_any_order(pipe):
     others = [
-        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], on_negative=True),
+        EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)], negative="own"),
         AttributeValues(tiny_value_encoder(), {"brightness": 0.7}),
         LoRAEmbedding(pipe.lora_encoder, tiny_lora()),
     ]
@@ -183,7 +183,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda weights: {"a": torch.zeros(1)}, "no LoRA-Encoder for FLUX.1"),
+            (lambda weights: {"a": torch.zeros(1)}, "not a LoRA-Encoder for FLUX.1"),
             (lambda weights: {**weights, "b": torch.zeros(1)}, "wrong shape for FluxLoRAEncoder: `b`"),
             (lambda weights: {k: v for k, v in weights.items() if k != "final_linear.bias"}, "final_linear.bias"),
         ],

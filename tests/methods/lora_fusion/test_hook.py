@@ -8,6 +8,9 @@ from diffusers import FluxPipeline, PyramidAttentionBroadcastConfig
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files import make
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora, velocity
 from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
@@ -23,9 +26,6 @@ from diffusers_flux_ext import (
     unload_lora,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.lora_files import make
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
@@ -367,7 +367,7 @@ def test_the_model_is_saved_and_read(tmp_path):
     assert (single.config.num_layers, single.config.num_single_layers, single.config.inner_dim) == (2, 3, 32)
     assert single.dtype == torch.bfloat16
     assert "blocks.0.attn.a_to_qkv" in FUSION.gates
-    with pytest.raises(ValueError, match="no LoRA-Fusion"):
+    with pytest.raises(ValueError, match="not a LoRA-Fusion"):
         FluxLoRAFusion.from_single_file(LORAS["a"])
     with pytest.raises(ValueError, match="missing, surplus or of a wrong shape"):
         FluxLoRAFusion.from_single_file({key: w for key, w in FUSION.state_dict().items() if "s___1___ff" not in key})

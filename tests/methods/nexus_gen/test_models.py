@@ -7,18 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from diffusers_flux_ext import (
-    FluxExtTransformer2DModel,
-    NexusGenAdapter,
-    NexusGenEditingMerger,
-    NexusGenModel,
-    load_nexus_gen_decoder,
-)
-from diffusers_flux_ext.inputs.qwen_vl import PICTURE, chat_text, known_inputs, qwen_vl_inputs
-from diffusers_flux_ext.methods.nexus_gen.checkpoint import split_decoder
-from diffusers_flux_ext.methods.nexus_gen.prompts import chat_for, embed_prompts
-from diffusers_flux_ext.testing import seeded, tiny_transformer
-from tests.fixtures.nexus_gen import (
+from benchmarks.support.tiny.nexus_gen import (
     HIDDEN,
     pictures,
     published_decoder,
@@ -28,6 +17,17 @@ from tests.fixtures.nexus_gen import (
     tiny_merger,
     write_published_folder,
 )
+from diffusers_flux_ext import (
+    FluxExtTransformer2DModel,
+    NexusGenAdapter,
+    NexusGenEditingMerger,
+    NexusGenModel,
+    load_nexus_gen_decoder,
+)
+from diffusers_flux_ext.inputs.qwen_vl import IMAGE_SPAN, chat_text, known_inputs, qwen_vl_inputs
+from diffusers_flux_ext.methods.nexus_gen.checkpoint import split_decoder
+from diffusers_flux_ext.methods.nexus_gen.prompts import chat_for, embed_prompts
+from diffusers_flux_ext.testing import seeded, tiny_transformer
 
 
 # The fingerprints of names and shapes by which the reference knows the published files.
@@ -65,7 +65,7 @@ class TestReleasedSizes:
         shapes = {published_name(key): value.shape for key, value in model.state_dict().items()}
         assert fingerprint(shapes) == FINGERPRINTS["language model"]
         assert model.image_grid == (18, 18)
-        assert model.blank_picture().size == (252, 252)
+        assert model.blank_image().size == (252, 252)
 
 
 class TestLanguageModel:
@@ -78,7 +78,7 @@ class TestLanguageModel:
     def test_the_rest_is_that_of_transformers(self, stock):
         model, processor = tiny_language_model()
         picture = pictures({"one": (90, 60)})["one"]
-        inputs = known_inputs(qwen_vl_inputs(processor, chat_text(PICTURE + "what is it?"), [picture]))
+        inputs = known_inputs(qwen_vl_inputs(processor, chat_text(IMAGE_SPAN + "what is it?"), [picture]))
         with torch.no_grad():
             assert torch.equal(model(**inputs).logits, stock(**inputs).logits)
         pictures_begun = [processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in PICTURE_TOKENS]
@@ -147,7 +147,7 @@ class TestDecoderFiles:
         assert half.dtype == torch.bfloat16
 
     def test_the_last_norm_is_turned_as_by_the_reference(self):
-        from tests.parity.reference import import_reference
+        from benchmarks.support.reference import import_reference
 
         converters = import_reference("diffsynth.utils.state_dict_converters.flux_dit")
         norm = torch.randn(6144, 2, generator=seeded(0))
@@ -192,10 +192,10 @@ class TestMerger:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"grid": (18, 16)}, r"81 embeddings came for a grid of \(18, 16\).*9 x 8"),
+            ({"grid": (18, 16)}, r"grid of \(18, 16\).*9 x 8 embeddings, got 81"),
             ({"reference_embeds": torch.zeros(1, 4, HIDDEN)}, "belong together"),
             ({"reference_grid": (4, 4)}, "belong together"),
-            ({"reference_embeds": torch.zeros(1, 5, HIDDEN), "reference_grid": (4, 4)}, "5 embeddings came"),
+            ({"reference_embeds": torch.zeros(1, 5, HIDDEN), "reference_grid": (4, 4)}, "embeddings, got 5"),
         ],
     )
     def test_bad_input(self, arguments, message):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE
 from diffusers_flux_ext import Canvas, EntityRegions, FluxConditionedPipeline, InpaintRegion, ReferenceImages
 from diffusers_flux_ext.canvas import encode_image, pack_latents
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline
-from tests.fixtures.conditions import CASES
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
 
 
 pytestmark = pytest.mark.versions
@@ -120,23 +120,23 @@ class TestLayout:
 
 class TestStrength:
     def test_one_is_no_rule(self, pipe):
-        assert torch.equal(draw(pipe, condition(strengths=1.0)), draw(pipe, condition()))
-        assert "visible_0" not in encode(pipe, condition(strengths=1))
+        assert torch.equal(draw(pipe, condition(scale=1.0)), draw(pipe, condition()))
+        assert "visible_0" not in encode(pipe, condition(scale=1))
 
     def test_zero_is_no_reference(self, pipe):
-        assert torch.equal(draw(pipe, condition(strengths=0)), draw(pipe))
+        assert torch.equal(draw(pipe, condition(scale=0)), draw(pipe))
 
     @pytest.mark.parametrize("layout", ["index", "offset", "same"])
     def test_zero_leaves_the_others_where_they_are(self, pipe, layout):
         both = encode(pipe, condition([PICTURE, OTHER_PICTURE], layout=layout))
-        second = encode(pipe, condition([PICTURE, OTHER_PICTURE], layout=layout, strengths=[0, 1]))
+        second = encode(pipe, condition([PICTURE, OTHER_PICTURE], layout=layout, scale=[0, 1]))
         assert second.keys() == {"tokens_1", "ids_1"}
         assert torch.equal(second["ids_1"], both["ids_1"])
 
     def test_between_a_share_of_the_tokens_is_seen(self, pipe):
         picture = PICTURE.resize((256, 160))
         shares = [0.001, 0.1, 0.5, 0.8]
-        visible = [encode(pipe, condition(picture, strengths=share))["visible_0"] for share in shares]
+        visible = [encode(pipe, condition(picture, scale=share))["visible_0"] for share in shares]
         assert [int(table.sum()) for table in visible] == [1, 16, 80, 128]
         for smaller, larger in zip(visible, visible[1:]):
             assert (larger | ~smaller).all()
@@ -146,14 +146,14 @@ class TestStrength:
 
     def test_between_differs_from_both_ends(self, pipe):
         latents = torch.randn(1, 16, 2, 4, generator=seeded(3))
-        images = draw(pipe, ReferenceImages(latents, strengths=0.5))
+        images = draw(pipe, ReferenceImages(latents, scale=0.5))
         full, none = draw(pipe, ReferenceImages(latents)), draw(pipe)
         assert different(images, full)
         assert different(images, none)
 
     def test_of_one_of_two(self, pipe):
         pictures = [PICTURE, OTHER_PICTURE]
-        images = [draw(pipe, condition(pictures, strengths=pair)) for pair in ([1, 1], [0.4, 1], [1, 0.4])]
+        images = [draw(pipe, condition(pictures, scale=pair)) for pair in ([1, 1], [0.4, 1], [1, 0.4])]
         assert different(images[0], images[1])
         assert different(images[0], images[2])
         assert different(images[1], images[2])
@@ -203,23 +203,23 @@ class TestInputs:
 
     def test_entities_do_not_see_references(self, pipe):
         entity = EntityRegions(["a red dog"], [(0.0, 0.0, 0.5, 1.0)])
-        images = draw(pipe, condition(strengths=0.5), entity)
-        torch.testing.assert_close(images, draw(pipe, entity, condition(strengths=0.5)), atol=1e-5, rtol=0)
+        images = draw(pipe, condition(scale=0.5), entity)
+        torch.testing.assert_close(images, draw(pipe, entity, condition(scale=0.5)), atol=1e-5, rtol=0)
         assert different(images, draw(pipe, entity))
-        assert different(images, draw(pipe, condition(strengths=0.5)))
+        assert different(images, draw(pipe, condition(scale=0.5)))
 
     @pytest.mark.parametrize(
         "arguments, error, message",
         [
             ({"layout": "grid"}, ValueError, "`layout` .*one of .*'offset'.*got 'grid'"),
-            ({"images": []}, ValueError, "no picture"),
-            ({"images": None}, ValueError, "no picture"),
+            ({"images": []}, ValueError, "no image"),
+            ({"images": None}, ValueError, "no image"),
             ({"images": [PICTURE, None]}, ValueError, "None"),
-            ({"strengths": [1.0, 0.5]}, ValueError, "2 numbers, but 1 are needed"),
-            ({"strengths": 1.5}, ValueError, "from 0 to 1, got 1.5"),
-            ({"strengths": float("nan")}, ValueError, "from 0 to 1, got nan"),
-            ({"strengths": "strong"}, TypeError, "must be a number"),
-            ({"strengths": True}, TypeError, "must be a number .*got True"),
+            ({"scale": [1.0, 0.5]}, ValueError, "2 numbers, but 1 are needed"),
+            ({"scale": 1.5}, ValueError, "from 0 to 1, got 1.5"),
+            ({"scale": float("nan")}, ValueError, "from 0 to 1, got nan"),
+            ({"scale": "strong"}, TypeError, "must be a number"),
+            ({"scale": True}, TypeError, "must be a number .*got True"),
             ({"max_area": 0}, ValueError, "`max_area` .*from 1 to .*got 0"),
             ({"max_area": "large"}, TypeError, "must be a whole number"),
         ],

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.step1x import SIZES, edited, instruction_embeds, tiny_connector
 from conversion_scripts.convert_step1x_edit import main as convert
 from diffusers_flux_ext import (
     FluxExtTransformer2DModel,
@@ -19,7 +20,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.step1x_edit.instructions import cut_quotes
 from diffusers_flux_ext.testing import quiet, tiny_components
-from tests.fixtures.step1x import SIZES, edited, instruction_embeds, tiny_connector
 from tests.fixtures.step1x_pipelines import EMBEDS, TEXT_PARTS, draw, make, make_whole, published, tiny_question
 
 
@@ -75,7 +75,7 @@ class TestFiles:
 
     def test_other_files_are_refused(self, pipe):
         weights = published(pipe)
-        with pytest.raises(ValueError, match="no connector of Step1X-Edit"):
+        with pytest.raises(ValueError, match="not a connector of Step1X-Edit"):
             Step1XConnector.from_single_file(pipe.transformer.state_dict())
         with pytest.raises(ValueError, match="unknown: `connector.S.input_embedder_CA.weight`"):
             Step1XConnector.from_single_file({**weights, "connector.S.input_embedder_CA.weight": torch.zeros(2, 2)})
@@ -130,13 +130,13 @@ class TestInputs:
         [
             ({"image": None}, "`image` holds no image"),
             ({"image": []}, "`image` holds no image"),
-            ({"instruction_embeds": None}, "`prompt` or `instruction_embeds` is needed"),
-            ({"prompt": "make it red"}, "`prompt` or `instruction_embeds` is needed"),
+            ({"instruction_embeds": None}, "Exactly one of `prompt` and `instruction_embeds`"),
+            ({"prompt": "make it red"}, "Exactly one of `prompt` and `instruction_embeds`"),
             ({"instruction_embeds": None, "prompt": "x"}, "no `mllm` or no `mllm_processor`.*`instruction_embeds`"),
             ({"negative_instruction_embeds": None}, "`negative_instruction_embeds`"),
             ({"instruction_embeds": torch.zeros(1, 4, 8)}, r"length, 32\).*got \(1, 4, 8\)"),
             ({"instruction_mask": torch.ones(1, 3)}, r"shape \(1, 3\); expected \(1, 7\)"),
-            ({"negative_instruction_embeds": None, "negative_instruction_mask": torch.ones(1, 3)}, "came without"),
+            ({"negative_instruction_embeds": None, "negative_instruction_mask": torch.ones(1, 3)}, "given without"),
             ({"instruction_mask": torch.zeros(1, 7)}, "`instruction_mask` hides all tokens"),
             ({"instruction_embeds": None, "prompt": []}, "`prompt` is an empty list"),
             ({"prompt_2": "x"}, r"does not read \['prompt_2'\]"),
@@ -156,9 +156,9 @@ class TestInputs:
     def test_refused_pictures_and_types(self, whole, pipe):
         with pytest.raises(ValueError, match="at most 200 times|1001 x 5"):
             whole.encode_instruction("x", edited(0, (1001, 5)), height=16, width=16 * 201)
-        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
+        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 images"):
             draw(whole, ["a", "b"], image=[edited()] * 3, latents=None)
-        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 pictures"):
+        with pytest.raises(ValueError, match="`prompt` has 2 texts for 3 images"):
             whole.encode_instruction(["a", "b"], [edited()] * 3, 32, 48)
         with pytest.raises(TypeError, match="`instruction_mask` .*is a dense tensor"):
             draw(pipe, **EMBEDS, instruction_mask=[1] * 7)

@@ -7,6 +7,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.hooks import FirstBlockCacheConfig
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
@@ -16,7 +17,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.demand import Demand
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, budget, draw, pipeline
 
 
@@ -47,7 +47,7 @@ def test_more_budget_streams_less_and_every_peak_fits():
 
 def test_an_impossible_budget_names_the_smallest_that_works():
     pipe = pipeline()
-    with pytest.raises(VRAMBudgetError, match="the smallest that works is .* a smaller picture") as error:
+    with pytest.raises(VRAMBudgetError, match="the smallest that works is .* a smaller image") as error:
         plan_vram(pipe, 1e5 / GIB, **SIZES)
     # The message rounds up to hundredths of a GiB, which are coarse for a tiny model.
     assert 0 < error.value.smallest_gib <= 0.02

@@ -9,6 +9,8 @@ from diffusers import FluxPipeline
 from diffusers.hooks import FirstBlockCacheConfig
 from PIL import Image
 
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     ReduxImages,
@@ -25,8 +27,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.budget.demand import workload_of
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw, pipeline
 
 
@@ -92,7 +92,7 @@ def test_the_plan_counts_the_loras_weights():
 
 @pytest.mark.parametrize("first", ["gates", "budget"])
 def test_lora_fusion_and_redux_under_a_budget(first):
-    redux = ReduxImages(image_embeds=patch_embeds(), mask=(0.0, 0.0, 0.5, 1.0), image_embedder=tiny_redux_embedder())
+    redux = ReduxImages(image_embeds=patch_embeds(), region=(0.0, 0.0, 0.5, 1.0), image_embedder=tiny_redux_embedder())
 
     def with_loras():
         pipe = tiny_pipeline(FluxConditionedPipeline)
@@ -131,7 +131,7 @@ def test_gates_over_loras_are_counted():
         (torch.rand(1, 3, 32, 48), {"preferred_size": False}, 6),
         ([torch.rand(3, 32, 48), Image.new("RGB", (70, 40))], {"preferred_size": False}, 6 + 8),
         (torch.rand(1, 16, 8, 4), {"preferred_size": False}, 8),
-        ([torch.rand(3, 32, 48)] * 2, {"preferred_size": False, "strengths": [0, 1], "max_area": 1024}, 4),
+        ([torch.rand(3, 32, 48)] * 2, {"preferred_size": False, "scale": [0, 1], "max_area": 1024}, 4),
     ],
 )
 def test_references_are_counted_in_their_size(images, options, tokens):

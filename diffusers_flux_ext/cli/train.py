@@ -1,0 +1,104 @@
+"""`flux-ext train`: train LoRAs, weights and modules of conditions from a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import CommandLineError
+
+
+EXAMPLES = """\
+examples:
+  flux-ext train --example-data shapes
+  flux-ext train lora.yaml
+  flux-ext train lora.yaml optimizer.lr=5e-5 run.updates=2000 --dry-run
+  accelerate launch -m diffusers_flux_ext.cli.main train lora.yaml
+
+A run goes on from its newest checkpoint. `docs/training.md` explains the configuration.
+"""
+
+
+def add_train_command(commands: Any) -> argparse.ArgumentParser:
+    """Add `train` to the parser's commands."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train",
+        help="train a LoRA, weights or a condition's module",
+        description="Train with a configuration in YAML or JSON. Entries after it replace those of the file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, nargs="?", help="YAML or JSON file")
+    parser.add_argument("changes", nargs="*", metavar="ENTRY=VALUE", help="entries to replace, like optimizer.lr=1e-4")
+    parser.add_argument("--stage", choices=["cache", "train"], default="train", help="stop after encoding the samples")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, report on model and data, and stop")
+    parser.add_argument("--example-data", type=Path, metavar="DIR", help="write a data set of drawn shapes and stop")
+    parser.add_argument("--count", type=int, default=64, help="samples of --example-data (default: 64)")
+    parser.add_argument(
+        "--from-reference-args", metavar="ARGS", help="print the configuration of a command line of DiffSynth-Studio"
+    )
+    return parser
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train.
+
+    Args:
+        args (`argparse.Namespace`): The command line.
+
+    Returns:
+        `int`: the exit code.
+
+    Raises:
+        CommandLineError: if there is nothing to do.
+    """
+    if args.example_data is not None:
+        from ..training.data.example import write_example_data
+
+        written = write_example_data(args.example_data, args.count, 0)
+        sys.stdout.write(f"Wrote {args.count} samples to {written}\n")
+        return 0
+    from ..training.config import read_config
+    from ..training.config.reading import print_config
+
+    if args.from_reference_args is not None:
+        from ..training.config.reference import from_reference_args
+
+        sys.stdout.write(from_reference_args(args.from_reference_args))
+        return 0
+    if args.config is None:
+        raise CommandLineError("Give a configuration, such as `flux-ext train lora.yaml`, or --example-data DIR.")
+    config = read_config(args.config, args.changes)
+    if args.print_config:
+        sys.stdout.write(print_config(config))
+        return 0
+    return _train(config, args)
+
+
+def _train(config: Any, args: argparse.Namespace) -> int:
+    from ..training.run.build import build_run
+    from ..training.run.processes import make_accelerator
+    from ..training.run.report import dry_run
+
+    if args.dry_run:
+        sys.stdout.write(dry_run(config))
+        return 0
+    accelerator = make_accelerator(config)
+    run = build_run(config, accelerator, until_cache=args.stage == "cache")
+    if run is None:
+        sys.stdout.write(f"All samples are encoded in {config.data.cache}\n")
+        return 0
+    main = run.trainer.is_main
+    if main:
+        sys.stdout.write(run.report + "\n")
+        sys.stdout.flush()
+    written = run()
+    if main:
+        for path in written:
+            sys.stdout.write(f"Wrote {path}\n")
+        if not written:
+            sys.stdout.write(f"Stopped and saved after update {run.trainer.step}. The same command goes on.\n")
+    return 0

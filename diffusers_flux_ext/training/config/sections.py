@@ -1,0 +1,456 @@
+"""The sections of a configuration. Everything is checked when one is made, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ...lora.keys import Component
+from ..data import Captions, Columns, FreeBuckets, ImageOptions, ListedBuckets, ReferenceSizes, Transform
+from ..losses import errors, levels, weighting
+from ..optim import OptimizerSettings, schedule
+from ..trained import INPUT_CHANNELS, LoRAOptions, trainable_modules
+
+
+PACKAGES = ("transformers", "diffusers", "diffusers_flux_ext")
+"""Packages whose classes may be named in a configuration."""
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown entries are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(BaseModel):
+    """A name, and the options that belong to it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options."""
+        return dict(self.model_extra or {})
+
+
+class ModelSection(Section):
+    """The model to start from.
+
+    Args:
+        path (`str`): A repository, a folder in diffusers' layout, or `"tiny"`, the embedded model.
+        revision (`str`, *optional*): Revision of a repository.
+        dtype (`str`): Data type of everything that is not trained.
+        device (`str`): `"auto"` takes the best one.
+        guidance (`float` or two, *optional*):
+            The embedded guidance in training, or the range it is drawn from; ignored by models without one.
+        gradient_checkpointing (`bool`): Whether blocks run again in the backward pass, which saves memory.
+        widen (`str` or `int`, *optional*):
+            Further input channels of `"control"`, `"fill"` or `"flex"` models, or their whole number; they begin as
+            zeros.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    guidance: float | tuple[float, float] | None = 1.0
+    gradient_checkpointing: bool = False
+    widen: str | int | None = None
+
+    @field_validator("widen")
+    @classmethod
+    def _known_width(cls, value: str | int | None) -> str | int | None:
+        if isinstance(value, str) and value not in INPUT_CHANNELS:
+            raise ValueError(f"got {value!r}; expected one of {sorted(INPUT_CHANNELS)}, or a number of channels")
+        return value
+
+
+class SourceSection(Section):
+    """Where samples come from.
+
+    Args:
+        path (`str` or a list): A table, a folder, tar or parquet files, or a saved dataset.
+        kind (`str`): What it is: `"table"` (csv, json, jsonl), `"folder"`, `"webdataset"`, `"parquet"` or `"dataset"`.
+        base (`str`, *optional*): Folder of the files that a table names.
+        file_columns (`list[str]`): Columns of images.
+        beside (`dict[str, str]`): Of a folder: further file columns by folders of the same names.
+        split (`str`, *optional*): Of a dataset: which part.
+        allow_outside (`bool`): Whether paths may lead out of the folder.
+        allow_urls (`bool`): Whether web addresses are fetched.
+        repeats (`int`): How often an epoch visits each sample.
+        weight (`float`): Weight of its samples in the loss.
+        prefix (`str`): Put before each caption.
+        trigger (`str`, *optional*): Replaces `[trigger]` in all texts; put before captions that have neither.
+        sizes (`SizesSection`, *optional*): Its own rule of sizes.
+        preserved (`bool`): Whether the base's own prediction is the target, as regularisation.
+        allow_flip (`bool`): Whether its images may be mirrored.
+    """
+
+    path: str | list[str]
+    kind: Literal["table", "folder", "webdataset", "parquet", "dataset"] = "table"
+    base: str | None = None
+    file_columns: list[str] = ["image"]
+    beside: dict[str, str] = {}
+    split: str | None = None
+    allow_outside: bool = False
+    allow_urls: bool = False
+    repeats: int = Field(default=1, ge=1)
+    weight: float = Field(default=1.0, ge=0)
+    prefix: str = ""
+    trigger: str | None = None
+    sizes: SizesSection | None = None
+    preserved: bool = False
+    allow_flip: bool = True
+
+
+class SizesSection(Section):
+    """Which sizes images are brought to; one of the three rules.
+
+    Args:
+        buckets (`FreeBuckets`, *optional*): Sizes of given areas and free aspect ratios.
+        listed (`ListedBuckets`, *optional*): The nearest size of a list.
+        reference (`ReferenceSizes`, *optional*): Each image's own size, as DiffSynth-Studio does.
+    """
+
+    buckets: FreeBuckets | None = None
+    listed: ListedBuckets | None = None
+    reference: ReferenceSizes | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SizesSection:
+        if len([each for each in (self.buckets, self.listed, self.reference) if each is not None]) != 1:
+            raise ValueError("got several rules or none; expected one of `buckets`, `listed` and `reference`")
+        return self
+
+    @property
+    def rule(self) -> Any:
+        """The rule."""
+        return self.buckets or self.listed or self.reference
+
+
+class DataSection(Section):
+    """The samples.
+
+    Args:
+        sources (`list[SourceSection]`): Where they come from.
+        sizes (`SizesSection`): Which sizes images are brought to.
+        captions (`Captions`): How captions are read and varied.
+        transform (`Transform`): How images are brought to their size, and what is varied.
+        columns (`Columns`): What the file columns are for.
+        images (`ImageOptions`): How files are read.
+        variants (`int`): How many variants of a sample a varying transform draws.
+        text_length (`int`): T5 tokens of a caption.
+        posterior (`bool`): Whether latents are sampled from the VAE's posterior instead of being its mean.
+        cache (`str`, *optional*): Folder of the cache; without one, samples are encoded as they come.
+        workers (`int`): Processes that load samples.
+        on_bad_sample (`str`): `"stop"` or `"skip"`.
+        bad_limit (`float`): Share of all samples up to which they are skipped.
+        held_out (`int`): Samples that are left out of training, for validation.
+    """
+
+    sources: list[SourceSection] = Field(min_length=1)
+    sizes: SizesSection = SizesSection(buckets=FreeBuckets())
+    captions: Captions = Captions()
+    transform: Transform = Transform()
+    columns: Columns = Columns()
+    images: ImageOptions = ImageOptions()
+    variants: int = Field(default=1, ge=1)
+    text_length: int = Field(default=512, ge=1, le=512)
+    posterior: bool = False
+    cache: str | None = None
+    workers: int = Field(default=0, ge=0)
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    bad_limit: float = Field(default=0.1, ge=0, le=1)
+    held_out: int = Field(default=0, ge=0)
+
+
+class ModuleSection(Section):
+    """A module of a condition.
+
+    Args:
+        kind (`str`):
+            What it is, for example `"controlnet"`; see `docs/training_targets.md`. For what only encodes, such as a
+            vision model, a class of transformers: `"transformers:SiglipVisionModel"`.
+        path (`str`, *optional*): A folder or a published file; without one, an untrained module is made.
+        sizes (`dict`): Sizes of an untrained one.
+        train (`bool`): Whether it is trained.
+        patterns (`list[str]`, *optional*): Which of its parameters are trained; all by default.
+    """
+
+    kind: str
+    path: str | None = None
+    sizes: dict[str, Any] = {}
+    train: bool = False
+    patterns: list[str] | None = None
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        package = value.partition(":")[0]
+        if value not in trainable_modules() and not (":" in value and package in PACKAGES):
+            raise ValueError(
+                f"got {value!r}; expected one of {sorted(trainable_modules())}, or a class such as "
+                f"'transformers:SiglipVisionModel'"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModuleSection:
+        if self.path is not None and self.sizes:
+            raise ValueError("got `path` and `sizes`; sizes are those of the file")
+        if ":" in self.kind and (self.path is None or self.train):
+            raise ValueError(f"got the kind {self.kind!r}, which needs a `path` and is not trained")
+        if self.path is None and not self.train:
+            raise ValueError(
+                "there is no `path`, and an untrained module that is not trained (`train: true`) is useless"
+            )
+        return self
+
+
+class ConditionSection(Section):
+    """A condition of every sample.
+
+    Args:
+        type (`str`): Its class, for example `"EntityRegions"`.
+        inputs (`dict[str, str]`): Columns by field: `{"prompts": "eligen_entity_prompts"}`.
+        options (`dict`): Other fields.
+        modules (`dict[str, ModuleSection]`): Modules by field.
+        dropout (`float`): Share of samples without it.
+    """
+
+    type: str
+    inputs: dict[str, str] = {}
+    options: dict[str, Any] = {}
+    modules: dict[str, ModuleSection] = {}
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TrainSection(Section):
+    """What is trained, besides modules of conditions with `train: true`.
+
+    Args:
+        lora (`LoRAOptions`, *optional*): A LoRA of the transformer.
+        text_encoder_lora (`LoRAOptions`, *optional*): A LoRA of CLIP.
+        text_encoder_2_lora (`LoRAOptions`, *optional*): A LoRA of T5.
+        weights (`list[str]`, *optional*): Weights of the transformer itself, by patterns; `["*"]` is all.
+        init_from (`str`, *optional*): A LoRA to start from.
+    """
+
+    lora: LoRAOptions | None = None
+    text_encoder_lora: LoRAOptions | None = None
+    text_encoder_2_lora: LoRAOptions | None = None
+    weights: list[str] | None = None
+    init_from: str | None = None
+
+    @property
+    def loras(self) -> dict[Component, LoRAOptions]:
+        """Options of LoRAs by model."""
+        given: dict[Component, LoRAOptions | None] = {
+            "transformer": self.lora,
+            "text_encoder": self.text_encoder_lora,
+            "text_encoder_2": self.text_encoder_2_lora,
+        }
+        return {name: options for name, options in given.items() if options is not None}
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSection:
+        if self.lora is not None and self.weights is not None:
+            raise ValueError("got `lora` and `weights`; a LoRA is trained on frozen weights, so give one of them")
+        if self.init_from is not None and not self.loras:
+            raise ValueError("got `init_from` without `lora`, `text_encoder_lora` or `text_encoder_2_lora`")
+        return self
+
+
+class LossSection(Section):
+    """The loss.
+
+    Args:
+        levels (`Named`): How noise levels are drawn.
+        stratified (`bool`): Whether they are spread evenly over the samples of an update.
+        weighting (`Named`): Weight of the loss by noise level.
+        error (`Named`): `"mse"` or `"huber"`.
+    """
+
+    levels: Named = Named(name="logit_normal", shift="resolution")  # type: ignore[call-arg]
+    stratified: bool = True
+    weighting: Named = Named(name="none")
+    error: Named = Named(name="mse")
+
+    @model_validator(mode="after")
+    def _known(self) -> LossSection:
+        drawn = levels(self.levels.name, **self.levels.options)
+        weighting(self.weighting.name, drawn, **self.weighting.options)
+        errors(self.error.name, **self.error.options)
+        return self
+
+
+class AverageSection(Section):
+    """A running average of what is trained.
+
+    Args:
+        decay (`float`): How much of it is kept at each update.
+    """
+
+    decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class RunSection(Section):
+    """How long a run is.
+
+    Args:
+        updates (`int`, *optional*): Updates of the weights; or `epochs`.
+        epochs (`int`, *optional*): Visits of all samples.
+        batch_size (`int`): Samples of a batch, of one shape.
+        accumulation (`int`): Batches of each process in an update.
+        clip (`float`, *optional*): Largest norm of the gradient.
+        average (`AverageSection`, *optional*): A running average.
+        save_every (`int`): Updates between checkpoints.
+        keep (`int`): How many checkpoints are kept.
+        log_every (`int`): Updates between reports.
+        logs (`list[str]`): Where reports go: `"jsonl"`, `"csv"`, `"tensorboard"`, or one of accelerate's trackers.
+        stop_after_bad (`int`): Updates in a row that may be skipped because numbers are not finite.
+        fused_backward (`bool`):
+            Whether parameters are stepped within the backward pass, for full fine-tuning with less memory; without
+            clipping and accumulation.
+    """
+
+    updates: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    clip: float | None = Field(default=1.0, gt=0)
+    average: AverageSection | None = None
+    save_every: int = Field(default=250, ge=1)
+    keep: int = Field(default=4, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    logs: list[str] = ["jsonl", "csv"]
+    stop_after_bad: int = Field(default=10, ge=0)
+    fused_backward: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSection:
+        if self.fused_backward and (self.clip is not None or self.accumulation > 1):
+            raise ValueError(
+                f"got `fused_backward` with `clip` {self.clip} and `accumulation` {self.accumulation}; it frees each "
+                f"gradient at once, so set `clip: null` and `accumulation: 1`"
+            )
+        if (self.updates is None) == (self.epochs is None):
+            raise ValueError("got both or neither of `updates` and `epochs`; expected one of them")
+        return self
+
+
+class ValidationSection(Section):
+    """Validation on the held-out samples.
+
+    Args:
+        every (`int`): Updates between validation losses; 0 for none.
+        images_every (`int`): Updates between contact sheets; 0 for none.
+        images (`int`): How many images.
+        num_inference_steps (`int`): Steps of an image.
+        guidance_scale (`float`): Its embedded guidance.
+    """
+
+    every: int = Field(default=0, ge=0)
+    images_every: int = Field(default=0, ge=0)
+    images: int = Field(default=4, ge=1)
+    num_inference_steps: int = Field(default=20, ge=1)
+    guidance_scale: float = 3.5
+
+
+class ExportSection(Section):
+    """What is written at the end.
+
+    Args:
+        formats (`list[str]`): Layouts of LoRA files.
+        dtype (`str`, *optional*): Data type of LoRA files; float32 by default.
+        single_file (`bool`): Whether modules are written in the layout of published files, too.
+        average (`bool`): Whether the running average is written, if there is one.
+        license (`str`, *optional*): Noted in the files.
+        title (`str`, *optional*): Noted in the files.
+    """
+
+    formats: list[str] = ["diffusers"]
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    single_file: bool = False
+    average: bool = True
+    license: str | None = None
+    title: str | None = None
+
+
+class TrainingConfig(Section):
+    """The configuration of a training run.
+
+    Args:
+        output (`str`): Folder of checkpoints, logs, validation images and the result.
+        seed (`int`): Seed of everything that is drawn.
+        model (`ModelSection`): The model to start from.
+        data (`DataSection`): The samples.
+        conditions (`list[ConditionSection]`): Conditions of every sample.
+        train (`TrainSection`): What is trained.
+        loss (`LossSection`): The loss.
+        optimizer (`OptimizerSettings`): The optimizer.
+        schedule (`Named`):
+            The schedule of the learning rate. Its `warmup` is a tenth of the updates, at most 50, by default.
+        run (`RunSection`): How long the run is.
+        validation (`ValidationSection`): Validation.
+        export (`ExportSection`): What is written at the end.
+    """
+
+    output: str
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    model: ModelSection
+    data: DataSection
+    conditions: list[ConditionSection] = []
+    train: TrainSection = TrainSection()
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: Named = Named(name="constant")
+    run: RunSection
+    validation: ValidationSection = ValidationSection()
+    export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingConfig:
+        schedule(self.schedule.name, **self.schedule.options)
+        modules = [module for condition in self.conditions for module in condition.modules.values()]
+        if not self.train.loras and self.train.weights is None and not any(module.train for module in modules):
+            raise ValueError(
+                "nothing is trained; give `train.lora`, `train.weights`, or a condition's module with `train: true`"
+            )
+        if (self.validation.every or self.validation.images_every) and not self.data.held_out:
+            raise ValueError("validation needs `data.held_out` samples")
+        if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
+            raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the trained weights; a run resumes under the same identity only.
+
+        Returns:
+            `dict[str, Any]`: what JSON can hold.
+        """
+        whole = self.model_dump(mode="json")
+        for name in ("output", "export"):
+            whole.pop(name)
+        for name in ("device",):
+            whole["model"].pop(name)
+        for name in ("workers", "cache"):
+            whole["data"].pop(name)
+        for name in ("save_every", "keep", "log_every", "logs"):
+            whole["run"].pop(name)
+        whole.pop("validation")
+        return _plain(whole)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value
+
+
+SourceSection.model_rebuild()

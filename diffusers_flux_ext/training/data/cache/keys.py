@@ -1,0 +1,134 @@
+"""Names by content: what a cached sample was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ....checkpoints.messages import shorten
+from ..dataset import TrainingData
+from ..records import Item
+from .encoding import EncodeOptions
+
+
+VERSION = 1
+"""Of the format; files of another one are made again."""
+
+TEXT_MODELS = ("text_encoder", "text_encoder_2")
+MODELS = ("vae", *TEXT_MODELS, "image_encoder")
+
+
+def digest(value: Any) -> str:
+    """Return the hash of a value made of lists, mappings, texts and numbers.
+
+    Args:
+        value (`Any`): The value.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    except TypeError as error:
+        raise ValueError(f"A value of a data set must be text, a number or a list of them: {error}.") from error
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def bytes_digest(content: bytes) -> str:
+    """Return the hash of a file's content, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def module_digest(module: torch.nn.Module | None) -> str:
+    """Return the hash of a model's configuration and weights; about a second per gigabyte.
+
+    Args:
+        module (`torch.nn.Module`, *optional*): The model.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+
+    Raises:
+        ValueError: if its weights are not in memory, as with offloading.
+    """
+    hashed = hashlib.blake2b(digest_size=16)
+    if module is None:
+        return hashed.hexdigest()
+    hashed.update(type(module).__name__.encode())
+    for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, torch.Tensor) or value.is_meta:
+            raise ValueError(
+                f"`{shorten(name)}` of {type(module).__name__} is not in memory, so the model cannot be told from "
+                f"others. Give `model_hash`, such as the hash of its files."
+            )
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def model_hashes(pipe: Any, model_hash: str | None) -> dict[str, str]:
+    """Return what tells a pipeline's models from others.
+
+    Args:
+        pipe (`FluxPipeline`): The pipeline.
+        model_hash (`str`, *optional*): Stands for all of them, if it is given.
+
+    Returns:
+        `dict[str, str]`: by component.
+    """
+    if model_hash is not None:
+        return dict.fromkeys(MODELS, model_hash)
+    return {name: module_digest(getattr(pipe, name, None)) for name in MODELS}
+
+
+def prompt_key(text: str, models: Mapping[str, str], options: EncodeOptions) -> str:
+    """Return the name of an encoded caption."""
+    used = [models[name] for name in TEXT_MODELS]
+    return digest([VERSION, "prompt", text, used, options.text_length, str(options.dtype)])
+
+
+def sample_key(
+    data: TrainingData,
+    item: Item,
+    variant: int,
+    files: Mapping[str, Sequence[str]],
+    models: Mapping[str, str],
+    conditions: Any,
+    options: EncodeOptions,
+) -> str:
+    """Return the name of an encoded sample.
+
+    Args:
+        data (`TrainingData`): The data.
+        item (`Item`): The sample.
+        variant (`int`): Which variant of the transform.
+        files (`Mapping[str, Sequence[str]]`): Hashes of its files, by column.
+        models (`Mapping[str, str]`): Hashes of the models.
+        conditions (`Any`): What tells the conditions and their options from others.
+        options (`EncodeOptions`): What is computed.
+
+    Returns:
+        `str`
+    """
+    row = data.row(item.entry, item.row)
+    drawn = data.drawn(item, variant)
+    values = {name: row.values.get(name) for name in data.needed}
+    columns = {name: (data.columns.is_mask(name), data.columns.is_sized(name)) for name in files}
+    roles = [data.columns.target, data.columns.loss_mask]
+    transform = [data.transform.resize, list(data.transform.color_columns), list(data.transform.flip_columns)]
+    own_sizes = repr(data.sizes) if data.transform.resize == "reference" else ""
+    return digest(
+        [
+            VERSION, "sample", files, values, columns, roles, item.size, asdict(drawn), transform, own_sizes,
+            asdict(data.images), models, conditions, options.text_length, options.posterior,
+            str(options.dtype),
+        ]
+    )  # fmt: skip

@@ -1,0 +1,316 @@
+"""A run, built from its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+
+from ..assemble import BatchMaker
+from ..checkpoint import CheckpointFolder
+from ..config.sections import TrainingConfig
+from ..data import DataReport, SampleLoader, TrainingData, describe_buckets
+from ..draws import Draws
+from ..losses import draw_levels, errors, levels, weighting
+from ..module import FluxTraining
+from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
+from ..text import TextEncoding
+from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedTogether, TrainedWeights, add_lora
+from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_pipeline
+from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TrackerWriter, Writer
+from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
+from .templates import ConditionTemplate, condition_class, make_templates
+from .trainer import RunSettings, Trainer
+from .validation import ValidationImages, ValidationLoss
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(eq=False)
+class Run:
+    """A run that is ready to train.
+
+    Args:
+        config (`TrainingConfig`): The configuration.
+        trainer (`Trainer`): The loop.
+        training (`FluxTraining`): The module.
+        trained (`Trained`): What is trained.
+        info (`ExportInfo`): What is noted in exported files.
+        report (`str`): The data, the buckets and what is trained, in words.
+    """
+
+    config: TrainingConfig
+    trainer: Trainer
+    training: FluxTraining
+    trained: Trained
+    info: ExportInfo
+    report: str
+
+    def __call__(self) -> list[Path]:
+        """Train, continuing from the newest checkpoint, and export the result.
+
+        Returns:
+            `list[Path]`: the exported files; none if the system asked to stop before the end.
+
+        Raises:
+            ConfigurationChangedError: if the output folder belongs to a run of another configuration.
+        """
+        with self.training:
+            if not self.trainer.run():
+                return []
+            return self.export() if self.trainer.is_main else []
+
+    def export(self) -> list[Path]:
+        """Write what was trained.
+
+        Returns:
+            `list[Path]`: the files and folders.
+        """
+        average = self.trainer.average
+        chosen = average.state() if average is not None and self.config.export.average else None
+        with averaged_weights(self.trainer.optimizers):
+            return self.trained.export(Path(self.config.output) / "result", self.info, chosen)
+
+
+def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
+    """Check all that can be checked before a model is loaded: names, packages, the device and every sample's header.
+
+    Args:
+        config (`TrainingConfig`): The configuration.
+
+    Returns:
+        `tuple[TrainingData, DataReport]`
+
+    Raises:
+        ValueError: if something is wrong.
+        ImportError: if a package is missing.
+    """
+    choose_device(config.model.device)
+    check_optimizer(config.optimizer)
+    for condition in config.conditions:
+        condition_class(condition.type)
+    for name in config.run.logs:
+        if name == "tensorboard":
+            _require_tensorboard()
+    return open_data(config, Draws(config.seed))
+
+
+def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool = False) -> Run | None:
+    """Load everything that a run needs, and encode its samples if there is a cache.
+
+    Args:
+        config (`TrainingConfig`): The configuration.
+        accelerator (`accelerate.Accelerator`, *optional*): For several processes.
+        until_cache (`bool`, defaults to `False`): Whether to stop when all samples are encoded.
+
+    Returns:
+        `Run`, or `None` if `until_cache`.
+
+    Raises:
+        ValueError: if the configuration does not fit the model or the data.
+        ConfigurationChangedError: if the output folder belongs to a run of another configuration.
+    """
+    data, data_report = check_run(config)
+    draws = Draws(config.seed)
+    device = choose_device(config.model.device) if accelerator is None else accelerator.device
+    pipe = load_pipeline(config.model)
+    templates, modules = make_templates(config.conditions, pipe.transformer, config.seed, DTYPES[config.model.dtype])
+    encoders_to(pipe, device)
+    _move([each for template in templates for each in template.encoders.values()], device)
+    processes = (
+        {}
+        if accelerator is None
+        else {
+            "process": accelerator.process_index,
+            "processes": accelerator.num_processes,
+            "wait": accelerator.wait_for_everyone,
+        }
+    )
+    samples = make_samples(config, data, pipe, templates, **processes)
+    if until_cache:
+        return None
+    if config.data.cache is not None:
+        drop_encoders(pipe)
+        templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
+    pipe.transformer.to(device)
+    trained = _trained(config, pipe, modules)
+    conditions = [template.bare() for template in templates]
+    _move([each for template in templates for each in template.modules.values()], device)
+    drawn = levels(config.loss.levels.name, **config.loss.levels.options)
+    training = FluxTraining(
+        pipe.transformer,
+        conditions,
+        errors(config.loss.error.name, **config.loss.error.options),
+        weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
+        base=_base_of(trained),
+        text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
+    )
+    training.train(False)
+    trained.train()
+    chosen, held = split(samples, config.data, draws)
+    part = Part(samples, chosen)
+    plan = make_plan(part, config.run, draws, 1 if accelerator is None else accelerator.num_processes)
+    updates = config.run.updates or plan.updates_before(config.run.epochs or 0)
+    if updates == 0:
+        raise ValueError(
+            f"{config.run.epochs} epochs of {len(part)} samples fill no update of {plan.total} samples. Take more "
+            f"epochs, or smaller batches."
+        )
+    loader = SampleLoader(
+        part, plan, conditions, draws, config.data.captions,
+        0 if accelerator is None else accelerator.process_index, config.data.workers,
+    )  # fmt: skip
+    maker = BatchMaker(
+        draws,
+        partial(_draw, drawn, config.loss.stratified),
+        DTYPES[config.model.dtype],
+        config.model.guidance if pipe.transformer.config.guidance_embeds else None,
+        [template.section.dropout for template in templates],
+    )
+    trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator)
+    trainer.resume()
+    trainer.monitor = _monitor(config, trainer, accelerator)
+    trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
+    report = "\n".join([str(data_report), describe_buckets(plan, config.run.epochs or 1), describe_trained(trained)])
+    return Run(config, trainer, training, trained, _info(config, data, updates), report)
+
+
+def _draw(
+    drawn: Any, stratified: bool, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int
+) -> torch.Tensor:
+    return draw_levels(drawn, draws, update, positions, total, tokens, stratified).float()
+
+
+def _move(modules: Sequence[Any], device: torch.device) -> None:
+    for module in modules:
+        if isinstance(module, torch.nn.Module):
+            module.to(device)
+
+
+def _trained(config: TrainingConfig, pipe: Any, modules: Mapping[str, Trained]) -> Trained:
+    section, parts = config.train, dict(modules)
+    if section.weights is not None:
+        parts["transformer"] = TrainedWeights(pipe.transformer, section.weights)
+    if section.loras:
+        models = {name: getattr(pipe, name) for name in section.loras}
+        dtype = None if config.export.dtype is None else DTYPES[config.export.dtype]
+        parts["lora"] = add_lora(
+            models, section.loras, seed=config.seed, init_from=section.init_from, formats=config.export.formats,
+            dtype=dtype,
+        )  # fmt: skip
+    return next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
+
+
+def _base_of(trained: Trained) -> Callable[[], Any] | None:
+    parts = trained.parts.values() if isinstance(trained, TrainedTogether) else [trained]
+    loras = [part for part in parts if isinstance(part, TrainedLoRA)]
+    return loras[0].switched_off if loras else None
+
+
+def _trainer(
+    config: TrainingConfig, training: FluxTraining, trained: Trained, updates: LoadedUpdates, maker: BatchMaker,
+    count: int, accelerator: Any,
+) -> Trainer:  # fmt: skip
+    section, validation = config.run, config.validation
+    rates = schedule(config.schedule.name, **{"warmup": min(50, count // 10), **config.schedule.options})
+    every = math.gcd(validation.every, validation.images_every)
+    average = None
+    if section.average is not None:
+        average = ExponentialMovingAverage(trained.named_parameters(), section.average.decay)
+    return Trainer(
+        training, trained, build_optimizer(trained.named_parameters(), config.optimizer), updates, maker,
+        RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad, section.fused_backward),
+        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), config.identity(),
+        lambda update: rates(update, count), average, accelerator=accelerator,
+    )  # fmt: skip
+
+
+def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Monitor:
+    folder, writers = Path(config.output) / "logs", list[Writer]()
+    if trainer.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in config.run.logs:
+            if name == "jsonl":
+                writers.append(JSONLinesWriter(folder / "log.jsonl", trainer.step))
+            elif name == "csv":
+                writers.append(CSVWriter(folder / "log.csv", trainer.step))
+            elif name == "tensorboard":
+                writers.append(TensorBoardWriter(folder / "tensorboard", trainer.step))
+        if set(config.run.logs) - {"jsonl", "csv", "tensorboard"}:
+            writers.append(TrackerWriter(accelerator))
+    monitor = Monitor(writers, config.run.log_every)
+    monitor.load(trainer.monitor.state())
+    return monitor
+
+
+def _require_tensorboard() -> None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ImportError("`run.logs` has 'tensorboard', which needs `pip install tensorboard`.") from error
+
+
+def _validation(
+    config: TrainingConfig, training: FluxTraining, trainer: Trainer, pipe: Any, samples: Any, held: Sequence[int],
+    maker: BatchMaker,
+) -> Callable[[int], Mapping[str, float]] | None:  # fmt: skip
+    section = config.validation
+    if not held or not trainer.is_main or not (section.every or section.images_every):
+        return None
+    kept = [samples.sample(index) for index in held]
+    loss = ValidationLoss(training, kept, maker, config.seed)
+    images = ValidationImages(
+        training, pipe.vae, pipe.scheduler, kept[: section.images], Path(config.output) / "images",
+        [next((text for text in sample.prompts if text), "") for sample in kept[: section.images]], config.seed,
+        section.num_inference_steps, section.guidance_scale,
+    )  # fmt: skip
+
+    def validate(step: int) -> Mapping[str, float]:
+        if section.images_every and step % section.images_every == 0:
+            images(step, None if trainer.average is None else trainer.average.applied)
+        with nullcontext() if trainer.average is None else trainer.average.applied():
+            return loss(step) if section.every and step % section.every == 0 else {}
+
+    return validate
+
+
+def _info(config: TrainingConfig, data: TrainingData, updates: int) -> ExportInfo:
+    drawn = config.loss.levels
+    scheme = ", ".join([drawn.name, *(f"{name} {value}" for name, value in drawn.options.items())])
+    guidance = config.model.guidance
+    return ExportInfo(
+        base=config.model.path,
+        license=config.export.license,
+        title=config.export.title,
+        sigma_scheme=scheme,
+        guidance=guidance if isinstance(guidance, (int, float)) else None,
+        resolution=", ".join(sorted({f"{item.size[1]}x{item.size[0]}" for item in data.items})[:8]),
+        steps=updates,
+        seed=config.seed,
+        data_hash=data_hash(data),
+    )
+
+
+def describe_trained(trained: Trained) -> str:
+    """Return how many parameters are trained, and what they take, in words.
+
+    Args:
+        trained (`Trained`): What is trained.
+
+    Returns:
+        `str`
+    """
+    parameters = trained.named_parameters().values()
+    count = sum(parameter.numel() for parameter in parameters)
+    size = sum(parameter.nbytes for parameter in parameters)
+    return (
+        f"{count:,} trained numbers in {len(parameters)} tensors, {size / 2**20:.1f} MiB, and as much for gradients."
+    )

@@ -1,0 +1,85 @@
+"""The model that a run starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ... import tiny_flux_path
+from ...pipeline.conditioned import FluxConditionedPipeline
+from ..config.sections import ModelSection
+from ..trained import widen_x_embedder
+
+
+TINY = "tiny"
+ENCODERS = ("text_encoder", "text_encoder_2", "vae", "image_encoder")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pipeline(section: ModelSection) -> Any:
+    """Load a pipeline on the CPU, its modules frozen and without dropout.
+
+    Args:
+        section (`ModelSection`): Which one.
+
+    Returns:
+        `FluxConditionedPipeline`
+
+    Raises:
+        ValueError: if the transformer cannot be widened as asked.
+        OSError: if there is no such model.
+    """
+    path = tiny_flux_path() if section.path == TINY else section.path
+    options = {} if section.revision is None else {"revision": section.revision}
+    pipe = FluxConditionedPipeline.from_pretrained(path, dtype=DTYPES[section.dtype], **options)
+    pipe.set_progress_bar_config(disable=True)
+    for name in (*ENCODERS, "transformer"):
+        module = getattr(pipe, name, None)
+        if module is not None:
+            module.requires_grad_(False).eval()
+    if section.widen is not None:
+        widen_x_embedder(pipe.transformer, section.widen)
+    if section.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    return pipe
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by name; `"auto"` is the accelerator if there is one.
+
+    Args:
+        name (`str`): Such as `"cuda:1"`.
+
+    Returns:
+        `torch.device`
+
+    Raises:
+        ValueError: if it is not a device of this machine.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`model.device` is {name!r}, which this machine does not have: {error}") from error
+    return device
+
+
+def encoders_to(pipe: Any, device: torch.device) -> None:
+    """Move what encodes samples to a device, and leave the transformer where it is."""
+    for name in ENCODERS:
+        module = getattr(pipe, name, None)
+        if module is not None:
+            module.to(device)
+
+
+def drop_encoders(pipe: Any) -> None:
+    """Forget the text encoders and the vision model, which cached samples need no longer; the VAE stays."""
+    for name in ("text_encoder", "text_encoder_2", "image_encoder"):
+        if getattr(pipe, name, None) is not None:
+            pipe.register_modules(**{name: None})
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,74 @@
+"""What a run would do, without doing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import FluxTransformer2DModel
+
+from ... import tiny_flux_path
+from ..config.sections import ModelSection, TrainingConfig
+from ..draws import Draws
+from .build import check_run
+from .model import DTYPES, TINY
+from .samples import data_hash
+
+
+GIB = 2**30
+
+
+def dry_run(config: TrainingConfig) -> str:
+    """Check everything that can be checked without loading weights, and report on it.
+
+    Args:
+        config (`TrainingConfig`): The configuration.
+
+    Returns:
+        `str`: samples and sizes, layers and numbers that are trained, and the memory that weights and optimizer take.
+
+    Raises:
+        ValueError: if something is wrong.
+    """
+    data, report = check_run(config)
+    transformer = empty_transformer(config.model)
+    lines = [str(report), f"Hash of the data: {data_hash(data)}"]
+    total = sum(parameter.numel() for parameter in transformer.parameters())
+    weights = total * DTYPES[config.model.dtype].itemsize
+    lines.append(f"Transformer: {total:,} numbers, {weights / GIB:.2f} GiB in {config.model.dtype}")
+    trained = 0
+    if config.train.lora is not None:
+        layers = config.train.lora.layers(transformer)
+        sizes = {name: transformer.get_submodule(name) for name in layers}
+        trained += sum(
+            rank * (sizes[name].in_features + sizes[name].out_features) for name, (rank, _) in layers.items()
+        )
+        lines.append(f"LoRA: {len(layers)} layers, about {trained:,} numbers")
+    elif config.train.weights is not None:
+        trained += total
+        lines.append(f"Weights of the transformer: up to {total:,} numbers")
+    # Values, gradients and two moments in float32.
+    lines.append(f"Values, gradients and two moments in float32: {trained * 16 / GIB:.2f} GiB")
+    tokens = max(((item.size[0] // 16) * (item.size[1] // 16) for item in data.items), default=0)
+    lines.append(f"Largest image: {tokens} tokens, beside {config.data.text_length} of text")
+    plan_draws = Draws(config.seed)
+    held = f", {config.data.held_out} of them held out" if config.data.held_out else ""
+    lines.append(f"Samples: {len(data.items)}{held}; seed {plan_draws.seed}")
+    return "\n".join(lines) + "\n"
+
+
+def empty_transformer(section: ModelSection) -> Any:
+    """Return the transformer without weights, on the meta device.
+
+    Args:
+        section (`ModelSection`): The model.
+
+    Returns:
+        `FluxTransformer2DModel`
+    """
+    path = tiny_flux_path() if section.path == TINY else section.path
+    options = {} if section.revision is None else {"revision": section.revision}
+    config = FluxTransformer2DModel.load_config(path, subfolder="transformer", **options)
+    with init_empty_weights(include_buffers=True), torch.device("meta"):
+        return FluxTransformer2DModel.from_config(config)

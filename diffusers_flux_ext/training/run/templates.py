@@ -1,0 +1,166 @@
+"""Conditions of training samples, from the configuration."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from ...condition import FluxCondition
+from ...methods import METHODS
+from ...methods.method import resolve
+from ..bare import bare_condition
+from ..config.sections import ConditionSection, ModuleSection
+from ..trained import TrainedModule, from_scratch, trainable_modules
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionTemplate:
+    """A condition of every sample: its class, its modules and options, and the columns that it reads.
+
+    Args:
+        section (`ConditionSection`): The configuration.
+        make (`type`): The condition's class.
+        modules (`Mapping[str, Any]`): Modules that run in training, by field.
+        encoders (`Mapping[str, Any]`): Models and processors that only run when samples are encoded, by field.
+    """
+
+    section: ConditionSection
+    make: type[FluxCondition]
+    modules: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    encoders: Mapping[str, Any] = field(default_factory=dict)
+
+    def bare(self) -> FluxCondition:
+        """Return the condition without a sample's inputs."""
+        return bare_condition(self.make, **self.modules, **self.section.options)
+
+    def of(self, row: Mapping[str, Any]) -> FluxCondition:
+        """Return the condition of a sample.
+
+        Args:
+            row (`Mapping[str, Any]`): The sample's values, with images in the place of files.
+
+        Returns:
+            `FluxCondition`: one that encodes nothing if all columns are empty.
+
+        Raises:
+            ValueError: if the inputs are wrong; the message names the condition.
+        """
+        inputs: dict[str, Any] = {}
+        for name, column in self.section.inputs.items():
+            if column not in row:
+                raise ValueError(f"{self.section.type} reads the column {column!r}; the row has {sorted(row)}.")
+            first, _, second = name.partition(".")
+            if second:
+                inputs.setdefault(first, {})[second] = row[column]
+            else:
+                inputs[first] = row[column]
+        if self.section.inputs and all(map(_is_empty, inputs.values())):
+            return Absent()
+        return self.make(**inputs, **self.modules, **self.encoders, **self.section.options)
+
+
+class Absent(FluxCondition):
+    """Stands for a condition that a sample does not have."""
+
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: Any) -> Any:
+        """Raise an error: what encodes nothing is left out of a batch."""
+        raise NotImplementedError("A condition that a sample does not have contributes nothing.")
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_empty, value.values()))
+    return value is None or (isinstance(value, (list, tuple, str)) and not value)
+
+
+def make_templates(
+    sections: Sequence[ConditionSection], transformer: Any, seed: int, dtype: torch.dtype
+) -> tuple[list[ConditionTemplate], dict[str, TrainedModule]]:
+    """Load the modules of conditions.
+
+    Args:
+        sections (`Sequence[ConditionSection]`): The configuration.
+        transformer (`FluxTransformer2DModel`): Gives the sizes of untrained modules.
+        seed (`int`): Seed of untrained modules.
+        dtype (`torch.dtype`): Data type of modules that are not trained; trained ones are float32.
+
+    Returns:
+        `tuple[list[ConditionTemplate], dict[str, TrainedModule]]`: the templates, and what of them is trained, by the
+        modules' fields.
+
+    Raises:
+        ValueError: if there is no such condition, field or module.
+    """
+    templates, trained = [], {}
+    for number, section in enumerate(sections):
+        make, modules, encoders = condition_class(section.type), {}, {}
+        _check_fields(section, make)
+        for name, module in section.modules.items():
+            if ":" in module.kind:
+                encoders[name] = _load_reference(module)
+                continue
+            modules[name] = _load(module, transformer, seed, torch.float32 if module.train else dtype)
+            if module.train:
+                key = name if name not in trained else f"{name}_{number + 1}"
+                trained[key] = TrainedModule(modules[name], key, module.patterns)
+        templates.append(ConditionTemplate(section, make, modules, encoders))
+    return templates, trained
+
+
+def condition_class(name: str) -> type[FluxCondition]:
+    """Return a condition's class by its name; raise a `ValueError` that names the nearest one."""
+    known = {each: method for method in METHODS.values() for each in method.exports.get("condition", ())}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise ValueError(
+            f"`conditions.type` is {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known: {sorted(known)}."
+        )
+    made: type[FluxCondition] = resolve(known[name].package, f".condition:{name}")
+    return made
+
+
+def _check_fields(section: ConditionSection, make: type[FluxCondition]) -> None:
+    known = [each.name for each in fields(make)]
+    given = [*(name.partition(".")[0] for name in section.inputs), *section.options, *section.modules]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(
+                f"{section.type} has no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Its fields "
+                f"are {known}."
+            )
+    twice = sorted({name for name in given if given.count(name) > 1 and name not in _dotted(section)})
+    if twice:
+        raise ValueError(f"{section.type} is given {twice} more than once among `inputs`, `options` and `modules`.")
+
+
+def _dotted(section: ConditionSection) -> set[str]:
+    return {name.partition(".")[0] for name in section.inputs if "." in name}
+
+
+def _load(module: ModuleSection, transformer: Any, seed: int, dtype: torch.dtype) -> Any:
+    if module.path is None:
+        return from_scratch(module.kind, transformer, seed=seed, dtype=dtype, **module.sizes)
+    method, record = trainable_modules()[module.kind]
+    cls = resolve(method.package, record.module)
+    if os.path.isfile(module.path):
+        if not hasattr(cls, "from_single_file"):
+            raise ValueError(f"A {module.kind} is not read from the single file `{module.path}`; give a folder.")
+        loaded = cls.from_single_file(module.path)
+    else:
+        loaded = cls.from_pretrained(module.path)
+    return loaded.to(device=transformer.device, dtype=dtype)
+
+
+def _load_reference(module: ModuleSection) -> Any:
+    package, _, name = module.kind.partition(":")
+    cls = getattr(importlib.import_module(package), name, None)
+    if cls is None or not hasattr(cls, "from_pretrained"):
+        raise ValueError(f"`{module.kind}` is not a class with `from_pretrained`.")
+    return cls.from_pretrained(module.path)

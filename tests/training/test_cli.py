@@ -1,0 +1,241 @@
+"""`flux-ext train` from files to files: caches, resuming, processes, and what is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusers_flux_ext.cli.main import main
+from diffusers_flux_ext.training.data import write_example_data
+
+
+FILES = ["image", "eligen_entity_masks", "controlnet_image", "kontext_images"]
+REGIONS = {
+    "type": "EntityRegions",
+    "inputs": {"prompts": "eligen_entity_prompts", "masks": "eligen_entity_masks"},
+    "options": {"max_sequence_length": 8},
+    "dropout": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_example_data(tmp_path_factory.mktemp("data") / "shapes", 9))
+
+
+def content(data, folder, **changes):
+    made = {
+        "output": str(folder / "run"),
+        "model": {"path": "tiny"},
+        "data": {
+            "sources": [{"path": data, "file_columns": FILES}],
+            "sizes": {"listed": {"listed": [[64, 64]]}},
+            "text_length": 16,
+            "captions": {"dropout": 0.2},
+            "held_out": 1,
+        },
+        "train": {"lora": {"rank": 2, "targets": "attention", "blocks": ["transformer_blocks.0"]}},
+        "optimizer": {"lr": 0.01},
+        "run": {"updates": 4, "save_every": 2, "log_every": 1},
+    }
+    for name, value in changes.items():
+        made[name] = {**made.get(name, {}), **value} if isinstance(value, dict) else value
+    return made
+
+
+def write(folder, made):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return str(path)
+
+
+def train(folder, made, *changes):
+    return main(["train", write(folder, made), *changes])
+
+
+def curve(folder):
+    lines = (folder / "run" / "logs" / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+
+
+def result(folder):
+    return load_file(folder / "run" / "result" / "pytorch_lora_weights.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(folder, content(data, folder, conditions=[REGIONS], run={"average": {"decay": 0.5}})) == 0
+    return folder
+
+
+def test_a_run_writes_what_it_says(data, tmp_path, capsys):
+    made = content(
+        data, tmp_path, validation={"every": 2, "images_every": 4, "num_inference_steps": 1},
+        export={"formats": ["diffusers", "kohya"], "license": "apache-2.0"}, run={"logs": ["jsonl", "csv"]},
+    )  # fmt: skip
+    assert train(tmp_path, made) == 0
+    said = capsys.readouterr().out
+    assert "9 samples in an epoch" in said
+    for name in ("pytorch_lora_weights", "lora_kohya"):
+        path = tmp_path / "run" / "result" / f"{name}.safetensors"
+        assert f"Wrote {path}" in said
+        assert load_file(path)
+    assert len(curve(tmp_path)) == 4
+    assert Image.open(tmp_path / "run" / "images" / "step-00000004.png").size[0] > 100
+    lines = (tmp_path / "run" / "logs" / "log.csv").read_text().splitlines()
+    assert "validation/loss" in lines[0]
+    assert len(lines) == 7
+    assert train(tmp_path, made) == 0
+    assert "Wrote" in capsys.readouterr().out
+    assert len(curve(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_samples_give_the_same_run_bit_for_bit(whole, data, tmp_path, workers, capsys):
+    made = content(data, tmp_path, conditions=[REGIONS], run={"average": {"decay": 0.5}})
+    made["data"] |= {"cache": str(tmp_path / "cache"), "workers": workers}
+    assert train(tmp_path, made, "--stage", "cache") == 0
+    assert "All samples are encoded" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path, made) == 0
+    assert curve(tmp_path) == curve(whole)
+    assert same(result(tmp_path), result(whole))
+
+
+def test_a_longer_run_goes_on_from_a_killed_one(whole, data, tmp_path, monkeypatch):
+    made = content(data, tmp_path, conditions=[REGIONS], run={"average": {"decay": 0.5}})
+    from diffusers_flux_ext.training.run import trainer
+
+    update = trainer.Trainer._update
+
+    def killed(self, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        update(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_update", killed)
+        assert train(tmp_path, made) == 130
+    assert train(tmp_path, made) == 0
+    assert curve(tmp_path) == curve(whole)
+    assert same(result(tmp_path), result(whole))
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_as_an_unbroken_one(data, tmp_path):
+    """Each process is killed outright some moments after it has begun to write."""
+    kills = int(os.environ.get("FLUX_EXT_KILLS", "3"))
+    changes = {"run": {"updates": 12, "save_every": 1}, "conditions": [REGIONS]}
+    assert train(tmp_path / "whole", content(data, tmp_path / "whole", **changes)) == 0
+    rng, folder = random.Random(1), tmp_path / "killed"
+    made = content(data, folder, **changes)
+    for _ in range(kills):
+        child = os.fork()
+        if not child:
+            train(folder, made)
+            os._exit(0)
+        time.sleep(rng.uniform(0.5, 3.0))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert train(folder, made) == 0
+    assert curve(folder) == curve(tmp_path / "whole")
+    assert same(result(folder), result(tmp_path / "whole"))
+
+
+def test_another_configuration_does_not_go_on(whole, data, capsys):
+    made = content(data, whole, conditions=[REGIONS], run={"average": {"decay": 0.5}})
+    assert train(whole, made, "optimizer.lr=0.02") == 1
+    assert "`optimizer.lr` 0.01 (now 0.02)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.sources.0.path=none.json"], "none.json"),
+        (["model.device=cuda:7"], "`model.device` is 'cuda:7'"),
+        (["conditions=[{type: EntityRegion}]"], "did you mean 'EntityRegions'"),
+        (["conditions=[{type: EntityRegions, inputs: {promptz: prompt}}]"], "did you mean 'prompts'"),
+        (
+            ["conditions=[{type: InpaintRegion, inputs: {image: image, mask: image}}]"],
+            "InpaintRegion changes the latents",
+        ),
+        (["train.lora.targets=[attn.nothing]"], "attn.nothing"),
+        (["data.held_out=9"], "`data.held_out` is 9, but there are 9 samples"),
+        (["model.path=nowhere"], "nowhere"),
+        (["train.lora.rnk=3"], "did you mean `train.lora.rank`?"),
+    ],
+)
+def test_wrong_runs_say_so_and_write_nothing(data, tmp_path, capsys, changes, message):
+    assert train(tmp_path, content(data, tmp_path), *changes) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_loads_no_weights(data, tmp_path, capsys):
+    assert train(tmp_path, content(data, tmp_path), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "LoRA: " in said
+    assert "GiB in float32" in said
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path, content(data, tmp_path), "--print-config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["optimizer"]["lr"] == 0.01
+    assert main(["train"]) == 2
+
+
+def test_a_module_from_scratch_with_a_lora_and_weights(data, tmp_path):
+    net = {"kind": "controlnet", "train": True, "sizes": {"num_layers": 1, "num_single_layers": 0}}
+    control = {"type": "ControlNetImage", "inputs": {"image": "controlnet_image"}, "modules": {"controlnet": net}}
+    made = content(data, tmp_path, conditions=[control, REGIONS], run={"updates": 2})
+    assert train(tmp_path, made) == 0
+    assert (tmp_path / "run" / "result" / "controlnet" / "config.json").is_file()
+    assert result(tmp_path)
+    made = content(
+        data, tmp_path / "full", train={"lora": None, "weights": ["transformer_blocks.0"]}, run={"updates": 1}
+    )
+    assert train(tmp_path / "full", made) == 0
+    assert (tmp_path / "full" / "run" / "result" / "transformer" / "config.json").is_file()
+
+
+def test_loras_of_the_text_encoders(data, tmp_path):
+    rank = {"rank": 2, "targets": "attention"}
+    made = content(data, tmp_path, train={"text_encoder_lora": rank, "text_encoder_2_lora": rank}, run={"updates": 2})
+    assert train(tmp_path, made) == 0
+    factors = {name: value for name, value in result(tmp_path).items() if "lora_B" in name}
+    for model in ("transformer.", "text_encoder.", "text_encoder_2."):
+        assert any(name.startswith(model) and value.any() for name, value in factors.items()), model
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(whole, data, tmp_path):
+    """Two processes with one sample each against one that accumulates two."""
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        made = content(data, folder, conditions=[REGIONS], run={"accumulation": 3 - processes})
+        path = write(folder, made)
+        command = [sys.executable, "-m", "diffusers_flux_ext.cli.main", "train", path]
+        if processes == 2:
+            launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+            command = [sys.executable, *launch, *command[1:]]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        curves.append((curve(folder), result(folder)))
+    assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-5)
+    for name, value in curves[0][1].items():
+        torch.testing.assert_close(curves[1][1][name], value, rtol=1e-4, atol=1e-5)
