@@ -11,6 +11,7 @@ from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from PIL import Image
 from transformers import PreTrainedModel, SiglipVisionModel
 
+from .._compat import execution_device
 from ..canvas import Canvas, encode_image, pack_latents
 from ..inputs.images import read_pixels
 from ..methods.attribute_control.encoder import AttributeValueEncoder
@@ -103,6 +104,6 @@ value_encoder, image_projector, lora_encoder (`torch.nn.Module`, *optional*):
         if image is None:
             return noise, ids, noise
         pixels = read_pixels("`input_image`", image, self.image_processor, canvas.height, canvas.width)
-        encoded = pack_latents(encode_image(self.vae, pixels.to(canvas.device, self.vae.dtype)))
+        encoded = pack_latents(encode_image(self.vae, pixels.to(execution_device(self.vae), self.vae.dtype)))
         mixed = self.scheduler.scale_noise(encoded.to(noise), timestep.repeat(noise.shape[0]), noise)
         return mixed, ids, noise

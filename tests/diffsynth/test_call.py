@@ -361,3 +361,26 @@ def test_two_calls_at_once_keep_their_shifts(small):
         together = list(pool.map(lambda shift: draw(pipe, sigma_shift=shift), shifts))
     for one, other in zip(alone, together):
         assert (one == other).all()
+
+
+TOGETHER = {
+    "fill": ("fill", {**HOLE, "kontext_images": PICTURE}),
+    "flex": ("flex", {**INPAINT, "kontext_images": PICTURE}),
+    "entities": (
+        (*VALUES, *ENCODER, *TOWERS),
+        {**ENTITIES, "kontext_images": PICTURE, "value_controller_inputs": 0.4, "flux_redux_image": PICTURE}
+        | {"lora_encoder_inputs": LORA},
+    ),
+    "another size": (NETS, {"controlnet_inputs": net(image=PICTURE.resize((30, 40)))}),
+}
+"""What raises in the reference and runs here, as docs/migration.md says."""
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_runs_together_here(name, small):
+    files, call = TOGETHER[name]
+    pipe = of(files, small)
+    call = {key: with_files(given, small) for key, given in call.items()}
+    drawn = draw(pipe, **call)
+    for left_out in set(call) & {"kontext_images", "controlnet_inputs", "flux_redux_image"}:
+        assert differ(drawn, draw(pipe, **{key: value for key, value in call.items() if key != left_out}))
