@@ -84,6 +84,9 @@ class FluxConditionedPipeline(
     """
 
     _loop_components: tuple[str, ...] = ("transformer",)
+    # What a translation of another library's pipeline decides differently.
+    _is_guided = staticmethod(is_guided)
+    _starting_latents = starting_latents
 
     def __init__(
         self,
@@ -262,7 +265,7 @@ class FluxConditionedPipeline(
         )
         batch_size = count_prompts(prompt, prompt_embeds)
         given, negative = given.matching(batch_size), negative.matching(batch_size, "negative_")
-        guided = is_guided(true_cfg_scale, negative)
+        guided = self._is_guided(true_cfg_scale, negative)
         check_prompts(self, given, negative, batch_size, mask_padding, guided)
         warn_of_long_texts(self, given, max_sequence_length)
         if generator is not None:
@@ -295,7 +298,7 @@ class FluxConditionedPipeline(
         )
         timesteps = set_timesteps(self, num_inference_steps, sigmas, None if image is None else strength, canvas)
         self._num_timesteps = len(timesteps)
-        latents, latent_ids, noise = starting_latents(self, image, latents, timesteps[0], canvas, generator)
+        latents, latent_ids, noise = self._starting_latents(image, latents, timesteps[0], canvas, generator)
         canvas = replace(canvas, noise=noise)
         adapter_kwargs = ip_adapter_kwargs(
             self,
