@@ -40,10 +40,11 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.modules import read_weights_file
+from diffusers_flux_ext.checkpoints.text_encoders import read_clip, read_t5
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.diffsynth import ModelConfig
 from diffusers_flux_ext.diffsynth.loading import load_models
-from diffusers_flux_ext.models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
+from diffusers_flux_ext.models.text_encoders import load_qwen_vl, load_siglip
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
 
@@ -247,8 +248,8 @@ CLASSES: tuple[tuple[str, str, Weights, Callable[[Path], Any]], ...] = (
      lambda path: NexusGenEditingMerger.from_single_file(path, **SECTION)),
     ("nexus decoder", "edit_decoder.bin", lambda: published_decoder(tiny_transformer(0), tiny_merger()),
      lambda path: load_nexus_gen_decoder(path, **SECTION, **AXES)),
-    ("single clip", "clip.safetensors", lambda: prefixed(clip(), "text_model."), load_clip_text),
-    ("single t5", "t5.safetensors", lambda: t5().state_dict(), load_t5_encoder),
+    ("single clip", "clip.safetensors", lambda: prefixed(clip(), "text_model."), read_clip),
+    ("single t5", "t5.safetensors", lambda: t5().state_dict(), read_t5),
     ("single siglip", "siglip.safetensors", lambda: prefixed(siglip(16), "vision_model."), load_siglip),
     ("single qwen", "qwen.safetensors", lambda: published_llm("step1x"), load_qwen_vl),
     ("single vae", "ae.safetensors", bfl_vae, AutoencoderKLFlux.from_single_file),

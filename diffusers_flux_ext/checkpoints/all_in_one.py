@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .layouts import PREFIX
-from .text_encoders import has_clip, has_t5
-from .vae import has_vae
-
-
-# ComfyUI writes the first in checkpoints and the second in files of the transformer alone.
-TRANSFORMER_PREFIXES = (PREFIX, "diffusion_model.")
-# Where ComfyUI and latent diffusion keep the other models.
-OTHER_MODELS = ("text_encoders.", "vae.", "first_stage_model.", "cond_stage_model.", "conditioner.")
-# Tensors beside the models: schedules of other diffusion models, and tokenizers.
-_BESIDE = ("model_ema.", "alphas_", "betas", "sqrt_", "log_one_minus", "posterior_", "spiece_model", "model_sampling.")
+from .key_tables import OTHER_MODELS, TRANSFORMER_PREFIXES
+from .text_encoder_layouts import has_clip, has_t5
+from .vae_layouts import has_vae
 
 
 def transformer_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -26,7 +18,7 @@ def transformer_keys(keys: Iterable[str]) -> dict[str, str]:
     Returns:
         `dict[str, str]`: The keys by what they are without the prefix of ComfyUI; keys of an unknown kind are kept.
     """
-    own = [key for key in keys if not key.startswith(OTHER_MODELS) and not key.startswith(_BESIDE)]
+    own = [key for key in keys if not key.startswith(OTHER_MODELS)]
     prefix = next((each for each in TRANSFORMER_PREFIXES if any(key.startswith(each) for key in own)), "")
     names = {key.removeprefix(prefix): key for key in own}
     # Keys that collide without the prefix are told apart by what reads them.

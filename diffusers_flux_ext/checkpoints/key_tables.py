@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
-import torch
-
-from .layouts import Shapes, TensorRecipe
+from .layouts import PREFIX, Shapes, TensorRecipe
 from .messages import list_keys
-from .sizes import is_index
+from .sizes import check_dimensions, is_index
+
+
+# ComfyUI writes the first in checkpoints and the second in files of the transformer alone.
+TRANSFORMER_PREFIXES = (PREFIX, "diffusion_model.")
+# Where ComfyUI and latent diffusion keep the other models, and what lies beside them: schedules and tokenizers.
+OTHER_MODELS = (
+    *("text_encoders.", "vae.", "first_stage_model.", "cond_stage_model.", "conditioner."),
+    *("model_ema.", "alphas_", "betas", "sqrt_", "log_one_minus", "posterior_", "spiece_model", "model_sampling."),
+)
 
 
 @dataclass(frozen=True)
@@ -66,25 +72,50 @@ def spelled(
             yield f"{theirs}{other}.{suffix}", (f"{ours}{own}.{suffix}",)
 
 
-def strip_prefix(shapes: Shapes, prefixes: Iterable[str]) -> dict[str, str]:
-    """Return the file's keys by their bare names, without the first of the prefixes that any key has.
+def find_prefixes(keys: Iterable[str], marks: tuple[str, ...]) -> list[str]:
+    """Return what stands before the keys of each model of a kind in a file.
 
     Args:
-        shapes (`Mapping[str, Sequence[int]]`): Shapes by key.
-        prefixes (`Iterable[str]`): What may stand before the keys of the model; `""` takes all keys.
+        keys (`Iterable[str]`): All keys of the file.
+        marks (`tuple[str, ...]`): Keys that only such a model has, one of each of its layouts.
 
     Returns:
-        `dict[str, str]`: empty if no key has any of the prefixes.
+        `list[str]`: sorted; `""` for a model whose keys have no prefix.
     """
-    for prefix in prefixes:
-        found = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
-        if found:
-            return found
-    return {}
+    return sorted({key.removesuffix(mark) for key in keys for mark in marks if f".{key}".endswith(f".{mark}")})
+
+
+def own_keys(what: str, keys: Iterable[str], marks: tuple[str, ...], prefix: str | None = None) -> dict[str, str]:
+    """Return the keys of one model of a file that may hold others.
+
+    Args:
+        what (`str`): The model, for errors.
+        keys (`Iterable[str]`): All keys of the file.
+        marks (`tuple[str, ...]`): See [`find_prefixes`]. Without any of them all keys are the model's.
+        prefix (`str`, *optional*): How the prefix begins, where a file holds several.
+
+    Returns:
+        `dict[str, str]`: the keys by what they are without the prefix.
+
+    Raises:
+        ValueError: if there are several such models.
+    """
+    keys = list(keys)
+    found = [each for each in find_prefixes(keys, marks) if each.startswith(prefix or "")]
+    if len(found) > 1:
+        raise ValueError(f"The file holds several of {what}, with the prefixes {found}. Pass `prefix=` with one.")
+    start = found[0] if found else prefix or ""
+    # Beside a model without a prefix there may be others that have one.
+    others = () if start else (*TRANSFORMER_PREFIXES, *OTHER_MODELS)
+    return {key.removeprefix(start): key for key in keys if key.startswith(start) and not key.startswith(others)}
 
 
 def plan_by_tables(
-    what: str, shapes: Shapes, tables: Iterable[KeyTable], prefixes: Iterable[str] = ("",)
+    what: str,
+    shapes: Shapes,
+    tables: Iterable[KeyTable],
+    marks: tuple[str, ...] = (),
+    prefix: str | None = None,
 ) -> dict[str, TensorRecipe]:
     """Plan how a model's tensors are taken from a file, in the layout that knows most of its keys.
 
@@ -92,15 +123,16 @@ def plan_by_tables(
         what (`str`): The model, for errors.
         shapes (`Mapping[str, Sequence[int]]`): Shapes by key.
         tables (`Iterable[KeyTable]`): The layouts.
-        prefixes (`Iterable[str]`): See [`strip_prefix`].
+        marks (`tuple[str, ...]`): See [`own_keys`].
+        prefix (`str`, *optional*): See [`own_keys`].
 
     Returns:
         `dict[str, TensorRecipe]`: a recipe for each of our keys. Its shape may lack axes of size one of the source.
 
     Raises:
-        ValueError: if no layout knows a key, or a key is unknown.
+        ValueError: if no layout knows a key, a key is unknown, or there are several such models.
     """
-    tables, bare = list(tables), strip_prefix(shapes, prefixes)
+    tables, bare = list(tables), own_keys(what, shapes, marks, prefix)
     table = max(tables, key=lambda each: each.known(bare))
     if not table.known(bare):
         names = ", ".join(each.name for each in tables)
@@ -136,26 +168,26 @@ def _add(
         plan[part.format(*indices)] = TensorRecipe((source,), (rows, *shape[1:]), taken)
 
 
-def build_weights(
-    plan: Mapping[str, TensorRecipe], wanted: Mapping[str, torch.Size], read: Callable[[str], torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Carry a plan out. Tensors share memory with the source.
+def sized(what: str, plan: Mapping[str, TensorRecipe], dimensions: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors that determine a model's sizes.
 
     Args:
+        what (`str`): The model, for errors.
         plan (`Mapping[str, TensorRecipe]`): From [`plan_by_tables`].
-        wanted (`Mapping[str, torch.Size]`): Shapes of the model's tensors; some files have further axes of size one.
-        read (`Callable`): Gives the file's tensor of a key.
+        dimensions (`Mapping[str, int]`): Number of dimensions of each; further ones before them must be of size one.
 
     Returns:
-        `dict[str, torch.Tensor]`
+        `list[tuple[int, ...]]`: in this order.
+
+    Raises:
+        ValueError: if some are missing, empty, or have another number of dimensions.
     """
-    weights = {}
-    for key, recipe in plan.items():
-        tensor, shape = recipe.build(read), wanted.get(key)
-        squeezed = shape is not None and tensor.numel() == prod(shape) and _bare(tensor.shape) == _bare(shape)
-        weights[key] = tensor.reshape(shape) if squeezed and shape is not None else tensor
-    return weights
-
-
-def _bare(shape: Iterable[int]) -> list[int]:
-    return [size for size in shape if size != 1]
+    missing = [key for key in dimensions if key not in plan]
+    if missing:
+        raise ValueError(f"The file of {what} is not complete: missing are {list_keys(missing)}.")
+    shapes = {key: plan[key].shape for key in dimensions}
+    for key, count in dimensions.items():
+        while len(shapes[key]) > count and shapes[key][0] == 1:
+            shapes[key] = shapes[key][1:]
+    check_dimensions(shapes, dimensions)
+    return list(shapes.values())

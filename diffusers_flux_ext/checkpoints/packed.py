@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,47 @@ from diffusers import GGUFQuantizationConfig
 from torch import nn
 
 from .._compat import replace_with_gguf_linears
-from .tensors import Tensors
+from .layouts import TensorRecipe
+from .pretrained import planned_model, tie
+from .tensors import Tensors, fill_from
+
+
+def load_packed_model(
+    model_class: Any,
+    config: Any,
+    plan: Mapping[str, TensorRecipe],
+    tensors: Tensors,
+    quantization_config: Any,
+    *,
+    tied: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """Make a model of transformers from a GGUF file, whose packed matrices stay as they are.
+
+    Args:
+        model_class (`type`): See [`planned_model`].
+        config (`PretrainedConfig`): See [`planned_model`].
+        plan (`Mapping[str, TensorRecipe]`): See [`planned_model`].
+        tensors ([`Tensors`]): Those of the file.
+        quantization_config (`diffusers.GGUFQuantizationConfig`): Gives the data type of the computation.
+        tied (`Mapping[str, str]`, *optional*): See [`planned_model`].
+        dtype (`torch.dtype`, *optional*): Data type of what is not packed; that of the computation by default.
+        device (`str` or `torch.device`, *optional*): Device of the model; the CPU by default.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        ValueError: if tensors are missing, surplus or of another shape; if the config is another one, or nothing is
+            packed.
+    """
+    model, made = planned_model(model_class, config, plan, tensors, tied=tied)
+    keys = keep_packed(model, made, quantization_config)
+    fill_from(model, made, dtype or quantization_config.compute_dtype, device, keys)
+    fill_packed(model, made, keys, device)
+    tie(model, tied or {})
+    return model
 
 
 def keep_packed(model: nn.Module, tensors: Tensors, config: Any) -> frozenset[str]:

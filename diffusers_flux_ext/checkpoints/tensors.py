@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .gguf_files import dequantised, is_gguf, logical_shape, read_gguf
+from .layouts import TensorRecipe
 from .messages import list_keys, shorten
 from .modules import check_floating, check_shapes
 from .reading import DTYPES, SAFETENSORS_SUFFIXES, check_state_dict, open_safetensors, read_json, read_pickle
@@ -66,6 +67,29 @@ class Tensors:
             self.is_scaled,
         )
 
+    def planned(
+        self, plan: Mapping[str, TensorRecipe], wanted: Mapping[str, Sequence[int]], prefix: str = ""
+    ) -> Tensors:
+        """Return the tensors of a model, made from these.
+
+        Args:
+            plan (`Mapping[str, TensorRecipe]`): A recipe for each.
+            wanted (`Mapping[str, Sequence[int]]`): The model's shapes; some files have further axes of size one.
+            prefix (`str`, *optional*): What the model may have before the keys of the plan.
+        """
+        plan = {key if key in wanted else f"{prefix}{key}": recipe for key, recipe in plan.items()}
+        shapes = {key: recipe.shape for key, recipe in plan.items()}
+        shapes |= {
+            key: tuple(wanted[key]) for key in shapes.keys() & wanted if _bare(wanted[key]) == _bare(shapes[key])
+        }
+
+        def read(key: str) -> torch.Tensor:
+            tensor = plan[key].build(self.read)
+            return tensor if shapes[key] == plan[key].shape else tensor.reshape(shapes[key])
+
+        dtypes = {key: self.dtypes[recipe.sources[0]] for key, recipe in plan.items()}
+        return Tensors(shapes, dtypes, read, self.is_scaled)
+
     def without_scales(self) -> Tensors:
         """Return the tensors that weights with scales of their own stand for.
 
@@ -105,6 +129,10 @@ class Tensors:
                         f"`{shorten(key)}` says that the weights are in the format {found!r}, which is not read; "
                         f"{', '.join(_FORMATS[:2])} are. Pass a file in one of these, in GGUF or in 16 bits."
                     )
+
+
+def _bare(shape: Iterable[int]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -150,6 +178,9 @@ def _unwrapped(weights: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def tensors_of_mapping(weights: Mapping[str, torch.Tensor]) -> Tensors:
     """Return the tensors of a state dict, which may be packed ones of a GGUF file."""
+    nested = [key for key, weight in weights.items() if isinstance(weight, Mapping)]
+    if nested:
+        raise ValueError(f"A state dict holds others: {list_keys(nested)}. Pass the one that holds the weights.")
     shapes = {key: logical_shape(weight) for key, weight in weights.items()}
     return Tensors(shapes, {key: weight.dtype for key, weight in weights.items()}, weights.__getitem__)
 

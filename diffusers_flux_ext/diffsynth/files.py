@@ -8,8 +8,8 @@ from typing import Any
 
 from ..checkpoints.layouts import CONNECTOR, PREFIX
 from ..checkpoints.messages import list_keys
-from ..checkpoints.text_encoder_layouts import CLIP_PREFIX, T5_PREFIX
-from ..checkpoints.vae_layouts import VAE_PREFIXES
+from ..checkpoints.text_encoder_layouts import CLIP_PREFIX, T5_PREFIX, has_clip, has_t5
+from ..checkpoints.vae_layouts import has_vae
 from ..methods.nexus_gen.checkpoint import ADAPTER, MERGER, TRANSFORMER
 
 
@@ -47,19 +47,6 @@ def _both(*tests: Callable[[frozenset[str]], bool]) -> Callable[[frozenset[str]]
 def _is_lora(keys: frozenset[str]) -> bool:
     return any(".lora_" in key or key.endswith((".alpha", ".lokr_w1", ".hada_w1_a")) for key in keys)
 
-
-def _is_clip(keys: frozenset[str]) -> bool:
-    bare = {key.removeprefix("text_model.") for key in keys}
-    if any(key.startswith(("vision_model.head.", "shared.", "logit_bias")) for key in keys):
-        return False
-    return bool(
-        {"encoder.layers.0.self_attn.q_proj.weight", "embeddings.token_embedding.weight"} <= bare
-        or {"encoders.0.attn.to_q.weight", "token_embedding.weight"} <= bare
-        or {"transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight"} <= bare
-    )
-
-
-_VAE_LEVELS = [f"{prefix}encoder.{down}." for prefix in VAE_PREFIXES for down in ("down", "down_blocks")]
 
 # Name, in words, a published file, and the test; the first that fits is taken.
 KINDS: tuple[FileKind, ...] = tuple(
@@ -109,14 +96,14 @@ KINDS: tuple[FileKind, ...] = tuple(
             "image_encoder/model.safetensors",
             _begins("vision_model.head.", "head.attention."),
         ),
-        ("text_encoder_1", "CLIP's text model", "text_encoder/model.safetensors", _is_clip),
+        ("text_encoder_1", "CLIP's text model", "text_encoder/model.safetensors", has_clip),
         (
             "text_encoder_2",
             "T5's encoder",
             "text_encoder_2/*.safetensors",
-            _has("encoder.block.0.layer.0.SelfAttention.q.weight"),
+            has_t5,
         ),
-        ("vae", "a VAE", "ae.safetensors", _begins(*_VAE_LEVELS)),
+        ("vae", "a VAE", "ae.safetensors", has_vae),
     )
 )
 _WHOLE = {PREFIX: "dit", CLIP_PREFIX: "text_encoder_1", T5_PREFIX: "text_encoder_2", "vae.": "vae"}

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from .._compat import offloading_suspended
-from ..checkpoints.key_tables import build_weights
 from ..checkpoints.layouts import TensorRecipe, plan_transformer_conversion
 from ..checkpoints.messages import list_keys
 from ..checkpoints.modules import check_floating
-from ..checkpoints.text_encoder_layouts import plan_clip_text, plan_t5
+from ..checkpoints.tensors import tensors_of_mapping
+from ..checkpoints.text_encoder_layouts import EMBEDDING, plan_clip_text, plan_t5
 from ..checkpoints.vae_layouts import plan_vae_half
-from ..models.text_encoders import EMBEDDING
 from ..offload.blocks import FP8
 
 
@@ -54,11 +53,12 @@ class ModuleHandle:
         """
         if any("lora" in key for key, _ in self.module.named_parameters()):
             raise ValueError(f"`pipe.{self.name}` has LoRAs. Load full weights first, or call `pipe.clear_lora()`.")
-        plan = self._plan({key: tuple(tensor.shape) for key, tensor in state_dict.items()})
+        tensors = tensors_of_mapping(state_dict).without_scales()
         own = dict(self._own())
-        weights = build_weights(plan, {key: weight.shape for key, weight in own.items()}, state_dict.__getitem__)
-        prefix = next((each for each in ("text_model.",) if f"{each}{next(iter(weights))}" in own), "")
-        weights = {key if key in own else f"{prefix}{key}": tensor for key, tensor in weights.items()}
+        # Some versions of transformers put this before the keys of CLIP.
+        prefix = next((each for each in ("text_model.",) if any(key.startswith(each) for key in own)), "")
+        made = tensors.planned(self._plan(tensors.shapes), {key: weight.shape for key, weight in own.items()}, prefix)
+        weights = {key: made.read(key) for key in made.shapes}
         missing = own.keys() - weights.keys() - EMBEDDING.keys()
         wrong = [key for key, tensor in weights.items() if key not in own or own[key].shape != tensor.shape]
         if wrong or (strict and missing):

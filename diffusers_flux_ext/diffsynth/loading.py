@@ -12,6 +12,7 @@ from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetMode
 from diffusers.utils import logging
 
 from ..checkpoints.messages import naming
+from ..checkpoints.text_encoders import read_clip, read_t5
 from ..methods.attribute_control.encoder import AttributeValueEncoder
 from ..methods.control.model import FluxExtControlNetModel
 from ..methods.infinite_you.projector import InfiniteYouImageProjector
@@ -24,7 +25,7 @@ from ..methods.nexus_gen.language_model import NexusGenModel
 from ..methods.redux.checkpoint import load_redux_embedder
 from ..methods.step1x_edit.connector import Step1XConnector
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
-from ..models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
+from ..models.text_encoders import load_qwen_vl, load_siglip
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..pipeline.conditioned import FluxConditionedPipeline
 from .files import Part, recognise
@@ -114,8 +115,8 @@ LOADERS: Mapping[str, Callable[[Part, torch.dtype], Components]] = {
     "step1x": _step1x,
     "dit": _one("transformer", FluxExtTransformer2DModel.from_single_file),
     "siglip": _siglip,
-    "text_encoder_1": _one("text_encoder", load_clip_text),
-    "text_encoder_2": _one("text_encoder_2", load_t5_encoder),
+    "text_encoder_1": _one("text_encoder", read_clip),
+    "text_encoder_2": _one("text_encoder_2", read_t5),
     "vae": _one("vae", AutoencoderKLFlux.from_single_file),
 }
 """By kind of file, what makes the pipeline's components of it."""

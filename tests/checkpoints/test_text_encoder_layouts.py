@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 
 from benchmarks.support.diffsynth.models import clip, language_model, prefixed, published_llm, siglip, t5
 from diffusers_flux_ext.checkpoints.text_encoder_layouts import CLIP_PREFIX, T5_PREFIX, plan_clip_text
-from diffusers_flux_ext.models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
+from diffusers_flux_ext.checkpoints.text_encoders import read_clip, read_t5
+from diffusers_flux_ext.models.text_encoders import load_qwen_vl, load_siglip
 
 
 def bare(model):
@@ -84,7 +85,7 @@ def test_clip(layout, tmp_path):
     save_file(
         {key: tensor.contiguous().clone() for key, tensor in CLIPS[layout]().items()}, tmp_path / "clip.safetensors"
     )
-    model = load_clip_text(tmp_path / "clip.safetensors")
+    model = read_clip(tmp_path / "clip.safetensors")
     ids = torch.tensor([[1, 5, 621, 3]])
     assert not model.training
     for key, weight in clip().state_dict().items():
@@ -93,13 +94,13 @@ def test_clip(layout, tmp_path):
 
 
 def test_clip_in_another_type():
-    model = load_clip_text({key: tensor.half() for key, tensor in CLIPS["transformers"]().items()})
+    model = read_clip({key: tensor.half() for key, tensor in CLIPS["transformers"]().items()})
     assert model.dtype == torch.float16
-    assert load_clip_text(CLIPS["transformers"](), torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert read_clip(CLIPS["transformers"](), torch_dtype=torch.bfloat16).dtype == torch.bfloat16
     eight = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in CLIPS["transformers"]().items()}
-    assert load_clip_text(eight).dtype == torch.bfloat16
+    assert read_clip(eight).dtype == torch.bfloat16
     mixed = {**eight, "text_model.final_layer_norm.weight": clip().state_dict()[key_of("final_layer_norm.weight")]}
-    assert load_clip_text(mixed).dtype == torch.float32
+    assert read_clip(mixed).dtype == torch.float32
 
 
 T5S = {
@@ -116,7 +117,7 @@ T5S = {
 
 @pytest.mark.parametrize("layout", T5S)
 def test_t5(layout):
-    model = load_t5_encoder(T5S[layout](), torch_dtype=torch.float32)
+    model = read_t5(T5S[layout](), torch_dtype=torch.float32)
     for key, weight in t5().state_dict().items():
         assert torch.equal(model.state_dict()[key], weight)
     ids = torch.tensor([[4, 5, 6, 1, 0, 0]])
@@ -150,17 +151,16 @@ def test_qwen_vl():
     "load, weights, words",
     [
         (
-            load_clip_text,
+            read_clip,
             {"x.weight": torch.ones(2)},
             r"not a file of CLIP's text model in any known layout.*`x\.weight`",
         ),
         (
-            load_clip_text,
+            read_clip,
             {**CLIPS["transformers"](), "text_model.extra": torch.ones(2)},
             "does not have.*`text_model.extra`",
         ),
-        (load_t5_encoder, {**T5S["transformers"](), "encoder.extra": torch.ones(2)}, "`encoder.extra`"),
-        (load_t5_encoder, {**T5S["transformers"](), "scaled_fp8": torch.ones(2)}, "scaled 8-bit weights"),
+        (read_t5, {**T5S["transformers"](), "encoder.extra": torch.ones(2)}, "`encoder.extra`"),
         (load_siglip, prefixed(clip(), "text_model."), "not a file of SigLIP's vision model"),
         (load_qwen_vl, dict(t5().state_dict()), "not a whole Qwen2.5-VL"),
     ],
@@ -173,8 +173,8 @@ def test_another_file_is_refused(load, weights, words):
 @pytest.mark.parametrize(
     "load, weights",
     [
-        (load_clip_text, CLIPS["transformers"]),
-        (load_t5_encoder, T5S["transformers"]),
+        (read_clip, CLIPS["transformers"]),
+        (read_t5, T5S["transformers"]),
         (load_siglip, lambda: prefixed(siglip(16), "")),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_missing_tensor_is_named(load, weights, tmp_path):
 def test_whole_numbers_are_refused():
     given = {key: tensor.to(torch.int8) for key, tensor in CLIPS["transformers"]().items()}
     with pytest.raises(ValueError, match="floating-point"):
-        load_clip_text(given)
+        read_clip(given)
 
 
 def test_rows_that_cannot_be_split():

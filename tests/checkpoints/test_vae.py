@@ -76,9 +76,9 @@ def test_convolutions_beside_the_latents():
     "change, message",
     [
         ({"decoder.norm_out.bias": None}, r"missing.*`decoder.conv_norm_out.bias`"),
-        ({"encoder.down.1.block.0.conv9.weight": torch.ones(2)}, r"surplus.*conv9"),
-        ({"decoder.conv_in.weight": None}, "no autoencoder among the keys"),
-        ({"encoder.down.0.block.0.conv1.weight": None}, r"missing: `encoder.down_blocks.0.resnets.0.conv1.weight`"),
+        ({"encoder.down.1.block.0.conv9.weight": torch.ones(2)}, r"does not have.*conv9"),
+        ({"decoder.conv_in.weight": None}, r"missing are `decoder.conv_in.weight`"),
+        ({"encoder.down.0.block.0.conv1.weight": None}, r"missing are `encoder.down_blocks.0.resnets.0.conv1.weight`"),
         ({"decoder.conv_out.weight": torch.ones(3)}, "wrong number of dimensions"),
     ],
 )

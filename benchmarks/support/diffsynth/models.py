@@ -24,6 +24,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from benchmarks.support.single_files import vae_of_black_forest_labs
 from benchmarks.support.tiny.ip_adapter import nested_state_dict
 from benchmarks.support.tiny.nexus_gen import published_decoder
 from benchmarks.support.tiny.qwen_vl import write_qwen_tokenizer
@@ -43,7 +44,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.checkpoints.layouts import TensorRecipe, convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.qwen_vl_files import infer_qwen_vl_config
-from diffusers_flux_ext.checkpoints.vae_layouts import VAE_TABLES
 from diffusers_flux_ext.inputs.qwen_vl import ImageProcessor, QwenVLProcessor
 from diffusers_flux_ext.testing import randomise, seeded_generator, tiny_tokenizers
 from diffusers_flux_ext.testing.tokenizers import write_clip_tokenizer, write_t5_tokenizer
@@ -241,12 +241,7 @@ def bfl_dit(kind: str = "dev") -> StateDict:
 
 def bfl_vae() -> StateDict:
     """`ae.safetensors`, whose attention is made of convolutions."""
-    weights, file = vae().state_dict(), {}
-    for name, (ours,) in VAE_TABLES[0].keys.items():
-        if ours in weights:
-            tensor = weights[ours]
-            file[name] = tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor
-    return file
+    return vae_of_black_forest_labs(vae())
 
 
 def prefixed(model: torch.nn.Module, prefix: str) -> StateDict:

@@ -7,6 +7,7 @@ import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder
 from transformers import SiglipConfig, SiglipModel
 
+from benchmarks.support.single_files import vae_of_black_forest_labs
 from benchmarks.support.tiny.ip_adapter import nested_state_dict
 from benchmarks.support.tiny.step1x import published_weights
 from diffusers_flux_ext import (
@@ -22,7 +23,6 @@ from diffusers_flux_ext import (
     Step1XConnector,
 )
 from diffusers_flux_ext.checkpoints.layouts import PREFIX, convert_transformer_state_dict
-from diffusers_flux_ext.checkpoints.vae_layouts import VAE_TABLES
 from diffusers_flux_ext.methods.nexus_gen.released import language_model
 from diffusers_flux_ext.models.released import clip_text, qwen_vl, siglip, t5_text
 
@@ -59,12 +59,7 @@ def _t5() -> StateDict:
 
 
 def _vae() -> StateDict:
-    weights, file = _weights(AutoencoderKLFlux), {}
-    for name, (ours,) in VAE_TABLES[0].keys.items():
-        if ours in weights:
-            tensor = weights[ours]
-            file[name] = tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor
-    return file
+    return vae_of_black_forest_labs(_meta(AutoencoderKLFlux))
 
 
 def _values() -> StateDict:
