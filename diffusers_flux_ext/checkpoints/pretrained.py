@@ -91,6 +91,7 @@ def load_transformers_model(
     weights |= {key: weights[source] for key, source in (tied or {}).items()}
     if any(weight.is_meta for weight in weights.values()):
         empty.load_state_dict(weights, assign=True)
+        tie(empty, tied or {})
         return empty.eval()
     with _silence():
         model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)

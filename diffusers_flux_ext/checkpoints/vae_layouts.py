@@ -137,7 +137,7 @@ def plan_vae_half(shapes: Shapes, half: Half) -> dict[str, TensorRecipe]:
 
 
 def _from_latents(plan: Mapping[str, TensorRecipe], levels: int) -> dict[str, TensorRecipe]:
-    """Number the decoder's levels as diffusers does; Black Forest Labs count them from the image."""
+    """Return a plan with diffusers' numbers of the decoder's levels; Black Forest Labs count them from the image."""
 
     def renumbered(key: str, recipe: TensorRecipe) -> str:
         if "decoder.up." not in recipe.sources[0]:
