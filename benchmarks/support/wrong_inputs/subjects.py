@@ -200,6 +200,8 @@ def subjects() -> dict[str, Subject]:
     for name, cls in public(FluxCondition).items():
         cases = [case for case in conditions.CASES.values() if case.make is cls]
         if not cases:
-            raise LookupError(f"`support.conditions.CASES` has no case of {name}.")
+            raise LookupError(
+                f"There is no case of {name}. Add one to `CASES` in benchmarks/support/conditions/cases.py."
+            )
         found += [_condition_subject(name, cls, case, number) for number, case in enumerate(cases)]
     return {subject.name: subject for subject in found}
