@@ -65,6 +65,7 @@ __all__ = [
     "is_compiled",
     "is_stored_in_fewer_bits",
     "load_gguf_checkpoint",
+    "modular_text_embeds",
     "offload_all_but",
     "offloading_suspended",
     "reads_single_files",
@@ -373,3 +374,11 @@ def restore_linears(pipe: Any) -> None:
     if getattr(getattr(pipe, "transformer", None), "_overwritten_params", None):
         FluxLoraLoaderMixin.unload_lora_weights(pipe, reset_to_overwritten_params=True)
         pipe.transformer._overwritten_params = None
+
+
+def modular_text_embeds(components: Any, texts: list[str], length: int, device: torch.device) -> torch.Tensor:
+    """Return T5 hidden states `(len(texts), length, 4096)`, as the blocks of a modular pipeline encode a prompt."""
+    # These modules are slow to import, and few need them.
+    from diffusers.modular_pipelines.flux.encoders import FluxTextEncoderStep
+
+    return FluxTextEncoderStep._get_t5_prompt_embeds(components, texts, length, device)

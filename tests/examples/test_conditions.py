@@ -166,3 +166,9 @@ def test_those_with_the_embedded_model(run, tmp_path, name, pictures):
     other = np.asarray(Image.open(tmp_path / f"{pictures[1]}.png"))
     assert image.shape == other.shape == (128, 128, 3)
     assert (image != other).any()
+
+
+def test_the_conditions_of_a_stock_pipeline_are_attached(run):
+    image = run("attach", "--steps", 1)
+    assert image.shape == (128, 128, 3)
+    assert (image != run("attach", "--steps", 1, attach_conditions=lambda pipe, conditions: None)).any()
