@@ -173,7 +173,10 @@ def public(base: type) -> dict[str, type]:
 
 
 def _pipeline_subject(name: str, cls: type) -> Subject:
-    components, inputs, examples = _pipelines()[name]
+    cases = _pipelines()
+    if name not in cases:
+        raise LookupError(f"{name} has no valid arguments. Add them in benchmarks/support/wrong_inputs/subjects.py.")
+    components, inputs, examples = cases[name]
     pipe = tiny_pipeline(cls, **components)
     arguments = [each for each in inspect.signature(cls.__call__).parameters if each != "self"]
     known = {argument: {**COMMON.get(argument, {}), **examples.get(argument, {})} for argument in arguments}

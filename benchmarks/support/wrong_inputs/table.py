@@ -24,11 +24,12 @@ def is_own(trial: Trial) -> bool:
 
 def write_accepted(tried: Iterable[Trial], accepted: Iterable[Trial]) -> None:
     """Write anew what the table says of the subjects that were tried; the others stay as they are."""
-    subjects = {trial.subject for trial in tried}
-    table = {name: arguments for name, arguments in _read().items() if name not in subjects}
+    # An entry keeps its place in the file.
+    table = _read() | {trial.subject: {} for trial in tried}
     for trial in accepted:
         if is_own(trial):
             table.setdefault(trial.subject, {}).setdefault(trial.argument, []).append(trial.value)
+    table = {name: arguments for name, arguments in table.items() if arguments}
     PATH.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
