@@ -72,6 +72,18 @@ def test_convolutions_beside_the_latents():
     assert torch.equal(image(model), image(vae))
 
 
+@pytest.mark.parametrize("names", [diffusers_names, vae_of_black_forest_labs])
+def test_another_depth(names):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vae = tiny_vae(4, block_out_channels=(8, 12, 16), layers_per_block=1, **blocks)
+    assert torch.equal(image(read_vae(names(vae), **GROUPS)), image(vae))
+
+
+def test_two_autoencoders_are_refused(vae):
+    with pytest.raises(ValueError, match=r"several of the VAE of FLUX.1.*'first_stage_model.', 'vae.'"):
+        read_vae(diffusers_names(vae, "vae.") | diffusers_names(vae, "first_stage_model."), **GROUPS)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

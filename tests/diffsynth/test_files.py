@@ -5,11 +5,15 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.support.diffsynth.models import DEV, FILES, bfl_dit, bfl_vae, clip, controlnet, dit, lora, t5, values
+from benchmarks.support.single_files import clip_in_a_file, scaled_fp8
+from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.checkpoints.layouts import PREFIX, convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.text_encoder_layouts import CLIP_PREFIX, T5_PREFIX
 from diffusers_flux_ext.diffsynth import ModelConfig
 from diffusers_flux_ext.diffsynth.files import recognise
+from diffusers_flux_ext.diffsynth.handles import handle
 from diffusers_flux_ext.diffsynth.loading import load_models
+from diffusers_flux_ext.testing import tiny_pipeline
 from tests.diffsynth.pipelines import base, draw, load
 
 
@@ -78,6 +82,22 @@ def test_a_file_with_all_models():
     assert found.keys() == {"transformer", "text_encoder", "text_encoder_2", "vae"}
     with pytest.raises(ValueError, match="holds several models, and beside them `extra`"):
         components({**everything, "extra": torch.ones(2)})
+
+
+def test_scaled_weights_in_eight_bits():
+    stored, meant = scaled_fp8({key: w for key, w in t5().state_dict().items() if "embed_tokens" not in key})
+    pipe = tiny_pipeline(FluxConditionedPipeline)
+    pipe.text_encoder_2 = components(stored)["text_encoder_2"]
+    loaded = pipe.text_encoder_2.state_dict()
+    assert all(torch.equal(loaded[key], weight.float()) for key, weight in meant.items())
+    pipe.text_encoder_2.shared.weight.data.zero_()
+    handle(pipe, "text_encoder_2").load_state_dict(stored)
+    assert torch.equal(pipe.text_encoder_2.shared.weight, meant["shared.weight"].float())
+
+
+def test_one_prefixed_model_is_known():
+    weights = clip_in_a_file(clip(), f"{CLIP_PREFIX}transformer.")
+    assert components(weights).keys() == {"text_encoder"}
 
 
 @pytest.mark.parametrize(
