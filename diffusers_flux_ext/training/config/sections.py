@@ -42,7 +42,9 @@ class ModelSection(Section):
     Args:
         path (`str`): A repository, a folder in diffusers' layout, or `"tiny"`, the embedded model.
         revision (`str`, *optional*): Revision of a repository.
-        dtype (`str`): Data type of everything that is not trained.
+        dtype (`str`):
+            Data type of the model and of conditions' modules. LoRAs are float32; other weights that are trained in 16
+            bits need `optimizer.rounding`.
         device (`str`): `"auto"` takes the best one.
         guidance (`float` or two, *optional*):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
@@ -419,6 +421,12 @@ class TrainingConfig(Section):
         if not self.train.loras and self.train.weights is None and not any(module.train for module in modules):
             raise ValueError(
                 "nothing is trained; give `train.lora`, `train.weights`, or a condition's module with `train: true`"
+            )
+        whole = self.train.weights is not None or any(module.train for module in modules)
+        if whole and self.model.dtype != "float32" and self.optimizer.rounding is None:
+            raise ValueError(
+                f"weights are trained in {self.model.dtype}, where small steps are rounded away; set "
+                f"`optimizer.rounding` to `masters` (float32 copies), `kahan` or `stochastic`"
             )
         if (self.validation.every or self.validation.images_every) and not self.data.held_out:
             raise ValueError("validation needs `data.held_out` samples")
