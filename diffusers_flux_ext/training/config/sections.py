@@ -312,7 +312,8 @@ class RunSection(Section):
         save_every (`int`): Updates between checkpoints.
         keep (`int`): How many checkpoints are kept.
         log_every (`int`): Updates between reports.
-        logs (`list[str]`): Where reports go: `"jsonl"`, `"csv"`, `"tensorboard"`, or one of accelerate's trackers.
+        logs (`list[str]`):
+            Where reports go: `"terminal"`, `"jsonl"`, `"csv"`, `"tensorboard"`, or one of accelerate's trackers.
         stop_after_bad (`int`): Updates in a row that may be skipped because numbers are not finite.
         fused_backward (`bool`):
             Whether parameters are stepped within the backward pass, for full fine-tuning with less memory; without
@@ -328,7 +329,7 @@ class RunSection(Section):
     save_every: int = Field(default=250, ge=1)
     keep: int = Field(default=4, ge=1)
     log_every: int = Field(default=10, ge=1)
-    logs: list[str] = ["jsonl", "csv"]
+    logs: list[str] = ["terminal", "jsonl", "csv"]
     stop_after_bad: int = Field(default=10, ge=0)
     fused_backward: bool = False
 

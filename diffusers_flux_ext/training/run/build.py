@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer,
 from ..text import TextEncoding
 from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedTogether, TrainedWeights, add_lora
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_pipeline
-from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TrackerWriter, Writer
+from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
+from .processes import WRITERS
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
 from .templates import ConditionTemplate, condition_class, make_templates
 from .trainer import RunSettings, Trainer
@@ -179,7 +181,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     trainer.resume()
     trainer.monitor = _monitor(config, trainer, accelerator)
     trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
-    report = "\n".join([str(data_report), describe_buckets(plan, config.run.epochs or 1), describe_trained(trained)])
+    epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
+    report = "\n".join([str(data_report), describe_buckets(plan, epochs), describe_trained(trained)])
     return Run(config, trainer, training, trained, _info(config, data, updates), report)
 
 
@@ -238,13 +241,15 @@ def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Moni
     if trainer.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         for name in config.run.logs:
-            if name == "jsonl":
+            if name == "terminal":
+                writers.append(TerminalWriter(sys.stdout, trainer.settings.updates))
+            elif name == "jsonl":
                 writers.append(JSONLinesWriter(folder / "log.jsonl", trainer.step))
             elif name == "csv":
                 writers.append(CSVWriter(folder / "log.csv", trainer.step))
             elif name == "tensorboard":
                 writers.append(TensorBoardWriter(folder / "tensorboard", trainer.step))
-        if set(config.run.logs) - {"jsonl", "csv", "tensorboard"}:
+        if set(config.run.logs) - WRITERS:
             writers.append(TrackerWriter(accelerator))
     monitor = Monitor(writers, config.run.log_every)
     monitor.load(trainer.monitor.state())

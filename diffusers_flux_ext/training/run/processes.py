@@ -8,7 +8,7 @@ from typing import Any
 from ..config.sections import TrainingConfig
 
 
-WRITERS = {"jsonl", "csv", "tensorboard"}
+WRITERS = {"terminal", "jsonl", "csv", "tensorboard"}
 
 
 def make_accelerator(config: TrainingConfig) -> Any:
