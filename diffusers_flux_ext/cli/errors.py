@@ -71,7 +71,6 @@ def in_flags(message: str, args: argparse.Namespace) -> str:
     Returns:
         `str`
     """
-
     if getattr(args, "command", None) == "train":
         return in_entries(message)
 

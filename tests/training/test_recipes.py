@@ -45,14 +45,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     write_repositories(folder)
     rows = json.loads(write_example_data(folder / "shapes", 6).read_text())
-    generated = {
-        "faces": {"face_embeds": [512**-0.5] * 512, "face_keypoints": [[20, 20], [40, 20], [30, 30], [22, 40], [38, 40]]},
-        "loras": {"lora_encoder_inputs": "style.safetensors"},
-    }
-    for name, columns in generated.items():
-        (folder / name).mkdir()
-        (folder / name / "images").symlink_to(folder / "shapes/images")
-        (folder / name / "metadata.json").write_text(json.dumps([{**row, **columns} for row in rows]))
+    (folder / "loras").mkdir()
+    (folder / "loras/images").symlink_to(folder / "shapes/images")
+    named = [{**row, "lora_encoder_inputs": "style.safetensors"} for row in rows]
+    (folder / "loras/metadata.json").write_text(json.dumps(named))
+    write_example_data(folder / "dark", 6, brightness=(0.4, 0.4))
     return folder
 
 

@@ -24,6 +24,7 @@ SAME_FILES = {
     "flex_inpaint_image": "image",
     "flux_fill_image": "image",
     "flux_redux_image": "image",
+    "infinityou_id_image": "image",
     "ipadapter_images": "image",
     "nexus_gen_reference_image": "kontext_images",
     "step1x_reference_image": "kontext_images",

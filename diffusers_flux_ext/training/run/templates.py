@@ -161,10 +161,9 @@ def _load(module: ModuleSection, transformer: Any, seed: int, dtype: torch.dtype
 def _load_encoder(module: ModuleSection, dtype: torch.dtype) -> Any:
     package, _, name = module.kind.partition(":")
     cls = getattr(importlib.import_module(package), name, None)
-    if cls is None or not hasattr(cls, "from_pretrained"):
-        raise ValueError(
-            f"`{module.kind}` is not a class with `from_pretrained`, so it cannot be loaded from `{module.path}`."
-        )
-    loaded = cls.from_pretrained(module.path)
+    if not callable(cls):
+        raise ValueError(f"`{module.kind}` is not a class, so it cannot be loaded from `{module.path}`.")
+    # A face encoder takes the path itself.
+    loaded = cls.from_pretrained(module.path) if hasattr(cls, "from_pretrained") else cls(module.path)
     # Processors have no weights.
     return loaded.to(dtype).requires_grad_(False).eval() if isinstance(loaded, torch.nn.Module) else loaded
