@@ -43,16 +43,18 @@ WITH: Mapping[str, tuple[str, str | None]] = {
     "eligen_entity_prompts": ("EntityRegions", None),
     "flux_fill_mask": ("FillMask", None),
     "controlnet_inpaint_mask": ("ControlNetImage", "inpaint_mask"),
-    "controlnet_processor_id": ("ControlNetImage", "mode"),
     "infinityou_guidance": ("InfiniteYouIdentity", "guidance_scale"),
-    "ipadapter_scale": ("IPAdapterImages", "scale"),
     "flex_inpaint_mask": ("FlexControl", None),
     "flex_control_strength": ("FlexControl", "control_strength"),
-    "lora_encoder_scale": ("LoRAEmbedding", "scale"),
 }
 """Further columns: their condition, and the field where it does not have the column anyway."""
 
+_ONE = "it is one value for the whole run here; leave the column out and give it in `options` of the condition, as "
+
 REFUSED: Mapping[str, str] = {
+    "controlnet_processor_id": f"{_ONE}`mode`",
+    "ipadapter_scale": f"{_ONE}`scale`",
+    "lora_encoder_scale": f"{_ONE}`scale`",
     "flex_control_stop": "training draws noise levels instead of running the steps of a loop",
     "eligen_enable_on_negative": "training has no unconditional branch",
     "eligen_enable_inpaint": "it changes latents after a step; use `InpaintRegion` when drawing images",

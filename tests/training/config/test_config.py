@@ -174,9 +174,7 @@ def test_a_recipe_of_the_reference_is_translated():
 
 def conditions_of_line(columns, *more):
     trained = "--lora_base_model dit --lora_target_modules ''"
-    content = from_reference_args(
-        f"--dataset_metadata_path a {trained} --extra_inputs {columns} {' '.join(more)}"
-    )
+    content = from_reference_args(f"--dataset_metadata_path a {trained} --extra_inputs {columns} {' '.join(more)}")
     return read_config(yaml.safe_load(content))
 
 
@@ -189,8 +187,7 @@ def test_columns_of_the_reference_become_conditions(column):
 
 
 def test_columns_that_belong_together_become_one_condition():
-    config = conditions_of_line("controlnet_image,controlnet_processor_id,controlnet_inpaint_mask")
-    assert config.conditions[0].inputs["mode"] == "controlnet_processor_id"
+    config = conditions_of_line("controlnet_image,controlnet_inpaint_mask")
     assert config.conditions[0].inputs["inpaint_mask"] == "controlnet_inpaint_mask"
     trained = "--trainable_models controlnet,image_proj_model"
     config = conditions_of_line("controlnet_image,infinityou_id_image,infinityou_guidance", trained)
@@ -219,6 +216,7 @@ def test_the_reference_knows_the_columns_and_the_models():
     ("line", "message"),
     [
         ("--dataset_metadata_path a --extra_inputs insert_anything_ref_image", "make the diptychs beforehand"),
+        ("--dataset_metadata_path a --extra_inputs controlnet_processor_id", "give it in `options` .* as `mode`"),
         ("--dataset_metadata_path a --learning_rat 1", "did you mean --learning_rate"),
         ("--dataset_metadata_path a --fp8_models x", "- --fp8_models: 8 bit storage"),
         ("--dataset_metadata_path a --lora_rank", "--lora_rank has no value"),
