@@ -86,7 +86,8 @@ def whole(data, tmp_path_factory):
 def test_a_run_writes_what_it_says(data, tmp_path, capsys):
     made = content(
         data, tmp_path, validation={"every": 2, "images_every": 4, "num_inference_steps": 1},
-        export={"formats": ["diffusers", "kohya"], "license": "apache-2.0"}, run={"logs": ["terminal", "jsonl", "csv"]},
+        export={"formats": ["diffusers", "kohya"], "license": "apache-2.0"},
+        run={"logs": ["terminal", "jsonl", "csv"]},
     )  # fmt: skip
     assert train(tmp_path, made) == 0
     said = capsys.readouterr().out

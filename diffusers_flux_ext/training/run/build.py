@@ -163,8 +163,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     updates = config.run.updates or plan.updates_before(config.run.epochs or 0)
     if updates == 0:
         raise ValueError(
-            f"With `run.epochs` at {config.run.epochs}, {len(part)} samples fill no update of {plan.total} samples. Take "
-            f"more epochs, or lower `run.batch_size` or `run.accumulation`."
+            f"With `run.epochs` at {config.run.epochs}, {len(part)} samples fill no update of {plan.total} samples. "
+            f"Take more epochs, or lower `run.batch_size` or `run.accumulation`."
         )
     loader = SampleLoader(
         part, plan, conditions, draws, config.data.captions,
