@@ -50,6 +50,8 @@ _CORE = {
         "stream_from_disk",
     ],
     "offload.disk.loader": ["DiskStreamingStats"],
+    "pipeline.attached.attach": ["attach_conditions", "attached_conditions", "detach_conditions"],
+    "pipeline.attached.modular": ["condition_blocks"],
     "pipeline.conditioned": ["FluxConditionedPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],

@@ -95,6 +95,10 @@ from .offload.disk.streaming import load_streamed as load_streamed
 from .offload.disk.streaming import release_disk_buffers as release_disk_buffers
 from .offload.disk.streaming import stop_disk_streaming as stop_disk_streaming
 from .offload.disk.streaming import stream_from_disk as stream_from_disk
+from .pipeline.attached.attach import attach_conditions as attach_conditions
+from .pipeline.attached.attach import attached_conditions as attached_conditions
+from .pipeline.attached.attach import detach_conditions as detach_conditions
+from .pipeline.attached.modular import condition_blocks as condition_blocks
 from .pipeline.conditioned import FluxConditionedPipeline as FluxConditionedPipeline
 from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler as FluxFlowMatchScheduler
 from .sequence import AttentionRule as AttentionRule
@@ -173,12 +177,16 @@ __all__ = [
     "VRAMPlan",
     "apply_tea_cache",
     "apply_vram_plan",
+    "attach_conditions",
+    "attached_conditions",
     "bake_timestep_lora",
     "build_attention_plan",
     "combine_velocities",
+    "condition_blocks",
     "convert_lora",
     "convert_lora_file",
     "custom_pipeline",
+    "detach_conditions",
     "detect_lora_format",
     "disable_lora_fusion",
     "disable_vram_budget",

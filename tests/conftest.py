@@ -61,7 +61,7 @@ def _compares_bits(function: FunctionType, known: dict[CodeType, bool]) -> bool:
 
 
 def _is_of_the_tests(value: Any) -> bool:
-    return isinstance(value, FunctionType) and value.__module__.partition(".")[0] in ("support", "tests")
+    return isinstance(value, FunctionType) and value.__module__.partition(".")[0] in ("benchmarks", "tests")
 
 
 def _names(code: CodeType) -> set[str]:

@@ -54,6 +54,13 @@ class TestFaces:
         same = pipe(**call_kwargs(conditions=[identity(pipe, keypoints=points)])).images
         assert torch.equal(images, same)
 
+    def test_a_drawing_is_taken_as_it_is(self, pipe):
+        drawing = draw_face_keypoints(POINTS, 48, 32)
+        drawn, given = (
+            pipe(**call_kwargs(conditions=[identity(pipe, keypoints=points)])).images for points in (POINTS, drawing)
+        )
+        assert torch.equal(drawn, given)
+
     def test_key_points_in_fractions(self, pipe):
         fractions = POINTS / (48, 32)
         images = [

@@ -17,6 +17,7 @@ from diffusers_flux_ext import (
     ReferenceImages,
     VRAMBudgetError,
     apply_vram_plan,
+    attach_conditions,
     disable_lora_fusion,
     disable_vram_budget,
     enable_lora_fusion,
@@ -330,3 +331,14 @@ def test_loras_on_weights_that_are_on_disk(tmp_path, expected):
     assert_same(draw(pipe), draw(plain))
     pipe.unload_lora_weights()
     assert_same(draw(pipe), expected)
+
+
+def test_conditions_attached_to_a_stock_pipeline():
+    pipe, references = pipeline(FluxPipeline), ReferenceImages([Image.new("RGB", (48, 32))], preferred_size=False)
+    before = draw(pipe)
+    with attach_conditions(pipe, references):
+        expected = draw(pipe)
+        budget(pipe, "streamed")
+        assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), before)
+    assert not torch.equal(expected, before)
