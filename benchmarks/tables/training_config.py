@@ -77,10 +77,10 @@ def _default(kind: Any, name: str) -> str:
         field = kind.model_fields[name]
         required, value = field.is_required(), field.default
     else:
-        field = next(each for each in dataclasses.fields(kind) if each.name == name)
-        made = field.default_factory is not dataclasses.MISSING
-        required = field.default is dataclasses.MISSING and not made
-        value = field.default_factory() if made else field.default
+        made = next(each for each in dataclasses.fields(kind) if each.name == name)
+        factory: Any = made.default_factory
+        required = made.default is dataclasses.MISSING and factory is dataclasses.MISSING
+        value = made.default if factory is dataclasses.MISSING else factory()
     if required:
         return "required"
     if isinstance(value, Named):

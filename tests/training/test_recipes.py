@@ -25,7 +25,9 @@ SIZES = {
         "conditions.0.modules.adapter.sizes={hidden_size: 32, intermediate_size: 24, num_attention_heads: 2, "
         "num_key_value_heads: 1, expand_ratio: 2, mrope_section: [2, 3, 3]}"
     ],
-    "infinite_you": ["conditions.0.modules.image_projector.sizes={dim: 16, dim_head: 8, heads: 2, depth: 1}"],
+    "infinite_you": [
+        "conditions.0.modules.image_projector.sizes={embedding_dim: 16, dim: 16, dim_head: 8, heads: 2, depth: 1}"
+    ],
     "lora_encoder": ["conditions.0.modules.encoder.sizes={intermediate_size: 16, num_attention_heads: 1}"],
 }
 
