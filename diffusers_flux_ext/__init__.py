@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from ._registration import LOADABLE, register
+from ._registration import BASES, LOADABLE, register
 from .methods import METHODS
 
 
@@ -62,8 +62,6 @@ _MODULE_OF = {name: module for module, names in _CORE.items() for name in names}
     for file, names in method.exports.items()
     for name in names
 }
-# diffusers looks the loading base classes of a component library up in its namespace.
-_DIFFUSERS_NAMES = ("ModelMixin", "SchedulerMixin")
 _SUBMODULES = ("flux_shapes",)
 
 
@@ -99,7 +97,7 @@ __all__ = sorted([*_MODULE_OF, "custom_pipeline", "tiny_flux_path"])  # pyright:
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    elif name in _DIFFUSERS_NAMES:
+    elif name in BASES:
         value = getattr(importlib.import_module("diffusers"), name)
     elif name in _SUBMODULES:
         value = importlib.import_module(f".{name}", __name__)

@@ -51,7 +51,9 @@ class TestRegistry:
     def test_every_public_condition_is_there(self):
         public = {getattr(diffusers_flux_ext, name) for name in diffusers_flux_ext.__all__}
         conditions = {part for part in public if isinstance(part, type) and issubclass(part, FluxCondition)}
-        assert conditions - {FluxCondition} == {CASES[name].make for name in METHODS}
+        missing = conditions - {FluxCondition} - {CASES[name].make for name in METHODS}
+        assert not missing, "add a case to benchmarks/support/conditions/cases.py"
+        assert {CASES[name].make for name in METHODS} <= conditions
 
     @pytest.mark.parametrize("name", CASES)
     def test_every_input_is_changed_or_says_why_not(self, name):
@@ -209,7 +211,8 @@ class TestDocumentation:
 
     def test_the_table_has_a_row_for_every_condition(self):
         rows = {line.split("|")[1].strip() for line in self.PAGE.read_text().splitlines() if line.startswith("|")}
-        assert {f"`{name}`" for name in CASES} <= rows
+        missing = {f"`{name}`" for name in CASES} - rows
+        assert not missing, "run python -m benchmarks.composition_table --write docs/composition_table.md"
 
     def test_the_table_has_what_is_promised(self):
         text = self.PAGE.read_text()

@@ -173,7 +173,10 @@ def public(base: type) -> dict[str, type]:
 
 
 def _pipeline_subject(name: str, cls: type) -> Subject:
-    components, inputs, examples = _pipelines()[name]
+    cases = _pipelines()
+    if name not in cases:
+        raise LookupError(f"{name} has no valid arguments. Add them in benchmarks/support/wrong_inputs/subjects.py.")
+    components, inputs, examples = cases[name]
     pipe = tiny_pipeline(cls, **components)
     arguments = [each for each in inspect.signature(cls.__call__).parameters if each != "self"]
     known = {argument: {**COMMON.get(argument, {}), **examples.get(argument, {})} for argument in arguments}
@@ -200,6 +203,8 @@ def subjects() -> dict[str, Subject]:
     for name, cls in public(FluxCondition).items():
         cases = [case for case in conditions.CASES.values() if case.make is cls]
         if not cases:
-            raise LookupError(f"`support.conditions.CASES` has no case of {name}.")
+            raise LookupError(
+                f"There is no case of {name}. Add one to `CASES` in benchmarks/support/conditions/cases.py."
+            )
         found += [_condition_subject(name, cls, case, number) for number, case in enumerate(cases)]
     return {subject.name: subject for subject in found}

@@ -10,7 +10,7 @@ from benchmarks.support.wrong_inputs.trials import Trial
 from diffusers_flux_ext import FluxConditionedPipeline
 
 
-PATH = Path(__file__).parents[2] / "tests" / "inputs" / "accepted_inputs.json"
+PATH = Path(__file__).parents[3] / "tests" / "inputs" / "accepted_inputs.json"
 BASE = FluxConditionedPipeline.__name__
 Table = dict[str, dict[str, list[str]]]
 
@@ -22,21 +22,27 @@ def is_own(trial: Trial) -> bool:
     return not (named and trial.argument in common)
 
 
-def write_accepted(trials: Iterable[Trial]) -> None:
-    """Write the table of these trials, as far as it covers them."""
-    table: Table = {}
-    for trial in trials:
+def write_accepted(tried: Iterable[Trial], accepted: Iterable[Trial]) -> None:
+    """Write anew what the table says of the subjects that were tried; the others stay as they are."""
+    # An entry keeps its place in the file.
+    table = _read() | {trial.subject: {} for trial in tried}
+    for trial in accepted:
         if is_own(trial):
             table.setdefault(trial.subject, {}).setdefault(trial.argument, []).append(trial.value)
+    table = {name: arguments for name, arguments in table.items() if arguments}
     PATH.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read() -> Table:
+    table: Table = json.loads(PATH.read_text(encoding="utf-8"))
+    return table
 
 
 def read_accepted() -> set[Trial]:
     """The trials that the table says are accepted."""
-    table: Table = json.loads(PATH.read_text(encoding="utf-8"))
     return {
         Trial(subject, argument, value)
-        for subject, arguments in table.items()
+        for subject, arguments in _read().items()
         for argument, values in arguments.items()
         for value in values
     }
