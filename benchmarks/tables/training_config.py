@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from benchmarks.methods import write_between_markers
+from diffusers_flux_ext import FluxCondition
 from diffusers_flux_ext.methods import METHODS
 from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.training.config.reference import table
@@ -114,7 +115,11 @@ def _conditions() -> str:
     rows = ["| `type` | fields |", "|---|---|"]
     for method in METHODS.values():
         for name in method.exports.get("condition", ()):
-            names = [each.name for each in dataclasses.fields(resolve(method.package, f".condition:{name}"))]
+            made = resolve(method.package, f".condition:{name}")
+            if made.after_step is not FluxCondition.after_step:
+                # It changes latents after a step, so there is nothing to train.
+                continue
+            names = [each.name for each in dataclasses.fields(made)]
             rows.append(f"| [`{name}`]({method.page}.md) | {', '.join(f'`{each}`' for each in names)} |")
     return "\n".join([*lines, *rows, ""])
 
