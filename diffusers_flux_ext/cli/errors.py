@@ -37,6 +37,30 @@ _FLAGS: Mapping[str, str] = {
 }
 
 
+# Entries of a training configuration whose names differ.
+_ENTRIES: Mapping[str, str] = {
+    "max_sequence_length": "`data.text_length`",
+    "on_bad_sample='skip'": "`data.on_bad_sample: skip`",
+    "allow_outside=True": "`allow_outside: true` for its source",
+    "allow_urls=True": "`allow_urls: true` for its source",
+    "allow_missing=True": "`data.captions.allow_missing: true`",
+}
+
+
+def in_entries(message: str) -> str:
+    """Replace Python arguments in a message by the entries of a training configuration.
+
+    Args:
+        message (`str`): The message.
+
+    Returns:
+        `str`
+    """
+    for argument, entry in _ENTRIES.items():
+        message = message.replace(f"`{argument}`", entry)
+    return message
+
+
 def in_flags(message: str, args: argparse.Namespace) -> str:
     """Replace Python arguments in a message by the flags of the command.
 
@@ -47,6 +71,8 @@ def in_flags(message: str, args: argparse.Namespace) -> str:
     Returns:
         `str`
     """
+    if getattr(args, "command", None) == "train":
+        return in_entries(message)
 
     def flag(found: re.Match[str]) -> str:
         name, value = found.group(1), found.group(2)

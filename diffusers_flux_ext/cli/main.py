@@ -152,7 +152,8 @@ def _run_training(args: argparse.Namespace) -> int:
     try:
         return run_train(args)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-        sys.stderr.write(f"{args.title}: {error}\n")
+        # Lists of problems keep their lines.
+        sys.stderr.write(f"{args.title}: {in_flags(str(error), args)}\n")
         return 1
 
 

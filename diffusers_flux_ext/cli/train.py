@@ -71,6 +71,10 @@ def run_train(args: argparse.Namespace) -> int:
         return 0
     if args.config is None:
         raise CommandLineError("Give a configuration, such as `flux-ext train lora.yaml`, or --example-data DIR.")
+    if not args.config.is_file():
+        raise CommandLineError(
+            f"There is no file `{args.config}`. Give a configuration in YAML or JSON; `docs/training.md` has one."
+        )
     config = read_config(args.config, args.changes)
     if args.print_config:
         sys.stdout.write(print_config(config))

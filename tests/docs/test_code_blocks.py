@@ -4,6 +4,7 @@ import argparse
 import os
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sandbox(repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of a block, with everything it names, and models of a small machine."""
     for path in repositories.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        if path.name == "runs":
+            # Commands write into it.
+            shutil.copytree(path, tmp_path / path.name)
+        else:
+            (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     small_models(monkeypatch)
     return tmp_path
@@ -64,6 +69,9 @@ def test_a_command_of_the_package_runs(command, sandbox, capsys):
         # The tiny stand-ins need sizes that the released files do not: it is enough that the words are understood.
         assert main(command.words[1:]) != 2
         return
+    for flag, name in zip(command.words, command.words[1:]):
+        if flag == "--example-data":
+            (sandbox / name).unlink(missing_ok=True)
     assert main(command.words[1:]) == 0
     assert capsys.readouterr().out
 

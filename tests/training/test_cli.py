@@ -86,7 +86,8 @@ def whole(data, tmp_path_factory):
 def test_a_run_writes_what_it_says(data, tmp_path, capsys):
     made = content(
         data, tmp_path, validation={"every": 2, "images_every": 4, "num_inference_steps": 1},
-        export={"formats": ["diffusers", "kohya"], "license": "apache-2.0"}, run={"logs": ["jsonl", "csv"]},
+        export={"formats": ["diffusers", "kohya"], "license": "apache-2.0"},
+        run={"logs": ["terminal", "jsonl", "csv"]},
     )  # fmt: skip
     assert train(tmp_path, made) == 0
     said = capsys.readouterr().out
@@ -96,6 +97,7 @@ def test_a_run_writes_what_it_says(data, tmp_path, capsys):
         assert f"Wrote {path}" in said
         assert load_file(path)
     assert len(curve(tmp_path)) == 4
+    assert "update 4 of 4: loss " in said
     assert Image.open(tmp_path / "run" / "images" / "step-00000004.png").size[0] > 100
     lines = (tmp_path / "run" / "logs" / "log.csv").read_text().splitlines()
     assert "validation/loss" in lines[0]
@@ -177,6 +179,11 @@ def test_another_configuration_does_not_go_on(whole, data, capsys):
         (["train.lora.targets=[attn.nothing]"], "attn.nothing"),
         (["data.held_out=9"], "`data.held_out` is 9, but there are 9 samples"),
         (["model.path=nowhere"], "nowhere"),
+        (["run.logs=[jsnl]"], "`run.logs` has 'jsnl'; expected some of"),
+        (["run.logs=[clearml]"], "pip install clearml"),
+        (["output=pyproject.toml/run"], "`pyproject.toml` is not a folder"),
+        (["data.sources.0.path=nothing/metadata.json"], "nothing/metadata.json"),
+        (["run={epochs: 1, batch_size: 16}"], "lower `run.batch_size`"),
         (["train.lora.rnk=3"], "did you mean `train.lora.rank`?"),
     ],
 )
@@ -195,6 +202,8 @@ def test_a_dry_run_loads_no_weights(data, tmp_path, capsys):
     assert train(tmp_path, content(data, tmp_path), "--print-config") == 0
     assert yaml.safe_load(capsys.readouterr().out)["optimizer"]["lr"] == 0.01
     assert main(["train"]) == 2
+    assert main(["train", str(tmp_path / "nothing.yaml")]) == 2
+    assert "There is no file" in capsys.readouterr().err
 
 
 def test_a_module_from_scratch_with_a_lora_and_weights(data, tmp_path):

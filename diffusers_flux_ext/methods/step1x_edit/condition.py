@@ -169,14 +169,17 @@ class Step1XInstruction(FluxCondition):
                 f"There is no `mllm` or no `mllm_processor` to encode `{name}`. Give Qwen2.5-VL and its "
                 f"`QwenVLProcessor`, or `{name}_embeds`."
             )
-        return encode_instructions(
-            mllm,
-            processor,
-            read_texts(f"`{name}` of Step1XInstruction", text),
-            images,
-            self.cut_at_apostrophes,
-            f"`{name}` of Step1XInstruction",
+        what = f"`{name}` of Step1XInstruction"
+        embeds, mask = encode_instructions(
+            mllm, processor, read_texts(what, text), images, self.cut_at_apostrophes, what
         )
+        width = self.connector.config.in_channels
+        if embeds.shape[-1] != width:
+            raise ValueError(
+                f"The language model that encodes {what} is {embeds.shape[-1]} wide, but the `connector` takes "
+                f"{width}. Use the model that it was trained with, Qwen2.5-VL-7B (3584 wide) for the released ones."
+            )
+        return embeds, mask
 
     def prepare(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Mapping[str, torch.Tensor]:
         """Run the part of the connector that does not depend on the timestep."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .reading import ConfigurationError, read_config
+from .reference_conditions import TRAINABLE, conditions_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "max_pixels": Argument("`data.sizes.reference.max_pixels`"),
     "model_paths": _refused("give the model as a folder or repository in diffusers' layout, `model.path`"),
     "model_id_with_origin_paths": Argument("`model.path`: the repository of the transformer"),
-    "extra_inputs": Argument("`conditions`, with the columns of the same names"),
+    "extra_inputs": Argument("`conditions` that read these columns"),
     "fp8_models": _refused("8 bit storage is not trained on here; use `model.dtype: bfloat16`"),
     "offload_models": _refused("with `data.cache`, encoders are dropped from memory after caching"),
     "quant_options": _refused("load a quantised pipeline and train it with `FluxTraining`"),
@@ -74,8 +75,8 @@ ARGUMENTS: Mapping[str, Argument] = {
     "use_gradient_checkpointing": Argument("`model.gradient_checkpointing`", flag=True),
     "use_gradient_checkpointing_offload": _refused(_STREAMING, flag=True),
     "gradient_accumulation_steps": Argument("`run.accumulation`"),
-    "template_model_id_or_path": _refused("is not for FLUX.1"),
-    "enable_lora_hot_loading": _refused("is not for FLUX.1", flag=True),
+    "template_model_id_or_path": _refused("it is not for FLUX.1"),
+    "enable_lora_hot_loading": _refused("it is not for FLUX.1", flag=True),
     "enable_model_cpu_offload": _refused(_STREAMING, flag=True),
     "enable_optimizer_cpu_offload": _refused(_STREAMING, flag=True),
     "cpu_offload_split_threshold": _refused(_STREAMING),
@@ -111,25 +112,6 @@ _PASSED = {
     "dataset_metadata_path": "data.sources.0.path",
     "dataset_base_path": "data.sources.0.base",
 }
-
-CONDITIONS: Mapping[str, Mapping[str, Any]] = {
-    "kontext_images": {"type": "ReferenceImages", "inputs": {"images": "kontext_images"}},
-    "eligen_entity_masks": {
-        "type": "EntityRegions",
-        "inputs": {"prompts": "eligen_entity_prompts", "masks": "eligen_entity_masks"},
-    },
-    "flux_fill_image": {"type": "FillMask", "inputs": {"image": "flux_fill_image", "mask": "flux_fill_mask"}},
-    "controlnet_image": {"type": "ControlNetImage", "inputs": {"image": "controlnet_image"}},
-    "value_controller_inputs": {
-        "type": "AttributeValues",
-        "inputs": {"values.brightness": "value_controller_inputs"},
-    },
-}
-"""Conditions by the column that asks for them in `--extra_inputs`; modules are added by hand."""
-
-_WITH = {
-    "eligen_entity_prompts", "flux_fill_mask", "controlnet_inpaint_mask", "controlnet_processor_id",
-}  # fmt: skip
 
 
 @dataclass
@@ -243,30 +225,17 @@ def _read_data(reader: _Reader) -> None:
 
 
 def _read_conditions(reader: _Reader) -> None:
-    conditions = []
-    for column in filter(None, reader.values.get("extra_inputs", "").split(",")):
-        if column in CONDITIONS:
-            made = json.loads(json.dumps(CONDITIONS[column]))
-            if column == "controlnet_image" and "controlnet_inpaint_mask" in reader.values["extra_inputs"]:
-                made["inputs"]["inpaint_mask"] = "controlnet_inpaint_mask"
-            conditions.append(made)
-        elif column not in _WITH:
-            raise ConfigurationError(
-                f"--extra_inputs has {column!r}, which has to be given by hand under `conditions`; see "
-                f"docs/training.md. Known: {sorted([*CONDITIONS, *_WITH])}."
-            )
-    reader.content["conditions"] = conditions
-    names = [condition["type"] for condition in conditions if condition["type"] in _MODULES]
-    for name in names:
-        module, kind = _MODULES[name]
-        trains = _TRAINS.get(kind) in reader.values.get("trainable_models", "").split(",")
-        made = next(condition for condition in conditions if condition["type"] == name)
-        made["modules"] = {module: {"kind": kind, "path": "PATH", "train": trains}}
-        reader.notes.append(f"Replace PATH by the folder or file of the {kind}.")
-
-
-_MODULES = {"ControlNetImage": ("controlnet", "controlnet"), "AttributeValues": ("encoder", "attribute-encoder")}
-_TRAINS = {"controlnet": "controlnet", "attribute-encoder": "value_controller"}
+    columns = [column for column in reader.values.get("extra_inputs", "").split(",") if column]
+    trained = [model for model in reader.values.get("trainable_models", "").split(",") if model]
+    try:
+        reader.content["conditions"] = conditions_of(columns, trained)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    for condition in reader.content["conditions"]:
+        for name, module in condition.get("modules", {}).items():
+            reader.notes.append(f"Replace PATH of `{name}` by the folder or file of the {module['kind']}.")
+            if module["train"]:
+                reader.put("optimizer.rounding", "stochastic")
 
 
 def _read_trained(reader: _Reader) -> None:
@@ -276,7 +245,7 @@ def _read_trained(reader: _Reader) -> None:
             reader.put("train.weights", ["*"])
             reader.notes.append("In bfloat16 small steps are lost, so weights are rounded stochastically.")
             reader.put("optimizer.rounding", "stochastic")
-        elif model not in _TRAINS.values():
+        elif model not in TRAINABLE.values():
             raise ConfigurationError(f"--trainable_models has {model!r}, which is not trained here; see the table.")
     base = values.get("lora_base_model")
     if base is None:

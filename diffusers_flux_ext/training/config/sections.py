@@ -42,7 +42,9 @@ class ModelSection(Section):
     Args:
         path (`str`): A repository, a folder in diffusers' layout, or `"tiny"`, the embedded model.
         revision (`str`, *optional*): Revision of a repository.
-        dtype (`str`): Data type of everything that is not trained.
+        dtype (`str`):
+            Data type of the model and of conditions' modules. LoRAs are float32; other weights that are trained in 16
+            bits need `optimizer.rounding`.
         device (`str`): `"auto"` takes the best one.
         guidance (`float` or two, *optional*):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
@@ -310,7 +312,8 @@ class RunSection(Section):
         save_every (`int`): Updates between checkpoints.
         keep (`int`): How many checkpoints are kept.
         log_every (`int`): Updates between reports.
-        logs (`list[str]`): Where reports go: `"jsonl"`, `"csv"`, `"tensorboard"`, or one of accelerate's trackers.
+        logs (`list[str]`):
+            Where reports go: `"terminal"`, `"jsonl"`, `"csv"`, `"tensorboard"`, or one of accelerate's trackers.
         stop_after_bad (`int`): Updates in a row that may be skipped because numbers are not finite.
         fused_backward (`bool`):
             Whether parameters are stepped within the backward pass, for full fine-tuning with less memory; without
@@ -326,7 +329,7 @@ class RunSection(Section):
     save_every: int = Field(default=250, ge=1)
     keep: int = Field(default=4, ge=1)
     log_every: int = Field(default=10, ge=1)
-    logs: list[str] = ["jsonl", "csv"]
+    logs: list[str] = ["terminal", "jsonl", "csv"]
     stop_after_bad: int = Field(default=10, ge=0)
     fused_backward: bool = False
 
@@ -419,6 +422,12 @@ class TrainingConfig(Section):
         if not self.train.loras and self.train.weights is None and not any(module.train for module in modules):
             raise ValueError(
                 "nothing is trained; give `train.lora`, `train.weights`, or a condition's module with `train: true`"
+            )
+        whole = self.train.weights is not None or any(module.train for module in modules)
+        if whole and self.model.dtype != "float32" and self.optimizer.rounding is None:
+            raise ValueError(
+                f"weights are trained in {self.model.dtype}, where small steps are rounded away; set "
+                f"`optimizer.rounding` to `masters` (float32 copies), `kahan` or `stochastic`"
             )
         if (self.validation.every or self.validation.images_every) and not self.data.held_out:
             raise ValueError("validation needs `data.held_out` samples")

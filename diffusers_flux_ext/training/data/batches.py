@@ -203,16 +203,30 @@ def describe_buckets(plan: BatchPlan, epochs: int) -> str:
     Returns:
         `str`: several lines.
     """
-    lines = [f"{count:6d} samples of {_key_name(key)}" for key, count in plan.counts.items()]
+    sizes = [_size_name(key) for key in plan.counts]
+    lines = [
+        f"{count:6d} samples of {size if sizes.count(size) == 1 else _key_name(key)}"
+        for size, (key, count) in zip(sizes, plan.counts.items())
+    ]
     rest = sum(plan.left_over(epochs).values())
     lines.append(
-        f"{sum(plan.counts.values()):6d} samples in {len(plan.counts)} buckets, {plan.updates_before(epochs)} updates "
-        f"of {plan.total} in {epochs} epochs; {rest} visits are left over at the end."
+        f"{sum(plan.counts.values()):6d} samples in {_counted(len(plan.counts), 'bucket')}, "
+        f"{_counted(plan.updates_before(epochs), 'update')} of {plan.total} in {_counted(epochs, 'epoch')}; "
+        f"{_counted(rest, 'visit')} left over at the end."
     )
     return "\n".join(lines)
 
 
-def _key_name(key: Hashable) -> str:
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _size_name(key: Hashable) -> str:
     if isinstance(key, tuple) and len(key) > 1 and all(isinstance(side, int) for side in key[:2]):
-        return f"{key[0]} x {key[1]} pixels" + (f", {key[2:]}" if len(key) > 2 else "")
+        return f"{key[0]} x {key[1]} pixels"
     return str(key)
+
+
+def _key_name(key: Hashable) -> str:
+    rest = key[2:] if isinstance(key, tuple) and len(key) > 2 else ()
+    return _size_name(key) + (f", {rest}" if rest else "")

@@ -19,6 +19,18 @@ from ...checkpoints.writing import written_at_once
 FILE_COLUMNS = ("image", "eligen_entity_masks", "controlnet_image", "kontext_images")
 """Columns of files of the example data."""
 
+SAME_FILES = {
+    "flex_control_image": "controlnet_image",
+    "flex_inpaint_image": "image",
+    "flux_fill_image": "image",
+    "flux_redux_image": "image",
+    "infinityou_id_image": "image",
+    "ipadapter_images": "image",
+    "nexus_gen_reference_image": "kontext_images",
+    "step1x_reference_image": "kontext_images",
+}
+"""Further columns of the reference implementation, and those whose files they name again."""
+
 _TEXT_COLUMNS = ("image", "prompt", "controlnet_image", "kontext_images", "value_controller_inputs")
 
 
@@ -34,7 +46,9 @@ def write_example_data(
 
     `metadata.json` has the columns `image`, `prompt`, `eligen_entity_prompts` and `eligen_entity_masks` (the objects
     and their boxes), `controlnet_image` (outlines), `kontext_images` (the scene without its last object, at full
-    brightness) and `value_controller_inputs` (the brightness). `metadata.csv` has those that are not lists.
+    brightness) and `value_controller_inputs` (the brightness). The columns of the other methods, such as
+    `flux_fill_image`, name these files again; `flux_fill_mask` and `flex_inpaint_mask` are the last object's.
+    `metadata.csv` has the columns of one value among the first.
 
     Args:
         folder (`str` or `os.PathLike`): A new folder.
@@ -83,7 +97,7 @@ def _write_sample(root: Path, name: str, scene: flux_shapes.Scene, prompt: str) 
     for path, drawing in drawn.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         drawing.save(root / path)
-    return {
+    row = {
         "image": image,
         "prompt": prompt,
         "eligen_entity_prompts": flux_shapes.entity_prompts(scene),
@@ -92,6 +106,9 @@ def _write_sample(root: Path, name: str, scene: flux_shapes.Scene, prompt: str) 
         "kontext_images": reference,
         "value_controller_inputs": round(scene.brightness, 3),
     }
+    last = list(masks)[-1]
+    again = {name: row[column] for name, column in SAME_FILES.items()}
+    return {**row, **again, "flux_fill_mask": last, "flex_inpaint_mask": last}
 
 
 def _without_last(scene: flux_shapes.Scene) -> Image.Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer,
 from ..text import TextEncoding
 from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedTogether, TrainedWeights, add_lora
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_pipeline
-from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TrackerWriter, Writer
+from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
+from .processes import WRITERS, check_logs
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
 from .templates import ConditionTemplate, condition_class, make_templates
 from .trainer import RunSettings, Trainer
@@ -97,9 +100,8 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
     check_optimizer(config.optimizer)
     for condition in config.conditions:
         condition_class(condition.type)
-    for name in config.run.logs:
-        if name == "tensorboard":
-            _require_tensorboard()
+    check_logs(config.run.logs)
+    _check_output(Path(config.output))
     return open_data(config, Draws(config.seed))
 
 
@@ -161,8 +163,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     updates = config.run.updates or plan.updates_before(config.run.epochs or 0)
     if updates == 0:
         raise ValueError(
-            f"{config.run.epochs} epochs of {len(part)} samples fill no update of {plan.total} samples. Take more "
-            f"epochs, or smaller batches."
+            f"With `run.epochs` at {config.run.epochs}, {len(part)} samples fill no update of {plan.total} samples. "
+            f"Take more epochs, or lower `run.batch_size` or `run.accumulation`."
         )
     loader = SampleLoader(
         part, plan, conditions, draws, config.data.captions,
@@ -179,7 +181,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     trainer.resume()
     trainer.monitor = _monitor(config, trainer, accelerator)
     trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
-    report = "\n".join([str(data_report), describe_buckets(plan, config.run.epochs or 1), describe_trained(trained)])
+    epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
+    report = "\n".join([str(data_report), describe_buckets(plan, epochs), describe_trained(trained)])
     return Run(config, trainer, training, trained, _info(config, data, updates), report)
 
 
@@ -238,24 +241,28 @@ def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Moni
     if trainer.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         for name in config.run.logs:
-            if name == "jsonl":
+            if name == "terminal":
+                writers.append(TerminalWriter(sys.stdout, trainer.settings.updates))
+            elif name == "jsonl":
                 writers.append(JSONLinesWriter(folder / "log.jsonl", trainer.step))
             elif name == "csv":
                 writers.append(CSVWriter(folder / "log.csv", trainer.step))
             elif name == "tensorboard":
                 writers.append(TensorBoardWriter(folder / "tensorboard", trainer.step))
-        if set(config.run.logs) - {"jsonl", "csv", "tensorboard"}:
+        if set(config.run.logs) - WRITERS:
             writers.append(TrackerWriter(accelerator))
     monitor = Monitor(writers, config.run.log_every)
     monitor.load(trainer.monitor.state())
     return monitor
 
 
-def _require_tensorboard() -> None:
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise ImportError("`run.logs` has 'tensorboard', which needs `pip install tensorboard`.") from error
+def _check_output(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir() or not os.access(path, os.W_OK):
+                why = "cannot be written to" if path.is_dir() else "is not a folder"
+                raise ValueError(f"`output` is `{folder}`, but `{path}` {why}. Give the name of another folder.")
+            return
 
 
 def _validation(

@@ -8,12 +8,20 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 
 
 DECILES = 10
+_SHOWN = {
+    "loss": "loss",
+    "loss/smoothed": "smoothed",
+    "gradient_norm": "gradient",
+    "rate/0.0": "rate",
+    "samples_per_second": "samples per second",
+    "validation/loss": "validation loss",
+}
 
 
 class Writer(Protocol):
@@ -90,6 +98,28 @@ class CSVWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class TerminalWriter:
+    """Writes a line per report to a stream.
+
+    Args:
+        stream (`TextIO`): Where to.
+        updates (`int`): Updates of the run.
+    """
+
+    def __init__(self, stream: TextIO, updates: int) -> None:
+        self._stream, self._updates = stream, updates
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line for update number `step`, if there is something to say."""
+        shown = [f"{name} {values[key]:.4g}" for key, name in _SHOWN.items() if key in values]
+        if shown:
+            self._stream.write(f"update {step} of {self._updates}: {', '.join(shown)}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the stream open, which belongs to somebody else."""
 
 
 class TensorBoardWriter:

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from ..config.sections import TrainingConfig
 
 
-WRITERS = {"jsonl", "csv", "tensorboard"}
+WRITERS = {"terminal", "jsonl", "csv", "tensorboard"}
+
+
+def check_logs(names: Sequence[str]) -> None:
+    """Check that every log can be written.
+
+    Args:
+        names (`Sequence[str]`): `run.logs`.
+
+    Raises:
+        ValueError: if a name is not known.
+        ImportError: if a package is missing; the message has the command that installs it.
+    """
+    for name in names:
+        if name == "tensorboard":
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError as error:
+                raise ImportError("`run.logs` has 'tensorboard', which needs `pip install tensorboard`.") from error
+        elif name not in WRITERS:
+            known = sorted({*WRITERS, *map(str, LOGGER_TYPE_TO_CLASS)})
+            if name not in known:
+                raise ValueError(f"`run.logs` has {name!r}; expected some of {known}.")
+            if name not in map(str, get_available_trackers()):
+                raise ImportError(f"`run.logs` has {name!r}, which needs `pip install {name.replace('_', '-')}`.")
 
 
 def make_accelerator(config: TrainingConfig) -> Any:
@@ -19,7 +46,12 @@ def make_accelerator(config: TrainingConfig) -> Any:
 
     Returns:
         `accelerate.Accelerator` or `None`
+
+    Raises:
+        ValueError: if a log is not known.
+        ImportError: if a log's package is missing.
     """
+    check_logs(config.run.logs)
     trackers = [name for name in config.run.logs if name not in WRITERS]
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not trackers:
         return None

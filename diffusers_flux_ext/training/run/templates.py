@@ -88,7 +88,7 @@ def make_templates(
         sections (`Sequence[ConditionSection]`): The configuration.
         transformer (`FluxTransformer2DModel`): Gives the sizes of untrained modules.
         seed (`int`): Seed of untrained modules.
-        dtype (`torch.dtype`): Data type of modules that are not trained; trained ones are float32.
+        dtype (`torch.dtype`): Data type of all modules, that of the transformer.
 
     Returns:
         `tuple[list[ConditionTemplate], dict[str, TrainedModule]]`: the templates, and what of them is trained, by the
@@ -103,9 +103,9 @@ def make_templates(
         _check_fields(section, make)
         for name, module in section.modules.items():
             if ":" in module.kind:
-                encoders[name] = _load_reference(module)
+                encoders[name] = _load_encoder(module, dtype)
                 continue
-            modules[name] = _load(module, transformer, seed, torch.float32 if module.train else dtype)
+            modules[name] = _load(module, transformer, seed, dtype)
             if module.train:
                 key = name if name not in trained else f"{name}_{number + 1}"
                 trained[key] = TrainedModule(modules[name], key, module.patterns)
@@ -155,12 +155,15 @@ def _load(module: ModuleSection, transformer: Any, seed: int, dtype: torch.dtype
         loaded = cls.from_single_file(module.path)
     else:
         loaded = cls.from_pretrained(module.path)
-    return loaded.to(device=transformer.device, dtype=dtype)
+    return loaded.requires_grad_(False).to(device=transformer.device, dtype=dtype)
 
 
-def _load_reference(module: ModuleSection) -> Any:
+def _load_encoder(module: ModuleSection, dtype: torch.dtype) -> Any:
     package, _, name = module.kind.partition(":")
     cls = getattr(importlib.import_module(package), name, None)
-    if cls is None or not hasattr(cls, "from_pretrained"):
-        raise ValueError(f"`{module.kind}` is not a class with `from_pretrained`.")
-    return cls.from_pretrained(module.path)
+    if not callable(cls):
+        raise ValueError(f"`{module.kind}` is not a class, so it cannot be loaded from `{module.path}`.")
+    # A face encoder takes the path itself.
+    loaded = cls.from_pretrained(module.path) if hasattr(cls, "from_pretrained") else cls(module.path)
+    # Processors have no weights.
+    return loaded.to(dtype).requires_grad_(False).eval() if isinstance(loaded, torch.nn.Module) else loaded

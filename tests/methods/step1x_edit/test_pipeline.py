@@ -65,6 +65,15 @@ class TestLanguageModel:
         given["conditions"] = [replace(given["conditions"][0], mllm=whole.mllm)]
         assert torch.equal(base, draw(conditioned, **guided, **given))
 
+    def test_a_language_model_of_another_width_is_refused(self, whole):
+        condition = Step1XInstruction(
+            tiny_connector(in_channels=16), edited(), "red", mllm=tiny_mllm(), mllm_processor=tiny_qwen_processor()
+        )
+        with pytest.raises(ValueError, match="is 32 wide, but the `connector` takes 16"):
+            draw(quiet(FluxConditionedPipeline.from_pipe(whole, **dict.fromkeys(TEXT_PARTS))),
+                 prompt_embeds=torch.zeros(1, 1, 40), pooled_prompt_embeds=torch.zeros(1, 24),
+                 image=None, conditions=[condition])  # fmt: skip
+
     def test_encoded_instructions_do_without_the_model(self, whole, pipe):
         sides = {"instruction": "make it red", "negative_instruction": ""}
         cached: dict[str, torch.Tensor] = {}

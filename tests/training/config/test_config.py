@@ -1,15 +1,20 @@
 """Configurations: what is refused, and how; changes; equality after printing; arguments of the reference's script."""
 
 import argparse
+import dataclasses
+import inspect
 import json
 
 import pytest
 import yaml
 
 from benchmarks.support.reference.boot import import_reference
+from benchmarks.tables.training_config import PAGES
 from diffusers_flux_ext.training.config import ConfigurationError, TrainingConfig, read_config
 from diffusers_flux_ext.training.config.reading import print_config
 from diffusers_flux_ext.training.config.reference import ARGUMENTS, from_reference_args, table
+from diffusers_flux_ext.training.config.reference_conditions import CONDITIONS, REFUSED, TRAINABLE, WITH
+from diffusers_flux_ext.training.run.templates import condition_class
 
 
 CONTENT = {
@@ -72,6 +77,7 @@ def test_changes_win_over_the_file():
         ({"loss": {"weighting": {"name": "snr"}}}, "'snr' is not a known weighting"),
         ({"optimizer": {"name": "adam"}}, "did you mean 'adamw'"),
         ({"schedule": {"name": "cosin"}}, "did you mean 'cosine'"),
+        ({"model": {"path": "tiny", "dtype": "bfloat16"}, "train": {"weights": ["*"]}}, "set `optimizer.rounding`"),
         ({"validation": {"every": 5}}, "validation needs `data.held_out` samples"),
         ({"conditions": [{"type": "ControlNetImage", "modules": {"controlnet": {"kind": "contolnet", "path": "x"}}}]},
          "expected one of .*'controlnet'"),
@@ -101,6 +107,12 @@ def test_all_wrong_entries_are_named_at_once(tmp_path):
     (tmp_path / "a.yaml").write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(ConfigurationError, match="is not YAML or JSON"):
         read_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_pages_of_entries_and_arguments_are_current(page):
+    make, markers = PAGES[page]
+    assert "".join([markers[0], make(), markers[1]]) in page.read_text(), "run benchmarks.tables.training_config"
 
 
 def test_what_does_not_change_the_result_is_not_in_the_identity():
@@ -160,16 +172,58 @@ def test_a_recipe_of_the_reference_is_translated():
     assert config.run.clip is None
 
 
+def conditions_of_line(columns, *more):
+    trained = "--lora_base_model dit --lora_target_modules ''"
+    content = from_reference_args(f"--dataset_metadata_path a {trained} --extra_inputs {columns} {' '.join(more)}")
+    return read_config(yaml.safe_load(content))
+
+
+@pytest.mark.parametrize("column", CONDITIONS)
+def test_columns_of_the_reference_become_conditions(column):
+    condition = conditions_of_line(column).conditions[0]
+    assert column in condition.inputs.values()
+    known = {each.name for each in dataclasses.fields(condition_class(condition.type))}
+    assert {name.partition(".")[0] for name in condition.inputs} | set(condition.modules) <= known
+
+
+def test_columns_that_belong_together_become_one_condition():
+    config = conditions_of_line("controlnet_image,controlnet_inpaint_mask")
+    assert config.conditions[0].inputs["inpaint_mask"] == "controlnet_inpaint_mask"
+    trained = "--trainable_models controlnet,image_proj_model"
+    config = conditions_of_line("controlnet_image,infinityou_id_image,infinityou_guidance", trained)
+    (condition,) = config.conditions
+    assert condition.inputs == {
+        "id_image": "infinityou_id_image", "control_image": "controlnet_image", "guidance_scale": "infinityou_guidance"
+    }  # fmt: skip
+    assert {name: each.train for name, each in condition.modules.items()} == {
+        "controlnet": True, "image_projector": True, "face_encoder": False
+    }  # fmt: skip
+    assert config.optimizer.rounding == "stochastic"
+    (flex,) = conditions_of_line("flex_control_image,flex_inpaint_image,flex_inpaint_mask").conditions
+    assert len(flex.inputs) == 3
+
+
+def test_the_reference_knows_the_columns_and_the_models():
+    call = import_reference("diffsynth.pipelines.flux_image").FluxImagePipeline
+    columns = set(inspect.signature(call.__call__).parameters)
+    named = {*CONDITIONS, *WITH, *REFUSED}
+    assert {each for each in named if not each.startswith("controlnet_")} <= columns
+    source = inspect.getsource(call.__init__)
+    assert all(f"self.{name}" in source for name in TRAINABLE.values())
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("--dataset_metadata_path a --extra_inputs insert_anything_ref_image", "make the diptychs beforehand"),
+        ("--dataset_metadata_path a --extra_inputs controlnet_processor_id", "give it in `options` .* as `mode`"),
         ("--dataset_metadata_path a --learning_rat 1", "did you mean --learning_rate"),
         ("--dataset_metadata_path a --fp8_models x", "- --fp8_models: 8 bit storage"),
         ("--dataset_metadata_path a --lora_rank", "--lora_rank has no value"),
         ("--dataset_metadata_path a --height 512", "belong together"),
         ("--dataset_metadata_path a --trainable_models vae", "'vae', which is not trained here"),
         ("--dataset_metadata_path a --task direct_distill", "expected 'sft'"),
-        ("--dataset_metadata_path a --extra_inputs nothing", "given by hand under `conditions`"),
+        ("--dataset_metadata_path a --extra_inputs nothing", "is given by hand under `conditions`"),
         ("--lora_rank 2", "--dataset_metadata_path is missing"),
     ],
 )
@@ -183,6 +237,8 @@ def test_the_table_has_every_argument_of_the_reference():
     parser = parsers.add_general_config(argparse.ArgumentParser())
     known = {action.dest for action in parser._actions} - {"help"}
     assert len(known) > 30
+    flags = {action.dest for action in parser._actions if action.nargs == 0} - {"help"}
+    assert flags == {name for name in known & set(ARGUMENTS) if ARGUMENTS[name].flag}
     # Those of videos, and of other models.
     assert known - set(ARGUMENTS) <= {"num_frames", "offload_models"}
     assert all(f"`--{name}`" in table() for name in ARGUMENTS)

@@ -112,7 +112,14 @@ def test_counts_are_described() -> None:
     keys = [(32, 48, (8,))] * 3 + [(64, 64, (8,))]
     text = describe_buckets(BatchPlan(keys, Draws(0), batch_size=2), 3)
     assert "3 samples of 32 x 48 pixels" in text
-    assert "4 samples in 2 buckets, 5 updates of 2 in 3 epochs; 2 visits are left over" in text
+    assert "4 samples in 2 buckets, 5 updates of 2 in 3 epochs; 2 visits left over" in text
+
+
+def test_buckets_of_one_size_are_told_apart() -> None:
+    text = describe_buckets(BatchPlan([(64, 64, (8,)), (64, 64, (9,)), (32, 32, (8,))], Draws(0)), 1)
+    assert "1 samples of 64 x 64 pixels, ((9,),)" in text
+    assert "1 samples of 32 x 32 pixels\n" in text
+    assert "3 samples in 3 buckets, 3 updates of 1 in 1 epoch; 0 visits left over" in text
 
 
 WRONG = [

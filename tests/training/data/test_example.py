@@ -16,7 +16,7 @@ from diffusers_flux_ext.training.data import (
     check_data,
     write_example_data,
 )
-from diffusers_flux_ext.training.data.example import FILE_COLUMNS
+from diffusers_flux_ext.training.data.example import FILE_COLUMNS, SAME_FILES
 from diffusers_flux_ext.training.draws import Draws
 
 
@@ -44,6 +44,12 @@ def test_csv_and_json_agree(folder: Path) -> None:
         assert table.row(index).values["value_controller_inputs"] == row["value_controller_inputs"]
         assert table.row(index).files["image"] == row["image"]
     assert set(next(csv.reader((folder / "metadata.csv").open()))) < set(rows[0])
+
+
+def test_columns_of_other_methods_name_the_same_files(folder: Path) -> None:
+    for row in json.loads((folder / "metadata.json").read_text()):
+        assert all(row[name] == row[column] for name, column in SAME_FILES.items())
+        assert row["flux_fill_mask"] == row["flex_inpaint_mask"] == row["eligen_entity_masks"][-1]
 
 
 def test_masks_and_outlines_lie_over_the_objects(folder: Path) -> None:
