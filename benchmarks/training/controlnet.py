@@ -14,7 +14,7 @@ from diffusers import FluxControlNetModel
 
 from diffusers_flux_ext import ControlNetImage, flux_shapes
 
-from .drawing import Measured, draw, load_pipeline, prompts, scenes
+from .drawing import Measured, draw, free_scenes, load_pipeline, prompts
 from .runner import Bound, Proof, main
 from .statistics import interval
 
@@ -43,9 +43,9 @@ def distance(image: np.ndarray, scene: flux_shapes.Scene) -> float:
 
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
     """Compare the distance with and without the ControlNet; see [`Proof`]."""
-    pipe, shown = load_pipeline(), scenes(items)
+    pipe, shown = load_pipeline(), free_scenes(items)
     texts, outlines = prompts(shown), [flux_shapes.render_outlines(scene) for scene in shown]
-    controlnet = FluxControlNetModel.from_pretrained(folders["tiny_controlnet"] / "controlnet")
+    controlnet = FluxControlNetModel.from_pretrained(folders["tiny_controlnet_single"] / "controlnet")
 
     def drawn(part: Sequence[int], shift: int | None = None) -> list[np.ndarray]:
         images = [] if shift is None else [outlines[(index + shift) % items] for index in part]
@@ -67,7 +67,11 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
 
 
 PROOF = Proof(
-    "controlnet", "ControlNet on outlines, from scratch, one double block", ("tiny_controlnet",), ("outlines",), score
+    "controlnet",
+    "ControlNet on outlines, from scratch, one double block",
+    ("tiny_controlnet", "tiny_controlnet_single"),
+    ("outlines", "singles"),
+    score,
 )
 
 if __name__ == "__main__":

@@ -22,19 +22,32 @@ FIRST_SEED = 40_000
 SCENES_SEED = 4242
 
 
-def scenes(count: int, objects: int = 1, **options: Any) -> list[flux_shapes.Scene]:
+def free_scenes(count: int, objects: int = 1) -> list[flux_shapes.Scene]:
     """Return held-out scenes of objects at free places.
 
     Args:
         count (`int`): How many.
         objects (`int`, defaults to 1): Objects of each.
-        options: Those of `sample_free_scene`.
 
     Returns:
         `list[Scene]`
     """
     rng = random.Random(SCENES_SEED)
-    return [flux_shapes.sample_free_scene(rng, objects, held_out=True, **options) for _ in range(count)]
+    return [flux_shapes.sample_free_scene(rng, objects, held_out=True) for _ in range(count)]
+
+
+def scenes(count: int, draw_scene: Callable[[random.Random, bool], flux_shapes.Scene]) -> list[flux_shapes.Scene]:
+    """Return held-out scenes of a world.
+
+    Args:
+        count (`int`): How many.
+        draw_scene (`Callable`): Draws one; see [`World`].
+
+    Returns:
+        `list[Scene]`
+    """
+    rng = random.Random(SCENES_SEED)
+    return [draw_scene(rng, True) for _ in range(count)]
 
 
 def prompts(of: Sequence[flux_shapes.Scene]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusers_flux_ext import EntityRegions, flux_shapes
 
-from .drawing import Measured, draw, load_pipeline, prompts, scenes
+from .drawing import Measured, draw, free_scenes, load_pipeline, prompts
 from .runner import Bound, Proof, main
 from .statistics import interval
 from .style import FILE
@@ -20,7 +20,7 @@ from .style import FILE
 
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
     """Count right colours in own boxes without and with the LoRA; see [`Proof`]."""
-    pipe, shown = load_pipeline(), scenes(items, objects=2)
+    pipe, shown = load_pipeline(), free_scenes(items, objects=2)
     texts, boxes = prompts(shown), [flux_shapes.entity_boxes(scene) for scene in shown]
 
     def drawn(part: Any) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from diffusers_flux_ext import flux_shapes
 from .drawing import Measured, draw, load_pipeline, prompts, scenes
 from .runner import Bound, Proof, main
 from .statistics import interval
+from .worlds import centred, crossed
 
 
 def shape_of(image: np.ndarray) -> str | None:
@@ -27,7 +28,7 @@ def shape_of(image: np.ndarray) -> str | None:
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
     """Count right shapes before and after; see [`Proof`]."""
     pipe = load_pipeline()
-    shown = {"new": scenes(items, shapes=("cross",)), "old": scenes(items)}
+    shown = {"new": scenes(items, crossed), "old": scenes(items, centred)}
 
     def run(variant: str, kind: str) -> list[float]:
         texts = prompts(shown[kind])

@@ -115,6 +115,8 @@ def train(work: Path, recipe: Path) -> Path:
         SystemExit: if the training failed or was stopped.
     """
     output = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["output"])
+    if (work / output / "result").exists():
+        return output / "result"
     with contextlib.chdir(work):
         code = flux_ext(["train", str(recipe.resolve())])
     if not (work / output / "result").exists():

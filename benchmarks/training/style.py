@@ -15,6 +15,7 @@ from diffusers_flux_ext import flux_shapes
 from .drawing import Measured, draw, load_pipeline, prompts, scenes
 from .runner import Bound, Proof, main
 from .statistics import interval
+from .worlds import centred
 
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -28,7 +29,7 @@ def measure(index: int, image: np.ndarray) -> list[object]:
 
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
     """Count stripes with the LoRA, without it, at negative strength and after removing it; see [`Proof`]."""
-    pipe, texts = load_pipeline(), prompts(scenes(items))
+    pipe, texts = load_pipeline(), prompts(scenes(items, centred))
 
     def run(variant: str) -> list[list[object]]:
         return measured(variant, items, lambda part: draw(pipe, [texts[index] for index in part], part), measure)
@@ -54,7 +55,7 @@ def _share(measures: list[list[object]]) -> dict[str, float]:
     return interval([float(bool(each[0])) for each in measures])
 
 
-PROOF = Proof("style", "style LoRA (stripes), rank 8", ("tiny_style_lora",), ("stripes",), score)
+PROOF = Proof("style", "style LoRA (grey stripes), rank 8", ("tiny_style_lora",), ("stripes",), score)
 
 if __name__ == "__main__":
     main(PROOF)

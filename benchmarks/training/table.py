@@ -17,7 +17,7 @@ from .runner import RESULTS
 
 
 MARKERS = ("<!-- proofs: begin -->\n", "<!-- proofs: end -->")
-ORDER = ("controlnet", "style", "attribute", "eligen", "new_shape", "together")
+ORDER = ("controlnet", "style", "size", "eligen", "new_shape", "together")
 
 
 def number(value: float, unit: str) -> str:

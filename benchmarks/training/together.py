@@ -1,58 +1,62 @@
 """A ControlNet and AttriCtrl's encoder, trained together, each do as well as alone.
 
+The outlines of an item have the size that its value asks for in the training; in the scores they are those of the
+item, or there are none, so that each condition is seen alone, too.
+
 python -m benchmarks.training.together --work proofs
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from diffusers import FluxControlNetModel
 
 from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, ControlNetImage, flux_shapes
 
-from .attribute import measured_brightness, shown_scenes, value_of
 from .controlnet import distance
-from .drawing import Measured, draw, load_pipeline, prompts
+from .drawing import Measured, draw, load_pipeline, prompts, scenes
 from .runner import Bound, Proof, main
+from .size import measured_size
 from .statistics import interval, spearman
 from .style import FILE
+from .worlds import size_of, sized
 
 
-RECIPE = "tiny_control_brightness"
+RECIPE = "tiny_control_size"
 
 
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
-    """Measure distance and brightness with both conditions; see [`Proof`]."""
-    pipe, shown = load_pipeline(), shown_scenes(items)
+    """Measure distance and size with both conditions and with each; see [`Proof`]."""
+    pipe, shown = load_pipeline(), scenes(items, sized)
     texts, outlines = prompts(shown), [flux_shapes.render_outlines(scene) for scene in shown]
+    values = [size_of(scene) for scene in shown]
     pipe.load_lora_weights(folders[RECIPE], weight_name=FILE, adapter_name="together")
     encoder = AttributeValueEncoder.from_pretrained(folders[RECIPE] / "encoder")
     controlnet = FluxControlNetModel.from_pretrained(folders[RECIPE] / "controlnet")
 
-    def drawn(part: Any) -> list[np.ndarray]:
-        conditions = [
-            ControlNetImage(controlnet, [outlines[index] for index in part]),
-            AttributeValues(encoder, {"brightness": [value_of(index) for index in part]}),
-        ]
+    def drawn(part: Sequence[int], *which: str) -> list[np.ndarray]:
+        made = {
+            "outlines": ControlNetImage(controlnet, [outlines[index] for index in part]),
+            "size": AttributeValues(encoder, {"size": [values[index] for index in part]}),
+        }
+        conditions = [made[name] for name in which]
         return draw(pipe, [texts[index] for index in part], part, conditions=conditions)
 
     def measure(index: int, image: np.ndarray) -> list[float]:
-        # The detector's contrast is that of full brightness.
-        lit = (image / value_of(index)).clip(0, 1)
-        return [distance(lit, shown[index]), measured_brightness(image, shown[index])]
+        return [distance(image, shown[index]), measured_size(image)]
 
-    both = measured("both", items, drawn, measure)
-    pairs = [[value_of(index), each[1]] for index, each in enumerate(both)]
-    return [
-        Bound("distance from the outlines", interval([each[0] for each in both]), unit="px"),
-        Bound("Spearman of value and brightness", interval(pairs, spearman), low=0.9),
-    ]
+    bounds = []
+    for which in (("outlines", "size"), ("outlines",), ("size",)):
+        found = measured(" and ".join(which), items, lambda part, which=which: drawn(part, *which), measure)
+        pairs = [[value, each[1]] for value, each in zip(values, found, strict=True)]
+        bounds.append(Bound(f"Spearman of value and size, with {' and '.join(which)}", interval(pairs, spearman)))
+    return bounds
 
 
-PROOF = Proof("together", "ControlNet and AttriCtrl with a LoRA, in one run", (RECIPE,), ("brightness",), score)
+PROOF = Proof("together", "ControlNet and AttriCtrl with a LoRA, in one run", (RECIPE,), ("sizes",), score)
 
 if __name__ == "__main__":
     main(PROOF)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .tiny import TINY_CALL, TINY_LORA
 
 
 SIDE, SCENES = flux_shapes.CANVAS_SIZE, 3
-BRIGHTNESS = (0.4, 0.65, 0.9)
+VALUES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Modules:
     Args:
         pipe (`FluxConditionedPipeline`): The tiny model with its LoRAs, all switched off.
         controlnet (`FluxControlNetModel`): Follows outlines.
-        encoder (`AttributeValueEncoder`): Knows the brightness.
+        encoder (`AttributeValueEncoder`): Knows the size of objects.
     """
 
     pipe: Any
@@ -53,7 +53,7 @@ class Row:
         loras (`Sequence[str]`): LoRAs that are switched on.
         outlines (`bool`): Whether the ControlNet follows the outlines.
         regions (`bool`): Whether entities have regions.
-        values (`Sequence[float]`): The brightness of each image, if it is set.
+        values (`Sequence[float]`): The size of each image's object, if it is set.
         score (`Callable`): Maps the images to a line of text.
     """
 
@@ -94,13 +94,13 @@ def load_modules() -> Modules:
     assets = Path(tiny_flux_path()).parent
     pipe = FluxConditionedPipeline.from_pretrained(tiny_flux_path(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    for name in ("eligen", "style", "brightness"):
+    for name in ("eligen", "style", "size"):
         file = TINY_LORA if name == "eligen" else f"tiny_flux_{name}_lora.safetensors"
         pipe.load_lora_weights(assets, weight_name=file, adapter_name=name)
     return Modules(
         pipe,
         FluxControlNetModel.from_pretrained(assets / "tiny_flux_controlnet", torch_dtype=torch.float32),
-        AttributeValueEncoder.from_pretrained(assets / "tiny_flux_brightness_encoder").to(torch.float32),
+        AttributeValueEncoder.from_pretrained(assets / "tiny_flux_size_encoder").to(torch.float32),
     )
 
 
@@ -108,17 +108,15 @@ def _rows(seed: int) -> list[Row]:
     rng = random.Random(seed)
     one = [flux_shapes.sample_free_scene(rng, 1, True) for _ in range(SCENES)]
     two = [flux_shapes.sample_free_scene(rng, 2, True) for _ in range(SCENES)]
-    bright = [flux_shapes.Scene(name, one[0].objects) for name in ("white", "gray", "white")]
-    everything = [flux_shapes.Scene(name, scene.objects) for name, scene in zip(("gray", "white", "gray"), two)]
+    centred = [flux_shapes.sample_scene(rng, True, ("single",)) for _ in range(SCENES)]
+    same = [replace(centred[0], objects=(replace(centred[0].objects[0], size=""),))] * SCENES
     return [
         Row("EliGen: a prompt for each region", two, _right_entities, ["eligen"], regions=True),
         Row("ControlNet: outlines", one, _offset, outlines=True),
-        Row("Brightness: AttriCtrl", bright, _brightness, ["brightness"], values=BRIGHTNESS),
-        Row("Style: a LoRA of stripes", one, _striped, ["style"]),
-        Row(
-            "All together", everything, _everything, ["eligen", "brightness", "style"], True, True, BRIGHTNESS,
-        ),
-    ]  # fmt: skip
+        Row("Size: AttriCtrl, values 0.1, 0.5 and 0.9", same, _sizes, ["size"], values=VALUES),
+        Row("Style: a LoRA of stripes", centred, _striped, ["style"]),
+        Row("All together: regions, outlines and style", two, _everything, ["eligen", "style"], True, True),
+    ]
 
 
 def _draw(modules: Modules, row: Row, seed: int, plain: bool = False) -> list[Image.Image]:
@@ -136,7 +134,7 @@ def _draw(modules: Modules, row: Row, seed: int, plain: bool = False) -> list[Im
         outlines = [flux_shapes.render_outlines(scene) for scene in row.scenes]
         conditions.append(ControlNetImage(modules.controlnet, outlines))
     if row.values and not plain:
-        conditions.append(AttributeValues(modules.encoder, {"brightness": list(row.values)}))
+        conditions.append(AttributeValues(modules.encoder, {"size": list(row.values)}))
     options: dict[str, Any] = {**TINY_CALL, "negative_prompt": [""] * len(row.scenes)}
     prompts = [flux_shapes.caption(scene, random.Random(index)) for index, scene in enumerate(row.scenes)]
     images: list[Image.Image] = pipe(
@@ -166,13 +164,10 @@ def _offset(images: Sequence[Image.Image], row: Row) -> str:
     return f"{sum(distances) / len(distances):.0f} pixels from the outlines"
 
 
-def _brightness(images: Sequence[Image.Image], row: Row) -> str:
-    found = []
-    for image, scene in zip(images, row.scenes):
-        palette = flux_shapes.BACKGROUNDS[scene.background]
-        edge = image.convert("RGB").crop((0, 0, SIDE, 3)).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
-        found.append(sum(a * b for a, b in zip(edge, palette)) / sum(b * b for b in palette))  # type: ignore[arg-type]
-    return f"brightness {', '.join(f'{value:.2f}' for value in found)}"
+def _sizes(images: Sequence[Image.Image], row: Row) -> str:
+    extents = [each[0].extent if each else (0.0,) * 4 for each in map(flux_shapes.detect_objects, images)]
+    widths = [f"{right - left:.0f}" for left, _, right, _ in extents]
+    return f"{', '.join(widths)} pixels wide"
 
 
 def _striped(images: Sequence[Image.Image], row: Row) -> str:
@@ -182,7 +177,7 @@ def _striped(images: Sequence[Image.Image], row: Row) -> str:
 
 
 def _everything(images: Sequence[Image.Image], row: Row) -> str:
-    return "; ".join(score(images, row) for score in (_right_entities, _brightness, _striped))
+    return "; ".join(score(images, row) for score in (_right_entities, _striped))
 
 
 def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image], Sequence[Image.Image]]]) -> Image.Image:

@@ -1,6 +1,5 @@
 """Short trainings of the recipes in examples/training on the tiny model, and their held-out losses."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import torch
 
 from diffusers_flux_ext.training import Draws
+from diffusers_flux_ext.training.batch import TrainingSample
 from diffusers_flux_ext.training.config import read_config
-from diffusers_flux_ext.training.data import write_example_data
 from diffusers_flux_ext.training.run.build import Run, build_run
 from diffusers_flux_ext.training.run.model import load_pipeline
 from diffusers_flux_ext.training.run.samples import make_samples, open_data, split
@@ -20,19 +19,6 @@ from diffusers_flux_ext.training.run.validation import ValidationLoss
 RECIPES = Path(__file__).parents[3] / "examples" / "training"
 HELD_OUT = 20
 SIGMAS = (0.4, 0.7, 0.9)
-
-
-def write_world(folder: Path, count: int, seed: int, shapes: Sequence[str], style: str, brightness: object) -> Path:
-    """Write images of one object each, whose captions do not name the style."""
-    write_example_data(folder, 3 * count, seed, shapes, (style,), brightness)
-    rows = [
-        row for row in json.loads((folder / "metadata.json").read_text()) if len(row["eligen_entity_prompts"]) == 1
-    ]
-    for row in rows:
-        row["prompt"] = row["prompt"].replace(f"{style} ", "")
-    table = folder / "train.json"
-    table.write_text(json.dumps(rows))
-    return table
 
 
 @dataclass(frozen=True)
@@ -47,12 +33,12 @@ class Short:
     run: Run
     loss: ValidationLoss
 
-    def losses(self, samples: Sequence[object] | None = None) -> torch.Tensor:
+    def losses(self, samples: Sequence[TrainingSample] | None = None) -> torch.Tensor:
         """The mean loss of each held-out sample, or of others."""
         loss = self.loss if samples is None else replace(self.loss, samples=samples)
         return loss.losses().mean(dim=1)
 
-    def shuffled(self) -> list[object]:
+    def shuffled(self) -> list[TrainingSample]:
         """The held-out samples, each with the conditions of the next one."""
         kept = list(self.loss.samples)
         return [
