@@ -18,6 +18,8 @@ def mean(values: np.ndarray) -> float:
 def spearman(pairs: np.ndarray) -> float:
     """Return the rank correlation of two columns; ties get their mean rank."""
     first, second = (_ranks(pairs[:, column]) for column in (0, 1))
+    if not first.std() or not second.std():
+        return 0.0
     return float(np.corrcoef(first, second)[0, 1])
 
 

@@ -19,7 +19,7 @@ from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, ControlNe
 from .controlnet import distance
 from .drawing import Measured, draw, load_pipeline, prompts, scenes
 from .runner import Bound, Proof, main
-from .size import measured_size
+from .size import half_side, measured_sizes
 from .statistics import interval, spearman
 from .style import FILE
 from .worlds import size_of, sized
@@ -46,12 +46,12 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
         return draw(pipe, [texts[index] for index in part], part, conditions=conditions)
 
     def measure(index: int, image: np.ndarray) -> list[float]:
-        return [distance(image, shown[index]), measured_size(image)]
+        return [distance(image, shown[index]), half_side(image)]
 
     bounds = []
     for which in (("outlines", "size"), ("outlines",), ("size",)):
         found = measured(" and ".join(which), items, lambda part, which=which: drawn(part, *which), measure)
-        pairs = [[value, each[1]] for value, each in zip(values, found, strict=True)]
+        pairs = list(zip(values, measured_sizes([each[1] for each in found], shown), strict=True))
         bounds.append(Bound(f"Spearman of value and size, with {' and '.join(which)}", interval(pairs, spearman)))
     return bounds
 
