@@ -37,7 +37,7 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
             return float(shape_of(image) == shown[kind][index].objects[0].shape)
 
         def drawn(part: Any) -> list[np.ndarray]:
-            return draw(pipe, [texts[index] for index in part], part)
+            return draw(pipe, [texts[index] for index in part], part, true_cfg_scale=2.0)
 
         return measured(f"{variant}, {kind}", items, drawn, right)
 

@@ -50,7 +50,11 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
 
     bounds = []
     for which in (("outlines", "size"), ("outlines",), ("size",)):
-        found = measured(" and ".join(which), items, lambda part, which=which: drawn(part, *which), measure)
+
+        def shown_with(part: Sequence[int], which: tuple[str, ...] = which) -> list[np.ndarray]:
+            return drawn(part, *which)
+
+        found = measured(" and ".join(which), items, shown_with, measure)
         pairs = list(zip(values, measured_sizes([each[1] for each in found], shown), strict=True))
         bounds.append(Bound(f"Spearman of value and size, with {' and '.join(which)}", interval(pairs, spearman)))
     return bounds

@@ -26,6 +26,8 @@ from .tiny import TINY_CALL, TINY_LORA
 
 SIDE, SCENES = flux_shapes.CANVAS_SIZE, 3
 VALUES = (0.1, 0.5, 0.9)
+# Radii in pixels that the value encoder's 0 and 1 stand for.
+SMALLEST, LARGEST = 14.0, 44.0
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,35 @@ def load_modules() -> Modules:
 
 def _rows(seed: int) -> list[Row]:
     rng = random.Random(seed)
-    one = [flux_shapes.sample_free_scene(rng, 1, True) for _ in range(SCENES)]
+    one = _not_gray(lambda: flux_shapes.sample_free_scene(rng, 1, True))
     two = [flux_shapes.sample_free_scene(rng, 2, True) for _ in range(SCENES)]
-    centred = [flux_shapes.sample_scene(rng, True, ("single",)) for _ in range(SCENES)]
+    centred = _not_gray(lambda: flux_shapes.sample_scene(rng, True, ("single",)))
     same = [replace(centred[0], objects=(replace(centred[0].objects[0], size=""),))] * SCENES
     return [
         Row("EliGen: a prompt for each region", two, _right_entities, ["eligen"], regions=True),
         Row("ControlNet: outlines", one, _offset, outlines=True),
         Row("Size: AttriCtrl, values 0.1, 0.5 and 0.9", same, _sizes, ["size"], values=VALUES),
         Row("Style: a LoRA of stripes", centred, _striped, ["style"]),
-        Row("All together: regions, outlines and style", two, _everything, ["eligen", "style"], True, True),
+        Row(
+            "All together: region, outlines, size and style",
+            one,
+            _everything,
+            ["eligen", "size", "style"],
+            outlines=True,
+            regions=True,
+            values=[(scene.objects[0].radius - SMALLEST) / (LARGEST - SMALLEST) for scene in one],
+        ),
     ]
+
+
+def _not_gray(draw: Callable[[], flux_shapes.Scene]) -> list[flux_shapes.Scene]:
+    """Return scenes on which grey stripes can be seen."""
+    scenes: list[flux_shapes.Scene] = []
+    while len(scenes) < SCENES:
+        scene = draw()
+        if scene.background != "gray":
+            scenes.append(scene)
+    return scenes
 
 
 def _draw(modules: Modules, row: Row, seed: int, plain: bool = False) -> list[Image.Image]:
@@ -177,7 +197,7 @@ def _striped(images: Sequence[Image.Image], row: Row) -> str:
 
 
 def _everything(images: Sequence[Image.Image], row: Row) -> str:
-    return "; ".join(score(images, row) for score in (_right_entities, _striped))
+    return f"{_striped(images, row)}; {_offset(images, row)}"
 
 
 def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image], Sequence[Image.Image]]]) -> Image.Image:
