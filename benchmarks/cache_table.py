@@ -24,9 +24,9 @@ from diffusers import (
 )
 from diffusers.utils import logging
 
+from benchmarks.support.conditions import CASES, METHODS, pipeline_for
 from diffusers_flux_ext import TeaCacheConfig, apply_tea_cache, remove_tea_cache
 from diffusers_flux_ext.testing import call_kwargs
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
 
 
 STEPS = 6

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.cache_table import print_or_write
+from benchmarks.support.conditions import CASES, METHODS
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES, METHODS
 
 
 MARKS = "<!-- compiled: start -->", "<!-- compiled: end -->"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from tests.fixtures.conditions import CASES, LORA, METHODS, SYNTHETIC, draw, draw_anew, pipeline_for, promised
+from benchmarks.support.conditions import CASES, LORA, METHODS, SYNTHETIC, draw, draw_anew, pipeline_for, promised
 
 
 PAGE = """# What runs with what: the table
@@ -86,7 +86,7 @@ def orders(names: Sequence[str], notes: Notes) -> str:
     weights = [name for name in names if name == LORA]
     for order in dict.fromkeys(permutations(name for name in names if name != LORA)):
         try:
-            images.append(draw(*weights, *order))
+            images.append(draw(*weights, *order, output_type="pt"))
         except ValueError as error:
             messages.append(str(error))
     if messages and images:
@@ -111,14 +111,14 @@ def lora_rows(names: Iterable[str]) -> list[str]:
     """Return a row for each condition: fused against loaded, and with against without."""
     rows = []
     for name in names:
-        loaded = draw(LORA, name)
+        loaded = draw(LORA, name, output_type="pt")
         pipe = pipeline_for(LORA, name)
         pipe.fuse_lora()
         try:
             fused = draw_anew(LORA, name)
         finally:
             pipe.unfuse_lora()
-        values = [number(float((loaded - other).abs().max())) for other in (fused, draw(name))]
+        values = [number(float((loaded - other).abs().max())) for other in (fused, draw(name, output_type="pt"))]
         rows.append(f"| `{name}` | {' | '.join(values)} |")
     return rows
 

@@ -18,9 +18,9 @@ import torch
 from diffusers import FluxControlNetModel, FluxControlNetPipeline
 from PIL import Image
 
+from benchmarks.support.reference import controlnet_input, reference_multi_controlnet, reference_pair
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 
 SIDES = ("reference", "diffusers", "ours")

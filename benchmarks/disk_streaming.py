@@ -85,7 +85,7 @@ def write_files(args: argparse.Namespace, side: str, folder: Path) -> int:
         model.save_config(folder)
         name = "diffusion_pytorch_model"
     else:
-        from tests.parity.reference.dit import empty_reference_dit
+        from benchmarks.support.reference.dit import empty_reference_dit
 
         model, name = empty_reference_dit(**transformer_config(args)), "model"
     return write_random_weights({key: tuple(t.shape) for key, t in model.state_dict().items()}, folder, name)
@@ -149,7 +149,7 @@ def prepare_accelerate(args: argparse.Namespace, folder: Path) -> tuple[Callable
 
 def prepare_reference(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], torch.Tensor], Callable[[], Any]]:
     """Return a forward of the reference with all of its stages on disk."""
-    from tests.parity.reference.dit import disk_reference_dit, reference_velocity
+    from benchmarks.support.reference.dit import disk_reference_dit, reference_velocity
 
     dtype = getattr(torch, args.dtype)
     paths = [str(path) for path in sorted(folder.glob("*.safetensors"))]

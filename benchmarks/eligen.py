@@ -16,11 +16,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.memory import peak_mib, reset_peak
+from benchmarks.support.reference.dit import reference_dit
+from benchmarks.support.reference.pipeline import flux_image
 from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.methods.eligen.condition import entity_rules
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.pipeline import flux_image
 
 
 SIDES = ("reference", "dense mask", "ours")

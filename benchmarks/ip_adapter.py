@@ -17,12 +17,12 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor, FluxPosEmbed
 
 from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
+from benchmarks.support.reference.dit import reference_dit
+from benchmarks.support.reference.ip_adapter import reference_ip_adapter
+from benchmarks.support.reference.pipeline import flux_image
 from diffusers_flux_ext import DenoisingStep, FluxIPAdapter, IPAdapterImages, PromptEmbeds, predict_velocity
 from diffusers_flux_ext.attention.image_prompts import PlacedPrompt, PlacedPrompts
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor, regional_attention
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.ip_adapter import reference_ip_adapter
-from tests.parity.reference.pipeline import flux_image
 
 
 HEAD_DIM, CROSS_DIM, EMBED_DIM = 128, 4096, 64

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.memory import peak_mib, reset_peak
-from tests.fixtures.lora_files.cases import in_blocks
-from tests.fixtures.lora_files.formats import TABLE
-from tests.fixtures.lora_files.layouts import LAYOUTS
-from tests.fixtures.lora_files.sizes import Sizes
+from benchmarks.support.lora_files.cases import in_blocks
+from benchmarks.support.lora_files.formats import TABLE
+from benchmarks.support.lora_files.layouts import LAYOUTS
+from benchmarks.support.lora_files.sizes import Sizes
 
 
 Tensors = dict[str, Tensor]
@@ -95,7 +95,7 @@ def from_diffusers(source_format: str) -> Convert:
 
 def from_reference(source_format: str, target_format: str) -> Convert:
     """Return the reference's converters to and from its own names."""
-    from tests.parity.reference.boot import import_reference
+    from benchmarks.support.reference.boot import import_reference
 
     flux = import_reference("diffsynth.utils.lora.flux")
     if source_format == "diffsynth":

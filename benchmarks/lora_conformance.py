@@ -21,9 +21,9 @@ from types import FrameType
 
 from diffusers.utils import logging
 
-from tests.fixtures.lora_files import FORMATS, LoRAFile, cases, make
-from tests.fixtures.lora_files.readers import read_converted, read_diffsynth, read_diffusers, read_loaded
-from tests.fixtures.lora_files.verdict import VERDICTS, Reading, judge, keeps_magnitudes
+from benchmarks.support.lora_files import FORMATS, LoRAFile, cases, make
+from benchmarks.support.lora_files.readers import read_converted, read_diffsynth, read_diffusers, read_loaded
+from benchmarks.support.lora_files.verdict import VERDICTS, Reading, judge, keeps_magnitudes
 
 
 READERS: dict[str, Callable[[LoRAFile, Path], Reading]] = {

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.support.reference.lora_encoder import reference_lora_encoder
 from diffusers_flux_ext import FluxLoRAEncoder
-from tests.parity.reference.lora_encoder import reference_lora_encoder
 
 
 def sides(args: argparse.Namespace, rank: int) -> tuple[dict[str, Callable[[], Any]], int]:

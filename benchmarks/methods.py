@@ -21,6 +21,15 @@ from diffusers import FluxControlNetModel, ReduxImageEncoder
 from diffusers.utils import logging
 from torch import nn
 
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.infinite_you import face, tiny_projector
+from benchmarks.support.tiny.ip_adapter import EMBED_DIM, XLABS, image_embeds, picture, tiny_ip_adapter
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
+from benchmarks.support.tiny.nexus_gen import tiny_adapter, tiny_merger
+from benchmarks.support.tiny.qwen_vl import HIDDEN
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
+from benchmarks.support.tiny.step1x import edited, instruction_embeds, tiny_connector
 from diffusers_flux_ext import (
     AttributeValueEncoder,
     AttributeValues,
@@ -53,15 +62,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.infinite_you import face, tiny_projector
-from tests.fixtures.ip_adapter import EMBED_DIM, XLABS, image_embeds, picture, tiny_ip_adapter
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.nexus_gen import tiny_adapter, tiny_merger
-from tests.fixtures.qwen_vl import HIDDEN
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
 
 
 # A quarter of the released numbers of tokens and heads of the released size: the shares of a step stay the same.

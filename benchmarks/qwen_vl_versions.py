@@ -61,6 +61,7 @@ def run(path: Path, write: bool) -> None:
     older = transformers.__version__.startswith("4.")
     if older:
         replace_diffusers()
+    from benchmarks.support.tiny import qwen_vl as tiny
     from diffusers_flux_ext.inputs.qwen_vl import (
         IMAGE_SPAN,
         chat_text,
@@ -68,7 +69,6 @@ def run(path: Path, write: bool) -> None:
         last_hidden_states,
         qwen_vl_inputs,
     )
-    from tests.fixtures import qwen_vl as tiny
 
     first, second = image(90, 50, 0), image(60, 120, 1)
     chats: dict[str, tuple[str, list[Image.Image]]] = {

@@ -5,8 +5,8 @@ Run from the repository's root with the reference package installed (see the REA
     python -m benchmarks.random_combinations --count 250
 
 Each seed draws a base (dev, schnell, Fill or Flex.2), options (true CFG, image-to-image, TeaCache) and methods with
-their inputs, in random order; `tests/parity/combinations.py` says which and what is left out for a defect of the
-reference. The largest difference of the last latents has to stay below 1e-3.
+their inputs, in random order; `benchmarks/support/parity/combinations.py` says which and what is left out for a defect
+of the reference. The largest difference of the last latents has to stay below 1e-3.
 
 Measured on a CPU in float32: of the seeds 0 to 499 none differs by more than 1.2e-4 (docs/reliability.md). Before
 ControlNets saw the text that other conditions append to the prompt, 58 of the first 250 differed, by up to 1.7.
@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 
-from tests.parity.combinations import TOLERANCE, combination, difference
+from benchmarks.support.parity.combinations import TOLERANCE, combination, difference
 
 
 def main() -> int:

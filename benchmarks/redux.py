@@ -15,10 +15,10 @@ from diffusers import ReduxImageEncoder
 
 from benchmarks.eligen import CONTEXT, POOLED, tiny_transformer
 from benchmarks.ip_adapter import Sides, image_ids, measure
+from benchmarks.support.reference.dit import reference_dit
+from benchmarks.support.reference.pipeline import flux_image
 from diffusers_flux_ext import DenoisingStep, PlanCache, PromptEmbeds, ReduxImages, predict_velocity
 from diffusers_flux_ext.attention.processor import regional_attention
-from tests.parity.reference.dit import reference_dit
-from tests.parity.reference.pipeline import flux_image
 
 
 WIDTH, PATCHES = 64, 27

@@ -19,10 +19,11 @@ import torch
 from diffusers import FluxControlNetModel, FluxPipeline
 from PIL import Image
 
+from benchmarks.attached import step_seconds as all_step_seconds
 from benchmarks.curves import draw_curves
+from benchmarks.support.reference import reference_pair
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, ReferenceImages
 from diffusers_flux_ext.testing import randomise
-from tests.parity.reference import reference_pair
 
 
 Side = Callable[[], Any]
@@ -111,20 +112,8 @@ def make_conditions(pipe: Any, args: argparse.Namespace) -> dict[str, list[list[
 
 def step_seconds(pipe: Any, args: argparse.Namespace, conditions: list[Any]) -> float:
     """Return median processor seconds of a step, without the first one, which also builds the attention plan."""
-    seconds: list[float] = []
-    velocity = type(pipe)._velocity
-
-    def timed(*inputs: Any) -> torch.Tensor:
-        start = time.process_time()
-        result = velocity(pipe, *inputs)
-        seconds.append(time.process_time() - start)
-        return result
-
-    pipe._velocity = timed
-    size = {"height": args.image_size, "width": args.image_size, "max_sequence_length": args.text_tokens}
-    pipe("a cat", num_inference_steps=3, output_type="latent", conditions=conditions, **size)
-    del pipe._velocity
-    return statistics.median(seconds[1:])
+    three = argparse.Namespace(**{**vars(args), "steps": 3})
+    return statistics.median(all_step_seconds(pipe, three, conditions=conditions))
 
 
 def measure_curves(args: argparse.Namespace) -> dict[str, list[float]]:

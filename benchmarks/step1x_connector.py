@@ -12,8 +12,8 @@ import time
 
 import torch
 
+from benchmarks.support.reference.step1x import reference_connector
 from diffusers_flux_ext import Step1XConnector
-from tests.parity.reference.step1x import reference_connector
 
 
 TOKENS, USED = 640, 400

@@ -95,8 +95,8 @@ def placed(pipe: Any, way: str, device: str, budget: float | None, sizes: dict[s
 
 def reference_steps(pipe: Any, limit: float, device: str, steps: int, height: int, width: int) -> Callable[[], Any]:
     """Return the reference's own transformer with its own memory management, as many steps."""
-    from tests.parity.reference import import_reference, reference_dit
-    from tests.parity.reference.dit import reference_velocity
+    from benchmarks.support.reference import import_reference, reference_dit
+    from benchmarks.support.reference.dit import reference_velocity
 
     layers = import_reference("diffsynth.core.vram.layers")
     norm = import_reference("diffsynth.models.flux_dit").RMSNorm

@@ -19,10 +19,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files.sizes import Sizes, double_modules, single_modules
+from benchmarks.support.reference import import_reference, load_merged, load_reference_timestep_lora, reference_dit
 from diffusers_flux_ext import FluxLoRAFusion, enable_lora_fusion, load_lora, load_timestep_lora
 from diffusers_flux_ext.methods.lora_encoder.model import lora_layers
-from tests.fixtures.lora_files.sizes import Sizes, double_modules, single_modules
-from tests.parity.reference import import_reference, load_merged, load_reference_timestep_lora, reference_dit
 
 
 Call = Callable[[], torch.Tensor]

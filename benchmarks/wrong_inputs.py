@@ -3,6 +3,7 @@
     python -m benchmarks.wrong_inputs                       # everything, on all cores
     python -m benchmarks.wrong_inputs --subject FillMask    # one class
     python -m benchmarks.wrong_inputs --update              # write the table of what is accepted, to be reviewed
+    python -m benchmarks.wrong_inputs --subject FillMask --update  # write its entry alone
 
 Exits with 1 where something is neither accepted as listed nor refused by name before the first step.
 """
@@ -14,8 +15,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.fixtures.wrong_inputs.table import is_own, read_accepted, write_accepted
-from tests.fixtures.wrong_inputs.trials import Result, Trial, all_trials, attempt
+from benchmarks.support.wrong_inputs.table import is_own, read_accepted, write_accepted
+from benchmarks.support.wrong_inputs.trials import Result, Trial, all_trials, attempt
 
 
 BYTES = 32 * 2**30
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = [result for result in results if result.outcome not in ("accepted", "refused")]
     accepted = {result.trial for result in results if result.outcome == "accepted"}
     if options.update:
-        write_accepted(trial for trial in trials if trial in accepted)
+        write_accepted(trials, [trial for trial in trials if trial in accepted])
     else:
         listed = read_accepted() & set(trials)
         covered = [result for result in results if is_own(result.trial)]

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from ._registration import LOADABLE, register
+from ._registration import BASES, LOADABLE, register
 from .methods import METHODS
 
 
@@ -36,7 +36,7 @@ _CORE = {
     "lora.tools.extract": ["extract_lora"],
     "lora.tools.fuse": ["fuse_lora_into"],
     "lora.tools.report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
-    "methods": ["Method", "Release", "register_method"],
+    "methods": ["Method", "Release", "Trainable", "register_method"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "offload.budget.apply": ["apply_vram_plan", "disable_vram_budget", "memory_report"],
@@ -50,6 +50,8 @@ _CORE = {
         "stream_from_disk",
     ],
     "offload.disk.loader": ["DiskStreamingStats"],
+    "pipeline.attached.attach": ["attach_conditions", "attached_conditions", "detach_conditions"],
+    "pipeline.attached.modular": ["condition_blocks"],
     "pipeline.conditioned": ["FluxConditionedPipeline"],
     "schedulers.scheduling_flux_flow_match": ["FluxFlowMatchScheduler"],
     "sequence": ["AttentionRule", "Contribution", "TokenGroup"],
@@ -60,8 +62,6 @@ _MODULE_OF = {name: module for module, names in _CORE.items() for name in names}
     for file, names in method.exports.items()
     for name in names
 }
-# diffusers looks the loading base classes of a component library up in its namespace.
-_DIFFUSERS_NAMES = ("ModelMixin", "SchedulerMixin")
 _SUBMODULES = ("flux_shapes",)
 
 
@@ -97,7 +97,7 @@ __all__ = sorted([*_MODULE_OF, "custom_pipeline", "tiny_flux_path"])  # pyright:
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    elif name in _DIFFUSERS_NAMES:
+    elif name in BASES:
         value = getattr(importlib.import_module("diffusers"), name)
     elif name in _SUBMODULES:
         value = importlib.import_module(f".{name}", __name__)

@@ -39,6 +39,7 @@ from .lora.tools.report import detect_lora_format as detect_lora_format
 from .lora.tools.report import inspect_lora as inspect_lora
 from .methods import Method as Method
 from .methods import Release as Release
+from .methods import Trainable as Trainable
 from .methods import register_method as register_method
 from .methods.attribute_control.condition import AttributeValues as AttributeValues
 from .methods.attribute_control.encoder import AttributeValueEncoder as AttributeValueEncoder
@@ -94,6 +95,10 @@ from .offload.disk.streaming import load_streamed as load_streamed
 from .offload.disk.streaming import release_disk_buffers as release_disk_buffers
 from .offload.disk.streaming import stop_disk_streaming as stop_disk_streaming
 from .offload.disk.streaming import stream_from_disk as stream_from_disk
+from .pipeline.attached.attach import attach_conditions as attach_conditions
+from .pipeline.attached.attach import attached_conditions as attached_conditions
+from .pipeline.attached.attach import detach_conditions as detach_conditions
+from .pipeline.attached.modular import condition_blocks as condition_blocks
 from .pipeline.conditioned import FluxConditionedPipeline as FluxConditionedPipeline
 from .schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler as FluxFlowMatchScheduler
 from .sequence import AttentionRule as AttentionRule
@@ -167,16 +172,21 @@ __all__ = [
     "Step1XInstruction",
     "TeaCacheConfig",
     "TokenGroup",
+    "Trainable",
     "VRAMBudgetError",
     "VRAMPlan",
     "apply_tea_cache",
     "apply_vram_plan",
+    "attach_conditions",
+    "attached_conditions",
     "bake_timestep_lora",
     "build_attention_plan",
     "combine_velocities",
+    "condition_blocks",
     "convert_lora",
     "convert_lora_file",
     "custom_pipeline",
+    "detach_conditions",
     "detect_lora_format",
     "disable_lora_fusion",
     "disable_vram_budget",

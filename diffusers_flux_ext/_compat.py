@@ -54,6 +54,7 @@ __all__ = [
     "borrow_weights",
     "calculate_shift",
     "component_names",
+    "dequantize_gguf_tensor",
     "execution_device",
     "expand_linears",
     "fetch_lora_state_dict",
@@ -64,12 +65,14 @@ __all__ = [
     "is_compiled",
     "is_stored_in_fewer_bits",
     "load_gguf_checkpoint",
+    "modular_text_embeds",
     "offload_all_but",
     "offloading_suspended",
     "reads_single_files",
     "register_innermost",
     "remove_group_offloading",
     "remove_hook",
+    "replace_with_gguf_linears",
     "reset_caches",
     "restore_linears",
     "retrieve_latents",
@@ -111,6 +114,30 @@ def component_names(pipeline_class: type) -> tuple[set[str], set[str]]:
 def reads_single_files(model_class: type) -> bool:
     """Whether diffusers' `from_single_file` knows a model class or one that it extends."""
     return _get_single_file_loadable_mapping_class(model_class) is not None
+
+
+def dequantize_gguf_tensor(weight: torch.Tensor) -> torch.Tensor:
+    """Return the tensor that a packed one of a GGUF file represents, in the data type of its format."""
+    # The package `gguf` is needed to import this.
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor as dequantize
+
+    return dequantize(weight)
+
+
+def replace_with_gguf_linears(
+    model: torch.nn.Module, compute_dtype: torch.dtype, packed: Mapping[str, torch.Tensor]
+) -> None:
+    """Replace the linear layers of a model whose weights are packed by diffusers' layers for them.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        compute_dtype (`torch.dtype`): Data type that the layers compute in.
+        packed (`Mapping[str, torch.Tensor]`): The packed weights by the model's keys.
+    """
+    # The package `gguf` is needed to import this.
+    from diffusers.quantizers.gguf.utils import _replace_with_gguf_linear
+
+    _replace_with_gguf_linear(model, compute_dtype, packed)
 
 
 def has_offload_hook(module: torch.nn.Module) -> bool:
@@ -347,3 +374,11 @@ def restore_linears(pipe: Any) -> None:
     if getattr(getattr(pipe, "transformer", None), "_overwritten_params", None):
         FluxLoraLoaderMixin.unload_lora_weights(pipe, reset_to_overwritten_params=True)
         pipe.transformer._overwritten_params = None
+
+
+def modular_text_embeds(components: Any, texts: list[str], length: int, device: torch.device) -> torch.Tensor:
+    """Return T5 hidden states `(len(texts), length, 4096)`, as the blocks of a modular pipeline encode a prompt."""
+    # These modules are slow to import, and few need them.
+    from diffusers.modular_pipelines.flux.encoders import FluxTextEncoderStep
+
+    return FluxTextEncoderStep._get_t5_prompt_embeds(components, texts, length, device)

@@ -17,6 +17,8 @@ from typing import Any
 LOADING_UTILS = "diffusers.pipelines.pipeline_loading_utils"
 # Base classes of the package's components.
 LOADABLE = ("ModelMixin", "SchedulerMixin", "QwenVLProcessor")
+# Those of them that are diffusers' own, which every component library has to offer.
+BASES = LOADABLE[:2]
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -81,7 +83,7 @@ def register(package: ModuleType, pipeline_names: Sequence[str], loadable: Seque
         loadable (`Sequence[str]`, *optional*):
             Names of classes with `save_pretrained` and `from_pretrained`, beside the base classes of diffusers.
     """
-    load_methods = dict.fromkeys((*LOADABLE[:2], *loadable), ["save_pretrained", "from_pretrained"])
+    load_methods = dict.fromkeys((*BASES, *loadable), ["save_pretrained", "from_pretrained"])
 
     def add_library(loading_utils: ModuleType) -> None:
         loading_utils.LOADABLE_CLASSES.setdefault(package.__name__, {}).update(load_methods)

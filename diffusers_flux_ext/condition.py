@@ -19,6 +19,9 @@ from .sequence import Contribution
 OUTSIDE_OF_MASK = "the pixels outside of the mask"
 """The value of `exclusive` of conditions that put the given image back there after decoding."""
 
+REFERENCE_POSITIONS = "the positions of reference images"
+"""The value of `exclusive` of conditions that give reference images rotary positions from t = 1 on."""
+
 
 class Encoders(Protocol):
     """The parts of a pipeline, or of a stand-in, that a condition may use.

@@ -15,6 +15,7 @@ from .attention.parallel import check_runs_split
 from .attention.plan import AttentionPlan, build_attention_plan
 from .attention.processor import check_image_prompts_run, runs_attention_plans
 from .caches.rules import check_cache_allows_residuals
+from .joining import check_group, check_tensor, join, join_ids, sort
 from .sequence import Contribution, JointLayout, TokenGroup, padding_rules
 
 
@@ -100,7 +101,7 @@ def extend_prompt(prompt: PromptEmbeds, contributions: Sequence[Contribution]) -
     for group in (group for part in contributions for group in part.text):
         shown = _shown(group, samples)
         if bool(shown.any()):
-            _check_group(group, prompt.hidden_states, prompt.hidden_states)
+            check_group(group, prompt.hidden_states, prompt.hidden_states)
             groups.append(group)
             masks.append(shown.expand(samples, -1))
     if not groups:
@@ -109,9 +110,9 @@ def extend_prompt(prompt: PromptEmbeds, contributions: Sequence[Contribution]) -
     own = torch.ones(1, groups[-1].length, dtype=torch.bool) if prompt.mask is None else prompt.mask.cpu()
     mask = torch.cat([*masks, own.expand(samples, -1)], dim=1)
     return PromptEmbeds(
-        _join([group.hidden_states for group in groups], samples),
+        join([group.hidden_states for group in groups], samples),
         prompt.pooled,
-        _join_ids(groups),
+        join_ids(groups),
         None if prompt.mask is None and bool(mask.all()) else mask,
     )
 
@@ -152,6 +153,34 @@ class PlanCache:
         return plan
 
 
+@dataclass(frozen=True)
+class PreparedCall:
+    """One call of the transformer, ready to be made.
+
+    Args:
+        inputs (`dict[str, Any]`): The transformer's arguments, by name.
+        target_length (`int`): Tokens of the target.
+        image_order (`torch.Tensor` of shape `(image_length,)`, *optional*): How the image tokens are sorted.
+    """
+
+    inputs: dict[str, Any]
+    target_length: int
+    image_order: torch.Tensor | None
+
+    def finish(self, velocity: torch.Tensor) -> torch.Tensor:
+        """Return the velocity of the target, in the order of its latents.
+
+        Args:
+            velocity (`torch.Tensor` of shape `(batch_size, image_length, 64)`): What the transformer returned.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, target_length, 64)`
+        """
+        if self.image_order is not None:
+            return velocity.index_select(1, self.image_order.argsort()[: self.target_length])
+        return velocity if velocity.shape[1] == self.target_length else velocity[:, : self.target_length]
+
+
 def predict_velocity(
     transformer: FluxTransformer2DModel,
     step: DenoisingStep,
@@ -174,6 +203,22 @@ def predict_velocity(
     Raises:
         ValueError: if contributions clash or do not fit the transformer; nothing has run then.
     """
+    call = prepare_call(transformer, step, contributions, plan_cache)
+    with one_forward(transformer):
+        return call.finish(transformer(**call.inputs)[0])
+
+
+def prepare_call(
+    transformer: FluxTransformer2DModel,
+    step: DenoisingStep,
+    contributions: Sequence[Contribution],
+    plan_cache: PlanCache | None = None,
+) -> PreparedCall:
+    """Prepare the call of the transformer that [`predict_velocity`] makes, whose arguments and errors these are.
+
+    Returns:
+        `PreparedCall`: the transformer's arguments, and how to read what it returns.
+    """
     batch_size, target_length = step.latents.shape[:2]
     text, image = _collect_groups(transformer, step, contributions)
     layout = JointLayout(
@@ -183,7 +228,7 @@ def predict_velocity(
         batch_size,
     )
     check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
-    text_ids = _join_ids(text)
+    text_ids = join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None
     image_order = plan.image_order if plan is not None else None
@@ -192,22 +237,18 @@ def predict_velocity(
     if IMAGE_PROMPTS in attention_kwargs:
         check_image_prompts_run(transformer)
     inputs = {
-        "hidden_states": _sort(_join([group.hidden_states for group in image], batch_size), image_order, dim=1),
+        "hidden_states": sort(join([group.hidden_states for group in image], batch_size), image_order, dim=1),
         "timestep": step.timestep,
         "guidance": step.guidance,
         "pooled_projections": step.prompt.pooled,
-        "encoder_hidden_states": _sort(_join([group.hidden_states for group in text], batch_size), text_order, dim=1),
-        "txt_ids": _sort(text_ids, text_order, dim=0),
-        "img_ids": _sort(_join_ids(image), image_order, dim=0),
+        "encoder_hidden_states": sort(join([group.hidden_states for group in text], batch_size), text_order, dim=1),
+        "txt_ids": sort(text_ids, text_order, dim=0),
+        "img_ids": sort(join_ids(image), image_order, dim=0),
         "joint_attention_kwargs": attention_kwargs,
         "return_dict": False,
         **residuals,
     }
-    with one_forward(transformer):
-        velocity = transformer(**inputs)[0]
-    if image_order is not None:
-        return velocity.index_select(1, image_order.argsort()[:target_length])
-    return velocity if len(image) == 1 else velocity[:, :target_length]
+    return PreparedCall(inputs, target_length, image_order)
 
 
 def _collect_groups(
@@ -217,7 +258,7 @@ def _collect_groups(
     text.append(TokenGroup("prompt", step.prompt.hidden_states, step.prompt.ids))
     channels = [channel for part in contributions for channel in part.channels]
     for index, channel in enumerate(channels):
-        _check_tensor(f"channels {index}", channel, step.latents, step.latents.shape[1], None)
+        check_tensor(f"channels {index}", channel, step.latents, step.latents.shape[1], None)
     wide = [channel.expand(step.latents.shape[0], -1, -1) for channel in channels]
     target = torch.cat([step.latents, *wide], dim=2) if channels else step.latents
     in_channels = transformer.config.in_channels
@@ -229,9 +270,9 @@ def _collect_groups(
         )
     references = [_widen(group, in_channels) for part in contributions for group in part.reference]
     for group in text:
-        _check_group(group, step.prompt.hidden_states, step.latents)
+        check_group(group, step.prompt.hidden_states, step.latents)
     for group in references:
-        _check_group(group, target, step.latents)
+        check_group(group, target, step.latents)
     return text, [TokenGroup("target", target, step.latent_ids), *references]
 
 
@@ -241,34 +282,6 @@ def _widen(group: TokenGroup, channels: int) -> TokenGroup:
     if missing <= 0:
         return group
     return TokenGroup(group.name, torch.nn.functional.pad(group.hidden_states, (0, missing)), group.ids)
-
-
-def _check_group(group: TokenGroup, like: torch.Tensor, latents: torch.Tensor) -> None:
-    _check_tensor(f"tokens of the group {group.name!r}", group.hidden_states, latents, None, like.shape[2])
-    if tuple(group.ids.shape) != (group.length, 3):
-        raise ValueError(
-            f"The group {group.name!r} has {group.length} tokens, so its ids must have the shape ({group.length}, 3), "
-            f"but theirs is {tuple(group.ids.shape)}."
-        )
-
-
-def _check_tensor(
-    what: str, tensor: torch.Tensor, latents: torch.Tensor, length: int | None, width: int | None
-) -> None:
-    wanted = ("1 or " + str(latents.shape[0]), length or "any", width or "any")
-    fits = (
-        tensor.ndim == 3
-        and tensor.shape[0] in (1, latents.shape[0])
-        and tensor.shape[1] == (length or tensor.shape[1])
-        and tensor.shape[2] == (width or tensor.shape[2])
-    )
-    if not fits:
-        raise ValueError(f"The {what} have the shape {tuple(tensor.shape)}; expected {wanted}.")
-    if tensor.device != latents.device or tensor.dtype != latents.dtype:
-        raise ValueError(
-            f"The {what} are {tensor.dtype} on {tensor.device}, but the latents are {latents.dtype} on "
-            f"{latents.device}. Move the condition's inputs or its module with `.to(device, dtype)`."
-        )
 
 
 def _plan(
@@ -329,7 +342,7 @@ def _collect_residuals(
     num_reference = layout.total - layout.num_text_tokens - num_target
     for part in contributions:
         for residual in (*part.block_residuals, *part.single_block_residuals):
-            _check_tensor("block residuals", residual, latents, num_target, transformer.inner_dim)
+            check_tensor("block residuals", residual, latents, num_target, transformer.inner_dim)
     doubles = [(part.block_residuals, part.residuals_repeat) for part in contributions]
     singles = [(part.single_block_residuals, False) for part in contributions]
     slots = {
@@ -344,7 +357,7 @@ def _collect_residuals(
             moved = {id(residual): residual for residual in summed}
             for key, residual in moved.items():
                 padded = torch.nn.functional.pad(residual, (0, 0, 0, num_reference)) if num_reference else residual
-                moved[key] = _sort(padded, image_order, dim=1)
+                moved[key] = sort(padded, image_order, dim=1)
             collected[argument] = [moved[id(residual)] for residual in summed]
     if collected:
         check_cache_allows_residuals(transformer)
@@ -369,19 +382,3 @@ def _sum_residuals(parts: Sequence[tuple[Sequence[torch.Tensor], bool]], depth: 
             sums[chosen] = reduce(torch.add, [residuals[index] for (residuals, _), index in zip(parts, chosen)])
         aligned.append(sums[chosen])
     return aligned
-
-
-def _join(tensors: Sequence[torch.Tensor], batch_size: int) -> torch.Tensor:
-    if len(tensors) == 1:
-        return tensors[0]
-    return torch.cat([tensor.expand(batch_size, -1, -1) for tensor in tensors], dim=1)
-
-
-def _join_ids(groups: Sequence[TokenGroup]) -> torch.Tensor:
-    if len(groups) == 1:
-        return groups[0].ids
-    return torch.cat([group.ids.to(groups[-1].ids) for group in groups])
-
-
-def _sort(tensor: torch.Tensor, order: torch.Tensor | None, dim: int) -> torch.Tensor:
-    return tensor if order is None else tensor.index_select(dim, order)

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import make_image_grid
 
 from diffusers_flux_ext import AttributeValueEncoder, FluxAttributeControlPipeline
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("attributes.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     files = dict(given.split("=", 1) for given in args.attribute)
@@ -29,8 +31,7 @@ def main() -> None:
     dtype = torch.bfloat16 if on_gpu else torch.float32
     encoder = AttributeValueEncoder.from_single_file(files, torch_dtype=dtype)
     pipe = FluxAttributeControlPipeline.from_pretrained(args.model, value_encoder=encoder, dtype=dtype)
-    if on_gpu:
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram, height=args.size, width=args.size)
     first, *others = files
     images = [
         pipe(

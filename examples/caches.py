@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from diffusers.utils import logging
 
@@ -40,13 +41,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side in pixels; 1024, or 128 for `tiny`")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("cached.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     tiny = args.model == "tiny"
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(tiny_flux_path() if tiny else args.model, dtype=dtype)
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram)
     size = args.size or (128 if tiny else 1024)
     images = []
     for cached in (False, True):

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.hooks import apply_group_offloading
 from diffusers.utils import load_image
 
@@ -31,12 +32,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("controlnet.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(args.model, dtype=dtype)
     controlnet = FluxExtControlNetModel.from_pretrained(args.controlnet, torch_dtype=dtype)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and args.vram is None:
         offload = {"onload_device": torch.device("cuda"), "offload_type": "block_level", "num_blocks_per_group": 1}
         for module in (pipe.transformer, controlnet, pipe.text_encoder_2):
             apply_group_offloading(module, use_stream=True, **offload)
@@ -54,6 +56,8 @@ def main() -> None:
         )
         for image, mode, region in ((args.left, args.left_mode, LEFT), (args.right, args.right_mode, RIGHT))
     ]
+    if args.vram is not None:
+        place(pipe, args.vram, conditions=conditions, height=args.size[0], width=args.size[1])
     image = pipe(
         args.prompt,
         conditions=conditions,

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers import FluxTransformer2DModel
 from transformers import T5EncoderModel
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--ram-budget-gib", type=float, help="host memory for the transformer's blocks")
     parser.add_argument("--out", type=Path, default=Path("disk_streaming.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +36,11 @@ def main() -> None:
     text_encoder = load_streamed(T5EncoderModel, args.model / "text_encoder_2", **where)
     pipe = FluxConditionedPipeline.from_pretrained(
         args.model, transformer=transformer, text_encoder_2=text_encoder, dtype=dtype
-    ).to(device)
+    )
+    if args.vram is not None:
+        place(pipe, args.vram, height=args.size, width=args.size)
+    else:
+        pipe.to(device)
     with torch.no_grad():
         embeds, pooled, _ = pipe.encode_prompt(args.prompt, args.prompt)
     release_disk_buffers(text_encoder)

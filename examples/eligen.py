@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 
 from diffusers_flux_ext import EntityRegions, FluxEliGenPipeline, InpaintRegion, tiny_flux_path
 
@@ -25,12 +26,15 @@ def main() -> None:
     parser.add_argument("--lora", help="EliGen LoRA; the embedded one by default")
     parser.add_argument("--steps", type=int, help="20 with the tiny model and 28 with another by default")
     parser.add_argument("--out", type=Path, default=Path("eligen"))
+    add_vram(parser)
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    pipe = FluxEliGenPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype).to(device)
+    pipe = FluxEliGenPipeline.from_pretrained(args.model or tiny_flux_path(), dtype=dtype)
     pipe.load_lora_weights(args.lora or str(Path(tiny_flux_path()).parent / "tiny_flux_eligen_lora.safetensors"))
+    if not place(pipe, args.vram, **({"height": 128, "width": 128} if args.model is None else {})):
+        pipe.to(device)
     size = dict(TINY) if args.model is None else {}
     if args.steps:
         size["num_inference_steps"] = args.steps

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import load_image
 
 from diffusers_flux_ext import EntityRegions, FillMask, FluxCondition, FluxConditionedPipeline
@@ -23,14 +24,14 @@ def main() -> None:
     parser.add_argument("--lora", help="EliGen LoRA")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("fill.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(args.model, dtype=dtype)
     if args.lora:
         pipe.load_lora_weights(args.lora)
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram)
     image, mask = load_image(args.image), load_image(args.mask)
     conditions: list[FluxCondition] = [FillMask(image, mask)]
     if args.entity:

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import load_image
 
 from diffusers_flux_ext import FluxFlexPipeline
@@ -23,12 +24,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("flex.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pipe = FluxFlexPipeline.from_pretrained(args.model, dtype=dtype)
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram, height=args.size[0], width=args.size[1])
     image, mask, control = (load_image(given) if given else None for given in (args.image, args.mask, args.control))
     image = pipe(
         args.prompt,

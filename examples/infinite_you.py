@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers.hooks import apply_group_offloading
 from diffusers.utils import load_image
 
@@ -34,6 +35,9 @@ def load_pipeline(args: argparse.Namespace) -> Any:
         face_encoder=InsightFaceEncoder(args.arcface, root=args.insightface),
         dtype=dtype,
     )
+    if args.vram is not None:
+        place(pipe, args.vram, height=args.size[0], width=args.size[1])
+        return pipe
     if not torch.cuda.is_available():
         return pipe
     if args.offload == "model":
@@ -65,6 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="those of the preset by default")
     parser.add_argument("--offload", choices=("none", "model", "group"), default="model")
     parser.add_argument("--out", type=Path, default=Path("infinite_you.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     pipe, preset = load_pipeline(args), infinite_you_preset(args.preset)

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import load_image
 from transformers import SiglipVisionModel
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--keep-outside", action="store_true", help="leave everything outside of the mask as it is")
     parser.add_argument("--out", type=Path, default=Path("inserted.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -39,8 +41,7 @@ def main() -> None:
     )
     is_file = Path(args.lora).is_file()
     pipe.load_lora_weights(args.lora, **({} if is_file else {"weight_name": args.lora_weight_name}))
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram)
     image = pipe(
         source_image=load_image(args.source),
         source_mask=load_image(args.source_mask),

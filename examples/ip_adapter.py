@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers.hooks import apply_group_offloading
 from diffusers.utils import load_image
 from PIL import Image
@@ -53,6 +54,7 @@ def main() -> None:
         "--offload", choices=["none", "group"], default="none", help="keep one block on the GPU at a time"
     )
     parser.add_argument("--out", type=Path, default=Path("ip_adapter"))
+    add_vram(parser)
     args = parser.parse_args()
     if args.model and not args.adapter:
         parser.error("--model needs --adapter")
@@ -65,7 +67,11 @@ def main() -> None:
         encoder = SiglipVisionModel.from_pretrained(args.encoder, dtype=dtype)
     else:
         adapter, encoder = random_modules(pipe.transformer)
-    if args.offload == "group":
+    if args.vram is not None:
+        pictures_of = {"adapter": adapter, "image_encoder": encoder}
+        known = [IPAdapterImages(images=Image.new("RGB", (64, 64)), **pictures_of)]
+        place(pipe, args.vram, conditions=known, **({} if args.model else {"height": 128, "width": 128}))
+    elif args.offload == "group":
         for module in (pipe.transformer, pipe.text_encoder_2, adapter):
             apply_group_offloading(
                 module, onload_device=torch.device(device), offload_type="block_level", num_blocks_per_group=1

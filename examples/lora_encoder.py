@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import make_image_grid
 
 from diffusers_flux_ext import FluxLoRAEncoder, FluxLoRAEncoderPipeline
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("lora_encoder.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     on_gpu = torch.cuda.is_available()
@@ -31,8 +33,7 @@ def main() -> None:
     encoder = load(args.encoder, torch_dtype=dtype)
     pipe = FluxLoRAEncoderPipeline.from_pretrained(args.model, lora_encoder=encoder, dtype=dtype)
     pipe.load_lora_weights(args.lora)
-    if on_gpu:
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram, height=args.size, width=args.size)
     images = [
         pipe(
             args.prompt,

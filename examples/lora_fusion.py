@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import make_image_grid
 from PIL import Image
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("lora_fusion.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,8 +35,7 @@ def main() -> None:
     pipe = FluxConditionedPipeline.from_pretrained(args.model, dtype=dtype)
     for lora, weight in zip(args.lora, args.weights or [1.0] * len(args.lora), strict=True):
         load_lora(pipe, lora, weight=weight)
-    if device == "cuda":
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram, height=args.size, width=args.size)
 
     def draw() -> Image.Image:
         generator = torch.Generator().manual_seed(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _placing import add_vram, place
 from diffusers.hooks import apply_group_offloading
 from diffusers.utils import load_image
 
@@ -34,6 +35,9 @@ def load_pipeline(args: argparse.Namespace, decoder: str, dtype: torch.dtype) ->
     parts: dict[str, Any] = {"transformer": transformer, f"{decoder}_adapter": adapter}
     models = load_language_model(args.nexus_gen, dtype)
     pipe = FluxNexusGenPipeline.from_pretrained(args.model, dtype=dtype, **parts, **models)
+    if args.vram is not None:
+        place(pipe, args.vram, height=args.size, width=args.size)
+        return pipe
     if not torch.cuda.is_available():
         return pipe
     if args.offload == "model":
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--offload", choices=("model", "group"), default="model")
     parser.add_argument("--out", type=Path, default=Path("nexus_gen.png"))
+    add_vram(parser)
     args = parser.parse_args()
     if args.question is None and args.prompt is None:
         parser.error("give --prompt to draw, or --question to ask")

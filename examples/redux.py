@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import load_image
 from transformers import SiglipVisionModel
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--prompt-scale", type=float, default=1.0, help="0 throws the prompt away")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("redux.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,8 +32,7 @@ def main() -> None:
     encoder = SiglipVisionModel.from_pretrained(args.redux / "image_encoder", dtype=dtype)
     embedder = load_redux_embedder(args.redux, torch_dtype=dtype, device=device)
     pipe = FluxConditionedPipeline.from_pretrained(args.model, image_encoder=encoder, dtype=dtype)
-    if device == "cuda":
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram)
     given = [image.rpartition("@")[::2] if "@" in image else (image, "1") for image in args.image]
     redux = ReduxImages(
         [load_image(path) for path, _ in given],

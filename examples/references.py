@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import load_image
 
 from diffusers_flux_ext import FluxConditionedPipeline, ReferenceImages
@@ -24,12 +25,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("references.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(args.model, dtype=dtype)
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram, height=args.size[0], width=args.size[1])
     images = [load_image(image) for image in args.images]
     references = ReferenceImages(images, args.layout, args.scale, args.max_area)
     image = pipe(

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import load_image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--size-level", type=int, default=1024, help="512, 768 or 1024")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("edited.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -40,8 +42,7 @@ def main() -> None:
         torch_dtype=dtype,
         **dict.fromkeys(TEXT_ENCODERS),
     )
-    if torch.cuda.is_available():
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram)
     image = pipe(
         args.prompt,
         image=load_image(args.image),

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from _placing import add_vram, place
 from diffusers.utils import make_image_grid
 
 from diffusers_flux_ext import FluxConditionedPipeline, load_timestep_lora
@@ -22,14 +23,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--out", type=Path, default=Path("timestep_lora.png"))
+    add_vram(parser)
     args = parser.parse_args()
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     pipe = FluxConditionedPipeline.from_pretrained(args.model, dtype=dtype)
     load_timestep_lora(pipe, args.lora, "timed")
-    if on_gpu:
-        pipe.enable_model_cpu_offload()
+    place(pipe, args.vram, height=args.size, width=args.size)
     images = []
     for strength in args.strengths:
         pipe.set_adapters("timed", strength)

@@ -10,9 +10,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 import diffusers_flux_ext
-from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
-from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
-from tests.fixtures.conditions import (
+from benchmarks.support.conditions import (
     CASES,
     LORA,
     METHODS,
@@ -23,7 +21,9 @@ from tests.fixtures.conditions import (
     pipeline_for,
     promised,
 )
-from tests.fixtures.synthetic import never
+from benchmarks.support.tiny.synthetic import never
+from diffusers_flux_ext import Contribution, FluxCondition, FluxConditionedPipeline
+from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
 
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -51,7 +51,9 @@ class TestRegistry:
     def test_every_public_condition_is_there(self):
         public = {getattr(diffusers_flux_ext, name) for name in diffusers_flux_ext.__all__}
         conditions = {part for part in public if isinstance(part, type) and issubclass(part, FluxCondition)}
-        assert conditions - {FluxCondition} == {CASES[name].make for name in METHODS}
+        missing = conditions - {FluxCondition} - {CASES[name].make for name in METHODS}
+        assert not missing, "add a case to benchmarks/support/conditions/cases.py"
+        assert {CASES[name].make for name in METHODS} <= conditions
 
     @pytest.mark.parametrize("name", CASES)
     def test_every_input_is_changed_or_says_why_not(self, name):
@@ -64,6 +66,12 @@ class TestRegistry:
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0] < pair[1]], ids=title)
 def test_a_pair_is_the_same_in_both_orders(pair):
     torch.testing.assert_close(draw(*pair), draw(*pair[::-1]), **CLOSE)
+
+
+@pytest.mark.parametrize("other", [other for pair in PAIRS if pair[0] == "inpaint" for other in pair[1:]])
+def test_pixels_that_are_kept_are_pasted_in_either_order(other):
+    one, same = (draw(*pair, output_type="pt") for pair in (("inpaint", other), (other, "inpaint")))
+    torch.testing.assert_close(one, same, **CLOSE)
 
 
 @pytest.mark.slow
@@ -125,7 +133,9 @@ def test_batches_of_every_pair_of_methods_are_their_samples(pair):
     latents = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(5))
     prompts = ["a cat", "a tree"]
     pipe, conditions = pipeline_for(*pair), [CASES[name].build() for name in pair]
-    short = {"latents": latents, "conditions": conditions, "num_inference_steps": 2}
+    # Of these methods, inpainting alone changes pixels.
+    output_type = "pt" if "inpaint" in pair else "latent"
+    short = {"latents": latents, "conditions": conditions, "num_inference_steps": 2, "output_type": output_type}
     together = pipe(**call_kwargs(**short, prompt=prompts, num_images_per_prompt=2)).images
     for index in (0, 3):
         inputs = {"prompt": prompts[index // 2], "latents": latents[index : index + 1]}
@@ -201,7 +211,8 @@ class TestDocumentation:
 
     def test_the_table_has_a_row_for_every_condition(self):
         rows = {line.split("|")[1].strip() for line in self.PAGE.read_text().splitlines() if line.startswith("|")}
-        assert {f"`{name}`" for name in CASES} <= rows
+        missing = {f"`{name}`" for name in CASES} - rows
+        assert not missing, "run python -m benchmarks.composition_table --write docs/composition_table.md"
 
     def test_the_table_has_what_is_promised(self):
         text = self.PAGE.read_text()

@@ -10,6 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.support.conditions import CASES, METHODS, pipeline_for
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.ip_adapter import picture
+from benchmarks.support.tiny.redux import redux_modules
 from diffusers_flux_ext import (
     AttributeValues,
     Contribution,
@@ -28,10 +32,6 @@ from diffusers_flux_ext.condition import OUTSIDE_OF_MASK, Encoders, check_condit
 from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import call_kwargs, different, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import redux_modules
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)

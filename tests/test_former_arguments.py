@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 import pytest
 import torch
 
+from benchmarks.support.conditions import CASES
 from diffusers_flux_ext import AutoencoderKLFlux, EntityRegions, ReferenceImages
 from diffusers_flux_ext.former_arguments import former_arguments
 from diffusers_flux_ext.testing import tiny_vae
-from tests.fixtures.conditions import CASES
 
 
 @former_arguments({"mode": {True: "on", False: None}}, area="region", level="scale")

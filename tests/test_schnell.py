@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.lora_encoder import tiny_lora
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import FluxConditionedPipeline, enable_lora_fusion, load_timestep_lora
 from diffusers_flux_ext.testing import call_kwargs, different, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
-from tests.fixtures.lora_encoder import tiny_lora
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 
 FOUR_STEPS = {"num_inference_steps": 4}

@@ -6,6 +6,12 @@ from itertools import permutations
 import pytest
 import torch
 
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import face, tiny_identity_modules
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
+from benchmarks.support.tiny.synthetic import AddedText, ReplacedPrompt, never
 from diffusers_flux_ext import (
     AttributeValues,
     Contribution,
@@ -23,12 +29,6 @@ from diffusers_flux_ext import (
     extend_prompt,
 )
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import face, tiny_identity_modules
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.synthetic import AddedText, ReplacedPrompt, never
 
 
 LEFT, LENGTH, STEPS = (0.0, 0.0, 0.5, 1.0), 16, 3

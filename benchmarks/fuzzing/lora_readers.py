@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save, save_file
 
+from benchmarks.support.lora_files import FORMATS, LoRAFile, Sizes, cases, make
+from benchmarks.support.lora_files.readers import components
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     detect_lora_format,
@@ -21,9 +24,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
 from diffusers_flux_ext.testing import quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import FORMATS, LoRAFile, Sizes, cases, make
-from tests.fixtures.lora_files.readers import components
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 from .lora_mutations import LORA
 from .reader import Reader

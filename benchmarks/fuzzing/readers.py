@@ -11,8 +11,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.diffsynth.models import bfl_dit, bfl_vae, clip, prefixed, projector, published_llm, siglip, t5
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.infinite_you import tiny_projector
+from benchmarks.support.tiny.ip_adapter import XLABS, tiny_ip_adapter, xlabs_state_dict
+from benchmarks.support.tiny.lora_encoder import tiny_lora_encoder
+from benchmarks.support.tiny.lora_fusion import tiny_fusion
+from benchmarks.support.tiny.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
+from benchmarks.support.tiny.redux import tiny_redux_embedder
+from benchmarks.support.tiny.step1x import published_weights, tiny_connector
 from diffusers_flux_ext import (
     AttributeValueEncoder,
+    AutoencoderKLFlux,
     FluxExtControlNetModel,
     FluxExtTransformer2DModel,
     FluxIPAdapter,
@@ -30,17 +41,11 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.checkpoints.modules import read_weights_file
 from diffusers_flux_ext.cli.main import main as command
+from diffusers_flux_ext.diffsynth import ModelConfig
+from diffusers_flux_ext.diffsynth.loading import load_models
+from diffusers_flux_ext.models.text_encoders import load_clip_text, load_qwen_vl, load_siglip, load_t5_encoder
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.infinite_you import tiny_projector
-from tests.fixtures.ip_adapter import XLABS, tiny_ip_adapter, xlabs_state_dict
-from tests.fixtures.lora_encoder import tiny_lora_encoder
-from tests.fixtures.lora_fusion import tiny_fusion
-from tests.fixtures.nexus_gen import MERGER, published_decoder, tiny_adapter, tiny_merger
-from tests.fixtures.redux import tiny_redux_embedder
-from tests.fixtures.step1x import published_weights, tiny_connector
 
 from .reader import Reader
 
@@ -204,6 +209,10 @@ def _config(folder: Path) -> Path:
     return saved(lambda: tiny_transformer(0), "config.json")(folder)
 
 
+def _translated(path: Path) -> Any:
+    return load_models([ModelConfig(path=str(path))], torch.float32)
+
+
 CLASSES: tuple[tuple[str, str, Weights, Callable[[Path], Any]], ...] = (
     *(
         (f"transformer, {layout}", "model.safetensors", tiny_transformer_in(layout),
@@ -238,6 +247,16 @@ CLASSES: tuple[tuple[str, str, Weights, Callable[[Path], Any]], ...] = (
      lambda path: NexusGenEditingMerger.from_single_file(path, **SECTION)),
     ("nexus decoder", "edit_decoder.bin", lambda: published_decoder(tiny_transformer(0), tiny_merger()),
      lambda path: load_nexus_gen_decoder(path, **SECTION, **AXES)),
+    ("single clip", "clip.safetensors", lambda: prefixed(clip(), "text_model."), load_clip_text),
+    ("single t5", "t5.safetensors", lambda: t5().state_dict(), load_t5_encoder),
+    ("single siglip", "siglip.safetensors", lambda: prefixed(siglip(16), "vision_model."), load_siglip),
+    ("single qwen", "qwen.safetensors", lambda: published_llm("step1x"), load_qwen_vl),
+    ("single vae", "ae.safetensors", bfl_vae, AutoencoderKLFlux.from_single_file),
+    ("diffsynth, transformer", "flux1-dev.safetensors", bfl_dit, _translated),
+    ("diffsynth, vae", "ae.safetensors", bfl_vae, _translated),
+    ("diffsynth, t5", "t5.safetensors", lambda: t5().state_dict(), _translated),
+    ("diffsynth, projector", "image_proj_model.bin", lambda: {"image_proj": dict(projector().state_dict())},
+     _translated),
     ("weights file", "weights.pt", lambda: tiny_redux_embedder().state_dict(), read_weights_file),
 )  # fmt: skip
 

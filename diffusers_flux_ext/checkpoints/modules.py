@@ -13,7 +13,7 @@ from .messages import list_keys
 from .reading import DTYPES, check_state_dict, read_weights_file
 
 
-__all__ = ["FLOATS", "check_floating", "fill_module", "read_tensors", "read_weights_file"]
+__all__ = ["FLOATS", "check_floating", "check_shapes", "fill_module", "read_tensors", "read_weights_file"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FLOATS = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point)
@@ -59,6 +59,24 @@ def check_floating(dtypes: Mapping[str, torch.dtype]) -> None:
         )
 
 
+def check_shapes(model: nn.Module, given: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that tensors of these shapes are exactly those of a model.
+
+    Args:
+        model (`nn.Module`): The model, which may be on the meta device.
+        given (`Mapping[str, tuple[int, ...]]`): Shapes by its keys.
+
+    Raises:
+        ValueError: If tensors are missing, surplus or of another shape.
+    """
+    expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    wrong = sorted(key for key in expected | dict(given) if expected.get(key) != given.get(key))
+    if wrong:
+        raise ValueError(
+            f"These tensors are missing, surplus or of a wrong shape for {type(model).__name__}: {list_keys(wrong)}."
+        )
+
+
 def fill_module(
     model: ModuleT,
     weights: Mapping[str, torch.Tensor],
@@ -80,13 +98,7 @@ def fill_module(
         ValueError: if tensors are missing, surplus, of another shape, or not floating-point numbers.
     """
     wanted = model.state_dict()
-    expected = {key: tuple(weight.shape) for key, weight in wanted.items()}
-    given = {key: tuple(weight.shape) for key, weight in weights.items()}
-    wrong = sorted(key for key in expected | given if expected.get(key) != given.get(key))
-    if wrong:
-        raise ValueError(
-            f"These tensors are missing, surplus or of a wrong shape for {type(model).__name__}: {list_keys(wrong)}."
-        )
+    check_shapes(model, {key: tuple(weight.shape) for key, weight in weights.items()})
     check_floating({key: weights[key].dtype for key, weight in wanted.items() if weight.is_floating_point()})
     copies = {
         key: weight.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)

@@ -11,26 +11,10 @@ from typing import Any
 
 import torch
 from diffusers.loaders import FromOriginalModelMixin
-from safetensors import safe_open
 
-from .._compat import load_gguf_checkpoint, reads_single_files
+from .._compat import reads_single_files
 from .config import check_fit
-
-
-GGUF_MAGIC = b"GGUF"
-
-
-def is_gguf(source: Any) -> bool:
-    """Whether a source is a GGUF file, by its first bytes."""
-    if isinstance(source, Mapping) or not Path(source).is_file():
-        return False
-    with Path(source).open("rb") as file:
-        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
-
-
-def logical_shape(weight: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of the matrix that a tensor represents; GGUF stores each row as bytes."""
-    return tuple(getattr(weight, "quant_shape", weight.shape))
+from .tensors import open_tensors
 
 
 def load_quantised(
@@ -63,19 +47,26 @@ def load_quantised(
         the model, in eval mode.
 
     Raises:
+        TypeError: If `quantization_config` is something else.
         ValueError: If diffusers cannot quantise this class while loading; if keys are unknown or missing.
     """
+    if not hasattr(quantization_config, "quant_method"):
+        raise TypeError(
+            f"`quantization_config` is {quantization_config!r}; expected a config of diffusers, such as "
+            "`GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`."
+        )
     if not reads_single_files(model_class):
         raise ValueError(
             f"diffusers does not quantise {model_class.__name__} while it loads a single file. Leave out "
             f"`quantization_config`, save the model by `save_pretrained`, and quantise it by `from_pretrained`."
         )
     with ExitStack() as stack:
-        read = _reader(source, stack)
-        plan, config, layout = model_class.plan_load({key: logical_shape(read[key]) for key in read}, overrides)
+        read = stack.enter_context(open_tensors(source))
+        tensors = read.select(model_class.own_keys(read.shapes))
+        plan, config, layout = model_class.plan_load(tensors.shapes, overrides)
         with torch.device("meta"):
             check_fit(model_class(**config), plan, layout)
-        weights = {key: recipe.build(read.__getitem__) for key, recipe in plan.items()}
+        weights = {key: recipe.build(tensors.read) for key, recipe in plan.items()}
         folder = stack.enter_context(TemporaryDirectory())
         # diffusers' class takes a config only from a folder.
         Path(folder, "config.json").write_text(json.dumps({"_class_name": model_class.__name__, **config}))
@@ -83,15 +74,3 @@ def load_quantised(
         return load(
             model_class, weights, config=folder, quantization_config=quantization_config, dtype=dtype, device=device
         )
-
-
-def _reader(source: str | Path | Mapping[str, torch.Tensor], stack: ExitStack) -> Mapping[str, torch.Tensor]:
-    if isinstance(source, Mapping):
-        return source
-    if is_gguf(source):
-        try:
-            return load_gguf_checkpoint(str(source))
-        except (ValueError, KeyError, IndexError) as error:
-            raise ValueError(f"`{source}` is not an intact GGUF file: {error}") from error
-    file = stack.enter_context(safe_open(source, framework="pt", device="cpu"))
-    return {key: file.get_tensor(key) for key in file.keys()}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from .config import check_fit
+from .gguf_files import is_gguf
 from .hub import HUB_ARGUMENTS, local_file
 from .layouts import Shapes, TensorRecipe, TransformerLayout
 from .messages import naming
 from .modules import check_floating
-from .quantised import is_gguf, load_quantised
-from .reading import DTYPES, check_state_dict, open_safetensors
+from .quantised import load_quantised
+from .reading import check_state_dict, open_safetensors
 from .sizes import build_empty
+from .tensors import COMPUTED, tensors_of, tensors_of_mapping
 
 
 ModelT = TypeVar("ModelT", bound="SingleFileMixin")
@@ -43,6 +45,18 @@ class SingleFileMixin:
             ValueError: If keys are unknown or missing; if shapes do not fit together.
             TypeError: If an override is not an argument of the constructor.
         """
+
+    @classmethod
+    def own_keys(cls, keys: Iterable[str]) -> Mapping[str, str]:
+        """Select the keys of a file that this model reads; all of them unless a class says otherwise.
+
+        Args:
+            keys (`Iterable[str]`): All keys of the file.
+
+        Returns:
+            `Mapping[str, str]`: The keys by what [`plan_load`] knows them as.
+        """
+        return {key: key for key in keys}
 
     @classmethod
     def from_state_dict(
@@ -75,9 +89,11 @@ class SingleFileMixin:
             TypeError: If an override is not an argument of the constructor.
         """
         check_state_dict(state_dict)
-        check_floating({key: tensor.dtype for key, tensor in state_dict.items()})
-        shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-        return cls._from_tensors(shapes, state_dict.__getitem__, overrides, torch_dtype, device)
+        tensors = tensors_of_mapping(state_dict).without_scales()
+        tensors = tensors.select(cls.own_keys(tensors.shapes))
+        check_floating(tensors.dtypes)
+        dtype = torch_dtype or (COMPUTED if tensors.is_scaled else None)
+        return cls._from_tensors(tensors.shapes, tensors.read, overrides, dtype, device)
 
     @classmethod
     def from_single_file(
@@ -102,7 +118,8 @@ class SingleFileMixin:
                 Path of a safetensors or GGUF file, whatever its suffix (`.safetensors`, `.sft`, `.gguf`), or a link to
                 one on the Hub. A mapping goes to [`from_state_dict`].
             torch_dtype (`torch.dtype`, *optional*):
-                Dtype of the model; that of each tensor of the file by default.
+                Dtype of the model; by default that of each tensor of the file, or bfloat16 for weights in 8 bits with
+                scales beside them (`scale_weight`, `weight_scale`).
             device (`str` or `torch.device`, *optional*):
                 Device of the model; CPU by default.
             dtype (`torch.dtype`, *optional*):
@@ -144,12 +161,11 @@ class SingleFileMixin:
         if isinstance(source, Mapping):
             return cls.from_state_dict(source, **arguments)
         with naming(source), open_safetensors(source) as reader:
-            slices = {key: reader.get_slice(key) for key in reader.keys()}
-            check_floating({key: DTYPES[piece.get_dtype()] for key, piece in slices.items()})
-            shapes = {key: tuple(piece.get_shape()) for key, piece in slices.items()}
-            return cls._from_tensors(
-                shapes, reader.get_tensor, overrides, arguments["torch_dtype"], arguments["device"]
-            )
+            tensors = tensors_of(reader).without_scales()
+            tensors = tensors.select(cls.own_keys(tensors.shapes))
+            check_floating(tensors.dtypes)
+            dtype = arguments["torch_dtype"] or (COMPUTED if tensors.is_scaled else None)
+            return cls._from_tensors(tensors.shapes, tensors.read, overrides, dtype, arguments["device"])
 
     @classmethod
     def _read_config(cls, config: str | Path, subfolder: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:

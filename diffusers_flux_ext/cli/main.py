@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..methods.installed import GROUP, load_installed_methods
 from .checks import check_demo, check_generate, check_lora, check_plan
 from .convert import add_convert_command, check_convert, run_convert
 from .devices import check_device
@@ -120,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit code: 0 done, 1 the work failed, 2 the command line is wrong, 130 interrupted.
     """
+    _load_installed_methods()
     args = build_parser().parse_args(arguments)
     # Prefix of messages.
     args.title = " ".join(["flux-ext", args.command, *filter(None, [getattr(args, "lora_command", None)])])
@@ -133,6 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A progress bar may have left its line open.
         sys.stderr.write(f"\n{args.title}: interrupted\n")
         return 130
+
+
+def _load_installed_methods() -> None:
+    for entry, error in load_installed_methods().items():
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        sys.stderr.write(f"flux-ext: the entry point `{entry}` of {GROUP!r} is left out: {reason}\n")
 
 
 def _run_quietly(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:

@@ -17,6 +17,7 @@ EXAMPLES = """\
 examples:
   flux-ext plan --vram 8 --size 1024 --method eligen
   flux-ext plan --vram 12 --method kontext=2 --method controlnet --storage fp8
+  flux-ext plan --vram 6 --quantization gguf-q4_k --quantization text_encoder_2=gguf-q8_0
   flux-ext plan --model ./my-flux --vram 16 --size 1536x1024 --batch 2 --json
   flux-ext plan --list-methods
 
@@ -54,6 +55,13 @@ def add_plan_command(commands: Any) -> argparse.ArgumentParser:
     )
     add("--text-tokens", type=parse_positive, help="text tokens of a prompt (default: 512; tiny: 32)")
     add("--storage", choices=sorted(STORAGE), help="store the blocks of transformer and ControlNets in 8 bits")
+    add(
+        "--quantization",
+        action="append",
+        default=[],
+        metavar="[MODEL=]KIND",
+        help="how the transformer, or MODEL, is quantised: gguf-q8_0, gguf-q4_k and other GGUF, int8, int4, fp8",
+    )
     add("--ram", type=parse_gib, metavar="GIB", help="budget of host memory; what is over goes to disk")
     add("--json", action="store_true", help="print JSON for programs")
     add("--list-methods", action="store_true", help="print the methods")
@@ -74,6 +82,19 @@ def parse_method(value: str) -> tuple[str, int | None]:
     """
     name, separator, number = value.partition("=")
     return name, parse_positive(number) if separator else None
+
+
+def parse_quantization(values: list[str]) -> dict[str, str]:
+    """Read `KIND`, which is for the transformer, and `MODEL=KIND`.
+
+    Args:
+        values (`list[str]`): What was given to `--quantization`.
+
+    Returns:
+        `dict[str, str]`: The kinds by the models' names.
+    """
+    parts = [value.rpartition("=") for value in values]
+    return {model or "transformer": kind.lower() for model, _, kind in parts}
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -109,6 +130,7 @@ def run_plan(args: argparse.Namespace) -> int:
             width=width,
             batch=args.batch,
             storage_dtype=getattr(torch, STORAGE[args.storage]) if args.storage else None,
+            quantization=parse_quantization(args.quantization),
             ram_budget_gib=args.ram,
             offload_dir="offload" if args.ram else None,
             max_sequence_length=args.text_tokens or sizes["max_sequence_length"],

@@ -168,3 +168,30 @@ def _limit(vram_limit: float | None, device: str) -> float:
             "Without `vram_limit` the card's size is the limit, and there is no card here. Give it in GiB."
         )
     return torch.cuda.mem_get_info(device)[1] / GIB
+
+
+def vram_arguments(
+    configs: Mapping[str, Mapping[str, Any]], vram_limit: float | None, dtype: torch.dtype, device: Any
+) -> dict[str, Any] | None:
+    """Return the arguments of `enable_vram_budget` for the models of a pipeline whose configs ask for it.
+
+    Args:
+        configs (`Mapping[str, Mapping[str, Any]]`): The fields of VRAM management by component.
+        vram_limit (`float`, *optional*): GiB; the card's size by default.
+        dtype (`torch.dtype`): What the pipeline computes in.
+        device (`str` or `torch.device`): Where it computes.
+
+    Returns:
+        `dict[str, Any]`, or `None` if no config has both `offload_device` and `offload_dtype`.
+
+    Raises:
+        ValueError: if the configs cannot be met.
+    """
+    defaults = {"computation_dtype": dtype, "computation_device": device}
+    managed = {
+        name: {key: value for key, value in config.items() if value is not None}
+        | {key: value for key, value in defaults.items() if config.get(key) is None}
+        for name, config in configs.items()
+        if config.get("offload_device") is not None and config.get("offload_dtype") is not None
+    }
+    return vram_plan_from_diffsynth(managed, vram_limit) if managed else None

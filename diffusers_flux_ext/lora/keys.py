@@ -321,6 +321,12 @@ def parse_lora_key(key: str) -> LoRAKey | None:
     Returns:
         `LoRAKey`, or `None` if it is not a key of a FLUX.1 LoRA.
     """
+    # Files name the same layers; a key that is too long to be one of them would only take room.
+    return _parse(key) if len(key) < 300 else _parse.__wrapped__(key)
+
+
+@lru_cache(maxsize=2**14)
+def _parse(key: str) -> LoRAKey | None:
     prefix, rest, component = _strip_prefix(key)
     for pattern, part in _SUFFIXES:
         match = pattern.search(rest)

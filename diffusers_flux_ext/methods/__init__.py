@@ -5,8 +5,8 @@ To add a method, write its folder and name the folder in `_FOLDERS`; a package o
 
 import importlib
 
-from .._registration import register
-from .method import Method, Release, Trainable
+from .._registration import BASES, register
+from .method import Method, Release, Trainable, resolve
 
 
 # In the order of the documentation.
@@ -44,7 +44,10 @@ def add(method: Method) -> Method:
         ValueError: if its folder, or a name that it exports, releases or trains is already taken by another method.
     """
     if method.folder in METHODS:
-        raise ValueError(f"There is already a method in a folder named {method.folder!r}. Choose another name.")
+        raise ValueError(
+            f"The method {method.name!r} is in a folder named {method.folder!r}, and so is one of "
+            f"`{METHODS[method.folder].package}`. Choose another name."
+        )
     for what in ("public_names", "releases", "trains"):
         own = _names(method, what)
         taken = {name for other in METHODS.values() for name in _names(other, what)}
@@ -69,8 +72,8 @@ def register_method(method: Method) -> Method:
         `Method`: the same.
 
     Raises:
-        AttributeError: if a file of the method lacks a name that the record exports.
-        ValueError: if a method or a public name of this name exists already.
+        AttributeError: if a file of the method lacks a name that the record exports or refers to.
+        ValueError: if a method or a public name of this name exists already, or a reference is malformed.
     """
     for file, names in method.exports.items():
         module = importlib.import_module(f".{file}", method.package)
@@ -80,12 +83,17 @@ def register_method(method: Method) -> Method:
                 f"The method {method.name!r} exports {missing}, which `{module.__name__}` does not define. Correct "
                 f"`exports`."
             )
+    for reference in method.references:
+        resolve(method.package, reference)
     add(method)
-    # diffusers looks classes up in the outermost package of the module that defines them.
+    # diffusers looks classes up in the outermost package of the module that defines them, and with them the base
+    # classes that say how they are loaded.
     package = importlib.import_module(method.package.partition(".")[0])
-    for name in method.public_names:
+    found = {name: find(method, name) for name in method.public_names}
+    found |= {name: getattr(importlib.import_module("diffusers"), name) for name in BASES}
+    for name, value in found.items():
         if not hasattr(package, name):
-            setattr(package, name, find(method, name))
+            setattr(package, name, value)
     register(package, method.pipelines, method.loadable)
     return method
 

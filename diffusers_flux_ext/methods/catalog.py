@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,9 @@ from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 from ..checkpoints.messages import naming
 from ..checkpoints.model_configs import building, read_model_config
 from ..checkpoints.pipeline_folders import check_types
+from ..models.planned_packing import pack_on_paper
 from ..models.released import VAE, clip_text, t5_text
+from ..offload.blocks import streamable_blocks
 from ..offload.budget.plan import VRAMPlan
 from ..offload.budget.planner import plan_vram
 from .method import Release
@@ -93,7 +95,11 @@ def _read_config(model: str, name: str, read: Callable[..., Any], kind: Any = No
 
 
 def plan_methods(
-    methods: Sequence[tuple[str, int | None]] = (), model: str = FLUX_DEV, budget_gib: float = 8, **kwargs: Any
+    methods: Sequence[tuple[str, int | None]] = (),
+    model: str = FLUX_DEV,
+    budget_gib: float = 8,
+    quantization: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> VRAMPlan:
     """Plan several methods together from sizes alone, without loading weights.
 
@@ -102,6 +108,9 @@ def plan_methods(
             Names of [`~releases.releases`], each with how many entities, references, images and so on.
         model (`str`, *optional*, defaults to `"FLUX.1-dev"`): See [`flux_models`].
         budget_gib (`float`, *optional*, defaults to 8): The budget.
+        quantization (`Mapping[str, str]`, *optional*):
+            How models are quantised, by their names: `{"transformer": "gguf-q4_k", "text_encoder_2": "gguf-q8_0"}`.
+            The kinds are those of [`~models.planned_packing.KINDS`].
         kwargs: The other arguments of [`plan_vram`].
 
     Returns:
@@ -115,6 +124,10 @@ def plan_methods(
     known = releases()
     chosen = [(known[name], count) for name, count in methods]
     models = flux_models(model, **_changes([release for release, _ in chosen]))
+    for name, kind in (quantization or {}).items():
+        if name not in models:
+            raise ValueError(f"`quantization` names {name!r}, but the models are {sorted(models)}.")
+        pack_on_paper(models[name], kind, streamable_blocks(models[name]))
     for release, _ in chosen:
         models |= {name: on_meta(make) for name, make in released_modules(release.name).items()}
     added = [release.demand(release.count if count is None else count) for release, count in chosen]

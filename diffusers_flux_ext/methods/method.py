@@ -46,8 +46,10 @@ class Trainable:
     """A module of a method that can be trained. References name an object as `".file:name"`, see [`resolve`].
 
     Attributes:
-        module (`str`): Its class.
-        make (`str`): Makes an untrained one: a function that takes the transformer, and sizes as keyword arguments.
+        module (`str`): Its class, one with a config: diffusers' `ModelMixin` and `ConfigMixin`.
+        make (`str`):
+            Makes an untrained one: a function that takes the transformer, and sizes as arguments that are given by
+            keyword only (`def make(transformer, *, num_tokens=4)`).
         files (`str`, *optional*):
             Spells its weights as the method's published files do: a function that takes the module and its state dict
             and returns state dicts by file name. By default there is one file with the module's own names.
@@ -67,8 +69,10 @@ class Method:
         name (`str`): Its published name.
         about (`str`): What it is for, in a few words.
         state (`str`): What its results were compared with.
-        page (`str`): Its page in `docs/`, without the suffix.
-        exports (`Mapping[str, Sequence[str]]`): Public names by file of the folder.
+        page (`str`): Its page in `docs/`, without the suffix; read in this repository only.
+        exports (`Mapping[str, Sequence[str]]`):
+            Public names by file of the folder. Conditions stand in the file `"condition"`, where training looks for
+            them; names of pipelines end in `Pipeline`.
         loadable (`Sequence[str]`): Public classes with `save_pretrained` that do not derive from diffusers' classes.
         converters (`Mapping[str, str]`):
             Commands that convert its published files, by the name after `flux-ext convert`: `".file:name"` of a
@@ -103,6 +107,14 @@ class Method:
         """Its pipeline classes."""
         return [name for name in self.public_names if name.endswith("Pipeline")]
 
+    @property
+    def references(self) -> list[str]:
+        """Everything that the record refers to."""
+        found = list(self.converters.values())
+        found += [reference for release in self.releases for reference in release.modules.values()]
+        trained = [reference for each in self.trains.values() for reference in (each.module, each.make, each.files)]
+        return [*found, *filter(None, trained)]
+
     def modules(self, release: Release) -> dict[str, Any]:
         """Return what makes the modules of a release, by the modules' names."""
         return {name: resolve(self.package, reference) for name, reference in release.modules.items()}
@@ -123,6 +135,21 @@ def resolve(package: str, reference: str) -> Any:
 
     Returns:
         `Any`
+
+    Raises:
+        ValueError: if it is not a module and a name.
+        AttributeError: if the module does not define the name.
     """
     module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module, package), name)
+    if not module or not name:
+        raise ValueError(
+            f"The record of `{package}` has the reference {reference!r}; expected a module and a name in it, such as "
+            f"'.model:MyModel' or 'diffusers:ReduxImageEncoder'."
+        )
+    found = importlib.import_module(module, package)
+    if not hasattr(found, name):
+        raise AttributeError(
+            f"The record of `{package}` has the reference {reference!r}, but `{found.__name__}` does not define "
+            f"`{name}`. Correct the reference."
+        )
+    return getattr(found, name)

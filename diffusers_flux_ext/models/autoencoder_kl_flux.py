@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..checkpoints.hub import HUB_ARGUMENTS, local_file
 from ..checkpoints.stock_config import StockConfigMixin
+from ..checkpoints.vae import read_vae
 from ..former_arguments import former_arguments
 from .tiling import TileGrid
 
@@ -104,6 +108,51 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
         super().__init__(**arguments)
         self.hand_on_defaults()
         self._set_tiles(DEFAULT_TILE_SIZE, None, ramp_image_borders=False)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | Path | Mapping[str, torch.Tensor],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        config: str | Path | None = None,
+        subfolder: str | None = None,
+        **overrides: Any,
+    ) -> AutoencoderKLFlux:
+        """Make a model from one file, alone or beside other models; nothing but links is fetched.
+
+        Args:
+            pretrained_model_link_or_path_or_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`):
+                A safetensors file with the names of diffusers, Black Forest Labs (`ae.safetensors`) or ComfyUI, a link
+                to one on the Hub, or a state dict.
+            torch_dtype (`torch.dtype`, *optional*): Data type of the model; that of each tensor by default.
+            device (`str` or `torch.device`, *optional*): Device of the model; CPU by default.
+            dtype (`torch.dtype`, *optional*): The newer name of `torch_dtype`.
+            config (`str` or `Path`, *optional*): A folder or repository whose config replaces the inferred one.
+            subfolder (`str`, *optional*): The config's subfolder, such as `"vae"`.
+            overrides:
+                Arguments of the constructor that replace inferred ones, such as `norm_num_groups=4`; and `cache_dir`,
+                `force_download`, `local_files_only`, `token` and `revision` for links.
+
+        Returns:
+            `AutoencoderKLFlux`: in eval mode.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds no autoencoder, or a broken one; if `norm_num_groups` is needed.
+            TypeError: If an override is not an argument of the constructor.
+        """
+        hub = {name: overrides.pop(name) for name in HUB_ARGUMENTS if name in overrides}
+        source = pretrained_model_link_or_path_or_dict
+        if not isinstance(source, Mapping):
+            source = local_file(source, hub)
+        if config is not None:
+            hub.pop("revision", None)
+            loaded = cls.load_config(config, subfolder=subfolder, **hub)
+            overrides = {**{name: value for name, value in loaded.items() if name[0] != "_"}, **overrides}
+        return read_vae(source, cls, torch_dtype=dtype or torch_dtype, device=device, **overrides)
 
     @property
     def cell_size(self) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from ..attention.processor import set_regional_processors
 from ..caches.tea_cache import TeaCacheConfig, apply_tea_cache, remove_tea_cache
+from ..checkpoints.all_in_one import transformer_keys
 from ..checkpoints.config import RELEASED_AXES, infer_transformer_config
 from ..checkpoints.layouts import (
     CONNECTOR,
@@ -22,6 +24,7 @@ from ..checkpoints.layouts import (
     plan_transformer_conversion,
 )
 from ..checkpoints.model_configs import CheckedConfigMixin
+from ..checkpoints.packed_weights import QUANTO, check_not_nunchaku, check_not_packed, packings
 from ..checkpoints.single_file import SingleFileMixin
 
 
@@ -94,6 +97,38 @@ class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransfo
         )
         set_regional_processors(self)
 
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        skip_modules_pattern: tuple[str, ...] | None = None,
+        skip_modules_classes: tuple[type[torch.nn.Module], ...] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        """See [`~diffusers.ModelMixin.enable_layerwise_casting`]; refused for quantised weights, which it destroys.
+
+        Args:
+            storage_dtype (`torch.dtype`, *optional*, defaults to `torch.float8_e4m3fn`): Data type of the weights.
+            compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking: As there.
+
+        Raises:
+            ValueError: If the model is quantised.
+        """
+        check_not_packed(self, f"be stored in {storage_dtype} as well", "Leave the casting out.")
+        super().enable_layerwise_casting(
+            storage_dtype, compute_dtype, skip_modules_pattern, skip_modules_classes, non_blocking
+        )
+
+    def fuse_qkv_projections(self) -> None:
+        """See [`~diffusers.FluxTransformer2DModel.fuse_qkv_projections`]; refused where weights cannot be joined.
+
+        Raises:
+            ValueError: If the model is quantised by anything but optimum-quanto.
+        """
+        if set(packings(self)) - {QUANTO}:
+            check_not_packed(self, "have its projections fused", "It runs with separate ones.")
+        super().fuse_qkv_projections()
+
     def enable_cache(self, config: Any) -> None:
         """Run with a cache: any of diffusers' configs, or a [`TeaCacheConfig`]."""
         if isinstance(config, TeaCacheConfig):
@@ -107,6 +142,13 @@ class FluxExtTransformer2DModel(SingleFileMixin, CheckedConfigMixin, FluxTransfo
             remove_tea_cache(self)
         else:
             super().disable_cache()
+
+    @classmethod
+    def own_keys(cls, keys: Iterable[str]) -> Mapping[str, str]:
+        """See [`SingleFileMixin.own_keys`]; files of ComfyUI hold text encoders and the VAE as well."""
+        keys = list(keys)
+        check_not_nunchaku(keys)
+        return transformer_keys(keys)
 
     @classmethod
     def plan_load(

@@ -10,6 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from ..checkpoints.packed_weights import stored_bytes
+
 
 # What diffusers casts and offloads leaf by leaf.
 LEAVES: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -75,14 +77,14 @@ def tensor_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) ->
     """
     cast = set() if storage_dtype is None else castable_weights(module)
     return sum(
-        each.numel() * (storage_dtype.itemsize if storage_dtype and id(each) in cast else each.element_size())
+        each.numel() * storage_dtype.itemsize if storage_dtype and id(each) in cast else stored_bytes(each)
         for each in chain(module.parameters(), module.buffers())
     )
 
 
 def rest_bytes(module: nn.Module) -> int:
     """Count the bytes outside the blocks."""
-    return sum(each.numel() * each.element_size() for each in chain(*rest_tensors(module)))
+    return sum(map(stored_bytes, chain(*rest_tensors(module))))
 
 
 def castable_leaves(module: nn.Module) -> Iterator[nn.Module]:
@@ -108,7 +110,7 @@ def leaf_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> l
         own = [*leaf.parameters(recurse=False), *leaf.buffers(recurse=False)]
         if own:
             stored = storage_dtype.itemsize if storage_dtype and id(leaf) in castable else None
-            sizes.append(sum(each.numel() * (stored or each.element_size()) for each in own))
+            sizes.append(sum(each.numel() * stored if stored else stored_bytes(each) for each in own))
     return sizes
 
 

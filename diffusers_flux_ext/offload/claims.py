@@ -8,12 +8,17 @@ from typing import Any
 from torch import nn
 
 from .._compat import vram_budget_of
+from ..checkpoints.packed_weights import BITSANDBYTES, QUANTO, packings
 
 
 _WAYS_OUT = {
     "accelerate": "Take that away first: `pipe.remove_all_hooks()` ends model and sequential offload.",
     "group offloading": "Load it again first: what is group offloaded by diffusers cannot be placed otherwise.",
 }
+
+
+# Their tensors hold others, which stay behind when diffusers' groups of weights are moved.
+_IMMOVABLE = {BITSANDBYTES, QUANTO}
 
 
 def budget_suspended(module: nn.Module) -> AbstractContextManager[Any]:
@@ -40,3 +45,22 @@ def check_unclaimed(module: nn.Module, name: str | None = None, model_offload: b
         if other is not None:
             what = f"This {type(module).__name__}" if name is None else repr(name)
             raise ValueError(f"{what} is offloaded by {other} already. {_WAYS_OUT[other]}")
+
+
+def check_movable(module: nn.Module, name: str) -> None:
+    """Raise if a module's weights cannot come to the card and leave it in parts.
+
+    Args:
+        module (`torch.nn.Module`): The module.
+        name (`str`): What the error calls it.
+
+    Raises:
+        ValueError: if bitsandbytes or optimum-quanto quantised it.
+    """
+    found = sorted(_IMMOVABLE & set(packings(module)))
+    if found:
+        raise ValueError(
+            f"{name!r} is quantised by {found[0]}, whose weights do not move in parts, so no VRAM budget can hold it. "
+            "Keep it on the card, with `pipe.to(...)` or `pipe.enable_model_cpu_offload()`; or quantise it as GGUF or "
+            "by torchao, which a budget moves."
+        )

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._compat import is_stored_in_fewer_bits
+from ..checkpoints.packed_weights import check_not_nunchaku, check_not_packed
 from ..inputs.checks import check_callable, check_choice, check_flag, check_generators, read_texts, shown
 from ..inputs.numbers import check_embeds, check_finite, read_count, read_number
 
@@ -17,6 +19,21 @@ LARGEST_SIDE = 65_536
 MOST_STEPS = 1_000_000
 MOST_IMAGES = 4096
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", None)
+
+
+def check_storage(transformer: torch.nn.Module) -> None:
+    """Raise a `ValueError` if conditions cannot run on the weights of a transformer.
+
+    Those are nunchaku's, and quantised ones that diffusers stores in 8 bits, which destroys them without an error.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer.
+    """
+    check_not_nunchaku((), type(transformer))
+    if is_stored_in_fewer_bits(transformer):
+        check_not_packed(
+            transformer, "run with layerwise casting", "Load it again without `enable_layerwise_casting`."
+        )
 
 
 def _check_prompt(what: str, value: Any) -> None:

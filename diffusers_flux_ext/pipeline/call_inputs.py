@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxPipeline
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from PIL import Image
 
@@ -142,6 +143,19 @@ def is_schnell(pipe: FluxPipeline) -> bool:
     schedule = pipe.scheduler.config
     unshifted = not schedule.get("use_dynamic_shifting", False) and schedule.get("shift", 1.0) == 1.0
     return unshifted and not pipe.transformer.config.guidance_embeds
+
+
+def image_processor_of(pipe: FluxPipeline) -> VaeImageProcessor:
+    """Make the processor of the images of a call and of its conditions.
+
+    Args:
+        pipe (`FluxPipeline`): Gives the size of tokens and the VAE.
+
+    Returns:
+        `VaeImageProcessor`: it knows the latents' number of channels, since latents may be given instead of an image.
+    """
+    channels = pipe.vae.config.latent_channels if pipe.vae is not None else 16
+    return VaeImageProcessor(vae_scale_factor=pipe.vae_scale_factor * 2, vae_latent_channels=channels)
 
 
 def canvas_size(pipe: FluxPipeline, height: int | None, width: int | None) -> tuple[int, int]:

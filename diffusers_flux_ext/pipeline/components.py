@@ -53,6 +53,9 @@ def extends_init(base: type) -> Callable[[CallT], CallT]:
 
     Returns:
         `Callable`: a decorator.
+
+    Raises:
+        TypeError: if a component has no annotation.
     """
 
     def decorate(init: CallT) -> CallT:
@@ -61,6 +64,12 @@ def extends_init(base: type) -> Callable[[CallT], CallT]:
         added = [part.replace(kind=part.POSITIONAL_OR_KEYWORD) for part in own]
         init.__signature__ = inspect.Signature([*shown, *added], return_annotation=None)  # type: ignore[attr-defined]
         names = {part.name for part in own}
+        bare = sorted(names - init.__annotations__.keys())
+        if bare:
+            raise TypeError(
+                f"The components {bare} of `{init.__qualname__}` have no annotation, from which diffusers learns what "
+                f"fits. Annotate them with their classes."
+            )
         inherited = typing.get_type_hints(base.__init__)  # type: ignore[misc]
         init.__annotations__ = inherited | {name: init.__annotations__[name] for name in names}
         return init

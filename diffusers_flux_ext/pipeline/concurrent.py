@@ -44,14 +44,54 @@ def may_run_at_once(call: CallT) -> CallT:
 @contextmanager
 def _entered(pipe: Any, conditions: Any) -> Iterator[Any]:
     with starting_calls() as calls:
-        if any(other.pipe is pipe or other.pipe.scheduler is pipe.scheduler for other in calls):
+        if any(_shares_scheduler(pipe, other) for other in calls):
             pipe = _with_own_scheduler(pipe)
-        call = Call(pipe, _modules(pipe, conditions))
-        for other in calls:
-            _check_modules_serve_both(call, other)
-        calls.append(call)
-    try:
+        call = _listed(pipe, conditions, calls)
+    with _ending(call):
         yield pipe
+
+
+@contextmanager
+def loop_of_stock_pipeline(pipe: Any, conditions: Any) -> Iterator[None]:
+    """Count the loop of a pipeline of diffusers, which cannot be copied, among the running calls.
+
+    Args:
+        pipe (`DiffusionPipeline`): The pipeline; its scheduler has been set.
+        conditions (`Sequence[FluxCondition]`): Its conditions.
+
+    Raises:
+        RuntimeError: if a running call uses the same scheduler, or modules that serve one call at a time.
+    """
+    with starting_calls() as calls:
+        for other in calls:
+            if _shares_scheduler(pipe, other):
+                raise RuntimeError(
+                    f"The {type(pipe.scheduler).__name__} of this {type(pipe).__name__} is in use by a running call "
+                    f"of {type(other.pipe).__name__}. Give the pipeline a scheduler of its own: `pipe.scheduler = "
+                    f"{type(pipe.scheduler).__name__}.from_config(pipe.scheduler.config)`; one pipeline of diffusers "
+                    f"makes one call at a time."
+                )
+        call = _listed(pipe, conditions, calls)
+    with _ending(call):
+        yield
+
+
+def _shares_scheduler(pipe: Any, other: Call) -> bool:
+    return other.pipe is pipe or other.pipe.scheduler is pipe.scheduler
+
+
+def _listed(pipe: Any, conditions: Any, calls: list[Call]) -> Call:
+    call = Call(pipe, _modules(pipe, conditions))
+    for other in calls:
+        _check_modules_serve_both(call, other)
+    calls.append(call)
+    return call
+
+
+@contextmanager
+def _ending(call: Call) -> Iterator[None]:
+    try:
+        yield
     finally:
         with starting_calls() as calls:
             calls.remove(call)

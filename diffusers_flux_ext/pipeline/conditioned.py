@@ -12,7 +12,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from transformers import (
     CLIPImageProcessor,
@@ -39,12 +39,13 @@ from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.apply import VRAMBudgetMixin
-from .call_checks import check_arguments
+from .call_checks import check_arguments, check_storage
 from .call_inputs import (
     PromptInputs,
     canvas_size,
     check_prompts,
     count_prompts,
+    image_processor_of,
     ip_adapter_kwargs,
     is_guided,
     set_timesteps,
@@ -54,12 +55,15 @@ from .call_inputs import (
 from .components import share_components
 from .concurrent import may_run_at_once
 from .loop import DenoisingLoopMixin
+from .single_file import SingleFilePipelineMixin
 
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
-class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline):
+class FluxConditionedPipeline(
+    SingleFilePipelineMixin, FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline
+):
     r"""FLUX.1 with any set of conditions in one denoising loop.
 
     Without conditions it computes what [`~diffusers.FluxPipeline`] computes, and with `image` what
@@ -80,6 +84,9 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
     """
 
     _loop_components: tuple[str, ...] = ("transformer",)
+    # What a translation of another library's pipeline decides differently.
+    _is_guided = staticmethod(is_guided)
+    _starting_latents = starting_latents
 
     def __init__(
         self,
@@ -104,11 +111,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        # Image latents may be given instead of an image, so the processor must know their number of channels.
-        self.image_processor = VaeImageProcessor(
-            vae_scale_factor=self.vae_scale_factor * 2,
-            vae_latent_channels=self.vae.config.latent_channels if self.vae is not None else 16,
-        )
+        self.image_processor = image_processor_of(self)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
@@ -262,7 +265,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         )
         batch_size = count_prompts(prompt, prompt_embeds)
         given, negative = given.matching(batch_size), negative.matching(batch_size, "negative_")
-        guided = is_guided(true_cfg_scale, negative)
+        guided = self._is_guided(true_cfg_scale, negative)
         check_prompts(self, given, negative, batch_size, mask_padding, guided)
         warn_of_long_texts(self, given, max_sequence_length)
         if generator is not None:
@@ -275,6 +278,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         # Asking for the device walks through every module of the pipeline.
         device = self._execution_device
         check_caches(self.transformer, guided)
+        check_storage(self.transformer)
         settings = (device, num_images_per_prompt, max_sequence_length, mask_padding)
         cond, uncond = self._encode(given, *settings), None
         if guided:
@@ -294,7 +298,7 @@ class FluxConditionedPipeline(FluxExtLoraLoaderMixin, VRAMBudgetMixin, Denoising
         )
         timesteps = set_timesteps(self, num_inference_steps, sigmas, None if image is None else strength, canvas)
         self._num_timesteps = len(timesteps)
-        latents, latent_ids, noise = starting_latents(self, image, latents, timesteps[0], canvas, generator)
+        latents, latent_ids, noise = self._starting_latents(image, latents, timesteps[0], canvas, generator)
         canvas = replace(canvas, noise=noise)
         adapter_kwargs = ip_adapter_kwargs(
             self,

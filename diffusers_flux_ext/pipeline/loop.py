@@ -7,27 +7,12 @@ from typing import Any
 import torch
 
 from ..attention.processor import regional_attention
-from ..caches.rules import CacheWatch
-from ..denoise import DenoisingStep, PlanCache, PromptEmbeds, predict_velocity
+from ..denoise import DenoisingStep, PromptEmbeds
 from ..encoded import EncodedConditions
 from ..sequence import Contribution
 from .call_checks import read_callback
+from .calls import LoopCalls, next_timestep
 from .concurrent import check_schedule
-
-
-class _Calls:
-    """The calls of the transformer in one loop, which share attention plans and the state of caches."""
-
-    def __init__(self, pipe: Any, encoded: EncodedConditions) -> None:
-        self._pipe, self._encoded = pipe, encoded
-        self._plans, self._watch = PlanCache(), CacheWatch(pipe.transformer)
-
-    def velocity(self, step: DenoisingStep, adapter_kwargs: dict[str, Any]) -> torch.Tensor:
-        step = self._encoded.with_prompt(step)
-        given = Contribution(attention_kwargs={**self._pipe._joint_attention_kwargs, **adapter_kwargs})
-        contributions = [given, *self._encoded.contributions(step)]
-        with self._watch.running(step, contributions):
-            return predict_velocity(self._pipe.transformer, step, contributions, self._plans)
 
 
 class DenoisingLoopMixin:
@@ -39,6 +24,7 @@ class DenoisingLoopMixin:
     interrupt: bool
     progress_bar: Callable[..., Any]
     _current_timestep: torch.Tensor | None
+    _joint_attention_kwargs: dict[str, Any]
 
     def denoise(
         self,
@@ -75,14 +61,13 @@ class DenoisingLoopMixin:
         if self.transformer.config.guidance_embeds:
             guidance = torch.full([1], self.guidance_scale, device=latents.device, dtype=torch.float32)
             guidance = guidance.expand(latents.shape[0])
-        prompt_embeds, calls = cond.hidden_states, _Calls(self, encoded)
+        calls, prompt_embeds = LoopCalls(self.transformer, encoded), cond.hidden_states
         schedule = self.scheduler.timesteps
         with regional_attention(self.transformer), self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                following = timesteps[i + 1] if i + 1 < len(timesteps) else torch.zeros_like(t)
                 step = DenoisingStep(
                     index=i,
                     num_steps=len(timesteps),
@@ -92,12 +77,12 @@ class DenoisingLoopMixin:
                     latent_ids=latent_ids,
                     prompt=replace(cond, hidden_states=prompt_embeds),
                     guidance=guidance,
-                    next_timestep=following.expand(latents.shape[0]) / 1000,
+                    next_timestep=next_timestep(timesteps, i, latents.shape[0]),
                 )
-                velocity = calls.velocity(step, adapter_kwargs[0])
+                velocity = calls.velocity(step, self._given(adapter_kwargs[0]))
                 if uncond is not None:
                     negative_step = replace(step, branch="uncond", prompt=uncond)
-                    uncond_velocity = calls.velocity(negative_step, adapter_kwargs[1])
+                    uncond_velocity = calls.velocity(negative_step, self._given(adapter_kwargs[1]))
                     velocity = encoded.combine_velocities(step, velocity, uncond_velocity, true_cfg_scale)
                 check_schedule(self.scheduler, schedule)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
@@ -112,3 +97,6 @@ class DenoisingLoopMixin:
                     progress_bar.update()
         self._current_timestep = None
         return latents
+
+    def _given(self, adapter_kwargs: dict[str, Any]) -> Contribution:
+        return Contribution(attention_kwargs={**self._joint_attention_kwargs, **adapter_kwargs})

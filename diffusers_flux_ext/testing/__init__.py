@@ -11,6 +11,7 @@ See "Testing a condition" in `docs/composition.md`.
 """
 
 from .components import tiny_components, tiny_text_encoder, tiny_text_encoder_2, tiny_transformer, tiny_vae
+from .models import copy_model, make_model
 from .pipelines import call_kwargs, different, quiet, seeded, tiny_pipeline
 from .tokenizers import tiny_tokenizers
 from .weights import randomise, seeded_generator
@@ -18,7 +19,9 @@ from .weights import randomise, seeded_generator
 
 __all__ = [
     "call_kwargs",
+    "copy_model",
     "different",
+    "make_model",
     "quiet",
     "randomise",
     "seeded",

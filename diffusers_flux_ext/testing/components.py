@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from .models import make_model
 from .tokenizers import tiny_tokenizers
-from .weights import randomise
 
 
 TRANSFORMER: dict[str, Any] = {
@@ -67,28 +67,36 @@ def tiny_transformer(seed: int = 0, **overrides: Any) -> FluxTransformer2DModel:
             Entries that replace those of the config, such as `guidance_embeds=False` or `in_channels=384,
             out_channels=64`.
     """
-    return randomise(FluxTransformer2DModel(**{**TRANSFORMER, **overrides}), seed)
+    return make_model(FluxTransformer2DModel, {**TRANSFORMER, **overrides}, seed)
 
 
 def tiny_vae(seed: int = 0, **overrides: Any) -> AutoencoderKL:
     """Make an `AutoencoderKL` with FLUX.1's four levels and 16 latent channels; `overrides` replace config entries."""
-    return randomise(AutoencoderKL(**{**VAE, **overrides}), seed)
+    return make_model(AutoencoderKL, {**VAE, **overrides}, seed)
 
 
 def tiny_text_encoder(seed: int = 0) -> CLIPTextModel:
     """Make a `CLIPTextModel` of width 24 for the tiny CLIP tokenizer."""
     tokenizer, _ = tiny_tokenizers()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    return randomise(CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ids, **CLIP)), seed)
+    return make_model(_clip, {"vocab_size": len(tokenizer), **ids, **CLIP}, seed)
+
+
+def _clip(**config: Any) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig(**config))
 
 
 def tiny_text_encoder_2(seed: int = 0) -> T5EncoderModel:
     """Make a `T5EncoderModel` of width 40 for the tiny T5 tokenizer."""
     _, tokenizer = tiny_tokenizers()
-    model = randomise(T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5)), seed)
+    model = make_model(_t5, {"vocab_size": len(tokenizer), **T5}, seed)
     with torch.no_grad():
         model.encoder.embed_tokens.weight.copy_(model.shared.weight)
     return model
+
+
+def _t5(**config: Any) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(**config))
 
 
 def tiny_components(seed: int = 0, **transformer_overrides: Any) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.controlnet import PICTURE
 from diffusers_flux_ext import FluxConditionedPipeline, ReferenceImages, TeaCacheConfig, apply_tea_cache
 from diffusers_flux_ext._compat import split_degree
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
-from tests.fixtures.controlnet import PICTURE
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

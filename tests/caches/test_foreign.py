@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, TaylorSeerCacheConfig
 
+from benchmarks.support.conditions import CASES
 from diffusers_flux_ext import FluxConditionedPipeline, TeaCacheConfig, apply_tea_cache
 from diffusers_flux_ext.caches.foreign import foreign_cache
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

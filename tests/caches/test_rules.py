@@ -6,9 +6,9 @@ from diffusers import FasterCacheConfig, FirstBlockCacheConfig, TaylorSeerCacheC
 from diffusers.hooks import apply_first_block_cache
 
 from benchmarks.cache_table import CACHES, GUIDED, compare
+from benchmarks.support.conditions import CASES
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
 
 
 pytestmark = pytest.mark.versions

@@ -9,6 +9,7 @@ from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, FluxPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
 from peft import LoraConfig
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
@@ -20,7 +21,6 @@ from diffusers_flux_ext import (
     remove_tea_cache,
 )
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 
 
 ALL, STEPS = TeaCacheConfig(1e9, 5), 5

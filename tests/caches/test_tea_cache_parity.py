@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.support.reference import controlnet_input, reference_multi_controlnet, reference_pair
+from benchmarks.support.reference.pipeline import flux_image
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
@@ -13,9 +16,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.caches.tea_cache_step import RunningForward
 from diffusers_flux_ext.canvas import pack_latents
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
-from tests.parity.reference.pipeline import flux_image
 
 
 STEPS, LENGTH, SIZE = 8, 24, {"height": 48, "width": 64}

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.fuzzing.readers import CLASSES, stored
+from benchmarks.support.tiny.redux import tiny_redux_embedder
+from benchmarks.support.tiny.step1x import tiny_connector
 from diffusers_flux_ext import FluxExtTransformer2DModel, Step1XConnector, load_redux_embedder, load_streamed
 from diffusers_flux_ext.checkpoints.messages import list_keys, shorten
 from diffusers_flux_ext.checkpoints.reading import read_weights_file
@@ -21,8 +23,6 @@ from diffusers_flux_ext.checkpoints.stored import read_layout
 from diffusers_flux_ext.cli.main import main as command
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import load_checkpoint, save_checkpoint
-from tests.fixtures.redux import tiny_redux_embedder
-from tests.fixtures.step1x import tiny_connector
 
 
 READERS = {name: (file, weights, read) for name, file, weights, read in CLASSES if name != "weights file"}

@@ -8,11 +8,12 @@ from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig, QuantoConf
 from diffusers.loaders import FromOriginalModelMixin
 from safetensors.torch import save_file
 
+from benchmarks.support.single_files import write_gguf
+from benchmarks.support.tiny.controlnet import tiny_controlnet
 from diffusers_flux_ext import FluxExtControlNetModel, FluxExtTransformer2DModel
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
 from diffusers_flux_ext.checkpoints.layouts import PREFIX, convert_transformer_state_dict
 from diffusers_flux_ext.testing import seeded, tiny_transformer
-from tests.fixtures.controlnet import tiny_controlnet
 
 
 gguf = pytest.importorskip("gguf")
@@ -26,19 +27,6 @@ CONFIG = GGUFQuantizationConfig(compute_dtype=torch.float32)
 @pytest.fixture(scope="module")
 def model():
     return tiny_transformer(0, **SIZES)
-
-
-def write_gguf(path, weights):
-    """Matrices of the blocks as Q8_0, all else in float32."""
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, weight in weights.items():
-        kind = gguf.GGMLQuantizationType.Q8_0 if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(weight.float().numpy(), kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def velocity(model):
@@ -93,6 +81,12 @@ def test_gguf_needs_a_config(model, tmp_path):
     path = write_gguf(tmp_path / "x.gguf", model.state_dict())
     with pytest.raises(ValueError, match=r"x.gguf` is a GGUF file.*quantization_config=GGUFQuantizationConfig"):
         load(path)
+
+
+def test_something_else_as_a_config(model, tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", model.state_dict())
+    with pytest.raises(TypeError, match="`quantization_config` is 'q8'; expected a config of diffusers"):
+        load(path, quantization_config="q8")
 
 
 def test_a_broken_gguf_file(tmp_path):

@@ -6,9 +6,11 @@ import re
 
 import pytest
 from diffusers import FluxPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 from diffusers_flux_ext.cli import main as command
+from diffusers_flux_ext.cli import run as cli_run
 from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
 from diffusers_flux_ext.testing import tiny_components
 
@@ -104,12 +106,22 @@ def test_schnell_has_defaults_of_its_own(tmp_path, monkeypatch):
 
 
 def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("diffusers_flux_ext.cli.run", fromlist=["run"]).TINY_CALL, "num_inference_steps", 2)
+    monkeypatch.setitem(cli_run.TINY_CALL, "num_inference_steps", 2)
+    with_lora, draw = [], cli_run.draw
+
+    def watched(pipe, *args, **kwargs):
+        layers = [part for part in pipe.transformer.modules() if isinstance(part, BaseTunerLayer)]
+        with_lora.append({not layer.disable_adapters for layer in layers})
+        return draw(pipe, *args, **kwargs)
+
+    monkeypatch.setattr(cli_run, "draw", watched)
     assert run("demo", "--out", tmp_path / "demo", "--seed", 3) == 0
     path = capsys.readouterr().out.strip()
     assert re.search(r"contact_sheet\.png$", path)
     assert Image.open(path).width > 3 * 256
     assert len(list((tmp_path / "demo").glob("scene_*.png"))) == 4
+    # The base model, which knows nothing of regions, and the one of EliGen.
+    assert with_lora == [{False}, {True}]
 
 
 def test_parse_entity():

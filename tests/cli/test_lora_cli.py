@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from benchmarks.support.lora_files import make
 from diffusers_flux_ext import convert_lora, detect_lora_format, tiny_flux_path
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.testing import tiny_transformer
-from tests.fixtures.lora_files import make
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

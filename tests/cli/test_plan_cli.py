@@ -108,3 +108,13 @@ def test_planning_leaves_the_default_data_type_alone():
     module = on_meta(make)
     assert seen == [torch.float32]
     assert (module.weight.dtype, module.weight.device.type) == (torch.bfloat16, "meta")
+
+
+def test_quantised_models(capsys):
+    arguments = ["--quantization", "gguf-q4_k", "--quantization", "text_encoder_2=int8", "--json"]
+    assert main(["plan", "--vram", "8", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)["components"]
+    assert 6 < found["transformer"]["gib"] < 6.6
+    assert 4.3 < found["text_encoder_2"]["gib"] < 6
+    assert main(["plan", "--quantization", "nunchaku"]) == 2
+    assert "GGUF files, torchao" in capsys.readouterr().err

@@ -33,6 +33,8 @@ DIFFERENT: dict[tuple[str, str], str] = {
     ("vae", "__init__"): "the defaults are those of FLUX.1",
     ("scheduler", "__init__"): "the defaults are those of DiffSynth-Studio",
     ("transformer", "from_single_file"): "a file is needed, and other arguments are the constructor's",
+    ("vae", "from_single_file"): "the same",
+    **{(name, "from_single_file"): "the arguments are named" for name in PIPELINES},
 }
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.support.reference import import_reference
 from diffusers_flux_ext.diffsynth.vram import STAGES, _ladder
-from tests.parity.reference import import_reference
 
 
 layers = import_reference("diffsynth.core.vram.layers")

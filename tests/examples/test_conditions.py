@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.attribute_values import published_state_dict, tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import ColorFaceEncoder, tiny_projector
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.attribute_values import published_state_dict, tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import ColorFaceEncoder, tiny_projector
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
 
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[!_]*.py"))
 SHORT = ["--steps", "1", "--size", "32", "48"]
 
 
@@ -77,7 +77,9 @@ def test_every_example_tells_its_arguments(path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         load(path).main()
     assert stopped.value.code == 0
-    assert "--out" in capsys.readouterr().out or path.stem.startswith("score")
+    shown = capsys.readouterr().out
+    assert "--out" in shown or path.stem.startswith("score")
+    assert "--vram" in shown or path.stem in ("score_tiny_eligen", "train_tiny_flux")
 
 
 def test_references(run, folder):
@@ -146,9 +148,27 @@ def test_lora_encoder(run, folder):
     assert (image[:, :32] != image[:, 32:]).any()
 
 
+@pytest.mark.parametrize("name", ["eligen", "ip_adapter"])
+def test_a_budget_changes_nothing(run, name):
+    out = {"eligen": "entities.png", "ip_adapter": "one.png"}[name]
+    assert (run(name, "--steps", 1, out=out) == run(name, "--steps", 1, "--vram", 0.3, out=out)).all()
+
+
+def test_a_gguf_file_is_written_and_drawn_with(run, tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    assert run("quantised", "--steps", 1, "--vram", 0.3).shape == (128, 128, 3)
+    assert (tmp_path / "out.gguf").read_bytes()[:4] == b"GGUF"
+
+
 @pytest.mark.parametrize("name, pictures", [("eligen", ("entities", "redrawn")), ("ip_adapter", ("one", "regions"))])
 def test_those_with_the_embedded_model(run, tmp_path, name, pictures):
     image = run(name, "--steps", 1, out=f"{pictures[0]}.png")
     other = np.asarray(Image.open(tmp_path / f"{pictures[1]}.png"))
     assert image.shape == other.shape == (128, 128, 3)
     assert (image != other).any()
+
+
+def test_the_conditions_of_a_stock_pipeline_are_attached(run):
+    image = run("attach", "--steps", 1)
+    assert image.shape == (128, 128, 3)
+    assert (image != run("attach", "--steps", 1, attach_conditions=lambda pipe, conditions: None)).any()

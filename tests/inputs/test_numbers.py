@@ -7,7 +7,7 @@ import torch
 from diffusers_flux_ext import Canvas, FluxConditionedPipeline
 from diffusers_flux_ext.inputs.images import read_image
 from diffusers_flux_ext.inputs.masks import read_mask
-from diffusers_flux_ext.inputs.numbers import read_count, read_number, read_numbers
+from diffusers_flux_ext.inputs.numbers import check_finite, read_count, read_number, read_numbers
 from diffusers_flux_ext.pipeline import call_inputs
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline
 
@@ -28,6 +28,18 @@ def test_numbers_of_every_kind():
     assert read_numbers("`scale`", 0.5, 3, "per block") == [0.5] * 3
     with pytest.raises(ValueError, match="2 numbers, but 3 are needed"):
         read_numbers("`scale`", [1, 2], 3, "per block")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int16, torch.bool])
+def test_tensors_of_every_type_are_compared_by_their_values(dtype):
+    tensor = torch.tensor([0, 1]).to(dtype)
+    check_finite("`scale`", tensor, 0, 1)
+    with pytest.raises(ValueError, match="`scale` must be from 0 to 0.5 everywhere, but its values go from 0 to 1"):
+        check_finite("`scale`", tensor, 0, 0.5)
+
+
+def test_a_value_that_float32_cannot_hold_is_finite():
+    check_finite("`scale`", torch.tensor([1e300], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e9])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.qwen_vl import tiny_mllm, tiny_qwen_processor
 from diffusers_flux_ext import QwenVLProcessor
 from diffusers_flux_ext.inputs.qwen_vl import (
     IMAGE_SPAN,
@@ -18,7 +19,6 @@ from diffusers_flux_ext.inputs.qwen_vl import (
     qwen_vl_inputs,
     tokenize,
 )
-from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
 
 
 pytestmark = pytest.mark.versions

@@ -6,8 +6,9 @@ The table `accepted_inputs.json` holds the values that are taken, by class and a
 
 import pytest
 
-from tests.fixtures.wrong_inputs.table import is_own, read_accepted
-from tests.fixtures.wrong_inputs.trials import all_trials, attempt, sample
+from benchmarks.support.wrong_inputs import table
+from benchmarks.support.wrong_inputs.table import is_own, read_accepted
+from benchmarks.support.wrong_inputs.trials import Trial, all_trials, attempt, sample
 
 
 SEED, COUNT, GROUPS = 0, 400, 8
@@ -28,9 +29,18 @@ def test_each_is_taken_as_listed_or_refused_by_name(accepted, group):
         allowed = allowed if is_own(trial) else ("accepted", "refused")
         if result.outcome not in allowed:
             wrong.append(f"{trial} is to be {allowed}, but it is {result.outcome}: {result.message}")
-    assert not wrong, "\n".join(wrong)
+    assert not wrong, "\n".join([*wrong, "Look at `python -m benchmarks.wrong_inputs --subject <class>`."])
 
 
 def test_the_table_holds_only_what_is_tried(accepted):
     assert accepted <= set(all_trials())
     assert len(accepted) > 1000
+
+
+def test_writing_one_subject_keeps_the_others(tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    path.write_text('{"Fill": {"mask": ["a box"]}, "Flex": {"image": ["an image"], "mask": ["a box"]}}')
+    monkeypatch.setattr(table, "PATH", path)
+    tried = [Trial("Flex", "image", value) for value in ("an image", "a number", "a list")]
+    table.write_accepted(tried, tried[1:])
+    assert read_accepted() == {Trial("Fill", "mask", "a box"), *tried[1:]}

@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.support.lora_files.sizes import clip_modules, t5_modules, transformer_modules
 from diffusers_flux_ext.lora.reading.read import read_lora
 
 
@@ -36,6 +37,28 @@ def assert_same(found, expected, tolerance=1e-6):
 
 def expected_of(file):
     return file.expected, file.expected_bias, file.expected_norms
+
+
+def assert_consistent(file):
+    """A generated file holds tensors, and the changes that it means have the layers' shapes."""
+    modules = {
+        "transformer": transformer_modules(file.sizes),
+        "text_encoder": clip_modules(file.sizes),
+        "text_encoder_2": t5_modules(file.sizes),
+    }
+    assert file.state_dict
+    assert file.expected
+    for name, change in file.expected.items():
+        component, _, module = name.partition(".")
+        if "layer_norm" in name or "position_embedding" in name:
+            continue
+        shape = modules[component][module]
+        if file.format == "bfl_control" and module == "x_embedder":
+            shape = (shape[0], 2 * shape[1])
+        assert (change.shape, change.dtype) == (shape, torch.float64), (file.format, file.case, name)
+        assert change.isfinite().all()
+        if "zero" not in file.case:
+            assert change.any(), (file.format, file.case, name)
 
 
 def bits(tensor):

@@ -8,6 +8,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files import make
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     LoRAError,
@@ -22,7 +23,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.lora.loading.load import active_weights
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import make
 from tests.lora.loading.test_load import picture, weights_of
 from tests.lora.lora_evaluation import assert_bit_equal, meaning
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.support.lora_files import broken_files, harmless_pickle, make
 from diffusers_flux_ext import LoRAError, convert_lora, convert_lora_file, inspect_lora
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.lora import files as lora_files
 from diffusers_flux_ext.lora.reading.read import read_lora
-from tests.fixtures.lora_files import broken_files, harmless_pickle, make
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
@@ -136,7 +136,7 @@ HEADERS = ['{"r": []}', '{"transformer.r": 4, "transformer.alpha_pattern": {"(":
 
 
 @pytest.mark.slow
-@settings(max_examples=6000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 60), st.text(max_size=6)), max_size=4),
     st.lists(
@@ -157,7 +157,7 @@ def test_fuzzed_keys_shapes_and_headers_raise_our_errors_only(keys, shapes, dtyp
 
 
 @pytest.mark.slow
-@settings(max_examples=4500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.binary(max_size=64),
     st.integers(0, len(WHOLE)),

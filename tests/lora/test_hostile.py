@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.fuzzing.judge import FINE, Bench
 from benchmarks.fuzzing.lora_readers import READERS
+from benchmarks.support.tiny.lora_encoder import tiny_lora_encoder
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     LoRAError,
@@ -33,7 +34,6 @@ from diffusers_flux_ext.lora.files import save_lora
 from diffusers_flux_ext.lora.keys import parse_lora_key
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_encoder import tiny_lora_encoder
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"

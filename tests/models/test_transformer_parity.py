@@ -8,10 +8,10 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
+from benchmarks.support.reference import import_reference, reference_dit, reference_velocity
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.models.transformer_flux_ext import FluxExtTransformer2DModel
 from diffusers_flux_ext.testing import seeded_generator, tiny_transformer
-from tests.parity.reference import import_reference, reference_dit, reference_velocity
 
 
 converters = import_reference("diffsynth.utils.state_dict_converters.flux_dit")

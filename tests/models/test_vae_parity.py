@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.support.reference import reference_vae_decoder, reference_vae_encoder
 from diffusers_flux_ext.models.autoencoder_kl_flux import AutoencoderKLFlux
 from diffusers_flux_ext.testing import tiny_vae
-from tests.parity.reference import reference_vae_decoder, reference_vae_encoder
 
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}

@@ -7,7 +7,15 @@ import os
 
 import pytest
 
-from tests.parity.combinations import BASES, EXCLUDED, METHODS, OPTIONS, TOLERANCE, combination, difference
+from benchmarks.support.parity.combinations import (
+    BASES,
+    EXCLUDED,
+    METHODS,
+    OPTIONS,
+    TOLERANCE,
+    combination,
+    difference,
+)
 
 
 COUNT = int(os.environ.get("FLUX_EXT_COMBINATIONS", 20))

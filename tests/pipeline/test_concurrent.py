@@ -7,6 +7,9 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FirstBlockCacheConfig, FluxPipeline, UniPCMultistepScheduler
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxEliGenPipeline,
@@ -22,9 +25,6 @@ from diffusers_flux_ext._sharing import _GUARD as GUARD
 from diffusers_flux_ext._sharing import ForwardLock
 from diffusers_flux_ext.attention import processor
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 
 WAIT = 60

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.support.conditions import CASES, METHODS, pipeline_for
+from benchmarks.support.tiny.synthetic import never
 from diffusers_flux_ext import (
     Contribution,
     EntityRegions,
@@ -17,8 +19,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
-from tests.fixtures.synthetic import never
 
 
 # Operators that read values on the host, or whose result's shape depends on values.

@@ -8,6 +8,10 @@ import torch
 
 import diffusers_flux_ext
 import diffusers_flux_ext.denoise as denoise
+from benchmarks.support.conditions import CASES, METHODS, PICTURE, pipeline_for
+from benchmarks.support.tiny.controlnet import PICTURE as CONTROL
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.synthetic import ReplacedPrompt
 from diffusers_flux_ext import (
     Contribution,
     ControlNetImage,
@@ -19,10 +23,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention import plan as attention_plan
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.conditions import CASES, METHODS, PICTURE, pipeline_for
-from tests.fixtures.controlnet import PICTURE as CONTROL
-from tests.fixtures.controlnet import tiny_controlnet
-from tests.fixtures.synthetic import ReplacedPrompt
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}

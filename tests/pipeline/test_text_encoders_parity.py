@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from tests.parity.reference import ReferencePair, import_reference, reference_pair
+from benchmarks.support.reference import ReferencePair, import_reference, reference_pair
 
 
 flux_image = import_reference("diffsynth.pipelines.flux_image")

@@ -8,8 +8,8 @@ import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
+from benchmarks.support.reference import ReferencePair, import_reference, reference_pair
 from diffusers_flux_ext.schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
-from tests.parity.reference import ReferencePair, import_reference, reference_pair
 
 
 flow_match = import_reference("diffsynth.diffusion.flow_match")

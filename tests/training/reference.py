@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.support.parity.combinations import PROMPTS, Combination
+from benchmarks.support.parity.sides import sides
+from benchmarks.support.reference.dit import reference_dit_weights
 from diffusers_flux_ext.canvas import Canvas, pack_latents
 from diffusers_flux_ext.training import FluxTraining, TrainingBatch, condition_modules
-from tests.parity.combinations import PROMPTS, Combination
-from tests.parity.reference.dit import reference_dit_weights
-from tests.parity.sides import sides
 
 
 class _Reached(Exception):

@@ -1,13 +1,13 @@
-"""Tiny batches for the training module, from the conditions of `tests/fixtures/conditions.py`."""
+"""Tiny batches for the training module, from the conditions of `benchmarks/support/conditions/cases.py`."""
 
 from dataclasses import fields
 
 import torch
 
+from benchmarks.support.conditions import CASES, WINDOWS, pipeline_for
 from diffusers_flux_ext.canvas import Canvas
 from diffusers_flux_ext.condition import FluxCondition
 from diffusers_flux_ext.training import TrainingBatch, bare_condition
-from tests.fixtures.conditions import CASES, WINDOWS, pipeline_for
 
 
 CANVAS = Canvas(32, 48, 1, 1, torch.device("cpu"), torch.float32, max_sequence_length=16)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -133,6 +136,27 @@ def test_a_longer_run_goes_on_from_a_killed_one(whole, data, tmp_path, monkeypat
     assert same(result(tmp_path), result(whole))
 
 
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_as_an_unbroken_one(data, tmp_path):
+    """Each process is killed outright some moments after it has begun to write."""
+    kills = int(os.environ.get("FLUX_EXT_KILLS", "3"))
+    changes = {"run": {"updates": 12, "save_every": 1}, "conditions": [REGIONS]}
+    assert train(tmp_path / "whole", content(data, tmp_path / "whole", **changes)) == 0
+    rng, folder = random.Random(1), tmp_path / "killed"
+    made = content(data, folder, **changes)
+    for _ in range(kills):
+        child = os.fork()
+        if not child:
+            train(folder, made)
+            os._exit(0)
+        time.sleep(rng.uniform(0.5, 3.0))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert train(folder, made) == 0
+    assert curve(folder) == curve(tmp_path / "whole")
+    assert same(result(folder), result(tmp_path / "whole"))
+
+
 def test_another_configuration_does_not_go_on(whole, data, capsys):
     made = content(data, whole, conditions=[REGIONS], run={"average": {"decay": 0.5}})
     assert train(whole, made, "optimizer.lr=0.02") == 1
@@ -145,7 +169,7 @@ def test_another_configuration_does_not_go_on(whole, data, capsys):
         (["data.sources.0.path=none.json"], "none.json"),
         (["model.device=cuda:7"], "`model.device` is 'cuda:7'"),
         (["conditions=[{type: EntityRegion}]"], "did you mean 'EntityRegions'"),
-        (["conditions=[{type: EntityRegions, inputs: {promts: a}}]"], "did you mean 'prompts'"),
+        (["conditions=[{type: EntityRegions, inputs: {promptz: prompt}}]"], "did you mean 'prompts'"),
         (
             ["conditions=[{type: InpaintRegion, inputs: {image: image, mask: image}}]"],
             "InpaintRegion changes the latents",

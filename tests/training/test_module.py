@@ -7,13 +7,13 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
+from benchmarks.support.conditions import CASES, METHODS, pipeline_for
 from diffusers_flux_ext import ControlNetImage, EntityRegions
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds, predict_velocity
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import FluxTraining, bare_condition, condition_modules, stack_conditions
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
 from tests.training.samples import CANVAS, bare, batch, encode
 
 

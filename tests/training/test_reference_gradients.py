@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.parity.combinations import combination
+from benchmarks.support.parity.combinations import combination
 from tests.training.reference import our_change, our_step, reference_change, reference_step, without_windows
 
 

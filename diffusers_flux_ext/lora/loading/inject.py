@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..._compat import expand_linears
+from ...checkpoints.packed_weights import TORCHAO, packed_layers
 from ..errors import LoRAError
 from ..updates import Update
 from .deltas import DeltaVariant
@@ -40,6 +41,8 @@ def inject(
     special = plan.special
     pairs = {layer: update.to_lora() for layer, update in plan.updates.items() if layer not in special}
     with_bias = any({"bias", "diff_b"} & update.parts.keys() for update in plan.updates.values())
+    if with_bias:
+        _check_biases(model, plan)
     state_dict, config = _peft_state(model, pairs, special, with_bias, dtype)
     if component == "transformer":
         state_dict = _fit_x_embedder(model, state_dict)
@@ -58,6 +61,18 @@ def inject(
         layers[layer].lora_B[name] = update.module(placeholder.dtype, with_bias).to(placeholder.device)
         layers[layer].lora_B[name].prepare(layers[layer].get_base_layer())
         layers[layer].lora_variant[name] = DeltaVariant()
+
+
+def _check_biases(model: nn.Module, plan: ModelPlan) -> None:
+    """Refuse what PEFT has no layers for, before it replaces any."""
+    layers = [layer for layer, packing in packed_layers(model).items() if packing == TORCHAO]
+    found = [layer for layer in layers if layer.removesuffix(".base_layer") in plan.updates]
+    if found:
+        raise LoRAError(
+            f"This LoRA changes biases, and PEFT has no layers with biases for weights that torchao quantised, such "
+            f"as those of `{found[0]}`. Use it with weights that are not quantised, or quantised as GGUF; or fuse it "
+            "into the unquantised file by `fuse_lora_into` first, and quantise the result."
+        )
 
 
 def _restore_dtypes(layers: Mapping[str, Any], state_dict: Mapping[str, Tensor], name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checkpoints.gguf_files import is_gguf
 from ...checkpoints.layouts import (
     TransformerLayout,
     detect_transformer_layout,
@@ -24,6 +25,7 @@ from ..files import open_lora
 FLOATS = frozenset({
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
 })  # fmt: skip
+_QUANTISED = "Quantised weights cannot be worked on; give the checkpoint that they were made from."
 TransformerSource = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
@@ -76,8 +78,7 @@ def _check_weights(tensors: Mapping[str, Any]) -> None:
     if odd:
         what = getattr(tensors[odd[0]], "dtype", type(tensors[odd[0]]).__name__)
         raise LoRAError(
-            f"{len(odd)} weights are not floating-point numbers: {list_keys(odd)}, the first is {what}. Quantised "
-            "weights cannot be worked on; give the checkpoint that they were made from."
+            f"{len(odd)} weights are not floating-point numbers: {list_keys(odd)}, the first is {what}. {_QUANTISED}"
         )
 
 
@@ -85,6 +86,8 @@ def _tensors(source: TransformerSource) -> tuple[Mapping[str, Any], dict[str, st
     if isinstance(source, Mapping):
         return source, {}
     path = Path(source)
+    if is_gguf(path):
+        raise LoRAError(f"`{path}` is a GGUF file. {_QUANTISED}")
     if not path.is_dir():
         opened = open_lora(path)
         return opened.tensors, opened.metadata

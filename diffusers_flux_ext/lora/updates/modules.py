@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from ...checkpoints.packed_weights import unpacked_weight
 from ..errors import LoRAError
 
 
@@ -117,7 +117,7 @@ class DoRADelta(Delta):
         self.factor = (self.magnitude.float().to(norms.device) / norms).to(self.magnitude)
 
     def _tuned(self) -> Tensor:
-        weight = dequantize_module_weight(self.base).to(self.up.device, torch.float32)
+        weight = unpacked_weight(self.base).to(self.up.device, torch.float32)
         return weight + self.up.float() @ self.weight.float()
 
     def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -128,7 +128,7 @@ class DoRADelta(Delta):
         return _without_bias(self.base, x, dtype) * (factor - 1) + F.linear(F.linear(x, self.weight), self.up) * factor
 
     def dense(self) -> Tensor:
-        weight = dequantize_module_weight(self.base).to(self.up.device, torch.float32)
+        weight = unpacked_weight(self.base).to(self.up.device, torch.float32)
         return self._tuned() * self.factor.float() - weight
 
 

@@ -9,7 +9,9 @@ import torch
 from diffusers import FluxControlNetModel
 from torch import nn
 
+from ...checkpoints.layouts import TransformerLayout
 from ...lora.loading.plain import plain_weights
+from .checkpoint import convert_controlnet_state_dict
 from .model import FluxExtControlNetModel
 
 
@@ -66,6 +68,12 @@ def controlnet(
         made = FluxControlNetModel(**sizes)
     _copy_trunk(plain_weights(transformer), made)
     return made
+
+
+def files(module: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return XLabs' names for a ControlNet that takes pixels, and diffusers' for others; see [`Trainable`]."""
+    layout: TransformerLayout = "diffusers" if module.input_hint_block is None else "bfl"
+    return {"controlnet.safetensors": convert_controlnet_state_dict(tensors, layout)}
 
 
 def _count(name: str, wanted: int | None, present: int) -> int:

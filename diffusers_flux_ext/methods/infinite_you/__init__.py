@@ -29,7 +29,7 @@ METHOD = Method(
         )
     ],
     trains={
-        "infuse-net": Trainable("diffusers:FluxControlNetModel", ".scratch:infuse_net"),
+        "infuse-net": Trainable("diffusers:FluxControlNetModel", ".scratch:infuse_net", "..control.scratch:files"),
         "identity-projector": Trainable(".projector:InfiniteYouImageProjector", ".scratch:image_projector"),
     },
 )

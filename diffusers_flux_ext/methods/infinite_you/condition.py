@@ -56,9 +56,10 @@ class InfiniteYouIdentity(ControlNetCondition):
             ArcFace embeddings in place of `id_image`, `(512,)` for all prompts or `(prompts, 512)`.
         control_image (`PIL.Image.Image` or a list of them, *optional*):
             An image whose face gives the key points; it is resized to the canvas' shorter side and centred.
-        keypoints (`torch.Tensor`, `np.ndarray` or lists, *optional*):
+        keypoints (`torch.Tensor`, `np.ndarray`, lists or a drawing, *optional*):
             Key points in place of `control_image`, `(5, 2)` or `(prompts, 5, 2)`, in pixels or fractions of the
-            canvas; see [`FaceEmbedding`]. Without either, the control image is black: the face may be anywhere.
+            canvas; see [`FaceEmbedding`]. Or a drawing of them (`PIL.Image.Image`), such as [`draw_face_keypoints`]
+            makes, which is taken as it is. Without either, the control image is black: the face may be anywhere.
         face_encoder ([`FaceEncoder`], *optional*): Needed for `id_image` and `control_image`.
         scale (`float` or `Sequence[float]`, defaults to 1.0): Factor of the residuals, or one per block of InfuseNet.
         start (`float`, defaults to 0.0): Start of the window, as a fraction of the steps.
@@ -117,7 +118,7 @@ class InfiniteYouIdentity(ControlNetCondition):
                 self._listed(argument)
         if self.id_embeds is not None:
             self._given_embeddings()
-        if self.keypoints is not None:
+        if self.keypoints is not None and not isinstance(self.keypoints, Image.Image):
             read_keypoints(self.keypoints, 1, 1, f"`keypoints` of {name}")
 
     def _check_modules(self) -> None:
@@ -227,6 +228,8 @@ class InfiniteYouIdentity(ControlNetCondition):
 
     def _control_images(self, canvas: Canvas) -> list[Image.Image]:
         size = (canvas.width, canvas.height)
+        if isinstance(self.keypoints, Image.Image):
+            return [self.keypoints.convert("RGB")]
         if self.control_image is not None:
             images = [fit_to_canvas(image, *size) for image in self._listed("control_image")]
             points: list[Any] = [self._face(image, None).keypoints for image in images]

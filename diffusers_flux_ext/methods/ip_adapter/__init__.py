@@ -33,5 +33,5 @@ METHOD = Method(
             demand=lambda number: Demand(held_bytes=number * _held_bytes(19, 4)),
         ),
     ],
-    trains={"ip-adapter": Trainable(".model:FluxIPAdapter", ".scratch:ip_adapter")},
+    trains={"ip-adapter": Trainable(".model:FluxIPAdapter", ".scratch:ip_adapter", ".scratch:files")},
 )

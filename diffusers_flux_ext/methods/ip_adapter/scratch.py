@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from .model import FluxIPAdapter
@@ -46,3 +48,19 @@ def ip_adapter(transformer: Any, *, kind: Literal["instantx", "xlabs"] = "instan
         for parameter in block.to_v_ip.parameters():
             nn.init.zeros_(parameter)
     return made
+
+
+def files(module: FluxIPAdapter, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return XLabs' names for an adapter that is added after the block, and InstantX' for others.
+
+    See [`Trainable`].
+    """
+    spelled = {_xlabs_name(key): value for key, value in tensors.items()} if module.config.after_block else tensors
+    return {"ip_adapter.safetensors": dict(spelled)}
+
+
+def _xlabs_name(key: str) -> str:
+    if key.startswith("image_proj."):
+        return key.replace("image_proj.", "ip_adapter_proj_model.", 1)
+    _, index, which, part = key.split(".")
+    return f"double_blocks.{index}.processor.ip_adapter_double_stream_{which[3]}_proj.{part}"

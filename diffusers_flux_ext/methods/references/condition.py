@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
 from ...canvas import Canvas, encode_image, pack_latents
-from ...condition import Encoders, FluxCondition
+from ...condition import REFERENCE_POSITIONS, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...former_arguments import former_arguments
@@ -85,7 +85,7 @@ class ReferenceImages(FluxCondition):
     @property
     def exclusive(self) -> str:
         """Two sets would share rotary positions."""
-        return "the positions of reference images"
+        return REFERENCE_POSITIONS
 
     def demand(self, prompt_tokens: int) -> Demand:
         """Count the tokens of every reference that is seen."""

@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from ..claims import check_unclaimed
+from ..claims import check_movable, check_unclaimed
 from .demand import is_autoencoder, larger
 from .estimate import Workload, set_tiling
 from .placed_model import PlacedModel, fingerprint
@@ -39,12 +39,13 @@ class VRAMBudget:
         meter (`PeakMeter`): The measured peaks.
 
     Raises:
-        ValueError: if a model is offloaded in another way.
+        ValueError: if a model is offloaded in another way, or quantised so that its weights cannot be moved.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], plan: VRAMPlan, device: torch.device) -> None:
         for name, module in modules.items():
             check_unclaimed(module, name)
+            check_movable(module, name)
         self.modules, self.plan, self.device = dict(modules), plan, device
         self.meter = PeakMeter(device)
         self.phase: str | None = None

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from torch import nn
 
+from ...checkpoints.packed_weights import GGUF, PlannedLinear, check_not_packed, packing_of, packings
 from ...demand import Demand
 from ..blocks import FP8, castable_leaves, compute_dtype, leaf_bytes, rest_bytes, streamable_blocks, tensor_bytes
 from ..disk.plan import block_bytes
@@ -21,6 +22,9 @@ from .placement import LOOP, Need
 
 # Convolutions take scratch memory outside of tensors; on the CPU it was measured (benchmarks/README.md).
 CONVOLUTION_SCRATCH = 0.3
+# What a quantised layer holds while it runs, in copies of its weight in the type it computes in: torchao's int4 and
+# fp8 two, counted on the CPU, and the others one or less.
+UNPACKED_COPIES = 2
 
 logger = logging.get_logger(__name__)
 
@@ -129,7 +133,8 @@ def storage_of(
     if storage_dtype is None:
         return {}
     if isinstance(storage_dtype, torch.dtype):
-        storage_dtype = {name: storage_dtype for name, module in modules.items() if _has_joint_attention(module)}
+        wanted = {name: module for name, module in modules.items() if _has_joint_attention(module)}
+        storage_dtype = dict.fromkeys(wanted, storage_dtype)
     if not isinstance(storage_dtype, Mapping):
         raise TypeError(
             f"`storage_dtype` is {storage_dtype!r}; expected a `torch.dtype`, or a mapping of models to them."
@@ -139,6 +144,7 @@ def storage_of(
             raise ValueError(f"`storage_dtype` names {name!r}, but the models are {list(modules)}.")
         if dtype not in FP8:
             raise ValueError(f"`storage_dtype` is {dtype} for {name!r}; expected one of {list(FP8)}.")
+        check_not_packed(modules[name], f"be stored in {dtype} as well", f"Leave {name!r} out of `storage_dtype`.")
         stream = stream_of(modules[name])
         if stream is not None and dtype not in stream.stored_dtypes:
             raise ValueError(
@@ -205,6 +211,8 @@ def _unpacked_bytes(module: nn.Module, storage: torch.dtype | None, from_disk: b
     stream, size = stream_of(module), compute_dtype(module).itemsize
     if stream is not None:
         return max((block.cast_size for block in stream.blocks), default=0)
+    if packings(module):
+        return size * UNPACKED_COPIES * _largest_packed_layer(module)
     if storage is None and not any(each.dtype in FP8 for each in module.parameters()):
         return 0
     if from_disk:
@@ -214,6 +222,16 @@ def _unpacked_bytes(module: nn.Module, storage: torch.dtype | None, from_disk: b
         )
     leaves = (sum(each.numel() for each in leaf.parameters(recurse=False)) for leaf in castable_leaves(module))
     return size * max(leaves, default=0)
+
+
+def _largest_packed_layer(module: nn.Module) -> int:
+    """Numbers in the largest layer that is unpacked for its turn; that of GGUF is counted where it happens."""
+    layers: list[Any] = [
+        layer
+        for layer in module.modules()
+        if packing_of(layer) not in (None, GGUF) or isinstance(layer, PlannedLinear)
+    ]
+    return max((layer.in_features * layer.out_features for layer in layers), default=0)
 
 
 def autoencoder_need(name: str, module: nn.Module, workload: Workload, available: int) -> tuple[Need, int | None]:

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from ...checkpoints.packed_weights import GGUF, PlannedLinear, packed_layers, packing_of, stored_bytes
 from ...lora.loading.clock import TimestepClock
 from ..blocks import FP8, LEAVES, compute_dtype, streamable_blocks
 from ..disk.guards import MARKS
@@ -84,7 +85,7 @@ def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = N
     """
     call = _call_for(module, workload, tile)
     if call is None:
-        weights = sum(each.numel() * each.element_size() for each in module.parameters())
+        weights = sum(map(stored_bytes, module.parameters()))
         return max(int(weights * ASSUMED_SHARE), ASSUMED_BYTES), True
     plane = _plane_bytes(workload) if tile is not None else 0
     key = (workload, tile, _shape_of(module))
@@ -105,8 +106,8 @@ def residual_bytes(module: Any, workload: Workload) -> int:
 
 
 def _shape_of(module: nn.Module) -> Any:
-    own = [(name, tuple(each.shape)) for name, each in module.named_parameters()]
-    # Hooks, such as those of LoRA-Fusion, hold tensors of their own.
+    own: list[Any] = [(name, tuple(each.shape)) for name, each in module.named_parameters()]
+    own += packed_layers(module).items()
     hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
     return type(module), compute_dtype(module), hash(tuple(own)), hooks, repr(getattr(module, "config", None))
 
@@ -121,8 +122,11 @@ def meta_copy(module: nn.Module) -> Any:
         `torch.nn.Module`
     """
     dtype = compute_dtype(module)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = _plain_layers(module, dtype)
+    plain = {id(each) for layer in module.modules() if id(layer) in memo for each in layer.parameters(recurse=False)}
     for each in chain(module.parameters(), module.buffers()):
+        if id(each) in plain:
+            continue
         meta = torch.empty_like(each, device="meta", dtype=dtype if each.dtype in FP8 else None)
         memo[id(each)] = nn.Parameter(meta, False) if isinstance(each, nn.Parameter) else meta
     for part in module.modules():
@@ -152,6 +156,17 @@ def meta_copy(module: nn.Module) -> Any:
             for key in [key for key, hook in hooks.items() if not _is_clock(hook)]:
                 del hooks[key]
     return twin.requires_grad_(False)
+
+
+def _plain_layers(module: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
+    """Ordinary layers on the meta device in the place of those whose libraries know no such device."""
+    made: dict[int, Any] = {}
+    for layer in module.modules():
+        is_gguf = packing_of(layer) == GGUF and not isinstance(layer, PlannedLinear)
+        if isinstance(layer, nn.Linear) and packing_of(layer) is not None and not is_gguf:
+            sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+            made[id(layer)] = nn.Linear(*sizes, device="meta", dtype=dtype)
+    return made
 
 
 def _streaming_marks(module: nn.Module) -> list[tuple[dict[str, Any], str]]:

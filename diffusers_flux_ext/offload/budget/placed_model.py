@@ -24,6 +24,7 @@ from ..._compat import (
     remove_group_offloading,
     remove_hook,
 )
+from ...checkpoints.packed_weights import move_in_place
 from ..blocks import KEPT_PRECISE, compute_dtype, rest_tensors, streamable_blocks
 from ..disk.attach import attach, detach
 from ..disk.plan import make_plan
@@ -191,7 +192,7 @@ class PlacedModel:
             self.disk.unplace()
         if not (keep_entry_hook and self.plan.stays):
             for tensor in (*self.module.parameters(), *self.module.buffers()):
-                tensor.data = tensor.data.to(CPU)
+                move_in_place(tensor, CPU)
         if not keep_entry_hook:
             for entry in entries(self.module):
                 remove_hook(entry, ENTRY_HOOK)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...checkpoints.packed_weights import check_not_packed
 from ...condition import check_conditions
 from ...demand import Demand
 from ..disk.stream import stream_of
@@ -76,6 +77,13 @@ def plan_vram(
         raise ValueError("`offload_dir` is for what `ram_budget_gib` leaves no room for. Give both, or neither.")
     conditions = check_conditions(conditions)
     modules = planned_modules(pipe, conditions)
+    if ram_budget_gib is not None:
+        for name, module in modules.items():
+            check_not_packed(
+                module,
+                f"go to disk for `ram_budget_gib`, as {name!r}",
+                "Leave `ram_budget_gib` out, and load the other large models by `load_streamed`.",
+            )
     options = {"conditions": conditions, "storage_dtype": storage_dtype, "ram_budget_gib": ram_budget_gib}
     own = getattr(pipe, "demand", None)
     added = [*added, *([] if own is None else [own(max_sequence_length)])]

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ...checkpoints.messages import list_keys, naming
+from ...checkpoints.packed_weights import stored_bytes
 from ...checkpoints.stored import StoredTensor, read_layout
 from ..blocks import FP8, castable_weights, find_blocks, streamable_blocks
 from .files import FileReader, plan_pieces
@@ -269,7 +270,7 @@ def block_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> 
     for name, slots in (_split(module, blocks)[0] if blocks else {}).items():
         each = [slot.tensor for slot in slots]
         stored = storage_dtype.itemsize if storage_dtype else 0
-        sizes[name] = sum(t.numel() * (stored if id(t) in cast else t.element_size()) for t in each)
+        sizes[name] = sum(t.numel() * stored if id(t) in cast else stored_bytes(t) for t in each)
     return sizes
 
 

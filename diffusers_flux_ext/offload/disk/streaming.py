@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...checkpoints.model_configs import building, read_model_config
+from ...checkpoints.packed_weights import check_not_packed
 from ..claims import budget_suspended, check_unclaimed
 from .attach import attach, detach
 from .plan import check_folder, make_plan
@@ -88,9 +89,9 @@ def stream_from_disk(
     Raises:
         FileNotFoundError: If `source` is missing.
         TypeError: If `module` is not an `nn.Module`, for example a whole pipeline.
-        ValueError: If the module has no blocks or is offloaded in another way, if the file does not fit the module, if
-            `offload_dir` is missing, or if `ram_budget_gib` is smaller than the buffers; the message says how much
-            they take.
+        ValueError: If the module is quantised, has no blocks or is offloaded in another way, if the file does not fit
+            the module, if `offload_dir` is missing, or if `ram_budget_gib` is smaller than the buffers; the message
+            says how much they take.
 
     Example:
     ```python
@@ -102,6 +103,12 @@ def stream_from_disk(
     ```
     """
     _check_arguments(module, ram_budget_gib, read_ahead, storage_dtype)
+    check_not_packed(
+        module,
+        "be streamed from disk",
+        "Put it under a VRAM budget without `ram_budget_gib`, or stream its unquantised file, with "
+        "`storage_dtype=torch.float8_e4m3fn` to read half as much.",
+    )
     with budget_suspended(module):
         _check_free(module)
         device = _device(module) if onload_device is None else torch.device(onload_device)

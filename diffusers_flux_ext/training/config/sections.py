@@ -312,6 +312,9 @@ class RunSection(Section):
         log_every (`int`): Updates between reports.
         logs (`list[str]`): Where reports go: `"jsonl"`, `"csv"`, `"tensorboard"`, or one of accelerate's trackers.
         stop_after_bad (`int`): Updates in a row that may be skipped because numbers are not finite.
+        fused_backward (`bool`):
+            Whether parameters are stepped within the backward pass, for full fine-tuning with less memory; without
+            clipping and accumulation.
     """
 
     updates: int | None = Field(default=None, ge=1)
@@ -325,9 +328,15 @@ class RunSection(Section):
     log_every: int = Field(default=10, ge=1)
     logs: list[str] = ["jsonl", "csv"]
     stop_after_bad: int = Field(default=10, ge=0)
+    fused_backward: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> RunSection:
+        if self.fused_backward and (self.clip is not None or self.accumulation > 1):
+            raise ValueError(
+                f"got `fused_backward` with `clip` {self.clip} and `accumulation` {self.accumulation}; it frees each "
+                f"gradient at once, so set `clip: null` and `accumulation: 1`"
+            )
         if (self.updates is None) == (self.epochs is None):
             raise ValueError("got both or neither of `updates` and `epochs`; expected one of them")
         return self

@@ -1,10 +1,11 @@
 """From files to samples and batches: sources, images, captions, buckets, checks, a cache and a loader."""
 
-from .batches import Batch, BatchPlan, Update, Visit, batches, describe_buckets
+from .bad_samples import BadSamples
+from .batches import BatchPlan, batches, describe_buckets
 from .buckets import FreeBuckets, ListedBuckets, ReferenceSizes
 from .cache import CachedSamples, EncodeOptions, cache_samples, encode_sample
 from .captions import Captions
-from .checks import BadSamples, DataReport, check_data
+from .checks import DataReport, check_data
 from .dataset import TrainingData
 from .example import write_example_data
 from .images import ImageOptions, load_image, load_mask
@@ -21,6 +22,7 @@ from .sources import (
     WebDatasetSource,
 )
 from .transforms import Transform
+from .visits import Batch, Update, Visit
 
 
 __all__ = [

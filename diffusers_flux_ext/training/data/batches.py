@@ -5,47 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from ..draws import Draws
-
-
-class Visit(NamedTuple):
-    """A sample in an epoch.
-
-    Args:
-        sample (`int`): The sample's number.
-        epoch (`int`): Which of its visits it is: what is drawn for it depends on both numbers.
-    """
-
-    sample: int
-    epoch: int
-
-
-Batch = tuple[Visit, ...]
-
-
-@dataclass(frozen=True)
-class Update:
-    """The samples of one update of the weights.
-
-    Args:
-        number (`int`): Its number since the beginning of training, from 0.
-        epoch (`int`): The epoch that it belongs to.
-        batches (`tuple[tuple[Batch, ...], ...]`): For each process, its batches, one after another.
-    """
-
-    number: int
-    epoch: int
-    batches: tuple[tuple[Batch, ...], ...]
-
-    @property
-    def samples(self) -> list[Visit]:
-        """All samples of all processes, in the order of their positions in the update."""
-        steps = zip(*self.batches)
-        return [visit for step in steps for batch in step for visit in batch]
+from .visits import Batch, Update, Visit
 
 
 class BatchPlan:
@@ -53,8 +16,9 @@ class BatchPlan:
 
     Samples of a bucket come in a new random order in each epoch. They are cut into groups of `same_shape` samples,
     and what is left over opens the bucket's next epoch: nothing is dropped or repeated. The groups of an epoch, in
-    random order, make up updates, and left-over groups open the next epoch, too. So the samples of an update depend on
-    their total and on `same_shape` alone, and not on how many processes share them or how many batches they come in.
+    random order, make up updates, in which groups of one bucket stand side by side; left-over groups open the next
+    epoch, too. So the samples of an update depend on their total and on `same_shape` alone, and not on how many
+    processes share them or how many batches they come in.
 
     Args:
         keys (`Sequence[Hashable]`): The bucket of each sample.
@@ -97,6 +61,8 @@ class BatchPlan:
         self._members: dict[Hashable, list[int]] = {}
         for index, key in enumerate(keys):
             self._members.setdefault(key, []).append(index)
+        numbers_of = {key: number for number, key in enumerate(self._members)}
+        self._bucket_of = [numbers_of[key] for key in keys]
         # Groups of a few epochs are asked for again and again.
         self._groups_of = lru_cache(maxsize=4)(self._draw_groups)
 
@@ -167,10 +133,10 @@ class BatchPlan:
         rest: Counter[Hashable] = Counter()
         for key, members in self._members.items():
             rest[key] = epochs * len(members) % self.same_shape
-        owners = {index: key for key, members in self._members.items() for index in members}
+        keys = list(self._members)
         used = self.updates_before(epochs) * (self.total // self.same_shape)
         for group in self._groups_since(used, epochs - 1):
-            rest[owners[group[0].sample]] += len(group)
+            rest[keys[self._bucket_of[group[0].sample]]] += len(group)
         return {key: count for key, count in rest.items() if count}
 
     def _groups_before(self, epoch: int) -> int:
@@ -200,7 +166,9 @@ class BatchPlan:
         return [groups[place] for place in order]
 
     def _update(self, number: int, epoch: int, groups: Sequence[Batch]) -> Update:
-        visits = [visit for group in groups for visit in group]
+        # Processes that wait for each other had better work on the same shape.
+        ordered = sorted(groups, key=lambda group: self._bucket_of[group[0].sample])
+        visits = [visit for group in ordered for visit in group]
         batches = [tuple(visits[at : at + self.batch_size]) for at in range(0, self.total, self.batch_size)]
         return Update(number, epoch, tuple(tuple(batches[rank :: self.world_size]) for rank in range(self.world_size)))
 

@@ -76,14 +76,13 @@ class FreeBuckets:
 
     def _of_area(self, side: int) -> list[Size]:
         most = int(side * math.sqrt(self.max_aspect)) // self.step * self.step
-        found = set()
+        longest: dict[int, int] = {}
         for long in range(self.step, most + 1, self.step):
             short = min(side * side // long // self.step * self.step, long)
             if short >= self.step and long / short <= self.max_aspect:
-                found |= {(long, short), (short, long)}
-        # Of one width only the highest, so that no area is wasted.
-        heights = {width: max(height for height, each in found if each == width) for _, width in found}
-        return sorted((height, width) for width, height in heights.items())
+                # Of one short side only the longest, so that no area is wasted.
+                longest[short] = long
+        return sorted({size for short, long in longest.items() for size in ((short, long), (long, short))})
 
     def sizes(self, height: int, width: int) -> list[Size]:
         """Return the nearest size of each resolution that the image reaches; see [`Sizes`]."""

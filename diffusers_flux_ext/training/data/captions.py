@@ -76,7 +76,7 @@ class Captions:
         found: list[str] = []
         for text in self._texts(name, values):
             orders = [text] if not self.shuffles else self._shuffled(text, draws, index, len(found))
-            found += [with_trigger(name, prefix + each, trigger) for each in orders]
+            found += [with_trigger(name, prefix + each if each else prefix.strip(), trigger) for each in orders]
         return list(dict.fromkeys(found))
 
     def choose(self, texts: Sequence[str], draws: Draws, index: int, epoch: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
-
-from diffusers.utils import logging
+from dataclasses import dataclass
 
 from ...checkpoints.messages import shorten
-from ...inputs.checks import check_choice
+from .bad_samples import BadSamples
 from .captions import TRIGGER
 from .dataset import TrainingData
 from .flips import check_flips
@@ -20,56 +18,7 @@ from .resizing import aspect
 from .sources.row import Row
 
 
-logger = logging.get_logger(__name__)
-
-LISTED = 10
-"""How many problems an error lists."""
-
 _ASPECT_TOLERANCE = 0.05
-
-
-@dataclass
-class BadSamples:
-    """What to do about samples that cannot be used.
-
-    Args:
-        on_bad_sample (`"stop"` or `"skip"`, defaults to `"stop"`):
-            Raise an error that lists the first ten, or leave them out with a warning.
-        limit (`float`, defaults to 0.1): Share of all samples up to which they are skipped, in [0, 1].
-
-    Raises:
-        ValueError: if an option is out of range.
-    """
-
-    on_bad_sample: Literal["stop", "skip"] = "stop"
-    limit: float = 0.1
-    problems: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        check_choice("`on_bad_sample`", self.on_bad_sample, ("stop", "skip"))
-        if not 0 <= self.limit <= 1:
-            raise ValueError(f"`limit` of bad samples must be in [0, 1], got {self.limit}.")
-
-    def judge(self, total: int) -> None:
-        """Raise an error about the problems, or warn of them.
-
-        Args:
-            total (`int`): How many samples there are.
-
-        Raises:
-            ValueError: if there are problems and none is to be skipped, or more than the limit.
-        """
-        count = len(self.problems)
-        if not count:
-            return
-        listed = "\n".join(f"- {problem}" for problem in self.problems[:LISTED])
-        more = f"\nand {count - LISTED} more" if count > LISTED else ""
-        what = f"{count} of {total} samples cannot be used:\n{listed}{more}"
-        if self.on_bad_sample == "stop":
-            raise ValueError(f"{what}\nRepair or remove them, or set `on_bad_sample='skip'`.")
-        if count > self.limit * total:
-            raise ValueError(f"{what}\nThat is more than the share of {self.limit} that may be skipped.")
-        logger.warning(f"{what}\nThey are left out.")
 
 
 @dataclass(frozen=True)
@@ -113,16 +62,17 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
         `DataReport`
 
     Raises:
-        ValueError: if there are bad rows that may not be skipped, with the first ten and their file names; if flips
-            contradict a text; or if no sample is left.
+        ValueError: if there are bad rows that may not be skipped, with the first ten and their file names; if no row
+            has one of the columns; if flips contradict a text; or if no sample is left.
     """
     bad, modes, headers, texts = bad or BadSamples(), Counter[str](), {}, []
-    rows, unsized = 0, set[str]()
+    rows, unsized, columns = 0, set[str](), set[str]()
     data.items.clear()
     for entry, index, row in _readable(data, bad):
         rows += 1
         if row is None:
             continue
+        columns |= row.values.keys() | row.files.keys()
         try:
             captions, others = data.texts(entry, index, row), _other_texts(data, row)
             header = _check_files(data, entry, row, decode)
@@ -134,6 +84,7 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
         headers[entry, index] = header
         unsized |= {column for column in data.needed if column in row.files and not data.columns.is_sized(column)}
         texts += [(row.name, text) for text in (*captions, *others)]
+    _check_columns(data, columns)
     bad.judge(rows)
     if not data.items:
         raise ValueError("No sample is left.")
@@ -141,6 +92,17 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
     sizes = Counter(item.size for item in data.items)
     enlarged = sum(_is_enlarged(item.size, headers[item.entry, item.row]) for item in data.items)
     return DataReport(rows, len(data), tuple(bad.problems), dict(modes), dict(sizes.most_common()), enlarged)
+
+
+def _check_columns(data: TrainingData, columns: set[str]) -> None:
+    captions = () if data.captions.allow_missing else data.captions.columns
+    missing = sorted({data.columns.target, *data.needed, *captions} - columns)
+    if columns and missing:
+        near = difflib.get_close_matches(missing[0], columns, 1)
+        raise ValueError(
+            f"No row has the column {missing[0]!r}{f'; did you mean {near[0]!r}?' if near else '.'} There are "
+            f"{sorted(columns)}."
+        )
 
 
 def _readable(data: TrainingData, bad: BadSamples) -> Iterator[tuple[int, int, Row | None]]:

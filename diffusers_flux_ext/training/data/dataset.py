@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,12 @@ from .sources.row import Row, Source
 from .transforms import Drawn, Transform
 
 
+HEADER_BYTES = 256 * 1024
+"""How much of a JPEG file is read for its header."""
+
+JPEG = b"\xff\xd8"
+
+
 @dataclass(eq=False)
 class TrainingData:
     """Several sources as one numbered list of samples. It can be sent to other processes.
@@ -29,10 +36,11 @@ class TrainingData:
         transform (`Transform`): How images are brought to their size, and what is varied.
         captions (`Captions`): How captions are read and varied.
         columns (`Columns`): What the file columns are for.
-        needed (`tuple[str, ...]`): Columns that conditions read; the files of others are not opened.
+        needed (`tuple[str, ...]`): Columns that conditions read; they get no others, whose files are not opened.
         images (`ImageOptions`): How files are read.
         variants (`int`, defaults to 1):
             How many variants of a sample a varying transform draws; visits take them in turn.
+        opted_out (`tuple[str, ...]`): What else may not be mirrored, such as names of conditions.
     """
 
     entries: Sequence[Entry]
@@ -44,6 +52,7 @@ class TrainingData:
     needed: tuple[str, ...] = ()
     images: ImageOptions = field(default_factory=ImageOptions)
     variants: int = 1
+    opted_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -51,7 +60,7 @@ class TrainingData:
         if self.variants < 1:
             raise ValueError(f"`variants` of TrainingData must be at least 1, got {self.variants}.")
         self.items: list[Item] = []
-        opted_out = [entry.source.name for entry in self.entries if not entry.allow_flip]
+        opted_out = [*self.opted_out, *(entry.source.name for entry in self.entries if not entry.allow_flip)]
         check_flips(self.transform, opted_out=opted_out)
 
     def __len__(self) -> int:
@@ -155,8 +164,14 @@ class TrainingData:
 
     def header(self, entry: int, row: Row, column: str, reference: str) -> Header:
         """Read the header of a file; raise errors as [`load`] does."""
-        content = self.entries[entry].source.open(reference)
-        return read_header(content, f"{row.name}: `{reference}`", self.images)
+        source, name = self.entries[entry].source, f"{row.name}: `{reference}`"
+        start = source.open(reference, HEADER_BYTES)
+        # Other formats may say at the end of the file how they are turned, or how many frames they have.
+        if start.startswith(JPEG):
+            with suppress(ValueError):
+                return read_header(start, name, self.images)
+        content = source.open(reference) if len(start) == HEADER_BYTES else start
+        return read_header(content, name, self.images)
 
 
 @dataclass(frozen=True)
@@ -173,7 +188,8 @@ class _Opener:
         return [self._open(column, each) for each in self.row.references(column)]
 
     def values(self) -> dict[str, Any]:
-        values = dict(self.row.values)
+        # Nothing but what was declared, because the cache's entries depend on that alone.
+        values = {column: self.row.values.get(column) for column in self.data.needed}
         for column in self.data.needed:
             if column in self.row.files:
                 images = self(column)

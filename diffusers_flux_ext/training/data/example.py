@@ -80,9 +80,9 @@ def _write_sample(root: Path, name: str, scene: flux_shapes.Scene, prompt: str) 
         reference: _without_last(scene),
         **masks,
     }
-    for path, picture in drawn.items():
+    for path, drawing in drawn.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(root / path)
+        drawing.save(root / path)
     return {
         "image": image,
         "prompt": prompt,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from ...condition import FluxCondition
 from ..batch import TrainingSample, stack_conditions
 from ..draws import Draws
-from .batches import Batch, BatchPlan, Update
+from .batches import BatchPlan
 from .captions import Captions
 from .samples import Samples
+from .visits import Batch, Update
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,29 +152,26 @@ class SampleLoader:
         Yields:
             `tuple[Update, Iterator[SampleBatch]]`
         """
-        # Only the numbers are here in full, a few bytes for each visit.
-        planned = [update for update, _ in zip(self.plan.since(first), range(first, last))]
-        batches = self.batches([batch for update in planned for batch in update.batches[self.rank]])
-        for update in planned:
-            yield update, _take(batches, len(update.batches[self.rank]))
+        batches = self.batches(_Visits(self.plan, self.rank, first, last))
+        for update in _between(self.plan, first, last):
+            yield update, islice(batches, len(update.batches[self.rank]))
 
-    def batches(self, listed: Sequence[Batch]) -> Iterator[SampleBatch]:
+    def batches(self, listed: Iterable[Batch]) -> Iterator[SampleBatch]:
         """Yield batches, in order.
 
         Args:
-            listed (`Sequence[Batch]`): The samples of each.
+            listed (`Iterable[Batch]`): The visits of each; it is gone through twice.
 
         Yields:
             `SampleBatch`
         """
-        fetching = Fetching(self.samples, listed, self.draws, self.captions)
         ahead: dict[str, Any] = {}
         if self.num_workers:
             ahead = {"prefetch_factor": self.prefetch, "multiprocessing_context": self.start_method}
-        # Numbers are loaded in order, unbatched; the loader's own generator is not asked for anything that counts.
+        # The sampler gives batches of visits instead of numbers. The loader's own generator draws nothing that counts.
         loader = DataLoader(
-            fetching, batch_size=None, shuffle=False, num_workers=self.num_workers, collate_fn=_unchanged,
-            generator=torch.Generator(), **ahead,
+            Fetching(self.samples, self.draws, self.captions), batch_size=None, sampler=listed,
+            num_workers=self.num_workers, collate_fn=_unchanged, generator=torch.Generator(), **ahead,
         )  # fmt: skip
         for visits, (fetched, texts) in zip(listed, loader):
             made = [self.samples.finish(each, [text]) for each, text in zip(fetched, texts)]
@@ -180,34 +179,40 @@ class SampleLoader:
 
 
 class Fetching(Dataset[tuple[list[Any], list[str]]]):
-    """Batches by number, as far as a worker can make them.
+    """Batches by their visits, as far as a worker can make them.
 
     Args:
         samples (`Samples`): The samples.
-        listed (`Sequence[Batch]`): The visits of each batch.
         draws (`Draws`): The run's draws.
         captions (`Captions`): How captions are chosen.
     """
 
-    def __init__(self, samples: Samples, listed: Sequence[Batch], draws: Draws, captions: Captions) -> None:
-        self.samples, self.listed, self.draws, self.captions = samples, listed, draws, captions
+    def __init__(self, samples: Samples, draws: Draws, captions: Captions) -> None:
+        self.samples, self.draws, self.captions = samples, draws, captions
 
-    def __len__(self) -> int:
-        return len(self.listed)
-
-    def __getitem__(self, number: int) -> tuple[list[Any], list[str]]:
+    def __getitem__(self, visits: Batch) -> tuple[list[Any], list[str]]:
         fetched, texts = [], []
-        for index, epoch in self.listed[number]:
-            text = self.captions.choose(self.samples.texts(index), self.draws, index, epoch)
-            fetched.append(self.samples.fetch(index, epoch, [text]))
+        for sample, epoch in visits:
+            text = self.captions.choose(self.samples.texts(sample), self.draws, sample, epoch)
+            fetched.append(self.samples.fetch(sample, epoch, [text]))
             texts.append(text)
         return fetched, texts
 
 
+class _Visits:
+    """The batches of one process in some updates, made as they are asked for."""
+
+    def __init__(self, plan: BatchPlan, rank: int, first: int, last: int) -> None:
+        self.plan, self.rank, self.first, self.last = plan, rank, first, last
+
+    def __iter__(self) -> Iterator[Batch]:
+        for update in _between(self.plan, self.first, self.last):
+            yield from update.batches[self.rank]
+
+
+def _between(plan: BatchPlan, first: int, last: int) -> Iterator[Update]:
+    return islice(plan.since(first), max(0, last - first))
+
+
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _take(batches: Iterator[SampleBatch], count: int) -> Iterator[SampleBatch]:
-    for _ in range(count):
-        yield next(batches)

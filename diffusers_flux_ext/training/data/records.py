@@ -110,7 +110,7 @@ class LoadedSample:
         index (`int`): Its number in the data set.
         name (`str`): Its row, for errors.
         image (`PIL.Image.Image`): The target, of the bucket's size.
-        row (`Mapping[str, Any]`): Its values, and its images in the place of file columns.
+        row (`Mapping[str, Any]`): What conditions read: values, images in the place of file columns, or `None`.
         texts (`Sequence[str]`): All its captions.
         mask (`PIL.Image.Image`, *optional*): What counts in the loss.
         weight (`float`): Weight of its loss.

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from ..batch import TrainingSample
 from .cache.encoding import EncodeOptions, MakeConditions, Prompt, encode_images, encode_prompt
-from .dataset import LoadedSample, TrainingData
+from .dataset import TrainingData
 from .images import Header
+from .records import LoadedSample
 
 
 class Samples(Protocol):

@@ -232,7 +232,7 @@ def _trainer(
         average = ExponentialMovingAverage(trained.named_parameters(), section.average.decay)
     return Trainer(
         training, trained, build_optimizer(trained.named_parameters(), config.optimizer), updates, maker,
-        RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad),
+        RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad, section.fused_backward),
         CheckpointFolder(Path(config.output) / "checkpoints", section.keep), config.identity(),
         lambda update: rates(update, count), average, accelerator=accelerator,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from ..batch import TrainingBatch
 from ..checkpoint import Checkpoint, CheckpointFolder, StopRequest, pack_state, unpack_state
 from ..data.loader import SampleBatch
 from ..module import FluxTraining
-from ..optim import averaged_weights, clip_gradients, set_rates
+from ..optim import FusedBackward, averaged_weights, clip_gradients, set_rates
 from ..trained.protocol import Trained
 from .monitor import Monitor
 
@@ -69,6 +69,9 @@ class RunSettings:
         validate_every (`int`, defaults to 0): Updates between validations; 0 never validates.
         stop_after_bad (`int`, defaults to 10):
             How many updates in a row may be skipped because their gradient is not finite.
+        fused (`bool`, defaults to `False`):
+            Whether each parameter is stepped within the backward pass, which frees its gradient at once; see
+            [`FusedBackward`]. The norm of the gradient is unknown then, and updates are skipped by their loss.
     """
 
     updates: int
@@ -76,6 +79,7 @@ class RunSettings:
     save_every: int = 250
     validate_every: int = 0
     stop_after_bad: int = 10
+    fused: bool = False
 
 
 class Trainer:
@@ -120,6 +124,7 @@ class Trainer:
         self.validate, self.accelerator = validate, accelerator
         self.step, self.skipped, self._bad_in_a_row = 0, 0, 0
         self._made: list[TrainingBatch] = []
+        self._fused = FusedBackward(self.optimizers, max_grad_norm=settings.clip) if settings.fused else None
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group.setdefault("peak_lr", group["lr"])
         self._module: Any = training if accelerator is None else accelerator.prepare(training)
@@ -210,12 +215,8 @@ class Trainer:
     def _update(self, update: int) -> None:
         set_rates(self.optimizers, self.schedule(update))
         losses, sigmas, waited = self._accumulate(update)
-        norm = clip_gradients(self.trained.named_parameters().values(), self.settings.clip)
-        # The norm is that of the gradients after they were summed over processes, so all of them decide alike.
-        finite = bool(torch.isfinite(norm))
+        norm, finite = self._step(losses)
         if finite:
-            for optimizer in self.optimizers:
-                optimizer.step()
             if self.average is not None:
                 self.average.update(update)
         else:
@@ -230,6 +231,21 @@ class Trainer:
         }
         self.monitor.update(update + 1, losses, sigmas, float(norm), rates, waited, self.skipped)
 
+    def _step(self, losses: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Step the parameters; return the norm of the gradient, and whether there was a step."""
+        if self._fused is not None:
+            finite = bool(losses.isfinite().all())
+            if finite:
+                self._fused.step()
+            return losses.new_tensor(float("nan")), finite
+        norm = clip_gradients(self.trained.named_parameters().values(), self.settings.clip)
+        # The norm is that of the gradients after they were summed over processes, so all of them decide alike.
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        return norm, finite
+
     def _accumulate(self, update: int) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Add up the gradients of an update; return losses and noise levels of all its samples."""
         started = time.perf_counter()
@@ -243,14 +259,19 @@ class Trainer:
             with self._synchronised(number == len(batches) - 1):
                 loss = self._module(batch)
                 # Gradients are averaged over processes, and this one has only its share of the samples.
-                scaled = loss.sum() * (processes / place.total)
-                scaled.backward() if self.accelerator is None else self.accelerator.backward(scaled)
+                self._backward(loss.sum() * (processes / place.total))
             losses.append(loss.detach())
             sigmas.append(batch.sigma)
         joined = torch.cat(losses), torch.cat(sigmas)
         if self.accelerator is not None:
             joined = tuple(self.accelerator.gather(each) for each in joined)
         return *joined, waited
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        if self._fused is not None and not bool(loss.isfinite()):
+            # The parameters would be stepped before anybody looks at their gradients.
+            return
+        loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
 
     def _synchronised(self, now: bool) -> AbstractContextManager[Any]:
         if now or self.accelerator is None:

@@ -4,10 +4,12 @@ from .export import export_lora, export_module
 from .full import TrainedWeights
 from .info import ExportInfo
 from .lora import TrainedLoRA, add_lora
-from .modules import TrainedModule, from_scratch, trainable_modules
+from .modules import TrainedModule
 from .options import LoRAOptions
 from .presets import LORA_PRESETS
-from .protocol import Trained, TrainedTogether, mark_trainable
+from .protocol import Trained, mark_trainable
+from .scratch import from_scratch, trainable_modules
+from .together import TrainedTogether
 from .widen import INPUT_CHANNELS, widen_x_embedder
 
 

@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from peft import LoKrConfig, LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from ...checkpoints.layouts import list_keys
 from ...lora.keys import Component
 from ...lora.loading.load import delete_adapter, tuned_layers
-from ...lora.loading.plan import adapter_names
 from ...lora.updates import Update, update_of
+from .checks import check_biases, check_model, check_norms
 from .options import LoRAOptions
 
 
@@ -47,11 +45,17 @@ class Adapter:
         self.sizes = options.layers(model, component)
         # The layer whose `down` each tied layer uses; filled by `tie`.
         self.owners: dict[str, str] = {}
-        _check_model(model, component, name, options)
+        check_model(model, component, name, options)
         if options.bias:
-            _check_biases(model, self.sizes)
+            check_biases(model, self.sizes)
+        if options.kind == "dora":
+            check_norms(model, component, self.sizes)
         active = list(dict.fromkeys(n for layer in tuned_layers(model) for n in layer.active_adapters))
-        inject_adapter_in_model(_config(self.sizes, options), model, name)
+        try:
+            inject_adapter_in_model(_config(self.sizes, options), model, name)
+        except Exception:
+            delete_adapter(model, name)
+            raise
         model._hf_peft_config_loaded = True  # type: ignore[assignment]
         for layer in tuned_layers(model):
             layer.set_adapter([each for each in (*active, name) if each in layer.r])
@@ -103,9 +107,12 @@ class Adapter:
     def train(self, mode: bool = True) -> None:
         """Turn the adapter's dropout on or off."""
         for path in self.sizes:
-            dropouts: Any = getattr(self.model.get_submodule(path), "lora_dropout", {})
-            if self.name in dropouts:
-                dropouts[self.name].train(mode)
+            layer: Any = self.model.get_submodule(path)
+            if self.options.kind == "lokr":
+                # It has no dropout here, and PEFT's layer would draw a number for it at each call.
+                layer.eval()
+            elif self.name in layer.lora_dropout:
+                layer.lora_dropout[self.name].train(mode)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -130,45 +137,6 @@ class Adapter:
         """Take the adapter out; the model is then as it was before."""
         self._deactivate()
         delete_adapter(self.model, self.name)
-
-
-def _check_model(model: nn.Module, component: str, name: str, options: LoRAOptions) -> None:
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"`name` is {name!r}; expected a word without a dot that is no method of a dict.")
-    if name in adapter_names(model):
-        raise ValueError(f"`{component}` has an adapter {name!r} already. Choose another `name`.")
-    if any(layer.merged for layer in tuned_layers(model)):
-        raise ValueError(f"Adapters are fused into `{component}`, which hides others. Call `unfuse_lora` first.")
-    own = "LOKR" if options.kind == "lokr" else "LORA"
-    others = {str(config.peft_type.value) for config in getattr(model, "peft_config", {}).values()} - {own}
-    if others:
-        raise ValueError(
-            f"`{component}` has adapters of PEFT's kinds {sorted(others)}; a {own} beside them is not possible. Load "
-            f"them with `load_lora`, fuse them, or choose another `kind`."
-        )
-    if any(type(parameter).__name__ == "GGUFParameter" for parameter in model.parameters()):
-        raise ValueError(
-            f"`{component}` holds GGUF weights, which diffusers can only infer with. Train on the unquantised model, "
-            f"or on one that is quantised with optimum-quanto, bitsandbytes or torchao."
-        )
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and not quantizer.is_trainable:
-        kind = quantizer.quantization_config.quant_method
-        raise ValueError(
-            f"`{component}` is quantised by {getattr(kind, 'value', kind)}, whose layers pass no gradient on. Train "
-            f"on the unquantised model, or on one that is quantised with optimum-quanto or bitsandbytes."
-        )
-
-
-def _check_biases(model: nn.Module, layers: Mapping[str, Any]) -> None:
-    without = [path for path in layers if getattr(_base(model, path), "bias", None) is None]
-    if without:
-        raise ValueError(f"`bias` is given, but these layers have none: {list_keys(without)}. Leave it out.")
-
-
-def _base(model: nn.Module, path: str) -> nn.Module:
-    layer: Any = model.get_submodule(path)
-    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
 
 def _config(sizes: Mapping[str, tuple[int, float]], options: LoRAOptions) -> LoraConfig | LoKrConfig:
@@ -207,13 +175,3 @@ def mark(adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         for _, _, parameter in adapter.parts():
             parameter.requires_grad_(True)
-
-
-@torch.no_grad()
-def base_norms(model: nn.Module, path: str) -> Tensor:
-    """Return the lengths of the rows of a layer's weight in float32, DoRA's first magnitudes."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    weight: Any = dequantize_module_weight(_base(model, path))
-    weight = weight.dequantize() if hasattr(weight, "dequantize") and type(weight) is not nn.Parameter else weight
-    return weight.detach().float().norm(dim=1)

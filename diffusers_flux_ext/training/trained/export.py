@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ...checkpoints.reading import read_json
 from ...checkpoints.writing import save_tensors, written_at_once
+from ...lora.errors import UnsupportedLoRAError
 from ...lora.files import save_lora
-from ...lora.layouts import lora_layout
+from ...lora.layouts import LoRALayout, lora_layout
 from ...lora.tools.algebra import adapter_of
-from ...lora.updates import Update
-from ...lora.writing.write import write_lora
+from ...lora.updates import Bias, Dense, LoRA, Update, update_of
+from ...lora.writing.write import MAX_GROWN, write_lora
 from .protocol import is_writer
 
 
@@ -51,6 +52,43 @@ def export_lora(
     """
     entries, header = write_lora(adapter_of(updates, metadata), lora_layout(to))
     save_lora(path, entries, header, overwrite=True, dtype=dtype)
+
+
+def check_format(updates: Mapping[str, Update], layout: LoRALayout) -> None:
+    """Check, without computing what is written, that a layout can hold a LoRA.
+
+    Args:
+        updates (`Mapping[str, Update]`): What it does to each layer.
+        layout (`LoRALayout`): The layout.
+
+    Raises:
+        UnsupportedLoRAError: if it cannot hold a part, or products of factors would become too large in it.
+    """
+    # Where layers are fused, other products become LoRAs, too.
+    kept = layout.kinds if layout.namespace == "diffusers" else (LoRA, Dense, Bias)
+    converted = [update for update in updates.values() if not isinstance(update.inner, kept)]
+    size = sum(_bytes_as_lora(update) for update in converted)
+    if size > MAX_GROWN:
+        raise UnsupportedLoRAError(
+            f"{converted[0].inner.title} becomes a LoRA of {size / 2**30:.1f} GiB in the layout {layout.name!r}; "
+            f"{MAX_GROWN >> 30} GiB are written at most. Write 'onetrainer', which holds it as it is."
+        )
+    write_lora(adapter_of({name: _stand_in(update) for name, update in updates.items()}), layout)
+
+
+def _bytes_as_lora(update: Update) -> int:
+    inner = 1
+    for factor in ("lokr_w1", "lokr_w2"):
+        inner *= min(update.parts[factor].shape) if factor in update.parts else update.parts[f"{factor}_b"].shape[0]
+    rows, columns = update.out_features, update.in_features or 0
+    return 4 * min(inner, rows, columns) * (rows + columns)
+
+
+def _stand_in(update: Update) -> Update:
+    """Return an update of rank 1 with the same shape and the same parts beside the product."""
+    factors = {"down": torch.zeros(1, update.in_features or 1), "up": torch.zeros(update.out_features, 1)}
+    beside = {name: part for name, part in update.parts.items() if name in ("bias", "magnitude")}
+    return update_of({**factors, **beside})
 
 
 def export_module(

@@ -14,11 +14,9 @@ from ...lora.errors import naming_files
 from ...lora.files import LoRASource
 from ...lora.keys import Component
 from ...lora.layouts import lora_layout
-from ...lora.tools.algebra import adapter_of
 from ...lora.updates import Update
-from ...lora.writing.write import write_lora
 from .adapters import Adapter, mark
-from .export import export_lora
+from .export import check_format, export_lora
 from .info import ExportInfo
 from .options import LoRAOptions
 from .presets import LORA_PRESETS
@@ -36,18 +34,18 @@ class TrainedLoRA:
 
     Args:
         adapters (`Mapping[str, Adapter]`): The adapters by component.
-        formats (`Sequence[str]`): Layouts to export; see [`export_lora`].
+        formats (`Sequence[str]`, *optional*): Layouts to export; see [`add_lora`].
         dtype (`torch.dtype`, *optional*): Data type of the exported factors; float32 by default.
     """
 
     def __init__(
         self,
         adapters: Mapping[str, Adapter],
-        formats: Sequence[str] = ("diffusers",),
+        formats: Sequence[str] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.adapters, self.dtype = dict(adapters), dtype
-        self.formats = [lora_layout(name).name for name in formats]
+        self.formats = [lora_layout(name).name for name in formats or ("diffusers",)]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """See [`Trained.named_parameters`]: `"transformer.proj_out.lora_A.weight"`, for example."""
@@ -104,7 +102,7 @@ class TrainedLoRA:
         """Raise an [`UnsupportedLoRAError`] if a format cannot hold what is trained."""
         values = {name: parameter.detach() for name, parameter in self.named_parameters().items()}
         for name in self.formats:
-            write_lora(adapter_of(self._updates(values)), lora_layout(name))
+            check_format(self._updates(values), lora_layout(name))
 
     def _updates(self, values: Mapping[str, Tensor]) -> dict[str, Update]:
         return {name: u for adapter in self.adapters.values() for name, u in adapter.updates(values).items()}
@@ -125,7 +123,7 @@ def add_lora(
     name: str = "trained",
     seed: int = 0,
     init_from: LoRASource | None = None,
-    formats: Sequence[str] = ("diffusers",),
+    formats: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> TrainedLoRA:
     """Put trainable adapters into models, in float32; everything else of the models is frozen.
@@ -142,7 +140,9 @@ def add_lora(
         seed (`int`, defaults to 0): Seed of the first values.
         init_from (`str`, `os.PathLike` or `Mapping[str, torch.Tensor]`, *optional*):
             A LoRA to start from, in any format that [`load_lora`] reads.
-        formats (`Sequence[str]`, defaults to `("diffusers",)`): Layouts to export; see [`export_lora`].
+        formats (`Sequence[str]`, *optional*):
+            Layouts to export; see [`export_lora`]. `["diffusers"]` by default; `["onetrainer"]` for LoKr, which
+            diffusers' layout cannot hold as it is.
         dtype (`torch.dtype`, *optional*): Data type of the exported factors; float32 by default.
 
     Returns:
@@ -161,6 +161,8 @@ def add_lora(
             f"`models` names {sorted(parts)} and `options` {sorted(chosen)}; expected the same ones of "
             f"{list(LORA_PRESETS)}."
         )
+    if formats is None and any(each.kind == "lokr" for each in chosen.values()):
+        formats = ["onetrainer"]
     made: dict[str, Adapter] = {}
     frozen = {model: [parameter.requires_grad for parameter in model.parameters()] for model in parts.values()}
     try:

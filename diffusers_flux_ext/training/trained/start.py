@@ -14,7 +14,8 @@ from ...lora.files import LoRASource
 from ...lora.reading.read import read
 from ...lora.updates import Bias, DoRA, LoKr, LoRA, Update
 from ..draws import Draws
-from .adapters import PARTS, Adapter, base_norms
+from .adapters import PARTS, Adapter
+from .checks import base_norms
 
 
 # PEFT's: one of the factors is zero, so that nothing changes until the first update.

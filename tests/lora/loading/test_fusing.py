@@ -5,9 +5,9 @@ import torch
 from diffusers import FluxPipeline
 from torch import nn
 
+from benchmarks.support.lora_files import make
 from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, load_lora
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import make
 from tests.lora.loading.test_load import picture, weights_of
 
 

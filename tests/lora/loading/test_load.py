@@ -7,6 +7,9 @@ from diffusers.hooks import apply_group_offloading
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files import FORMATS, Sizes, make
+from benchmarks.support.lora_files.readers import components, read_loaded
+from benchmarks.support.lora_files.verdict import judge, keeps_magnitudes
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxEliGenPipeline,
@@ -17,9 +20,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.lora.loading.load import active_weights
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline
-from tests.fixtures.lora_files import FORMATS, Sizes, make
-from tests.fixtures.lora_files.readers import components, read_loaded
-from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
@@ -34,7 +34,7 @@ def weights_of(pipe):
 
 
 def picture(pipe, **overrides):
-    return pipe(**call_kwargs(**overrides)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **overrides})).images
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files import make
 from diffusers_flux_ext import FluxConditionedPipeline, LoRAError, convert_lora, convert_lora_file
 from diffusers_flux_ext.lora.reading.scale import PEFT_HEADER
 from diffusers_flux_ext.testing import tiny_pipeline
-from tests.fixtures.lora_files import make
 from tests.lora.loading.test_load import picture
 from tests.lora.lora_evaluation import assert_bit_equal, assert_same, meaning
 

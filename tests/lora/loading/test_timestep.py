@@ -8,6 +8,8 @@ from diffusers import FluxPipeline
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.lora_fusion import small_lora
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora, velocity
 from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
@@ -23,8 +25,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.lora.loading.load import active_weights
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_fusion import small_lora
-from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

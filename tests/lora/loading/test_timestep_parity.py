@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import load_reference_timestep_lora, reference_pair
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, load_timestep_lora
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 from tests.models.test_transformer_parity import inputs, our_velocity
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import load_reference_timestep_lora, reference_pair
 
 
 GUIDED = ({"negative_prompt": "ugly", "cfg_scale": 2.0}, {"negative_prompt": "ugly", "true_cfg_scale": 2.0})

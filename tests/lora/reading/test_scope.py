@@ -5,11 +5,11 @@ import re
 import pytest
 from peft import LoraConfig, get_peft_model_state_dict
 
+from benchmarks.support.lora_files import FORMATS, make
 from diffusers_flux_ext import FluxConditionedPipeline, convert_lora, fuse_lora_into, inspect_lora, load_lora
 from diffusers_flux_ext.lora.reading.read import read_lora
 from diffusers_flux_ext.lora.reading.scope import find_token_scope
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import FORMATS, make
 
 
 # The pattern of OminiControl's configs, which XVerse and others took over.

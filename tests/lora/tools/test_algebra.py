@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.support.lora_files import make
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     LoRAError,
@@ -16,7 +17,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.checkpoints.layouts import convert_transformer_state_dict
 from diffusers_flux_ext.lora.errors import UnsupportedLoRAError
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_files import make
 from tests.lora.lora_evaluation import assert_bit_equal, assert_same, meaning
 
 

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.support.lora_files import FORMATS, cases, make
 from diffusers_flux_ext import LoRAError, convert_lora, detect_lora_format
 from diffusers_flux_ext.lora.errors import ForeignLoRAError, UnknownLoRAKeysError, UnsupportedLoRAError
 from diffusers_flux_ext.lora.layouts import LORA_LAYOUTS
 from diffusers_flux_ext.testing import seeded
-from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.lora.lora_evaluation import assert_bit_equal, assert_same, expected_of, meaning
+from tests.lora.lora_evaluation import assert_bit_equal, assert_consistent, assert_same, expected_of, meaning
 
 
 # XLabs' has names for attention only: see the end of the file.
@@ -30,6 +30,7 @@ def convert(file, to, **options):
 def test_every_file_becomes_diffusers_layout_exactly(format):
     for case in cases(format):
         file = make(format, case)
+        assert_consistent(file)
         given = {key: value.clone() for key, value in file.state_dict.items()}
         assert_same(meaning(*convert(file, "diffusers")), expected_of(file))
         assert_bit_equal(file.state_dict, given)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files import FORMATS, cases, make
+from benchmarks.support.lora_files.readers import read_diffusers, resized_diffusers, save_lora
+from benchmarks.support.lora_files.verdict import judge, keeps_magnitudes
 from diffusers_flux_ext import LoRAError, convert_lora, inspect_lora
 from diffusers_flux_ext.cli.lora import describe
-from tests.fixtures.lora_files import FORMATS, cases, make
-from tests.fixtures.lora_files.readers import read_diffusers, resized_diffusers, save_lora
-from tests.fixtures.lora_files.verdict import judge, keeps_magnitudes
 
 
 def report_of(file, tmp_path):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import reference_pair, reference_value_encoder
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
 from diffusers_flux_ext import FluxAttributeControlPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import reference_pair, reference_value_encoder
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.attribute_values import SIZES, published_state_dict, tiny_value_encoder
+from benchmarks.support.tiny.controlnet import PICTURE
 from conversion_scripts import convert_attribute_values as script
 from diffusers_flux_ext import (
     AttributeValueEncoder,
@@ -16,8 +18,6 @@ from diffusers_flux_ext import (
     InpaintRegion,
 )
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import SIZES, published_state_dict, tiny_value_encoder
-from tests.fixtures.controlnet import PICTURE
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -30,7 +30,7 @@ def pipe():
 
 
 def draw(pipe, **arguments):
-    return pipe(**call_kwargs(**arguments)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **arguments})).images
 
 
 class TestLaws:

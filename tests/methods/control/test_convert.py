@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.support.tiny.controlnet import KINDS, tiny_controlnet
 from conversion_scripts import convert_controlnet as script
 from diffusers_flux_ext import FluxExtControlNetModel
 from diffusers_flux_ext.methods.control.checkpoint import convert_controlnet_state_dict
 from diffusers_flux_ext.testing import tiny_transformer
-from tests.fixtures.controlnet import KINDS, tiny_controlnet
 
 
 AXES = ["--axes-dims-rope", "4", "6", "6"]

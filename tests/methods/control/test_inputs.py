@@ -6,6 +6,8 @@ import torch
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
+from benchmarks.support.tiny.synthetic import AddedChannels, AddedReference
 from diffusers_flux_ext import (
     Canvas,
     ControlNetImage,
@@ -15,8 +17,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.testing import call_kwargs, different, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import KINDS, OTHER_PICTURE, PICTURE, condition, tiny_controlnet
-from tests.fixtures.synthetic import AddedChannels, AddedReference
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

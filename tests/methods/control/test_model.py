@@ -5,11 +5,11 @@ import torch
 from diffusers import FluxControlNetModel
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.controlnet import KINDS, tiny_controlnet
 from diffusers_flux_ext import FluxExtControlNetModel
 from diffusers_flux_ext.checkpoints.layouts import PREFIX
 from diffusers_flux_ext.methods.control.checkpoint import convert_controlnet_state_dict
 from diffusers_flux_ext.testing import tiny_transformer
-from tests.fixtures.controlnet import KINDS, tiny_controlnet
 
 
 LAYOUTS = ("diffusers", "bfl", "diffsynth")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.parity.loop import STEPS, TOLERANCE, mask, our_images, reference_images
+from benchmarks.support.reference import controlnet_input, reference_multi_controlnet, reference_pair
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.parity.loop import STEPS, TOLERANCE, mask, our_images, reference_images
-from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 
 DEEP = {"num_layers": 19, "num_single_layers": 38, "attention_head_dim": 8, "axes_dims_rope": (2, 2, 4)}

@@ -15,6 +15,15 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.models import FluxMultiControlNetModel
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import (
+    KINDS,
+    OTHER_PICTURE,
+    PICTURE,
+    condition,
+    tiny_controlnet,
+    watch_transformer,
+)
+from benchmarks.support.tiny.synthetic import AddedReference
 from diffusers_flux_ext import (
     Canvas,
     Contribution,
@@ -28,15 +37,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.canvas import pack_latents, sample_image_latents
 from diffusers_flux_ext.methods.control.residuals import region_weights
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import (
-    KINDS,
-    OTHER_PICTURE,
-    PICTURE,
-    condition,
-    tiny_controlnet,
-    watch_transformer,
-)
-from tests.fixtures.synthetic import AddedReference
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.parity.loop import check, mask, our_images
+from benchmarks.support.reference import reference_pair
 from diffusers_flux_ext import FluxEliGenPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.canvas import encode_image
-from tests.parity.loop import check, mask, our_images
-from tests.parity.reference import reference_pair
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
 from diffusers_flux_ext import EntityRegions, FluxConditionedPipeline, FluxEliGenPipeline, InpaintRegion
 from diffusers_flux_ext.attention.processor import FluxRegionalAttnProcessor
 from diffusers_flux_ext.testing import call_kwargs, seeded, tiny_pipeline
-from tests.fixtures.synthetic import AddedChannels, AddedReference, AddedResiduals, AddedText
 
 
 pytestmark = pytest.mark.versions

@@ -2,11 +2,11 @@
 
 import pytest
 
+from benchmarks.support.parity.loop import check, mask, our_images
+from benchmarks.support.reference import reference_pair
+from benchmarks.support.tiny.controlnet import PICTURE
 from diffusers_flux_ext import EntityRegions, FillMask, FluxConditionedPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.controlnet import PICTURE
-from tests.parity.loop import check, mask, our_images
-from tests.parity.reference import reference_pair
 
 
 @pytest.fixture(scope="module")

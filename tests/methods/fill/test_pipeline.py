@@ -6,6 +6,8 @@ import torch
 from diffusers import FluxFillPipeline
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
+from benchmarks.support.tiny.ip_adapter import image_embeds, tiny_ip_adapter
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
@@ -15,8 +17,6 @@ from diffusers_flux_ext import (
     IPAdapterImages,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.fixtures.ip_adapter import image_embeds, tiny_ip_adapter
 
 
 BOX = (16, 0, 48, 16)

@@ -3,11 +3,11 @@
 import pytest
 from PIL import Image
 
+from benchmarks.support.parity.loop import check, mask, our_images
+from benchmarks.support.reference import reference_pair
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE
 from diffusers_flux_ext import FluxFlexPipeline, FluxFlowMatchScheduler
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
-from tests.parity.loop import check, mask, our_images
-from tests.parity.reference import reference_pair
 
 
 INPAINT = {"inpaint_image": PICTURE.resize((64, 48)), "inpaint_mask": mask((5, 3, 41, 44))}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE
 from diffusers_flux_ext import FlexControl, FluxConditionedPipeline, FluxFlexPipeline
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
 
 
 LEFT, TOP = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)
@@ -19,7 +19,7 @@ def pipe():
 
 
 def draw(pipe, **arguments):
-    return pipe(**call_kwargs(**arguments)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **arguments})).images
 
 
 def test_strength_zero_is_no_control_and_a_full_mask_no_picture(pipe):

@@ -3,9 +3,9 @@
 import torch
 from diffusers import FluxControlNetModel
 
+from benchmarks.support.tiny.infinite_you import tiny_identity_modules
 from conversion_scripts import convert_infinite_you as script
 from diffusers_flux_ext import InfiniteYouImageProjector
-from tests.fixtures.infinite_you import tiny_identity_modules
 
 
 def run(*arguments):

@@ -5,9 +5,9 @@ import pickle
 import pytest
 import torch
 
+from benchmarks.support.tiny.infinite_you import tiny_projector
 from diffusers_flux_ext import InfiniteYouImageProjector
 from diffusers_flux_ext.methods.infinite_you.arcface import ArcFaceIRSE50
-from tests.fixtures.infinite_you import tiny_projector
 
 
 @pytest.mark.parametrize("model", [InfiniteYouImageProjector, ArcFaceIRSE50])

@@ -6,6 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
+from benchmarks.support.tiny.infinite_you import (
+    POINTS,
+    ColorFaceEncoder,
+    face,
+    identity,
+    tiny_identity_modules,
+    tiny_projector,
+)
 from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
     InfiniteYouIdentity,
@@ -14,8 +23,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.infinite_you import condition as infinite_you_identity
 from diffusers_flux_ext.testing import call_kwargs, different, tiny_pipeline
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules, tiny_projector
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -46,6 +53,13 @@ class TestFaces:
         points = encoder.encode(seen).keypoints
         same = pipe(**call_kwargs(conditions=[identity(pipe, keypoints=points)])).images
         assert torch.equal(images, same)
+
+    def test_a_drawing_is_taken_as_it_is(self, pipe):
+        drawing = draw_face_keypoints(POINTS, 48, 32)
+        drawn, given = (
+            pipe(**call_kwargs(conditions=[identity(pipe, keypoints=points)])).images for points in (POINTS, drawing)
+        )
+        assert torch.equal(drawn, given)
 
     def test_key_points_in_fractions(self, pipe):
         fractions = POINTS / (48, 32)

@@ -4,18 +4,18 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInfiniteYouPipeline, draw_face_keypoints
-from diffusers_flux_ext.methods.infinite_you.condition import InfiniteYouIdentity
-from diffusers_flux_ext.testing import quiet
-from tests.fixtures.infinite_you import POINTS, face, tiny_identity_modules, tiny_projector
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import (
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import (
     EmbeddedFace,
     controlnet_input,
     reference_multi_controlnet,
     reference_pair,
     reference_projector,
 )
+from benchmarks.support.tiny.infinite_you import POINTS, face, tiny_identity_modules, tiny_projector
+from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInfiniteYouPipeline, draw_face_keypoints
+from diffusers_flux_ext.methods.infinite_you.condition import InfiniteYouIdentity
+from diffusers_flux_ext.testing import quiet
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,10 @@ import torch
 from diffusers import FluxControlNetPipeline
 from PIL import Image
 
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
+from benchmarks.support.tiny.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
+from benchmarks.support.tiny.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
+from benchmarks.support.tiny.synthetic import AddedReference, AddedText
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
@@ -15,11 +19,7 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import offload_all_but
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet, watch_transformer
-from tests.fixtures.infinite_you import POINTS, ColorFaceEncoder, face, identity, tiny_identity_modules
-from tests.fixtures.ip_adapter import picture, tiny_ip_adapter, tiny_siglip
 from tests.fixtures.offload import watch_card
-from tests.fixtures.synthetic import AddedReference, AddedText
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}

@@ -5,12 +5,12 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
 from diffusers_flux_ext import (
     FluxInfiniteYouPipeline,
     InfiniteYouImageProjector,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.infinite_you import ColorFaceEncoder, face, tiny_identity_modules, tiny_projector
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.support.tiny.controlnet import PICTURE
 from diffusers_flux_ext import FluxConditionedPipeline, InpaintRegion
 from diffusers_flux_ext.testing import call_kwargs, different, tiny_pipeline
-from tests.fixtures.controlnet import PICTURE
 
 
 BOXES = ((0, 0, 24, 32), (16, 8, 48, 32))

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.reference import reference_pair
+from benchmarks.support.reference.insert_anything import opencv, reference_unit
+from benchmarks.support.reference.redux import add_redux
+from benchmarks.support.tiny.insert_anything import pictures, region
+from benchmarks.support.tiny.ip_adapter import picture
+from benchmarks.support.tiny.redux import tiny_redux_embedder, tiny_redux_vision
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxInsertAnythingPipeline
 from diffusers_flux_ext.canvas import pack_latents
 from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from diffusers_flux_ext.testing import quiet, seeded
-from tests.fixtures.insert_anything import pictures, region
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import tiny_redux_embedder, tiny_redux_vision
-from tests.parity.reference import reference_pair
-from tests.parity.reference.insert_anything import opencv, reference_unit
-from tests.parity.reference.redux import add_redux
 
 
 CASES = {

@@ -9,6 +9,9 @@ from diffusers import DiffusionPipeline, FluxFillPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.insert_anything import pictures, region
+from benchmarks.support.tiny.ip_adapter import picture
+from benchmarks.support.tiny.redux import redux_modules
 from diffusers_flux_ext import (
     EntityRegions,
     FillMask,
@@ -20,9 +23,6 @@ from diffusers_flux_ext.canvas import Canvas
 from diffusers_flux_ext.inputs.masks import mask_to_pixels
 from diffusers_flux_ext.methods.insert_anything.diptych import make_diptych, paste_panel
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline, tiny_transformer
-from tests.fixtures.insert_anything import pictures, region
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import redux_modules
 
 
 CASE = pictures()

@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchmarks.support.tiny.ip_adapter import KINDS, tiny_ip_adapter
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline
-from tests.fixtures.ip_adapter import KINDS, tiny_ip_adapter
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_flux_ext import (
-    EntityRegions,
-    FluxConditionedPipeline,
-    IPAdapterImages,
-    predict_velocity,
-)
-from diffusers_flux_ext.attention.processor import regional_attention
-from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.ip_adapter import (
+from benchmarks.support.tiny.ip_adapter import (
     XLABS,
     differ,
     image_embeds,
@@ -22,7 +14,15 @@ from tests.fixtures.ip_adapter import (
     tiny_ip_adapter,
     tiny_siglip,
 )
-from tests.fixtures.synthetic import AddedReference
+from benchmarks.support.tiny.synthetic import AddedReference
+from diffusers_flux_ext import (
+    EntityRegions,
+    FluxConditionedPipeline,
+    IPAdapterImages,
+    predict_velocity,
+)
+from diffusers_flux_ext.attention.processor import regional_attention
+from diffusers_flux_ext.testing import seeded, tiny_pipeline, tiny_transformer
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

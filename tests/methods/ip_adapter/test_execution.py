@@ -5,6 +5,18 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
 
+from benchmarks.support.tiny.ip_adapter import (
+    XLABS,
+    differ,
+    image_embeds,
+    nested_state_dict,
+    picture,
+    run,
+    some_step,
+    tiny_ip_adapter,
+    tiny_siglip,
+)
+from benchmarks.support.tiny.synthetic import AddedReference, AddedResiduals, AddedText
 from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
@@ -16,18 +28,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.ip_adapter import (
-    XLABS,
-    differ,
-    image_embeds,
-    nested_state_dict,
-    picture,
-    run,
-    some_step,
-    tiny_ip_adapter,
-    tiny_siglip,
-)
-from tests.fixtures.synthetic import AddedReference, AddedResiduals, AddedText
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

@@ -5,6 +5,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.support.tiny.ip_adapter import (
+    XLABS,
+    differ,
+    image_embeds,
+    picture,
+    run,
+    some_step,
+    tiny_clip_vision,
+    tiny_ip_adapter,
+    tiny_siglip,
+)
 from diffusers_flux_ext import (
     Contribution,
     FluxConditionedPipeline,
@@ -18,17 +29,6 @@ from diffusers_flux_ext.encoded import EncodedConditions
 from diffusers_flux_ext.inputs import numbers
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import quiet, tiny_pipeline
-from tests.fixtures.ip_adapter import (
-    XLABS,
-    differ,
-    image_embeds,
-    picture,
-    run,
-    some_step,
-    tiny_clip_vision,
-    tiny_ip_adapter,
-    tiny_siglip,
-)
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.34, 1.0), (0.34, 0.0, 1.0, 1.0)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusers_flux_ext import FluxIPAdapter
-from tests.fixtures.ip_adapter import (
+from benchmarks.support.tiny.ip_adapter import (
     XLABS,
     image_embeds,
     nested_state_dict,
@@ -19,6 +18,7 @@ from tests.fixtures.ip_adapter import (
     tiny_ip_adapter,
     xlabs_state_dict,
 )
+from diffusers_flux_ext import FluxIPAdapter
 
 
 HEADS = {"attention_head_dim": 16}

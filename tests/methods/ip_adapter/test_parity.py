@@ -5,6 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.reference import reference_pair
+from benchmarks.support.reference.dit import reference_velocity
+from benchmarks.support.reference.ip_adapter import reference_image_embeds, reference_ip_adapter, reference_siglip
+from benchmarks.support.tiny.ip_adapter import image_embeds, picture, tiny_ip_adapter, tiny_siglip
 from diffusers_flux_ext import (
     Contribution,
     DenoisingStep,
@@ -20,10 +24,6 @@ from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.canvas import pack_latents
 from diffusers_flux_ext.inputs.vision import embed_images
 from diffusers_flux_ext.testing import seeded
-from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter, tiny_siglip
-from tests.parity.reference import reference_pair
-from tests.parity.reference.dit import reference_velocity
-from tests.parity.reference.ip_adapter import reference_image_embeds, reference_ip_adapter, reference_siglip
 
 
 FORWARD, LOOP = {"atol": 1e-4, "rtol": 0}, {"atol": 1e-3, "rtol": 0}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import reference_lora_encoder, reference_pair
+from benchmarks.support.tiny.lora_encoder import tiny_lora, tiny_lora_encoder
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxLoRAEncoderPipeline
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.lora_encoder import tiny_lora, tiny_lora_encoder
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import reference_lora_encoder, reference_pair
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.attribute_values import tiny_value_encoder
+from benchmarks.support.tiny.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
 from conversion_scripts import convert_lora_encoder as script
 from diffusers_flux_ext import (
     AttributeValues,
@@ -20,8 +22,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline
-from tests.fixtures.attribute_values import tiny_value_encoder
-from tests.fixtures.lora_encoder import SIZES, tiny_lora, tiny_lora_encoder
 
 
 GUIDED = {"negative_prompt": "ugly", "true_cfg_scale": 2.0}
@@ -33,7 +33,7 @@ def pipe():
 
 
 def draw(pipe, **arguments):
-    return pipe(**call_kwargs(**arguments)).images
+    return pipe(**call_kwargs(**{"num_inference_steps": 2, **arguments})).images
 
 
 def pairs(weights):

@@ -8,6 +8,9 @@ from diffusers import FluxPipeline, PyramidAttentionBroadcastConfig
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
+from benchmarks.support.lora_files import make
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora, velocity
 from diffusers_flux_ext import (
     EntityRegions,
     FluxConditionedPipeline,
@@ -23,9 +26,6 @@ from diffusers_flux_ext import (
     unload_lora,
 )
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline
-from tests.fixtures.lora_files import make
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.timestep_lora import tiny_timestep_lora, velocity
 from tests.lora.lora_evaluation import assert_bit_equal
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import load_merged, reference_lora_patcher, reference_pair, reference_velocity
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, enable_lora_fusion, load_lora
 from diffusers_flux_ext.testing import quiet, seeded
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
 from tests.models.test_transformer_parity import inputs, our_velocity
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import load_merged, reference_lora_patcher, reference_pair, reference_velocity
 
 
 # Without alphas, since the reference takes one alpha for a whole file.

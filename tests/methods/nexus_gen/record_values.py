@@ -43,7 +43,7 @@ TEMPLATE = (
 
 def write(folder: Path) -> None:
     """The tiny model in the published layout, and the pictures."""
-    from tests.fixtures.nexus_gen import pictures, write_published_folder
+    from benchmarks.support.tiny.nexus_gen import pictures, write_published_folder
 
     folder.mkdir(parents=True)
     write_published_folder(folder)

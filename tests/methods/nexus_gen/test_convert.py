@@ -2,6 +2,13 @@
 
 import torch
 
+from benchmarks.support.tiny.nexus_gen import (
+    published_decoder,
+    tiny_adapter,
+    tiny_language_model,
+    tiny_merger,
+    write_published_folder,
+)
 from conversion_scripts import convert_nexus_gen as script
 from diffusers_flux_ext import (
     FluxExtTransformer2DModel,
@@ -11,13 +18,6 @@ from diffusers_flux_ext import (
     QwenVLProcessor,
 )
 from diffusers_flux_ext.testing import tiny_transformer
-from tests.fixtures.nexus_gen import (
-    published_decoder,
-    tiny_adapter,
-    tiny_language_model,
-    tiny_merger,
-    write_published_folder,
-)
 
 
 RELEASED_HEADS = {

@@ -7,6 +7,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.support.tiny.nexus_gen import (
+    HIDDEN,
+    pictures,
+    published_decoder,
+    published_name,
+    tiny_adapter,
+    tiny_language_model,
+    tiny_merger,
+    write_published_folder,
+)
 from diffusers_flux_ext import (
     FluxExtTransformer2DModel,
     NexusGenAdapter,
@@ -18,16 +28,6 @@ from diffusers_flux_ext.inputs.qwen_vl import IMAGE_SPAN, chat_text, known_input
 from diffusers_flux_ext.methods.nexus_gen.checkpoint import split_decoder
 from diffusers_flux_ext.methods.nexus_gen.prompts import chat_for, embed_prompts
 from diffusers_flux_ext.testing import seeded, tiny_transformer
-from tests.fixtures.nexus_gen import (
-    HIDDEN,
-    pictures,
-    published_decoder,
-    published_name,
-    tiny_adapter,
-    tiny_language_model,
-    tiny_merger,
-    write_published_folder,
-)
 
 
 # The fingerprints of names and shapes by which the reference knows the published files.
@@ -147,7 +147,7 @@ class TestDecoderFiles:
         assert half.dtype == torch.bfloat16
 
     def test_the_last_norm_is_turned_as_by_the_reference(self):
-        from tests.parity.reference import import_reference
+        from benchmarks.support.reference import import_reference
 
         converters = import_reference("diffsynth.utils.state_dict_converters.flux_dit")
         norm = torch.randn(6144, 2, generator=seeded(0))

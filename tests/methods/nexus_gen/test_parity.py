@@ -8,20 +8,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_flux_ext import FluxFlowMatchScheduler, FluxNexusGenPipeline
-from diffusers_flux_ext.canvas import Canvas
-from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prompts
-from diffusers_flux_ext.testing import quiet, seeded
-from tests.fixtures.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
-from tests.fixtures.qwen_vl import HIDDEN
-from tests.methods.nexus_gen.record_values import CASES, KEPT_ROWS, SIZES, VALUES
-from tests.parity.loop import TOLERANCE, our_images, reference_images
-from tests.parity.reference import (
+from benchmarks.support.parity.loop import TOLERANCE, our_images, reference_images
+from benchmarks.support.reference import (
     import_reference,
     reference_nexus_adapter,
     reference_nexus_merger,
     reference_pair,
 )
+from benchmarks.support.tiny.nexus_gen import pictures, tiny_adapter, tiny_language_model, tiny_merger
+from benchmarks.support.tiny.qwen_vl import HIDDEN
+from diffusers_flux_ext import FluxFlowMatchScheduler, FluxNexusGenPipeline
+from diffusers_flux_ext.canvas import Canvas
+from diffusers_flux_ext.methods.nexus_gen.prompts import editing_ids, embed_prompts
+from diffusers_flux_ext.testing import quiet, seeded
+from tests.methods.nexus_gen.record_values import CASES, KEPT_ROWS, SIZES, VALUES
 
 
 CLOSE = {"atol": 1e-4, "rtol": 0}

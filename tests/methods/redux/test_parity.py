@@ -4,14 +4,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxPriorReduxPipeline
 
+from benchmarks.support.reference import reference_pair
+from benchmarks.support.reference.redux import add_redux, redux_unit, with_constants
+from benchmarks.support.tiny.ip_adapter import picture
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder, tiny_redux_vision
 from diffusers_flux_ext import FluxConditionedPipeline, FluxFlowMatchScheduler, ReduxImages
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import quiet, seeded
-from tests.fixtures.ip_adapter import picture
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder, tiny_redux_vision
 from tests.methods.ip_adapter.test_parity import LENGTH, STEPS, reference_images
-from tests.parity.reference import reference_pair
-from tests.parity.reference.redux import add_redux, redux_unit, with_constants
 
 
 FORWARD, LOOP = {"atol": 1e-4, "rtol": 0}, {"atol": 1e-3, "rtol": 0}

@@ -6,6 +6,10 @@ import torch
 from diffusers import ReduxImageEncoder
 from safetensors.torch import save_file
 
+from benchmarks.support.tiny.controlnet import PICTURE
+from benchmarks.support.tiny.ip_adapter import image_embeds, picture, tiny_ip_adapter
+from benchmarks.support.tiny.redux import patch_embeds, redux_modules, tiny_redux_embedder
+from benchmarks.support.tiny.synthetic import ReplacedPrompt
 from conversion_scripts import convert_redux
 from diffusers_flux_ext import (
     EntityRegions,
@@ -19,10 +23,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.inputs.token_grids import evenly_spread, merge_tokens
 from diffusers_flux_ext.inputs.vision import embed_images, image_processor_for
 from diffusers_flux_ext.testing import call_kwargs, different, quiet, seeded, tiny_pipeline, tiny_transformer
-from tests.fixtures.controlnet import PICTURE
-from tests.fixtures.ip_adapter import image_embeds, picture, tiny_ip_adapter
-from tests.fixtures.redux import patch_embeds, redux_modules, tiny_redux_embedder
-from tests.fixtures.synthetic import ReplacedPrompt
 
 
 pytestmark = pytest.mark.versions
@@ -42,7 +42,7 @@ def redux(images=None, **arguments):
 
 
 def draw(pipe, *conditions, **arguments):
-    return pipe(**call_kwargs(conditions=conditions, **arguments)).images
+    return pipe(**call_kwargs(conditions=conditions, **{"num_inference_steps": 2, **arguments})).images
 
 
 class Seen:

@@ -2,11 +2,11 @@
 
 import pytest
 
+from benchmarks.support.parity.loop import check, our_images
+from benchmarks.support.reference import controlnet_input, reference_multi_controlnet, reference_pair
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
 from diffusers_flux_ext import ControlNetImage, FluxConditionedPipeline, FluxFlowMatchScheduler, ReferenceImages
 from diffusers_flux_ext.testing import quiet
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE, tiny_controlnet
-from tests.parity.loop import check, our_images
-from tests.parity.reference import controlnet_input, reference_multi_controlnet, reference_pair
 
 
 # The reference never resizes, and takes whole tokens only.

@@ -5,11 +5,11 @@ import pytest
 import torch
 from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline
 
+from benchmarks.support.conditions import CASES
+from benchmarks.support.tiny.controlnet import OTHER_PICTURE, PICTURE
 from diffusers_flux_ext import Canvas, EntityRegions, FluxConditionedPipeline, InpaintRegion, ReferenceImages
 from diffusers_flux_ext.canvas import encode_image, pack_latents
 from diffusers_flux_ext.testing import call_kwargs, quiet, seeded, tiny_components, tiny_pipeline
-from tests.fixtures.conditions import CASES
-from tests.fixtures.controlnet import OTHER_PICTURE, PICTURE
 
 
 pytestmark = pytest.mark.versions

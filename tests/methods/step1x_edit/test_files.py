@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 import diffusers_flux_ext
+from benchmarks.support.tiny.step1x import SIZES, edited, instruction_embeds, tiny_connector
 from conversion_scripts.convert_step1x_edit import main as convert
 from diffusers_flux_ext import (
     FluxExtTransformer2DModel,
@@ -19,7 +20,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext.methods.step1x_edit.instructions import cut_quotes
 from diffusers_flux_ext.testing import quiet, tiny_components
-from tests.fixtures.step1x import SIZES, edited, instruction_embeds, tiny_connector
 from tests.fixtures.step1x_pipelines import EMBEDS, TEXT_PARTS, draw, make, make_whole, published, tiny_question
 
 

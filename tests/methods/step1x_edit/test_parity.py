@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.support.parity.loop import TOLERANCE, reference_images
+from benchmarks.support.reference import reference_connector, reference_embedder, reference_pair
+from benchmarks.support.tiny.qwen_vl import tiny_mllm, write_qwen_tokenizer
+from benchmarks.support.tiny.step1x import edited, instruction_embeds, tiny_connector
 from diffusers_flux_ext import FluxFlowMatchScheduler, FluxStep1XEditPipeline, QwenVLProcessor, combine_velocities
 from diffusers_flux_ext.canvas import pack_latents
 from diffusers_flux_ext.inputs.qwen_vl import ImageProcessor
 from diffusers_flux_ext.methods.step1x_edit.instructions import encode_instructions, instruction_tokens
 from diffusers_flux_ext.testing import quiet, seeded
-from tests.fixtures.qwen_vl import tiny_mllm, write_qwen_tokenizer
-from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
-from tests.parity.loop import TOLERANCE, reference_images
-from tests.parity.reference import reference_connector, reference_embedder, reference_pair
 
 
 # The ids that the reference compares with.

@@ -9,6 +9,10 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 
+from benchmarks.support.tiny.controlnet import tiny_controlnet
+from benchmarks.support.tiny.qwen_vl import tiny_mllm, tiny_qwen_processor
+from benchmarks.support.tiny.step1x import edited, tiny_connector
+from benchmarks.support.tiny.synthetic import never
 from diffusers_flux_ext import (
     ControlNetImage,
     EntityRegions,
@@ -26,12 +30,8 @@ from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
 from diffusers_flux_ext.offload.budget import planner as vram
 from diffusers_flux_ext.testing import different, quiet, seeded, tiny_transformer
-from tests.fixtures.controlnet import tiny_controlnet
 from tests.fixtures.offload import watch_card
-from tests.fixtures.qwen_vl import tiny_mllm, tiny_qwen_processor
-from tests.fixtures.step1x import edited, tiny_connector
 from tests.fixtures.step1x_pipelines import EMBEDS, LATENTS, TEXT_PARTS, draw, make, make_whole, tiny_question
-from tests.fixtures.synthetic import never
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ class TestComposition:
         class EveryStep(EntityRegions):
             reuse = never
 
-        inputs = (["a red dog", "a tree"], [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)], True)
+        inputs = (["a red dog", "a tree"], [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)], "own")
         kept = draw(pipe, conditions=[EntityRegions(*inputs)], num_inference_steps=3, **EMBEDS)
         anew = draw(pipe, conditions=[EveryStep(*inputs)], num_inference_steps=3, **EMBEDS)
         torch.testing.assert_close(kept, anew, atol=1e-6, rtol=0)

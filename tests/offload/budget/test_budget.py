@@ -7,6 +7,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.hooks import FirstBlockCacheConfig
 
+from benchmarks.support.tiny.controlnet import PICTURE, tiny_controlnet
 from diffusers_flux_ext import (
     ControlNetImage,
     FluxConditionedPipeline,
@@ -16,7 +17,6 @@ from diffusers_flux_ext import (
 )
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.demand import Demand
-from tests.fixtures.controlnet import PICTURE, tiny_controlnet
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, budget, draw, pipeline
 
 

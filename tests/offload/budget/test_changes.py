@@ -9,12 +9,15 @@ from diffusers import FluxPipeline
 from diffusers.hooks import FirstBlockCacheConfig
 from PIL import Image
 
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     ReduxImages,
     ReferenceImages,
     VRAMBudgetError,
     apply_vram_plan,
+    attach_conditions,
     disable_lora_fusion,
     disable_vram_budget,
     enable_lora_fusion,
@@ -25,8 +28,6 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.budget.demand import workload_of
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
 from tests.fixtures.vram import BUDGETS, GIB, SIZES, WIDE, budget, draw, pipeline
 
 
@@ -330,3 +331,14 @@ def test_loras_on_weights_that_are_on_disk(tmp_path, expected):
     assert_same(draw(pipe), draw(plain))
     pipe.unload_lora_weights()
     assert_same(draw(pipe), expected)
+
+
+def test_conditions_attached_to_a_stock_pipeline():
+    pipe, references = pipeline(FluxPipeline), ReferenceImages([Image.new("RGB", (48, 32))], preferred_size=False)
+    before = draw(pipe)
+    with attach_conditions(pipe, references):
+        expected = draw(pipe)
+        budget(pipe, "streamed")
+        assert torch.equal(draw(pipe), expected)
+    assert torch.equal(draw(pipe), before)
+    assert not torch.equal(expected, before)

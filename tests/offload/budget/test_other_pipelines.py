@@ -6,6 +6,11 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from benchmarks.support.tiny.lora_fusion import small_lora, tiny_fusion
+from benchmarks.support.tiny.nexus_gen import image_embeds, tiny_adapter
+from benchmarks.support.tiny.redux import patch_embeds, tiny_redux_embedder
+from benchmarks.support.tiny.step1x import edited, instruction_embeds, tiny_connector
+from benchmarks.support.tiny.timestep_lora import tiny_timestep_lora
 from diffusers_flux_ext import (
     FluxConditionedPipeline,
     FluxEliGenPipeline,
@@ -33,11 +38,6 @@ from diffusers_flux_ext.offload.budget import estimate as vram_estimate
 from diffusers_flux_ext.offload.budget import placement as vram_placement
 from diffusers_flux_ext.offload.budget import planner as vram
 from diffusers_flux_ext.testing import call_kwargs, quiet, tiny_pipeline, tiny_transformer
-from tests.fixtures.lora_fusion import small_lora, tiny_fusion
-from tests.fixtures.nexus_gen import image_embeds, tiny_adapter
-from tests.fixtures.redux import patch_embeds, tiny_redux_embedder
-from tests.fixtures.step1x import edited, instruction_embeds, tiny_connector
-from tests.fixtures.timestep_lora import tiny_timestep_lora
 
 
 GIB = 2**30

@@ -6,10 +6,10 @@ import json
 import pytest
 import yaml
 
+from benchmarks.support.reference.boot import import_reference
 from diffusers_flux_ext.training.config import ConfigurationError, TrainingConfig, read_config
 from diffusers_flux_ext.training.config.reading import print_config
 from diffusers_flux_ext.training.config.reference import ARGUMENTS, from_reference_args, table
-from tests.parity.reference.boot import import_reference
 
 
 CONTENT = {
@@ -62,6 +62,7 @@ def test_changes_win_over_the_file():
         ({"model": {}}, "`model.path` is missing"),
         ({"run": {"updates": "many"}}, r"`run.updates`: input should be a valid integer.*got 'many'"),
         ({"run": {"updates": 0}}, "`run.updates`: input should be greater than or equal to 1, got 0"),
+        ({"run": {"updates": 5, "fused_backward": True}}, "set `clip: null` and `accumulation: 1`"),
         ({"run": {}}, "`run`: got both or neither of `updates` and `epochs`"),
         ({"train": {}}, "nothing is trained; give `train.lora`"),
         ({"train": {"lora": {"rank": 4}, "weights": ["*"]}}, "got `lora` and `weights`"),

@@ -143,6 +143,15 @@ class TestBuckets:
                 assert 0.85 * side**2 <= rows * columns <= side**2
                 assert abs(rows / columns - height / width) < 0.3 * height / width
 
+    @pytest.mark.parametrize("side", [512, 768, 1024])
+    def test_free_buckets_are_symmetric_and_of_every_aspect(self, side: int) -> None:
+        (buckets,) = FreeBuckets((side,)).buckets
+        assert {(width, height) for height, width in buckets} == set(buckets)
+        assert (side, side) in buckets
+        assert len({height for height, _ in buckets}) == len(buckets)
+        aspects = sorted(height / width for height, width in buckets)
+        assert max(second / first for first, second in zip(aspects, aspects[1:])) < 1.45
+
     def test_images_are_not_enlarged_unless_asked(self) -> None:
         rule = FreeBuckets((256, 512, 1024))
         assert rule.sizes(600, 600) == [(256, 256), (512, 512)]
@@ -175,3 +184,10 @@ class TestBuckets:
     def test_wrong_lists_are_refused(self, listed: list[Any]) -> None:
         with pytest.raises(ValueError, match="`listed` of ListedBuckets"):
             ListedBuckets(listed)
+
+
+def test_processes_work_on_one_shape_at_a_time_where_they_can() -> None:
+    made = BatchPlan(["a", "b"] * 8, Draws(0), accumulation=4, world_size=2)
+    for update in made.updates(0):
+        shapes = [[batch[0].sample % 2 for batch in step] for step in zip(*update.batches)]
+        assert sum(first != second for first, second in shapes) <= 1

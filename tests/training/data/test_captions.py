@@ -40,6 +40,7 @@ def test_missing_captions_are_refused_unless_allowed() -> None:
         with pytest.raises(ValueError, match="row 1 has no caption"):
             variants(Captions(), prompt)
         assert variants(Captions(allow_missing=True), prompt) == [""]
+        assert variants(Captions(allow_missing=True), prompt, prefix="photo ", trigger="sks") == ["sks, photo"]
     with pytest.raises(ValueError, match="row 1: `prompt` must be a text"):
         variants(Captions(), 3)
 

@@ -4,7 +4,9 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from diffusers_flux_ext.training.data import (
     BadSamples,
@@ -17,6 +19,7 @@ from diffusers_flux_ext.training.data import (
     Transform,
     check_data,
 )
+from diffusers_flux_ext.training.data.dataset import HEADER_BYTES
 from diffusers_flux_ext.training.draws import Draws
 from tests.fixtures.training_data import FILE_COLUMNS, NEEDED, make_data, noise, write_rows
 
@@ -138,3 +141,56 @@ def test_several_sources_are_numbered_one_after_another(tmp_path: Path) -> None:
 def test_wrong_options_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options)).strip("`")):
         BadSamples(**options)
+
+
+def test_large_jpeg_files_are_not_read_in_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path / "set", 1)
+    rows = json.loads(path.read_text())
+    # Noise, which does not compress; turned by its EXIF data.
+    pixels = np.random.RandomState(0).randint(0, 256, (560, 400, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "set" / "large.jpg", quality=100, exif=exif)
+    assert (tmp_path / "set" / "large.jpg").stat().st_size > 1.5 * HEADER_BYTES
+    rows[0].update(image="large.jpg", eligen_entity_masks=["0m.png"])
+    path.write_text(json.dumps(rows))
+    data = unchecked(TableSource(path, file_columns=FILE_COLUMNS))
+    source, read = data.entries[0].source, []
+    opened = type(source).open
+
+    def count(self: TableSource, reference: str, limit: int | None = None) -> bytes:
+        content = opened(self, reference, limit)
+        read.append((reference, len(content)))
+        return content
+
+    monkeypatch.setattr(TableSource, "open", count)
+    assert check_data(data).samples == 1
+    assert max(length for name, length in read if name == "large.jpg") == HEADER_BYTES
+    header = data.header(0, data.row(0, 0), "image", "large.jpg")
+    assert (header.height, header.width) == (400, 560)
+
+
+def test_conditions_may_opt_out_of_flips(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "set", 1)
+    with pytest.raises(ValueError, match="InfiniteYouIdentity may not be mirrored"):
+        make_data(path, transform=Transform(flip=0.5), opted_out=("InfiniteYouIdentity",))
+
+
+def test_a_column_that_no_row_has_is_named(tmp_path: Path) -> None:
+    source = TableSource(write_rows(tmp_path / "set", 1), file_columns=FILE_COLUMNS)
+    with pytest.raises(
+        ValueError, match="No row has the column 'eligen_entity_prompt'; did you mean 'eligen_entity_prompts'"
+    ):
+        check_data(unchecked(source, needed=("eligen_entity_prompt",)))
+    with pytest.raises(ValueError, match="No row has the column 'text'"):
+        check_data(unchecked(source, captions=Captions(columns=("text",))))
+
+
+def test_conditions_get_the_columns_that_were_declared_and_none_for_empty_cells(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "set", 2, note="x")
+    rows = json.loads(path.read_text())
+    rows[1]["kontext_images"] = None
+    path.write_text(json.dumps(rows))
+    data = make_data(path, needed=("kontext_images",))
+    assert set(data.load(0).row) == {"kontext_images"}
+    assert data.load(1).row == {"kontext_images": None}

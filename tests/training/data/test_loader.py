@@ -1,5 +1,6 @@
 """Loading batches ahead: any number of workers gives the same."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from diffusers_flux_ext.training.data import (
     SampleBatch,
     SampleLoader,
     Transform,
+    Visit,
     cache_samples,
     stack_samples,
 )
@@ -95,14 +97,20 @@ def test_workers_can_be_spawned(samples: dict[str, Any]) -> None:
     assert same(whole, everything(loader(samples, "cached", num_workers=1, start_method="spawn"), 0, 2))
 
 
-def test_what_workers_get_can_be_pickled(samples: dict[str, Any]) -> None:
-    import pickle
+@pytest.mark.parametrize("kind", ["cached", "encoded"])
+def test_what_workers_get_can_be_pickled(samples: dict[str, Any], kind: str) -> None:
+    fetching = Fetching(samples[kind], Draws(5), CAPTIONS)
+    copied = pickle.loads(pickle.dumps(fetching))
+    assert copied[(Visit(3, 1),)][1] == fetching[(Visit(3, 1),)][1]
 
-    for kind in ("cached", "encoded"):
-        loading = loader(samples, kind)
-        fetching = Fetching(loading.samples, [((0, 0),)], loading.draws, loading.captions)  # type: ignore[list-item]
-        copied = pickle.loads(pickle.dumps(fetching))
-        assert copied[0][1] == fetching[0][1]
+
+def test_captions_are_chosen_by_sample_and_epoch(samples: dict[str, Any]) -> None:
+    source, batches = samples["cached"], [batch for _, each in everything(loader(samples, "cached")) for batch in each]
+    for batch in batches:
+        (visit,), (text,) = batch.visits, batch.texts
+        assert text == CAPTIONS.choose(source.texts(visit.sample), Draws(5), *visit)
+        assert torch.equal(batch.prompt_embeds, source.sample(visit.sample, texts=[text]).prompts[text][0])
+    assert len({batch.texts for batch in batches}) > 3
 
 
 def test_a_cache_is_loaded_without_models(samples: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.support.reference.boot import import_reference
 from diffusers_flux_ext.training.data import Transform
 from diffusers_flux_ext.training.data.flips import check_flips
 from diffusers_flux_ext.training.data.resizing import reference_resize, reference_size
 from diffusers_flux_ext.training.data.transforms import Drawn
 from diffusers_flux_ext.training.draws import Draws
 from tests.fixtures.training_data import noise
-from tests.parity.reference.boot import import_reference
 
 
 VARIED = Transform(crop="random", flip=0.5, brightness=0.3, contrast=0.2, saturation=0.4)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.support.reference import import_reference
 from diffusers_flux_ext.training.losses import levels, quantiles, weighting
-from tests.parity.reference import import_reference
 
 
 flow_match = import_reference("diffsynth.diffusion.flow_match")

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,6 +195,18 @@ def test_updates_that_are_not_finite_are_skipped_and_kept(tmp_path):
     run = trainer(tmp_path / "other", Broken(), count=4, settings=RunSettings(4, stop_after_bad=1))
     with pytest.raises(FloatingPointError, match="2 updates in a row"):
         run.run()
+
+
+def test_steps_within_the_backward_pass_are_the_same(tmp_path):
+    settings = RunSettings(4, clip=None, save_every=2)
+    plain, fused = (
+        trainer(tmp_path / str(each), count=4, settings=replace(settings, fused=each)) for each in (False, True)
+    )
+    assert plain.run()
+    assert fused.run()
+    assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(fused).items())
+    with pytest.raises(ValueError, match="`max_grad_norm` to None"):
+        trainer(tmp_path / "clipped", settings=RunSettings(4, fused=True))
 
 
 def test_conditions_are_dropped_alike_however_the_update_is_split(tmp_path):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.support.conditions import CASES, pipeline_for
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import call_kwargs
 from diffusers_flux_ext.training import Draws, FluxTraining
 from diffusers_flux_ext.training.assemble import BatchMaker
 from diffusers_flux_ext.training.run.validation import ValidationImages, ValidationLoss, sheet
-from tests.fixtures.conditions import CASES, pipeline_for
 from tests.training.run.test_trainer import sample, uniform_levels
 from tests.training.samples import bare, encode
 

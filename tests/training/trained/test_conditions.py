@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.support.conditions import CASES, METHODS, pipeline_for
 from diffusers_flux_ext import Canvas, EncodedConditions, FluxCondition, predict_velocity, regional_attention
 from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds
 from diffusers_flux_ext.methods.method import resolve
 from diffusers_flux_ext.testing import randomise, seeded
-from diffusers_flux_ext.training.trained import mark_trainable, trainable_modules
-from diffusers_flux_ext.training.trained.modules import TrainedModule, find_record
-from tests.fixtures.conditions import CASES, METHODS, pipeline_for
+from diffusers_flux_ext.training.trained import TrainedModule, mark_trainable, trainable_modules
+from diffusers_flux_ext.training.trained.scratch import find_record
 
+
+# Fields with models that run in `encode`; they are frozen.
+ENCODERS = {"image_encoder", "mllm", "face_encoder"}
 
 # Beginnings of parameters that the velocity does not depend on.
 UNUSED = {
@@ -71,6 +74,14 @@ def test_each_module_is_carried_by_a_case() -> None:
         # Gates act on LoRAs, without a condition: see `test_modules.py`.
         if name != "lora-fusion":
             assert any(issubclass(kind, resolve(method.package, record.module)) for kind in carried), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_module_of_a_condition_is_declared_as_trained_or_is_an_encoder(name: str) -> None:
+    condition = CASES[name].build()
+    held = {part.name: getattr(condition, part.name) for part in fields(condition)}
+    modules = {part for part, value in held.items() if isinstance(value, torch.nn.Module)}
+    assert modules - set(modules_of(condition)) <= ENCODERS
 
 
 @pytest.mark.parametrize("name, change", CARRIERS)

@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks.support.lora_files import Sizes
+from benchmarks.support.lora_files.build import LoRAFile
+from benchmarks.support.lora_files.readers import read_diffsynth, read_diffusers, read_loaded
+from benchmarks.support.lora_files.verdict import Reading, agrees
 from diffusers_flux_ext.testing import tiny_text_encoder, tiny_text_encoder_2, tiny_transformer
-from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, TrainedLoRA, add_lora
-from tests.fixtures.lora_files import Sizes
-from tests.fixtures.lora_files.build import LoRAFile
-from tests.fixtures.lora_files.readers import read_diffsynth, read_diffusers, read_loaded
-from tests.fixtures.lora_files.verdict import Reading, agrees
+from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, TrainedLoRA, add_lora, export
 from tests.fixtures.trained import shake
 
 
@@ -92,6 +92,9 @@ def test_each_format_means_the_trained_update_to_its_readers(
     assert changed == set(file.expected)
     for name, expected in file.expected.items():
         assert agrees(reading.weights[name], expected, 1e-6), name
+    if options == "dora":
+        for name, update in updates(lora).items():
+            assert agrees(reading.magnitudes[name], update.parts["magnitude"].double(), 1e-6), name
     if options == "biases":
         for name, update in updates(lora).items():
             assert agrees(reading.biases[name], update.bias_delta(torch.float64), 1e-6), name
@@ -105,11 +108,20 @@ def test_each_format_means_the_trained_update_to_its_readers(
         ({"targets": "attention+mlp"}, "xlabs", "'xlabs' cannot hold .*net.0.proj` has no name in it"),
         # The fused layer also has the MLP, whose magnitudes are not trained.
         ({"kind": "dora", "targets": "attention"}, "kohya", "Only 3 of the 4 parts"),
+        (
+            {"kind": "lokr"},
+            "diffusers",
+            "LoKr becomes a LoRA of .* GiB in the layout 'diffusers'.* Write 'onetrainer'",
+        ),
         ({}, "nothing", "`to` is 'nothing'; LoRAs are written as one of"),
     ],
 )
-def test_what_a_layout_cannot_hold_is_refused_before_training(options: dict, layout: str, message: str) -> None:
+def test_what_a_layout_cannot_hold_is_refused_before_training(
+    options: dict, layout: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transformer = tiny_transformer().requires_grad_(True)
+    if options.get("kind") == "lokr":
+        monkeypatch.setattr(export, "MAX_GROWN", 2**16)
     with pytest.raises(ValueError, match=message):
         add_lora(transformer, LoRAOptions(rank=2, **options), formats=["diffusers", layout])
     assert not getattr(transformer, "peft_config", None)
@@ -143,6 +155,16 @@ def test_text_encoders_are_in_the_same_file(tmp_path: Path) -> None:
                 assert agrees(reading.weights[name.replace(".text_model.", ".")], expected, 1e-6), name
     assert file.metadata["training.text_encoder.rank"] == "3"
     assert file.metadata["training.rank"] == "2"
+
+
+def test_the_size_of_a_lokr_as_a_lora_is_known_without_computing_it(tmp_path: Path) -> None:
+    for factor in (-1, 2):
+        lora = add_lora(tiny_transformer(), LoRAOptions(kind="lokr", rank=2, factor=factor))
+        assert lora.formats == ["onetrainer"]
+        shake(lora)
+        tensors, _ = written(lora, "diffusers", tmp_path)
+        factors = sum(tensor.numel() * 4 for key, tensor in tensors.items() if "lora_" in key)
+        assert sum(export._bytes_as_lora(update) for update in updates(lora).values()) == factors
 
 
 def test_the_average_and_the_data_type_are_written(tmp_path: Path) -> None:

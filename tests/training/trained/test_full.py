@@ -20,7 +20,6 @@ from diffusers_flux_ext.training.trained import (
     TrainedTogether,
     TrainedWeights,
     add_lora,
-    mark_trainable,
     widen_x_embedder,
 )
 from tests.fixtures.trained import shake, velocity
@@ -132,7 +131,6 @@ def test_a_lora_and_weights_of_one_model_train_together(tmp_path: Path) -> None:
     lora = add_lora(transformer, LoRAOptions("attention", rank=2))
     weights = TrainedWeights(transformer, ["proj_out", "transformer_blocks.0"])
     together = TrainedTogether({"lora": lora, "weights": weights})
-    mark_trainable([transformer], together)
     parameters = together.named_parameters()
     assert {id(p) for p in transformer.parameters() if p.requires_grad} == {id(p) for p in parameters.values()}
     assert {name.partition("/")[0] for name in parameters} == {"lora", "weights"}

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.support.tiny.lora_encoder import tiny_lora
 from diffusers_flux_ext import FluxConditionedPipeline, load_lora
 from diffusers_flux_ext.lora.loading.plan import adapter_names
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_text_encoder, tiny_text_encoder_2, tiny_transformer
+from diffusers_flux_ext.training import FluxTraining
 from diffusers_flux_ext.training.trained import LoRAOptions, TrainedLoRA, add_lora
-from tests.fixtures.lora_encoder import tiny_lora
 from tests.fixtures.trained import shake, velocity
+from tests.training.samples import batch
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -110,6 +112,15 @@ def test_dropout_is_on_in_training_only() -> None:
     assert torch.equal(velocity(transformer), velocity(transformer))
 
 
+def test_lokr_draws_no_numbers_in_training() -> None:
+    transformer = tiny_transformer()
+    transformer.train()
+    add_lora(transformer, LoRAOptions(kind="lokr", rank=2))
+    before = torch.get_rng_state()
+    velocity(transformer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_another_adapter_stays_active_and_frozen() -> None:
     pipe = tiny_pipeline(FluxConditionedPipeline)
     plain = velocity(pipe.transformer)
@@ -128,6 +139,20 @@ def test_another_adapter_stays_active_and_frozen() -> None:
     lora.remove()
     assert torch.equal(velocity(pipe.transformer), base)
     assert not torch.equal(base, plain)
+
+
+def test_preserved_samples_ask_for_the_base_with_its_other_adapters() -> None:
+    pipe = tiny_pipeline(FluxConditionedPipeline)
+    load_lora(pipe, tiny_lora(), "preset", 0.3)
+    lora = add_lora(pipe.transformer, LoRAOptions("reference", rank=2, tied=True))
+    given = batch([], 2, preserved=torch.tensor([True, False]))
+    with FluxTraining(pipe.transformer, base=lora.switched_off) as training:
+        assert training(given)[0] == 0
+        shake(lora)
+        losses = training(given)
+        losses.sum().backward()
+    assert float(losses[0].detach()) > 0
+    assert all(parameter.grad is not None for parameter in lora.named_parameters().values())
 
 
 def test_text_encoders_get_adapters_that_start_from_the_base() -> None:
@@ -170,6 +195,25 @@ def test_a_base_quantised_by_quanto_passes_the_gradients_on(kind: str) -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+def test_a_base_stored_in_8_bits_passes_the_gradients_on(kind: str) -> None:
+    transformer = tiny_transformer()
+    transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert transformer.transformer_blocks[0].attn.to_q.weight.dtype is torch.float8_e4m3fn
+    base = velocity(transformer)
+    if kind == "dora":
+        with pytest.raises(ValueError, match="'dora' computes with the lengths .* 8 bits: .*attn.to_q`"):
+            add_lora(transformer, LoRAOptions("attention+mlp", kind=kind, rank=2))
+        assert torch.equal(velocity(transformer), base)
+        return
+    lora = add_lora(transformer, LoRAOptions("attention+mlp", kind=kind, rank=2))
+    assert torch.equal(velocity(transformer), base)
+    assert {parameter.dtype for parameter in lora.named_parameters().values()} == {torch.float32}
+    shake(lora)
+    velocity(transformer).pow(2).sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in lora.named_parameters().values())
+
+
 def test_gguf_weights_are_refused() -> None:
     from diffusers.quantizers.gguf.utils import GGUFParameter
 
@@ -197,6 +241,10 @@ def test_what_hides_or_excludes_an_adapter_is_refused() -> None:
             add_lora(transformer, LoRAOptions("attention"), name=name)
     with pytest.raises(ValueError, match="has adapters of PEFT's kinds \\['LORA'\\]; a LOKR beside them"):
         add_lora(transformer, LoRAOptions("attention", kind="lokr"), name="other")
+    transformer.disable_adapters()
+    with pytest.raises(ValueError, match="Adapters of `transformer` are disabled, which would disable this one"):
+        add_lora(transformer, LoRAOptions("attention"), name="other")
+    transformer.enable_adapters()
     transformer.fuse_lora()
     with pytest.raises(ValueError, match="fused into `transformer`"):
         add_lora(transformer, LoRAOptions("attention"), name="other")

@@ -50,7 +50,7 @@ def test_the_reference_preset_is_the_recipes_304_layers(names: list[str]) -> Non
 
 
 def test_parity_the_reference_preset_is_what_the_recipes_match() -> None:
-    from tests.parity.reference.dit import reference_dit
+    from benchmarks.support.reference.dit import reference_dit
 
     transformer = tiny_transformer()
     linears = [

@@ -9,10 +9,10 @@ from diffusers import FluxPipeline
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
 
+from benchmarks.support.reference import import_reference, reference_dit
 from diffusers_flux_ext.testing import seeded_generator, tiny_transformer
 from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, add_lora
 from tests.fixtures.trained import shake
-from tests.parity.reference import import_reference, reference_dit
 from tests.training.trained.test_names import RECIPE
 
 

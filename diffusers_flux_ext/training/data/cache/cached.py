@@ -149,12 +149,12 @@ class CachedSamples:
 
     def _shard(self, name: str) -> Any:
         if name not in self._open:
-            self._open[name] = safe_open(self.folder / name, framework="pt")
+            self._open[name] = safe_open(self.folder / Path(name).name, framework="pt")
         return self._open[name]
 
     def _check_files(self) -> None:
         for name, size in self._manifest["files"].items():
-            path = self.folder / name
+            path = self.folder / Path(name).name
             if not path.is_file() or path.stat().st_size != size:
                 raise ValueError(
                     f"`{path}` is missing or was cut off; the cache says {size} bytes. Run the caching again, which "

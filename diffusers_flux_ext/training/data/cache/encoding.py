@@ -14,7 +14,7 @@ from ....canvas import Canvas, pack_latents
 from ....condition import FluxCondition
 from ....inputs.text import check_text_length, encoding_texts
 from ...batch import TrainingSample
-from ..dataset import LoadedSample
+from ..records import LoadedSample
 
 
 MakeConditions: TypeAlias = Callable[[Mapping[str, Any]], Sequence[FluxCondition]]

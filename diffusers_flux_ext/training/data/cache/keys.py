@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ....checkpoints.messages import shorten
-from ..dataset import Item, TrainingData
+from ..dataset import TrainingData
+from ..records import Item
 from .encoding import EncodeOptions
 
 
@@ -121,11 +122,12 @@ def sample_key(
     drawn = data.drawn(item, variant)
     values = {name: row.values.get(name) for name in data.needed}
     columns = {name: (data.columns.is_mask(name), data.columns.is_sized(name)) for name in files}
+    roles = [data.columns.target, data.columns.loss_mask]
     transform = [data.transform.resize, list(data.transform.color_columns), list(data.transform.flip_columns)]
     own_sizes = repr(data.sizes) if data.transform.resize == "reference" else ""
     return digest(
         [
-            VERSION, "sample", files, values, columns, item.size, asdict(drawn), transform, own_sizes,
+            VERSION, "sample", files, values, columns, roles, item.size, asdict(drawn), transform, own_sizes,
             asdict(data.images), models, conditions, options.text_length, options.posterior,
             str(options.dtype),
         ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..bad_samples import BadSamples
 from ..buckets import Size
-from ..checks import BadSamples
 from ..dataset import TrainingData
 from .cached import MANIFEST
 from .files import FileHashes, read_json_object, write_json
@@ -139,3 +141,7 @@ def write_manifest(
     write_json(root / MANIFEST, {"version": VERSION, **about, **listed})
     for number in range(world_size):
         (root / f"part-{number}.json").unlink(missing_ok=True)
+    # What killed processes were writing. Another run's file is not an hour old.
+    for unfinished in root.glob(".*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > 3600:
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -94,7 +94,11 @@ class ShardWriter:
         if self._samples or self._prompts:
             about = {"version": VERSION, "samples": self._samples, "prompts": self._prompts}
             name = digest([sorted(self._samples), sorted(self._prompts)])
-            save_tensors(self._tensors, self.folder / f"{name}{SUFFIX}", {"training_cache": json.dumps(about)})
+            path = self.folder / f"{name}{SUFFIX}"
+            save_tensors(self._tensors, path, {"training_cache": json.dumps(about)})
+            # The manifest must not outlive what it names, even if the power fails.
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         self._clear()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checks import BadSamples
+from ..bad_samples import BadSamples
 from ..dataset import TrainingData
 from .cached import CachedSamples
 from .encoding import EncodeOptions, MakeConditions

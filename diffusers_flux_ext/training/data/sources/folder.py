@@ -80,11 +80,11 @@ class FolderSource:
         values = {**self._json(f"{stem}.json"), **self._caption(stem)}
         files: dict[str, Reference | tuple[Reference, ...]] = {self.column: file}
         files |= {name: found[stem] for name, found in self._beside.items() if stem in found}
-        return Row(f"{self.name}: {file}", values, files)
+        return Row(f"{Path(self.name).name}: {file}", values, files)
 
-    def open(self, reference: Reference) -> bytes:
-        """Read a file of the folder; see [`FolderAccess`]."""
-        return self.access.open(reference)
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
+        """Read a file of the folder, or its beginning; see [`FolderAccess`]."""
+        return self.access.open(reference, limit)
 
     def stamp(self, reference: Reference) -> str:
         """Return size and time of a file of the folder."""

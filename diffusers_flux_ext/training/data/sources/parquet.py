@@ -62,13 +62,13 @@ class ParquetSource:
         path = self._groups[bisect_right(self._ends, checked_index(index, len(self), self.name))][0]
         return row_of_cells(f"{Path(path).name}, row {index}", index, self._cells(index), self.file_columns)
 
-    def open(self, reference: Reference) -> bytes:
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
         """Read an image of the table, or a file of the folder; see [`FolderAccess`]."""
         place = place_of(reference)
         if place is None:
-            return self.access.open(reference)
+            return self.access.open(reference, limit)
         index, number, column = place
-        return bytes_of(self._cells(index)[column], number)
+        return bytes_of(self._cells(index)[column], number)[:limit]
 
     def stamp(self, reference: Reference) -> str:
         """Return size and time of the parquet file, or of a file of the folder."""

@@ -62,12 +62,13 @@ class FolderAccess:
             raise FileNotFoundError(f"There is no file `{shorten(reference)}` in `{self.base}`.{hint}")
         return path
 
-    def open(self, reference: str) -> bytes:
-        """Read a file, or fetch a URL where that is allowed; raise the errors of [`path`]."""
+    def open(self, reference: str, limit: int | None = None) -> bytes:
+        """Read a file or its beginning, or fetch a URL where that is allowed; raise the errors of [`path`]."""
         if _SCHEME.match(reference):
             self._check_url(reference)
             return fetch_url(reference)
-        return self.path(reference).read_bytes()
+        with self.path(reference).open("rb") as file:
+            return file.read(limit)
 
     def stamp(self, reference: str) -> str:
         """Return size and time of a file; of a URL, itself. Raise the errors of [`path`]."""

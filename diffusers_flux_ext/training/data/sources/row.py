@@ -60,11 +60,12 @@ class Source(Protocol):
             ValueError: if the row is broken.
         """
 
-    def open(self, reference: Reference) -> bytes:
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
         """Read a file.
 
         Args:
             reference (`Reference`): The file, as a row of this source names it.
+            limit (`int`, *optional*): How many bytes of its beginning are enough.
 
         Raises:
             FileNotFoundError: if it is missing.

@@ -53,15 +53,15 @@ class SavedDatasetSource:
     def row(self, index: int) -> Row:
         """Return a row; raise an `IndexError` if there is no such one, a `ValueError` if a cell is wrong."""
         cells = self._opened()[checked_index(index, len(self), self.name)]
-        return row_of_cells(f"{self.name}, row {index}", index, cells, self.file_columns)
+        return row_of_cells(f"{Path(self.name).name}, row {index}", index, cells, self.file_columns)
 
-    def open(self, reference: Reference) -> bytes:
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
         """Read an image of the data set, or a file of the folder `base`; see [`FolderAccess`]."""
         place = place_of(reference)
         if place is None:
-            return self.access.open(reference)
+            return self.access.open(reference, limit)
         index, number, column = place
-        return bytes_of(self._opened()[index][column], number)
+        return bytes_of(self._opened()[index][column], number)[:limit]
 
     def stamp(self, reference: Reference) -> str:
         """Return sizes and times of the data set's files, or of a file of the folder `base`."""

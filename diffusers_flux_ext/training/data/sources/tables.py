@@ -59,9 +59,9 @@ class TableSource:
         """Return a row; raise an `IndexError` if there is no such one."""
         return self._rows[checked_index(index, len(self), self.name)]
 
-    def open(self, reference: Reference) -> bytes:
-        """Read a file of the folder; see [`FolderAccess`]."""
-        return self.access.open(reference)
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
+        """Read a file of the folder, or its beginning; see [`FolderAccess`]."""
+        return self.access.open(reference, limit)
 
     def stamp(self, reference: Reference) -> str:
         """Return size and time of a file of the folder."""
@@ -74,7 +74,9 @@ def _row(name: str, values: Mapping[str, Any], file_columns: Sequence[str]) -> R
         for column in file_columns
         if values.get(column) not in (None, "", [])
     }
-    return Row(name, {key: value for key, value in values.items() if key not in file_columns}, files)
+    # An empty cell of a file column is a value: None.
+    rest = {key: None if key in file_columns else value for key, value in values.items() if key not in files}
+    return Row(name, rest, files)
 
 
 def references_of(name: str, column: str, value: Any) -> Reference | tuple[Reference, ...]:

@@ -34,7 +34,9 @@ def row_of_cells(name: str, index: int, cells: Mapping[str, Any], file_columns: 
     for column, cell in cells.items():
         if column not in file_columns and not holds_bytes(cell):
             values[column] = None if _is_nan(cell) else cell
-        elif cell not in (None, "", []):
+        elif cell in (None, "", []):
+            values[column] = None
+        else:
             files[column] = _references(name, index, column, cell)
     return Row(name, values, files)
 
@@ -103,7 +105,7 @@ class _NoFolder(FolderAccess):
             f"`{self.base}` names the file `{shorten(reference)}`. Give the folder that it is relative to as `base`."
         )
 
-    def open(self, reference: str) -> bytes:
+    def open(self, reference: str, limit: int | None = None) -> bytes:
         raise self.path(reference)
 
     def stamp(self, reference: str) -> str:

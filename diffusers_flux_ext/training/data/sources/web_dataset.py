@@ -79,14 +79,14 @@ class WebDatasetSource:
                 values[_TEXTS[kind]] = self._text(reference).strip()
         return Row(key, values, files)
 
-    def open(self, reference: Reference) -> bytes:
-        """Read a member; raise a `FileNotFoundError` if there is none of this name."""
+    def open(self, reference: Reference, limit: int | None = None) -> bytes:
+        """Read a member, or its beginning; raise a `FileNotFoundError` if there is none of this name."""
         if reference not in self._places:
             raise FileNotFoundError(f"`{self.name}` has no member `{shorten(reference)}`.")
         number, start, size = self._places[reference]
         with open(self._paths[number], "rb") as file:
             file.seek(start)
-            return file.read(size)
+            return file.read(size if limit is None else min(size, limit))
 
     def stamp(self, reference: Reference) -> str:
         """Return size and time of the tar file that a member lies in."""

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,19 @@ from diffusers_flux_ext.training.data import (
     BadSamples,
     CachedSamples,
     Captions,
+    Columns,
     EncodedSamples,
     EncodeOptions,
+    Entry,
+    FolderSource,
+    TrainingData,
     Transform,
     cache_samples,
+    check_data,
     encode_sample,
 )
 from diffusers_flux_ext.training.data.cache import encoding, keys, work
+from diffusers_flux_ext.training.draws import Draws
 from tests.fixtures.training_data import OPTIONS, make_conditions, make_data, noise, write_rows
 
 
@@ -250,6 +257,9 @@ def test_a_killed_run_goes_on_where_it_stopped(metadata: Path, pipe: Any, tmp_pa
         cache(metadata, pipe, folder, shard_bytes=1, on_progress=kill_self)
 
     assert in_process(killed) == -signal.SIGKILL
+    for name, age in ((".half.tmp", 4000), (".new.tmp", 0)):
+        (folder / name).mkdir()
+        os.utime(folder / name, (time.time() - age,) * 2)
     with pytest.raises(FileNotFoundError, match="has no finished cache"):
         CachedSamples(folder)
     cached = cache(metadata, pipe, folder, shard_bytes=1)
@@ -257,6 +267,8 @@ def test_a_killed_run_goes_on_where_it_stopped(metadata: Path, pipe: Any, tmp_pa
     assert counting.texts == ["dog 3"]
     encoded = EncodedSamples(make_data(metadata), pipe, make_conditions, OPTIONS)
     assert all(same(cached.sample(i), encoded.sample(i)) for i in range(4))
+    # What was half written is removed, and what another run may be writing is not.
+    assert [path.name for path in folder.glob(".*.tmp")] == [".new.tmp"]
 
 
 def test_an_interrupted_write_leaves_no_half_file(
@@ -370,6 +382,24 @@ def test_no_pickle_and_no_path_of_the_machine_is_stored(metadata: Path, pipe: An
     for path in (tmp_path / "cache").iterdir():
         assert path.suffix in (".json", ".safetensors")
         assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_the_names_of_folders_are_not_stored(pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "secret" / "set").mkdir(parents=True)
+    noise(0).save(tmp_path / "secret" / "set" / "a.png")
+    (tmp_path / "secret" / "set" / "a.txt").write_text("a cat")
+    data = TrainingData([Entry(FolderSource(tmp_path / "secret" / "set"))], Draws(0))
+    check_data(data)
+    cached = cache_samples(data, pipe, lambda row: [], tmp_path / "cache", options=OPTIONS, model_hash="tiny")
+    assert cached.name(0) == "set: a.png"
+    assert all(b"secret" not in path.read_bytes() for path in (tmp_path / "cache").iterdir())
+
+
+def test_what_a_column_is_for_counts(metadata: Path, pipe: Any, tmp_path: Path, counting: Counting) -> None:
+    cache(metadata, pipe, tmp_path / "cache")
+    weighted = make_data(metadata, columns=Columns(loss_mask="eligen_entity_masks"))
+    assert cache(metadata, pipe, tmp_path / "cache", weighted).sample(0).mask is not None
+    assert len(counting.images) == 8
 
 
 def test_bad_samples_stop_or_are_left_out(metadata: Path, pipe: Any, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class TestParquet:
         source = pickle.loads(pickle.dumps(ParquetSource([tmp_path / "a.parquet"], ("image", "several"), tmp_path)))
         read = [[source.open(each) for each in source.row(i).references("image")] for i in range(3)]
         assert read == [[picture] for picture in PICTURES]
-        assert source.row(1).values == {"prompt": None, "score": None}
+        assert source.row(1).values == {"prompt": None, "score": None, "several": None}
         assert source.open(source.row(2).references("raw")[0]) == PICTURES[2]
         assert [source.open(each) for each in source.row(0).references("several")] == PICTURES[:2]
         assert source.row(1).references("several") == source.row(2).references("several") == ()

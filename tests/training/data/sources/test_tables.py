@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.support.reference.boot import import_reference
 from diffusers_flux_ext.training.data import TableSource
 from tests.fixtures.training_data import write_rows
-from tests.parity.reference.boot import import_reference
 
 
 def table(folder: Path, name: str, content: str) -> Path:

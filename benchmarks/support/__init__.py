@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: tiny modules, files of each format, all conditions, and the reference."""

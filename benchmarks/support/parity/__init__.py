@@ -1,0 +1,1 @@
+"""Random combinations of methods on both sides of a comparison with the reference."""

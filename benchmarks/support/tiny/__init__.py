@@ -1,0 +1,1 @@
+"""Tiny modules of each method with seeded weights, and inputs for them."""

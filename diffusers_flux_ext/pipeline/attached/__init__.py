@@ -1,0 +1,1 @@
+"""Conditions attached to pipelines of diffusers, whose own loops then run them."""
