@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from diffusers import FluxControlNetModel
 
+from benchmarks.training.drawing import Measured, draw, free_scenes, load_pipeline, prompts
+from benchmarks.training.intervals import interval
+from benchmarks.training.runner import Bound, Proof, main
 from diffusers_flux_ext import ControlNetImage, flux_shapes
-
-from .drawing import Measured, draw, free_scenes, load_pipeline, prompts
-from .runner import Bound, Proof, main
-from .statistics import interval
 
 
 MISSING = 64.0

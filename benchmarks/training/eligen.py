@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.training.drawing import Measured, draw, free_scenes, load_pipeline, prompts
+from benchmarks.training.intervals import interval
+from benchmarks.training.runner import Bound, Proof, main
+from benchmarks.training.style import FILE
 from diffusers_flux_ext import EntityRegions, flux_shapes
-
-from .drawing import Measured, draw, free_scenes, load_pipeline, prompts
-from .runner import Bound, Proof, main
-from .statistics import interval
-from .style import FILE
 
 
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from diffusers import FluxTransformer2DModel
 
+from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
+from benchmarks.training.intervals import interval
+from benchmarks.training.runner import Bound, Proof, main
+from benchmarks.training.worlds import centred, crossed
 from diffusers_flux_ext import flux_shapes
-
-from .drawing import Measured, draw, load_pipeline, prompts, scenes
-from .runner import Bound, Proof, main
-from .statistics import interval
-from .worlds import centred, crossed
 
 
 def shape_of(image: np.ndarray) -> str | None:

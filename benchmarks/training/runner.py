@@ -15,11 +15,10 @@ import torch
 import yaml
 from diffusers.utils import logging
 
+from benchmarks.training.drawing import Measured
+from benchmarks.training.worlds import write_worlds
 from diffusers_flux_ext.checkpoints.writing import written_at_once
 from diffusers_flux_ext.cli.main import main as flux_ext
-
-from .drawing import Measured
-from .worlds import write_worlds
 
 
 RESULTS = Path(__file__).parent / "results"

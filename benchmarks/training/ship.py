@@ -14,12 +14,11 @@ import torch
 from diffusers import FluxControlNetModel
 from diffusers.utils import logging
 
+from benchmarks.training.runner import RECIPES, train
+from benchmarks.training.style import FILE
+from benchmarks.training.worlds import write_worlds
 from diffusers_flux_ext import AttributeValueEncoder, tiny_flux_path
 from diffusers_flux_ext.checkpoints.writing import written_at_once
-
-from .runner import RECIPES, train
-from .style import FILE
-from .worlds import write_worlds
 
 
 ASSETS = Path(tiny_flux_path()).parent

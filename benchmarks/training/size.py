@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
+from benchmarks.training.intervals import interval, spearman
+from benchmarks.training.runner import Bound, Proof, main
+from benchmarks.training.style import FILE
+from benchmarks.training.worlds import RADII, size_of, sized
 from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, flux_shapes
-
-from .drawing import Measured, draw, load_pipeline, prompts, scenes
-from .runner import Bound, Proof, main
-from .statistics import interval, spearman
-from .style import FILE
-from .worlds import RADII, size_of, sized
 
 
 LADDER = (0.0, 0.25, 0.5, 0.75, 1.0)

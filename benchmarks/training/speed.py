@@ -20,14 +20,13 @@ from diffusers.utils import logging
 
 from benchmarks.memory import peak_mib, reset_peak
 from benchmarks.methods import write_between_markers
+from benchmarks.training.runner import RECIPES
+from benchmarks.training.worlds import TABLE, WORLDS
 from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.methods.eligen.condition import entity_rules
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.run.build import Run, build_run
-
-from .runner import RECIPES
-from .worlds import TABLE, WORLDS
 
 
 MARKERS = ("<!-- speed: begin -->\n", "<!-- speed: end -->")

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
+from benchmarks.training.intervals import interval
+from benchmarks.training.runner import Bound, Proof, main
+from benchmarks.training.worlds import centred
 from diffusers_flux_ext import flux_shapes
-
-from .drawing import Measured, draw, load_pipeline, prompts, scenes
-from .runner import Bound, Proof, main
-from .statistics import interval
-from .worlds import centred
 
 
 FILE = "pytorch_lora_weights.safetensors"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import write_between_markers
-
-from .runner import RESULTS
+from benchmarks.training.runner import RESULTS
 
 
 MARKERS = ("<!-- proofs: begin -->\n", "<!-- proofs: end -->")

@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 from diffusers import FluxControlNetModel
 
+from benchmarks.training.controlnet import distance
+from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
+from benchmarks.training.intervals import interval, spearman
+from benchmarks.training.runner import Bound, Proof, main
+from benchmarks.training.size import half_side, measured_sizes
+from benchmarks.training.style import FILE
+from benchmarks.training.worlds import size_of, sized
 from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, ControlNetImage, flux_shapes
-
-from .controlnet import distance
-from .drawing import Measured, draw, load_pipeline, prompts, scenes
-from .runner import Bound, Proof, main
-from .size import half_side, measured_sizes
-from .statistics import interval, spearman
-from .style import FILE
-from .worlds import size_of, sized
 
 
 RECIPE = "tiny_control_size"
