@@ -57,11 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
         "demo",
         help="draw a contact sheet with the embedded tiny model, offline",
         description="Draw scenes with the embedded tiny FLUX.1: the prompt alone, the regions, and the result.",
-        epilog="example:\n  flux-ext demo --out demo --seed 3",
+        epilog="examples:\n  flux-ext demo --out demo --seed 3\n  flux-ext demo --all --out demo",
         formatter_class=raw,
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
     demo.add_argument("--seed", type=parse_seed, default=0, help="seed of the scenes and of the noise (default: 0)")
+    demo.add_argument(
+        "--all", action="store_true", help="draw what each module of the package does, alone and all together"
+    )
     generate = commands.add_parser(
         "generate",
         help="draw an image with any FLUX.1 repository",
@@ -161,10 +164,11 @@ def _draw(args: argparse.Namespace) -> int:
     check_device(getattr(args, "device", None))
     with quiet_libraries(args):
         # torch and diffusers load only now, so that --help and a wrong command line answer at once.
-        from . import run
+        from . import run, showcase
 
+        demo = showcase.showcase if getattr(args, "all", False) else run.demo
         try:
-            written = run.demo(args) if args.command == "demo" else run.generate(args)
+            written = demo(args) if args.command == "demo" else run.generate(args)
         except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
             sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
             return 1

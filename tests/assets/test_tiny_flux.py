@@ -6,9 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxControlNetModel, FluxPipeline
 
-from diffusers_flux_ext import FluxEliGenPipeline, flux_shapes, tiny_flux_path
+from diffusers_flux_ext import (
+    AttributeValueEncoder,
+    AttributeValues,
+    ControlNetImage,
+    FluxConditionedPipeline,
+    FluxEliGenPipeline,
+    flux_shapes,
+    tiny_flux_path,
+)
 
 
 ASSETS = Path(tiny_flux_path()).parent
@@ -31,7 +39,7 @@ def draw(pipeline: FluxPipeline, prompts: list[str], **options: object) -> list[
 
 
 def test_the_assets_stay_small() -> None:
-    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 8_000_000
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 12_000_000
 
 
 def test_the_stock_pipeline_loads_it_and_draws_single_objects() -> None:
@@ -52,6 +60,39 @@ def test_the_stock_pipeline_loads_the_lora() -> None:
     adapted = [name for name, _ in pipeline.transformer.named_modules() if name.endswith("lora_A")]
     assert len(adapted) == 44
     assert not any(name.startswith("proj_out") or ".norm" in name for name in adapted)
+
+
+def test_the_controlnet_moves_an_object_to_its_outlines() -> None:
+    pipeline = FluxConditionedPipeline.from_pretrained(tiny_flux_path(), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    controlnet = FluxControlNetModel.from_pretrained(ASSETS / "tiny_flux_controlnet", torch_dtype=torch.float32)
+    circle = flux_shapes.ShapeObject("circle", "red", "", (36.0, 90.0), 22.0)
+    outlines = flux_shapes.render_outlines(flux_shapes.Scene("white", (circle,)))
+    conditions = [ControlNetImage(controlnet, outlines)]
+    (image,) = draw(pipeline, ["a red circle on a white background"], conditions=conditions)
+    x, y = flux_shapes.detect_objects(image)[0].center
+    assert abs(x - 36) < 12
+    assert abs(y - 90) < 12
+
+
+def test_the_value_encoder_sets_sizes_and_the_style_lora_stripes() -> None:
+    pipeline = FluxConditionedPipeline.from_pretrained(tiny_flux_path(), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    encoder = AttributeValueEncoder.from_pretrained(ASSETS / "tiny_flux_size_encoder").to(torch.float32)
+    pipeline.load_lora_weights(ASSETS, weight_name="tiny_flux_size_lora.safetensors", adapter_name="size")
+    prompts = ["a red circle on a white background"] * 2
+    options = {**CALL, "negative_prompt": [""] * 2}
+    conditions = [AttributeValues(encoder, {"size": [0.1, 0.9]})]
+    images = pipeline(
+        prompts, num_inference_steps=10, generator=torch.Generator().manual_seed(1), output_type="np",
+        conditions=conditions, **options,
+    ).images  # fmt: skip
+    small, large = (flux_shapes.detect_objects(image)[0].mask.sum() for image in images)
+    assert large > 2 * small
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(ASSETS, weight_name="tiny_flux_style_lora.safetensors", adapter_name="style")
+    (image,) = draw(pipeline, prompts[:1])
+    assert flux_shapes.detect_objects(image)[0].style == "striped"
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         conditions,
         errors(config.loss.error.name, **config.loss.error.options),
         weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
-        base=_base_of(trained),
+        base=_base_of(trained, any(source.preserved for source in config.data.sources)),
         text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
     )
     training.train(False)
@@ -212,10 +212,15 @@ def _trained(config: TrainingConfig, pipe: Any, modules: Mapping[str, Trained]) 
     return next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
 
 
-def _base_of(trained: Trained) -> Callable[[], Any] | None:
-    parts = trained.parts.values() if isinstance(trained, TrainedTogether) else [trained]
-    loras = [part for part in parts if isinstance(part, TrainedLoRA)]
-    return loras[0].switched_off if loras else None
+def _base_of(trained: Trained, preserved: bool) -> Callable[[], Any] | None:
+    parts = list(trained.parts.values()) if isinstance(trained, TrainedTogether) else [trained]
+    for part in parts:
+        if isinstance(part, TrainedLoRA):
+            return part.switched_off
+        # A second copy of the weights is only made where samples ask for the base's predictions.
+        if isinstance(part, TrainedWeights) and preserved:
+            return part.keep_base()
+    return None
 
 
 def _trainer(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,29 @@ class TrainedWeights:
     def train(self, mode: bool = True) -> None:
         """See [`Trained.train`]: the text encoders have dropout, the transformer has none."""
         self.model.train(mode)
+
+    def keep_base(self) -> Callable[[], AbstractContextManager[None]]:
+        """Copy the present values of what is trained, for predictions of the base.
+
+        Returns:
+            `Callable`: makes a context in which the model has those values, for passes without gradients.
+        """
+        base = {name: parameter.detach().clone() for name, parameter in self.named_parameters().items()}
+
+        @contextmanager
+        def applied() -> Iterator[None]:
+            parameters = self.named_parameters()
+            present = {name: parameter.data for name, parameter in parameters.items()}
+            # Storages change places, so that a graph that waits for its backward pass finds its own weights again.
+            for name, parameter in parameters.items():
+                parameter.data = base[name].to(parameter.device)
+            try:
+                yield
+            finally:
+                for name, parameter in parameters.items():
+                    parameter.data = present[name]
+
+        return applied
 
     def export(
         self, folder: str | os.PathLike[str], info: ExportInfo, average: Mapping[str, Tensor] | None = None

@@ -49,6 +49,24 @@ def test_the_whole_transformer_is_trained_and_reloads_from_each_layout(tmp_path:
     }  # fmt: skip
 
 
+def test_the_base_predicts_while_a_graph_waits_for_its_backward_pass() -> None:
+    transformer = tiny_transformer()
+    trained = TrainedWeights(transformer, ["transformer_blocks.0"])
+    before = velocity(transformer).detach()
+    base = trained.keep_base()
+    shake(trained)
+    velocity(transformer).pow(2).sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in trained.named_parameters().items()}
+    transformer.zero_grad()
+    prediction = velocity(transformer)
+    with torch.no_grad(), base():
+        assert torch.equal(velocity(transformer), before)
+    prediction.pow(2).sum().backward()
+    assert not torch.equal(prediction, before)
+    for name, parameter in trained.named_parameters().items():
+        assert torch.equal(parameter.grad, expected[name])
+
+
 def test_chosen_blocks_are_trained_and_the_rest_is_exported_as_it_is(tmp_path: Path) -> None:
     transformer = tiny_transformer()
     before = {name: value.clone() for name, value in transformer.state_dict().items()}

@@ -1,0 +1,158 @@
+"""What all proofs share: data, training by the command `flux-ext train`, scores, and the file of the result."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers.utils import logging
+
+from benchmarks.training.drawing import Measured
+from benchmarks.training.worlds import write_worlds
+from diffusers_flux_ext.checkpoints.writing import written_at_once
+from diffusers_flux_ext.cli.main import main as flux_ext
+
+
+RESULTS = Path(__file__).parent / "results"
+RECIPES = Path(__file__).parents[2] / "examples" / "training"
+ITEMS = 128
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A measured number and what it should be.
+
+    Args:
+        what (`str`): What was measured.
+        measured (`dict[str, float]`): See [`interval`].
+        low (`float`): The least that is enough.
+        high (`float`): The most that is allowed.
+        unit (`str`, defaults to `""`): `"%"` shows a share in percent; anything else is appended.
+    """
+
+    what: str
+    measured: dict[str, float]
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """Return the row as JSON holds it."""
+        bounds = {name: value for name, value in (("min", self.low), ("max", self.high)) if math.isfinite(value)}
+        reached = self.low <= self.measured["value"] <= self.high
+        return {"what": self.what, **self.measured, "unit": self.unit, "bounds": bounds, "reached": reached}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A training and how its result is scored.
+
+    Args:
+        name (`str`): Name of the result.
+        title (`str`): What is trained, in words.
+        recipes (`tuple[str, ...]`): Names of configurations in `examples/training`, trained in this order.
+        worlds (`tuple[str, ...]`): Data sets.
+        score (`Callable`): Maps the folder of each recipe's exported files, what is measured, and the number of items
+            to bounds.
+    """
+
+    name: str
+    title: str
+    recipes: tuple[str, ...]
+    worlds: tuple[str, ...]
+    score: Callable[[dict[str, Path], Measured, int], list[Bound]]
+
+    def run(self, work: Path, items: int) -> Path:
+        """Draw the data, train, score and write the result; go on where it stopped.
+
+        Args:
+            work (`Path`): Folder of data, checkpoints and measures.
+            items (`int`): Held-out items.
+
+        Returns:
+            `Path`: the result's file.
+        """
+        work.mkdir(parents=True, exist_ok=True)
+        write_worlds(work / "worlds", self.worlds)
+        folders, trainings = {}, []
+        for recipe in self.recipes:
+            folders[recipe] = work / train(work, RECIPES / f"{recipe}.yaml")
+            trainings.append(describe_training(work, RECIPES / f"{recipe}.yaml"))
+        with torch.no_grad():
+            bounds = self.score(folders, Measured(work / "measured" / f"{self.name}.jsonl"), items)
+        result = {
+            "name": self.name,
+            "title": self.title,
+            "trainings": trainings,
+            "rows": [bound.row() for bound in bounds],
+        }
+        RESULTS.mkdir(exist_ok=True)
+        with written_at_once(RESULTS / f"{self.name}.json") as path:
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return RESULTS / f"{self.name}.json"
+
+
+def train(work: Path, recipe: Path) -> Path:
+    """Run `flux-ext train` in a folder, or go on with it.
+
+    Args:
+        work (`Path`): The folder that the recipe's paths begin from.
+        recipe (`Path`): The configuration.
+
+    Returns:
+        `Path`: the folder of the exported files, from `work`.
+
+    Raises:
+        SystemExit: if the training failed or was stopped.
+    """
+    output = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["output"])
+    if (work / output / "result").exists():
+        return output / "result"
+    with contextlib.chdir(work):
+        code = flux_ext(["train", str(recipe.resolve())])
+    if not (work / output / "result").exists():
+        raise SystemExit(code or 1)
+    return output / "result"
+
+
+def describe_training(work: Path, recipe: Path) -> dict[str, Any]:
+    """Return the length of a training.
+
+    Args:
+        work (`Path`): The folder that the recipe's paths begin from.
+        recipe (`Path`): The configuration.
+
+    Returns:
+        `dict[str, Any]`
+    """
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    log = (work / content["output"] / "logs" / "log.jsonl").read_text().splitlines()
+    return {
+        "recipe": recipe.name,
+        "updates": content["run"]["updates"],
+        "batch_size": content["run"]["batch_size"],
+        "loss": json.loads(log[-1]).get("loss"),
+    }
+
+
+def main(proof: Proof) -> None:
+    """Run a proof from the command line.
+
+    Args:
+        proof (`Proof`): The proof.
+    """
+    parser = argparse.ArgumentParser(description=f"{proof.title}: train on the tiny model and score.")
+    parser.add_argument("--work", type=Path, default=Path("proofs"), help="folder of data and checkpoints")
+    parser.add_argument("--items", type=int, default=ITEMS, help=f"held-out items (default: {ITEMS})")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    proof.run(arguments.work.resolve(), arguments.items)

@@ -1,0 +1,159 @@
+"""The data sets of the proofs: drawn shapes, one world for each thing that is learnt.
+
+The tiny model's VAE knows flat colours of the palette alone: it loses stripes in two shades of a colour, and turns
+dark images into others. So the worlds here vary what it can draw.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from diffusers_flux_ext import flux_shapes
+from diffusers_flux_ext.checkpoints.writing import written_at_once
+from diffusers_flux_ext.flux_shapes import Scene
+from diffusers_flux_ext.training.data import write_example_data
+
+
+RADII = (14.0, 44.0)
+"""Range of an object's radius in pixels where its size is an attribute of 0 to 1."""
+
+STRIPE = 8
+"""Height of a stripe in pixels: that of one latent."""
+
+TABLE = "train.json"
+"""The rows that are trained on, beside the images."""
+
+
+def centred(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one object in the middle, as the tiny model knows them."""
+    return flux_shapes.sample_scene(rng, held_out, ("single",))
+
+
+def anywhere(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one object at any place, which its caption does not name."""
+    return flux_shapes.sample_free_scene(rng, 1, held_out)
+
+
+def sized(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one object of any size, whose caption does not name it."""
+    scene = centred(rng, held_out)
+    item = replace(scene.objects[0], size="", center=(64.0, 64.0), radius=rng.uniform(*RADII))
+    return replace(scene, objects=(item,))
+
+
+def crossed(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of a cross, which the tiny model has never seen."""
+    while True:
+        scene = centred(rng, held_out)
+        scene = replace(scene, objects=(replace(scene.objects[0], shape="cross"),))
+        if flux_shapes.is_held_out(scene) == held_out:
+            return scene
+
+
+def size_of(scene: Scene) -> float:
+    """Return the size of the first object as a value from 0 to 1."""
+    low, high = RADII
+    return min(max((scene.objects[0].radius - low) / (high - low), 0.0), 1.0)
+
+
+def striped(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects have grey stripes."""
+    image = flux_shapes.render(scene)
+    shape = flux_shapes.render(Scene("black", (replace(scene.objects[0], color="white"),))).convert("L")
+    bands = Image.new("L", image.size)
+    for top in range(0, image.height, 2 * STRIPE):
+        ImageDraw.Draw(bands).rectangle((0, top, image.width, top + STRIPE - 1), fill=255)
+    inside = Image.composite(shape, Image.new("L", image.size), bands)
+    image.paste(flux_shapes.BACKGROUNDS["gray"], mask=inside)
+    return image
+
+
+@dataclass(frozen=True)
+class World:
+    """A data set of images of one object.
+
+    Args:
+        count (`int`): Images.
+        seed (`int`): Seed.
+        scene (`Callable`): Draws a scene, held out or not.
+        render (`Callable`): Draws its image.
+    """
+
+    count: int
+    seed: int
+    scene: Callable[[random.Random, bool], Scene] = centred
+    render: Callable[[Scene], Image.Image] = flux_shapes.render
+
+    def write(self, folder: Path) -> None:
+        """Draw the images, unless that was done before.
+
+        Args:
+            folder (`Path`): Folder of the data set.
+        """
+        if folder.exists():
+            return
+        rng = random.Random(self.seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with written_at_once(folder) as root:
+            rows = [self._row(root, f"{index:05d}.png", rng) for index in range(self.count)]
+            (root / TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+    def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
+        scene = self.scene(rng, False)
+        for kind, image in (("images", self.render(scene)), ("outlines", flux_shapes.render_outlines(scene))):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            image.save(root / kind / name)
+        files = {"image": f"images/{name}", "controlnet_image": f"outlines/{name}"}
+        return {**files, "prompt": flux_shapes.caption(scene, rng), **self.columns(scene)}
+
+    def columns(self, scene: Scene) -> dict[str, Any]:
+        """Return what else a row has."""
+        return {"size": round(size_of(scene), 3)}
+
+
+@dataclass(frozen=True)
+class FreeWorld:
+    """A data set of images of one to three objects at free places; see `write_example_data`.
+
+    Args:
+        count (`int`): Images.
+        seed (`int`): Seed.
+    """
+
+    count: int
+    seed: int
+
+    def write(self, folder: Path) -> None:
+        """Draw the images, unless that was done before."""
+        if not folder.exists():
+            write_example_data(folder, self.count, self.seed, flux_shapes.SHAPES, ("plain",), None)
+
+
+WORLDS: dict[str, World | FreeWorld] = {
+    "outlines": FreeWorld(960, 11),
+    "singles": World(960, 17, anywhere),
+    "stripes": World(480, 12, render=striped),
+    "sizes": World(640, 13, sized),
+    "crosses": World(480, 14, crossed),
+    "old_shapes": World(480, 15),
+    "entities": FreeWorld(1500, 16),
+}
+"""The data sets by name."""
+
+
+def write_worlds(folder: Path, names: tuple[str, ...] = tuple(WORLDS)) -> None:
+    """Draw data sets into folders of their names.
+
+    Args:
+        folder (`Path`): Where they go.
+        names (`tuple[str, ...]`): Which.
+    """
+    for name in names:
+        WORLDS[name].write(folder / name)

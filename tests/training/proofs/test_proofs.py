@@ -1,0 +1,98 @@
+"""Every kind of training lowers the loss of samples that it has not seen, and only because of its conditions.
+
+The worlds are the simplest that need a condition: a red circle on white whose place or size no prompt names. The whole
+trainings and their scores are those of benchmarks/training.
+"""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.training.worlds import RADII, TABLE, World, crossed, striped
+from diffusers_flux_ext import flux_shapes
+from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
+from tests.training.proofs.short import falls, prepare
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.training]
+ENOUGH = 3.0
+COUNT = 84
+CIRCLE = ShapeObject("circle", "red", "", (64.0, 64.0), 24.0)
+
+
+def beside(rng: random.Random, held_out: bool) -> Scene:
+    """A circle on the left or on the right."""
+    center = (rng.choice((32.0, 96.0)) + rng.uniform(-4, 4), 64 + rng.uniform(-4, 4))
+    return Scene("white", (replace(CIRCLE, center=center),))
+
+
+def small_or_large(rng: random.Random, held_out: bool) -> Scene:
+    """A circle in the middle, small or large."""
+    return Scene("white", (replace(CIRCLE, radius=rng.choice(RADII)),))
+
+
+class Boxes(World):
+    """A world whose rows name the box of each object."""
+
+    def columns(self, scene: Scene) -> dict[str, Any]:
+        boxes = [list(box) for box in flux_shapes.entity_boxes(scene)]
+        return {"eligen_entity_prompts": flux_shapes.entity_prompts(scene), "boxes": boxes, **super().columns(scene)}
+
+
+WORLDS = {
+    "beside": Boxes(COUNT, 2, beside),
+    "plain": World(COUNT, 3),
+    "stripes": World(COUNT, 4, render=striped),
+    "sizes": World(COUNT, 5, small_or_large),
+    "crosses": World(COUNT, 6, crossed),
+}
+COLUMNS = "data.sources.0.file_columns=[image,controlnet_image]"
+BOXES = "conditions.0.inputs={prompts: eligen_entity_prompts, masks: boxes}"
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("worlds")
+    for name, world in WORLDS.items():
+        world.write(folder / name)
+    return {name: folder / name / TABLE for name in WORLDS}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "world", "updates", "changes"),
+    [
+        ("tiny_controlnet", "beside", 40, ["optimizer.lr=0.003", COLUMNS]),
+        ("tiny_size", "sizes", 24, ["optimizer.lr=0.004"]),
+        ("tiny_eligen_lora", "beside", 30, ["optimizer.lr=0.003", "conditions.0.dropout=0", COLUMNS, BOXES]),
+        ("tiny_control_size", "sizes", 24, ["optimizer.lr=0.003"]),
+    ],
+)
+def test_the_conditions_lower_the_held_out_loss(
+    worlds: dict[str, Path], tmp_path: Path, recipe: str, world: str, updates: int, changes: list[str]
+) -> None:
+    short = prepare(recipe, tmp_path, [worlds[world]], updates, *changes)
+    before = short.losses()
+    short.run()
+    after, others = short.losses(), short.losses(short.shuffled())
+    assert falls(before, after) > ENOUGH
+    assert falls(others, after) > ENOUGH
+
+
+def test_a_style_lowers_the_loss_of_its_own_images_only(worlds: dict[str, Path], tmp_path: Path) -> None:
+    short = prepare("tiny_style_lora", tmp_path / "style", [worlds["stripes"]], 20)
+    plain = list(prepare("tiny_style_lora", tmp_path / "plain", [worlds["plain"]], 20).loss.samples)
+    before, before_plain = short.losses(), short.losses(plain)
+    short.run()
+    assert falls(before, short.losses()) > ENOUGH
+    assert falls(before_plain, short.losses(plain)) < ENOUGH
+
+
+def test_all_weights_learn_a_new_shape(worlds: dict[str, Path], tmp_path: Path) -> None:
+    short = prepare("tiny_cross", tmp_path, [worlds["crosses"], worlds["plain"]], 20)
+    crosses = [sample for sample in short.loss.samples if not sample.preserved]
+    before = short.losses(crosses)
+    short.run()
+    assert falls(before, short.losses(crosses)) > ENOUGH
