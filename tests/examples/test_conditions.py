@@ -79,7 +79,7 @@ def test_every_example_tells_its_arguments(path, monkeypatch, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert "--out" in shown or path.stem.startswith("score")
-    assert "--vram" in shown or path.stem in ("score_tiny_eligen", "train_tiny_flux")
+    assert "--vram" in shown or path.stem in ("attach", "score_tiny_eligen", "train_tiny_flux")
 
 
 def test_references(run, folder):
