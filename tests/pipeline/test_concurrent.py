@@ -268,7 +268,7 @@ class TestSharedModules:
 def check_forward_is_one_threads(pipe, other, **arguments):
     """Another thread that calls the transformer in the middle of a forward pass waits for its end."""
     alone, others = draw(pipe, **arguments), draw(other, **OTHER)
-    threads, arrived = [], threading.Event()
+    threads, arrived, main = [], threading.Event(), threading.current_thread()
 
     def start(module, args):
         if not threads:
@@ -282,11 +282,8 @@ def check_forward_is_one_threads(pipe, other, **arguments):
             arrived.set()
 
     def acquire(lock):
-        if (
-            threads
-            and threading.current_thread() is threads[0].thread
-            and lock is pipe.transformer.__dict__[GUARD].lock
-        ):
+        # The other thread may come here before it stands in `threads`.
+        if threading.current_thread() is not main and lock is pipe.transformer.__dict__[GUARD].lock:
             arrived.set()
         return take(lock)
 
