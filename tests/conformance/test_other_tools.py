@@ -170,4 +170,5 @@ def test_accelerate_launch(tmp_path):
     done = subprocess.run([*command, str(script), str(tmp_path / "x.pt")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = image(tiny_pipeline(FluxConditionedPipeline), prompt=["a cat"], conditions=[ENTITIES])
-    assert torch.equal(torch.load(tmp_path / "x.pt"), expected)
+    # Another process may place tensors otherwise in memory, which some kernels round by.
+    torch.testing.assert_close(torch.load(tmp_path / "x.pt", weights_only=True), expected, rtol=0, atol=1e-5)
