@@ -134,11 +134,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError as error:
-            raise ImportError("Logging to TensorBoard needs `pip install tensorboard`.") from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=start + 1)
+        self._writer: Any = tensorboard_writer()(str(folder), purge_step=start + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the numbers of update number `step`."""
@@ -149,6 +145,15 @@ class TensorBoardWriter:
     def close(self) -> None:
         """Close the files."""
         self._writer.close()
+
+
+def tensorboard_writer() -> Any:
+    """Return TensorBoard's `SummaryWriter`; raise an `ImportError` that names the command where it is missing."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ImportError("`run.logs` has 'tensorboard', which needs `pip install tensorboard`.") from error
+    return SummaryWriter
 
 
 class TrackerWriter:

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from ..config.sections import TrainingConfig
+from .monitor import tensorboard_writer
 
 
 WRITERS = {"terminal", "jsonl", "csv", "tensorboard"}
@@ -26,10 +27,7 @@ def check_logs(names: Sequence[str]) -> None:
     """
     for name in names:
         if name == "tensorboard":
-            try:
-                import torch.utils.tensorboard  # noqa: F401
-            except ImportError as error:
-                raise ImportError("`run.logs` has 'tensorboard', which needs `pip install tensorboard`.") from error
+            tensorboard_writer()
         elif name not in WRITERS:
             known = sorted({*WRITERS, *map(str, LOGGER_TYPE_TO_CLASS)})
             if name not in known:

@@ -10,7 +10,6 @@ from diffusers import FluxTransformer2DModel
 
 from ... import tiny_flux_path
 from ..config.sections import ModelSection, TrainingConfig
-from ..draws import Draws
 from .build import check_run
 from .model import DTYPES, TINY
 from .samples import data_hash
@@ -52,9 +51,8 @@ def dry_run(config: TrainingConfig) -> str:
     lines.append(f"Values, gradients and two moments in float32: {trained * 16 / GIB:.2f} GiB")
     tokens = max(((item.size[0] // 16) * (item.size[1] // 16) for item in data.items), default=0)
     lines.append(f"Largest image: {tokens} tokens, beside {config.data.text_length} of text")
-    plan_draws = Draws(config.seed)
     held = f", {config.data.held_out} of them held out" if config.data.held_out else ""
-    lines.append(f"Samples: {len(data.items)}{held}; seed {plan_draws.seed}")
+    lines.append(f"Samples: {len(data.items)}{held}; seed {config.seed}")
     return "\n".join(lines) + "\n"
 
 

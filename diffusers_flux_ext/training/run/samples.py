@@ -14,7 +14,6 @@ from ..config.sections import DataSection, RunSection, SourceSection, TrainingCo
 from ..data import (
     BadSamples,
     BatchPlan,
-    CachedSamples,
     DataReport,
     EncodedSamples,
     EncodeOptions,
@@ -250,6 +249,3 @@ def data_hash(data: TrainingData) -> str:
         for index in range(len(entry.source))
     ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
-
-
-__all__ = ["CachedSamples", "LoadedUpdates", "Part", "data_hash", "make_plan", "make_samples", "open_data", "split"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,12 @@ from typing import Any
 import torch
 
 from ...condition import FluxCondition
+from ...denoise import DenoisingStep
 from ...methods import METHODS
 from ...methods.method import resolve
+from ...sequence import Contribution
 from ..bare import bare_condition
+from ..choices import check_names, choose
 from ..config.sections import ConditionSection, ModuleSection
 from ..trained import TrainedModule, from_scratch, trainable_modules
 
@@ -68,9 +70,9 @@ class ConditionTemplate:
 class Absent(FluxCondition):
     """Stands for a condition that a sample does not have."""
 
-    def contribute(self, encoded: Mapping[str, torch.Tensor], step: Any) -> Any:
-        """Raise an error: what encodes nothing is left out of a batch."""
-        raise NotImplementedError("A condition that a sample does not have contributes nothing.")
+    def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
+        """Return nothing."""
+        return Contribution()
 
 
 def _is_empty(value: Any) -> bool:
@@ -116,25 +118,13 @@ def make_templates(
 def condition_class(name: str) -> type[FluxCondition]:
     """Return a condition's class by its name; raise a `ValueError` that names the nearest one."""
     known = {each: method for method in METHODS.values() for each in method.exports.get("condition", ())}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(
-            f"`conditions.type` is {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known: {sorted(known)}."
-        )
-    made: type[FluxCondition] = resolve(known[name].package, f".condition:{name}")
+    made: type[FluxCondition] = resolve(choose(known, name, "condition").package, f".condition:{name}")
     return made
 
 
 def _check_fields(section: ConditionSection, make: type[FluxCondition]) -> None:
-    known = [each.name for each in fields(make)]
     given = [*(name.partition(".")[0] for name in section.inputs), *section.options, *section.modules]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(
-                f"{section.type} has no field {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Its fields "
-                f"are {known}."
-            )
+    check_names(given, [each.name for each in fields(make)], section.type)
     twice = sorted({name for name in given if given.count(name) > 1 and name not in _dotted(section)})
     if twice:
         raise ValueError(f"{section.type} is given {twice} more than once among `inputs`, `options` and `modules`.")

@@ -18,7 +18,7 @@ from ..checkpoint import Checkpoint, CheckpointFolder, StopRequest, pack_state, 
 from ..data.loader import SampleBatch
 from ..module import FluxTraining
 from ..optim import FusedBackward, averaged_weights, clip_gradients, set_rates
-from ..trained.protocol import Trained
+from ..trained.protocol import Trained, state_of
 from .monitor import Monitor
 
 
@@ -187,7 +187,7 @@ class Trainer:
             ]
             files = {"weights": self.trained.state(), "optimizer": tensors}
             if self.average is not None:
-                files["average"] = _detached(self.average.state())
+                files["average"] = state_of(self.average.state())
             state = {
                 "configuration": self.configuration,
                 "optimizers": states,
@@ -329,7 +329,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         parts = [_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in tree.items()]
         return {name: value for part in parts for name, value in part.items()}
     return {prefix: tree}
-
-
-def _detached(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -76,7 +76,7 @@ def is_writer() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def state_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def state_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the values of parameters; see [`Trained.state`]."""
     return {name: gathered(parameter) for name, parameter in parameters.items()}
 
