@@ -244,7 +244,7 @@ def config_beside(source: object, kinds: tuple[str, ...]) -> dict[str, Any]:
     """Return the `config.json` in the folder of a file if it describes one of these models, else nothing.
 
     Args:
-        source (`object`): The file, the folder, or something that is no path.
+        source (`object`): The file, the folder, or something that is not a path.
         kinds (`tuple[str, ...]`): Values of `model_type` or `_class_name` that are meant.
     """
     if not isinstance(source, str | Path):

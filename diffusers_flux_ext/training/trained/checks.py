@@ -18,7 +18,7 @@ from .options import LoRAOptions
 def check_model(model: nn.Module, component: str, name: str, options: LoRAOptions) -> None:
     """Raise a `ValueError` if a model cannot get a trainable adapter under this name."""
     if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"`name` is {name!r}; expected a word without a dot that is no method of a dict.")
+        raise ValueError(f"`name` is {name!r}; expected a word without a dot that is not a method of `dict`.")
     if name in adapter_names(model):
         raise ValueError(f"`{component}` has an adapter {name!r} already. Choose another `name`.")
     if any(layer.merged for layer in tuned_layers(model)):
