@@ -10,7 +10,8 @@ from typing import Any
 from diffusers.utils import logging
 
 from ..assemble import Place
-from ..config.sections import DataSection, RunSection, SourceSection, TrainingConfig
+from ..config.sample_sections import DataSection, SourceSection
+from ..config.sections import RunSection, TrainingConfig
 from ..data import (
     BadSamples,
     BatchPlan,

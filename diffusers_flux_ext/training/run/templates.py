@@ -17,7 +17,7 @@ from ...methods.method import resolve
 from ...sequence import Contribution
 from ..bare import bare_condition
 from ..choices import check_names, choose
-from ..config.sections import ConditionSection, ModuleSection
+from ..config.sample_sections import ConditionSection, ModuleSection
 from ..trained import TrainedModule, from_scratch, trainable_modules
 
 

@@ -8,7 +8,7 @@ import diffusers_flux_ext as dfx
 from benchmarks.support.tiny.infinite_you import ColorFaceEncoder
 from benchmarks.support.tiny.ip_adapter import tiny_siglip
 from diffusers_flux_ext.testing import tiny_transformer
-from diffusers_flux_ext.training.config.sections import ConditionSection
+from diffusers_flux_ext.training.config.sample_sections import ConditionSection
 from diffusers_flux_ext.training.run.templates import make_templates
 from diffusers_flux_ext.training.trained import from_scratch
 
