@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..methods.installed import GROUP, load_installed_methods
+from ..tiny import TINY
 from .checks import check_demo, check_generate, check_lora, check_plan
 from .convert import add_convert_command, check_convert, run_convert
 from .devices import check_device
@@ -16,7 +17,6 @@ from .lora import add_lora_commands, run_lora
 from .parsing import Entity, parse_entity, parse_positive, parse_scale, parse_seed, parse_size, parse_text_tokens
 from .plan import add_plan_command, run_plan
 from .quiet import quiet_libraries
-from .tiny import TINY
 from .train import add_train_command, run_train
 
 
