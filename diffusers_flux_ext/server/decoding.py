@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load
 
+from ..jobs.decoding import decode_image, decode_tensor
 from .errors import wrong_field
 
 
 # No other decoder of Pillow runs on what clients send.
-FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+IMAGES = ("image/png", "image/jpeg", "image/webp")
 TENSORS = "application/octet-stream"
-_ACCEPTED = f"{', '.join(FORMATS.values())}, or {TENSORS} for a tensor (safetensors with one tensor, or npy)"
+_ACCEPTED = f"{', '.join(IMAGES)}, or {TENSORS} for a tensor (safetensors with one tensor, or npy)"
 
 
 def look_at(data: bytes, media_type: str | None, field: str, pixels: int) -> dict[str, Any]:
@@ -36,22 +32,27 @@ def look_at(data: bytes, media_type: str | None, field: str, pixels: int) -> dic
         RequestError: if it is not that, or too large.
     """
     media_type = (media_type or "").partition(";")[0].strip().lower()
-    if media_type == TENSORS:
-        _look_at_tensor(data, field)
-        return {"kind": "tensor", "width": None, "height": None}
-    if media_type not in FORMATS.values():
+    if media_type not in (*IMAGES, TENSORS):
         raise wrong_field(field, f"got the type {media_type or 'none'!r}; expected {_ACCEPTED}", status=415)
-    width, height = _look_at_image(data, field, pixels)
-    return {"kind": "image", "width": width, "height": height}
+    try:
+        if media_type == TENSORS:
+            decode_tensor(data)
+            return {"kind": "tensor", "width": None, "height": None}
+        if image_type(data) != media_type:
+            raise ValueError(f"is not an image of the type {media_type}")
+        image = decode_image(data, pixels)
+    except ValueError as error:
+        raise wrong_field(field, str(error)) from None
+    return {"kind": "image", "width": image.width, "height": image.height}
 
 
 def image_type(data: bytes) -> str | None:
     """Return what kind of image a file begins like, or `None`."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return FORMATS["PNG"]
+        return IMAGES[0]
     if data.startswith(b"\xff\xd8\xff"):
-        return FORMATS["JPEG"]
-    return FORMATS["WEBP"] if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
+        return IMAGES[1]
+    return IMAGES[2] if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
 
 
 def mask_of_alpha(data: bytes) -> bytes:
@@ -66,8 +67,8 @@ def mask_of_alpha(data: bytes) -> bytes:
     Raises:
         RequestError: if no pixel is transparent.
     """
-    image = Image.open(io.BytesIO(data), formats=tuple(FORMATS)).convert("RGBA")
-    mask = image.getchannel("A").point(lambda alpha: 255 if alpha == 0 else 0)
+    image = decode_image(data, max_pixels=len(data) * 2**20).convert("RGBA")
+    mask = image.getchannel("A").point([255] + [0] * 255)
     if mask.getbbox() is None:
         raise wrong_field("mask", "no pixel is transparent; those that are to be drawn anew have an alpha of zero")
     written = io.BytesIO()
@@ -75,47 +76,3 @@ def mask_of_alpha(data: bytes) -> bytes:
     return written.getvalue()
 
 
-def _look_at_image(data: bytes, field: str, pixels: int) -> tuple[int, int]:
-    try:
-        with warnings.catch_warnings():
-            # The limit is the server's own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise wrong_field(field, f"is not an image that can be read; expected {_ACCEPTED}") from None
-    # The head tells the size, before memory is taken for the pixels.
-    if image.width * image.height > pixels:
-        message = f"has {image.width} x {image.height} pixels; at most {pixels:,} are accepted"
-        raise wrong_field(field, message, status=413)
-    if getattr(image, "n_frames", 1) != 1:
-        raise wrong_field(field, "is an animation; send one frame as an image")
-    try:
-        image.load()
-    # Pillow's decoders raise errors of many kinds for damaged files.
-    except Exception:
-        raise wrong_field(field, "is a damaged image: its pixels cannot be read") from None
-    return image.size
-
-
-def _look_at_tensor(data: bytes, field: str) -> None:
-    try:
-        count = _count_numpy(data) if data.startswith(b"\x93NUMPY") else len(load(data))
-    # Readers of files raise errors of many kinds for damaged ones.
-    except (SafetensorError, ValueError, OSError, KeyError, TypeError, EOFError, RuntimeError):
-        raise wrong_field(field, "is not a safetensors or npy file that can be read") from None
-    if count != 1:
-        raise wrong_field(field, f"holds {count} tensors; expected a file with one")
-
-
-def _count_numpy(data: bytes) -> int:
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    size = dtype.itemsize
-    for side in shape:
-        size *= int(side)
-    # A head may name more than the file has, which would be allocated.
-    if dtype.hasobject or size != len(data) - file.tell():
-        raise ValueError("The head does not fit the file.")
-    return 1

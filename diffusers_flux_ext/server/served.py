@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .errors import RequestError
@@ -30,19 +29,19 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ServedLoRA:
-    """A LoRA that clients may name, with its usual weight."""
+    """A LoRA that clients may name: its entry without a weight, and its usual weight."""
 
     name: str
-    path: str
+    lora: Mapping[str, Any]
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class ServedModule:
-    """A module of a condition or pipeline that clients may name."""
+    """A module of a condition or a pipeline that clients may name."""
 
     name: str
-    path: str
+    module: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Served:
     """Everything that a server offers.
 
     Attributes:
-        models (`Mapping[str, ServedModel]`): By name; the first is drawn with where a job names none.
+        models (`Mapping[str, ServedModel]`): By name; the first draws jobs that name none.
         loras (`Mapping[str, ServedLoRA]`): By name.
         modules (`Mapping[str, ServedModule]`): By name.
     """
@@ -69,101 +68,68 @@ class Served:
         """The model of jobs that name none."""
         return next(iter(self.models))
 
-    def model_of(self, job: Mapping[str, Any]) -> str:
-        """Return the name of a job's model.
-
-        Raises:
-            RequestError: if no such model is offered.
-        """
-        given = job.get("model")
-        name = self.default_model if given is None else _name(given, "model")
-        return _one_of(self.models, name, "model.path").name
-
-    def complete(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, job: Mapping[str, Any], arguments: frozenset[str] | None = None) -> dict[str, Any]:
         """Fill in the model and its call arguments where a job gives none, so that it says all by itself.
 
         Args:
             job (`Mapping[str, Any]`): The job in a client's words.
+            arguments (`frozenset[str]`, *optional*): Those that the job's pipeline takes; all by default.
 
         Raises:
-            RequestError: if its model is not offered.
+            RequestError: if its model is not offered, or described further than by its name.
         """
-        model = self.models[self.model_of(job)]
+        given = job.get("model")
+        name = self.default_model if given is None else _name(given, "model")
+        model = one_of(self.models, name, "model.path")
         found = {**job, "model": {"path": model.name}}
         call = job.get("call")
         if call is None or isinstance(call, Mapping):
-            found["call"] = {**model.call, **(call or {})}
+            own = {key: each for key, each in model.call.items() if arguments is None or key in arguments}
+            found["call"] = {**own, **(call or {})}
         return found
 
-    def resolve(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Put the server's own places in for names.
 
-        Args:
-            job (`Mapping[str, Any]`): The job in a client's words, complete.
-
-        Returns:
-            `dict[str, Any]`: the job with paths, which no client is told.
-
-        Raises:
-            RequestError: if a name is not offered, or a file is described further than by a name.
-        """
-        model = self.models[self.model_of(job)]
-        found = {
-            name: self._with_modules(value, name) for name, value in job.items() if name not in ("model", "loras")
-        }
-        return found | {"model": dict(model.model), "loras": self._loras(job.get("loras"))}
-
-    def _loras(self, given: Any) -> Any:
-        if not isinstance(given, list):
-            return given or []
-        return [self._lora(entry, f"loras.{index}") for index, entry in enumerate(given)]
-
-    def _lora(self, entry: Any, field: str) -> Any:
-        name = _name(entry, field, also=("weight",))
-        lora = _one_of(self.loras, name, f"{field}.path")
-        weight = entry.get("weight") if isinstance(entry, Mapping) else None
-        return {"path": lora.path, "weight": lora.weight if weight is None else weight}
-
-    def _with_modules(self, value: Any, field: str) -> Any:
-        """Resolve every `{path: NAME}` below a value."""
-        if isinstance(value, list):
-            return [self._with_modules(each, f"{field}.{index}") for index, each in enumerate(value)]
-        if not isinstance(value, Mapping):
-            return value
-        if "path" in value:
-            return {"path": _one_of(self.modules, _name(value, field), f"{field}.path").path}
-        return {name: self._with_modules(each, f"{field}.{name}") for name, each in value.items()}
-
-
-def _name(given: Any, field: str, also: tuple[str, ...] = ()) -> str:
+def _name(given: Any, field: str) -> str:
     """Return the name in `NAME` or `{path: NAME}`."""
     if isinstance(given, str):
         return given
     if not isinstance(given, Mapping) or not isinstance(given.get("path"), str):
         message = "expected the name of something that the server offers, as a text or as {path: NAME}"
         raise RequestError(422, f"{field}: {message}", [(field, message)])
-    # Revisions, folders and files below a name are chosen when the server starts, not by clients.
-    further = [name for name, value in given.items() if name != "path" and name not in also and value is not None]
-    if further:
-        message = f"got {further[0]!r}; a client gives the name as `path`, and the server knows the rest"
-        raise RequestError(422, f"{field}.{further[0]}: {message}", [(f"{field}.{further[0]}", message)])
-    return given["path"]
+    refuse_further(given, field)
+    return str(given["path"])
 
 
-def _one_of(offered: Mapping[str, Any], name: str, field: str) -> Any:
+def refuse_further(given: Mapping[str, Any], field: str) -> None:
+    """Refuse revisions, folders and files below a name, which are chosen when the server starts.
+
+    Args:
+        given (`Mapping[str, Any]`): A reference: `path`, and what else a client gave.
+        field (`str`): Where it stands.
+
+    Raises:
+        RequestError: if there is anything else.
+    """
+    for name, value in given.items():
+        if name != "path" and value is not None:
+            place, message = f"{field}.{name}", "cannot be chosen here; the server knows it by the name in `path`"
+            raise RequestError(422, f"{place}: {message}", [(place, message)])
+
+
+def one_of(offered: Mapping[str, Any], name: str, field: str) -> Any:
+    """Return what is offered under a name.
+
+    Args:
+        offered (`Mapping[str, Any]`): What there is.
+        name (`str`): The name.
+        field (`str`): Where it stands, for the message.
+
+    Raises:
+        RequestError: if nothing is.
+    """
     if name in offered:
         return offered[name]
     near = difflib.get_close_matches(name, offered, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(offered) or "nothing of this kind"
-    message = (
-        f"the server does not offer {name[:100]!r}{hint} It offers {names}."
-        if near
-        else (f"the server does not offer {name[:100]!r}; it offers {names}")
-    )
+    names = f"did you mean {near[0]!r}?" if near else f"it offers {', '.join(offered) or 'none of this kind'}"
+    message = f"the server does not offer {name[:100]!r}; {names}"
     raise RequestError(422, f"{field}: {message}", [(field, message)])
-
-
-def name_of(path: str | Path) -> str:
-    """Return the name under which a path is offered where none is given: its last part without a suffix."""
-    return Path(path).stem or str(path)

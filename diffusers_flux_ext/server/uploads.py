@@ -132,6 +132,9 @@ class UploadStore:
 
         def visit(value: Any, field: str) -> Any:
             if isinstance(value, dict):
+                # An input of an image's own job stands by its name and digest.
+                if value.get("sha256") in self._known:
+                    found.append(value["sha256"])
                 return {name: visit(each, f"{field}.{name}".lstrip(".")) for name, each in value.items()}
             if isinstance(value, list):
                 return [visit(each, f"{field}.{index}".lstrip(".")) for index, each in enumerate(value)]
