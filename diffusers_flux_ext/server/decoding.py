@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-
 from ..jobs.decoding import decode_image, decode_tensor
 from .errors import wrong_field
 
@@ -74,5 +73,3 @@ def mask_of_alpha(data: bytes) -> bytes:
     written = io.BytesIO()
     mask.save(written, "PNG")
     return written.getvalue()
-
-

@@ -23,6 +23,9 @@ OnStep = Callable[[StepLike], None]
 class Drawer(Protocol):
     """Checks and draws jobs in clients' words."""
 
+    def arguments(self, job: Mapping[str, Any]) -> frozenset[str] | None:
+        """Return the names of the call arguments of a job's pipeline; `None` if it takes any."""
+
     def check(self, job: Mapping[str, Any]) -> int | None:
         """Raise a `RequestError` with every wrong field; return the number of steps if it is known."""
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from ..jobs import Job, JobError, JobFiles, JobRunner, check_job, read_job, save_result_image
+from ..jobs.job import DEFAULT_PIPELINE, call_model
+from ..methods.classes import pipeline_methods
 from ..tiny import named_model
 from .drawing import OnStep
 from .errors import RequestError
@@ -46,6 +48,16 @@ class JobDrawer:
             uploads=uploads.read, allow_paths=False, max_bytes=limits.upload_bytes, max_pixels=limits.pixels
         )
         self._runners: dict[str, JobRunner] = {}
+
+    def arguments(self, job: Mapping[str, Any]) -> frozenset[str]:
+        """Return the names of the call arguments of a job's pipeline; none for one that is not known.
+
+        Args:
+            job (`Mapping[str, Any]`): The job.
+        """
+        name = job.get("pipeline", DEFAULT_PIPELINE)
+        known = isinstance(name, str) and name in pipeline_methods()
+        return frozenset(call_model(name).model_fields) if known else frozenset()
 
     def check(self, job: Mapping[str, Any]) -> int | None:
         """Check everything that can be checked without weights; return the number of steps if it is given.

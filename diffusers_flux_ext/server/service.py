@@ -96,7 +96,7 @@ class JobService:
             raise RequestError(422, f"A job is a JSON object, got {type(job).__name__}.")
         taken, digests = self.uploads.take_in(dict(job))
         check_size(taken, self.limits)
-        complete = self.served.complete(taken)
+        complete = self.served.complete(taken, self.drawer.arguments(taken))
         check_bounds(complete, self.limits)
         return complete, digests, complete["model"]["path"], self.drawer.check(complete)
 

@@ -53,7 +53,7 @@ class JobStore:
         self._changing = threading.RLock()
 
     def restore(self) -> list[Record]:
-        """Read what a former process left, remove what it left half-done, and return the jobs that are not finished."""
+        """Read what a former process left, remove its half-done files, and return the jobs that are not finished."""
         for left in (*self._records.glob(".*.tmp"), *self._images.glob("*/.*.tmp")):
             shutil.rmtree(left, ignore_errors=True)
         waiting = []

@@ -81,7 +81,9 @@ class Workers:
         try:
             self._service.finish(live, status, error)
         except OSError:
-            logger.exception("Job %s could not be written down; it is drawn again after the next start.", live.record.id)
+            logger.exception(
+                "Job %s could not be written down; it is drawn again after the next start.", live.record.id
+            )
 
     def _outcome(self, live: Live) -> tuple[Status | None, RequestError | None]:
         """Draw a job; return how it ended and why, or nothing if it goes on at the next start."""

@@ -25,7 +25,7 @@ from diffusers_flux_ext.server.uploads import UploadStore
 
 SERVED = Served(
     {"tiny": ServedModel("tiny", {"path": "tiny"}), "other": ServedModel("other", {"path": "tiny"})},
-    {"style": ServedLoRA("style", "/srv/loras/style.safetensors", 0.8)},
+    {"style": ServedLoRA("style", {"path": "/srv/loras/style.safetensors"}, 0.8)},
 )
 
 
@@ -46,6 +46,9 @@ class FakeDrawer:
 
     def __post_init__(self) -> None:
         self.hold.set()
+
+    def arguments(self, job: Mapping[str, Any]) -> None:
+        """It takes any."""
 
     def check(self, job: Mapping[str, Any]) -> int | None:
         """Refuse what is no number."""

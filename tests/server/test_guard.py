@@ -72,7 +72,7 @@ def test_no_token_is_written_to_disk_or_answered(guarded, tmp_path, drawer):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes()
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "", "localhost:8000:1"])
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "", "localhost:1:2"])
 def test_another_host_is_refused(local, host):
     assert local.get("/api/jobs", headers={"Host": host}).status_code == 421
 
@@ -131,4 +131,3 @@ def test_a_large_body_is_refused_before_it_is_read(local):
     assert answer.status_code == 413
     assert answer.json()["error"]["type"] == "too_large_error"
     assert local.post("/api/uploads", content=b"x" * 1001, headers={"Content-Type": "image/png"}).status_code == 413
-

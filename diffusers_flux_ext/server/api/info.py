@@ -19,7 +19,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 UPLOAD_BODY = {
     "requestBody": {
         "required": True,
-        "content": {kind: BINARY for kind in ("image/png", "image/jpeg", "image/webp", "application/octet-stream")},
+        "content": dict.fromkeys(("image/png", "image/jpeg", "image/webp", "application/octet-stream"), BINARY),
     }
 }
 

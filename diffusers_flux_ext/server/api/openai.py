@@ -20,7 +20,7 @@ from ..records import Record
 from ..service import JobService
 from ..uploads import Upload
 from .answers import JOB_ERRORS
-from .reading import client_of, parse_json, read_json, service_of
+from .reading import client_of, parse_json, service_of
 
 
 router = APIRouter(prefix="/v1", tags=["openai"])
