@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from ..jobs.decoding import decode_image, decode_tensor
+from PIL import Image
+
 from .errors import wrong_field
 
 
@@ -33,6 +34,9 @@ def look_at(data: bytes, media_type: str | None, field: str, pixels: int) -> dic
     media_type = (media_type or "").partition(";")[0].strip().lower()
     if media_type not in (*IMAGES, TENSORS):
         raise wrong_field(field, f"got the type {media_type or 'none'!r}; expected {_ACCEPTED}", status=415)
+    # Jobs import every method, which takes seconds that a server without uploads does not need.
+    from ..jobs.decoding import decode_image, decode_tensor
+
     try:
         if media_type == TENSORS:
             decode_tensor(data)
@@ -66,7 +70,8 @@ def mask_of_alpha(data: bytes) -> bytes:
     Raises:
         RequestError: if no pixel is transparent.
     """
-    image = decode_image(data, max_pixels=len(data) * 2**20).convert("RGBA")
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
+        image = opened.convert("RGBA")
     mask = image.getchannel("A").point([255] + [0] * 255)
     if mask.getbbox() is None:
         raise wrong_field("mask", "no pixel is transparent; those that are to be drawn anew have an alpha of zero")

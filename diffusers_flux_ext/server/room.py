@@ -11,8 +11,8 @@ from contextlib import contextmanager
 class ModelRoom:
     """Lets models be drawn with only while their sizes fit into a budget together.
 
-    A model that would not fit waits for those that draw, and lets the least recently used one go that does not. A model
-    that is larger than the budget draws alone: its own plan moves its weights.
+    A model that would not fit waits for those that draw, and lets those go that do not, the least recently used first.
+    A model that is larger than the budget draws alone: its own plan moves its weights.
 
     Args:
         sizes (`Mapping[str, int]`): Bytes of each model's weights.

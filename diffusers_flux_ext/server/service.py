@@ -86,8 +86,8 @@ class JobService:
             job: The job in the client's words.
 
         Returns:
-            `tuple`: the job with its model's defaults and uploads in place of data, their digests, the model's name, and
-            the number of steps.
+            `tuple`: the job with its model's defaults, and uploads in place of data; their digests, the model's name,
+            and the number of steps.
 
         Raises:
             RequestError: if anything about it is wrong.

@@ -38,9 +38,16 @@ class StaticFile:
     tag: str
 
 
-def static_files() -> dict[str, StaticFile]:
-    """Return the page's files by their paths below `static`; no other file is ever sent."""
-    return dict(_below(files(__package__.rpartition(".")[0]) / "static", ""))
+def static_files(folder: Traversable | None = None) -> dict[str, StaticFile]:
+    """Return the page's files by their paths below a folder; no other file is ever sent.
+
+    Args:
+        folder (`Traversable`, *optional*): The folder; that of the package by default.
+
+    Returns:
+        `dict[str, StaticFile]`
+    """
+    return dict(_below(folder or files(__package__.rpartition(".")[0]) / "static", ""))
 
 
 def _below(folder: Traversable, prefix: str) -> list[tuple[str, StaticFile]]:
