@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,11 +28,12 @@ from .waiting import FairQueue, QueueFull
 
 @dataclass
 class Live:
-    """A job that is not finished: its record, its events, and whether it should stop."""
+    """A job that is not finished: its record, its events, whether it should stop, and since when it is known."""
 
     record: Record
     log: EventLog = field(default_factory=EventLog)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    since: float = field(default_factory=time.monotonic)
 
 
 class JobService:

@@ -110,6 +110,7 @@ class Workers:
     def _draw(self, live: Live) -> None:
         service, record = self._service, live.record
         begun = time.monotonic()
+        service.metrics.waits.observe(begun - live.since)
         record.status, record.started = "running", now()
         # Written before work starts, so that a job that ends the process is not begun for ever.
         record.attempts += 1

@@ -76,7 +76,9 @@ def test_an_image_is_generated(client):
 def test_an_image_may_be_fetched_by_its_address(client, address):
     answer = client.images.generate(model="tiny", prompt="x", response_format="url")
     assert answer.data[0].url.startswith(f"{address}/api/jobs/")
-    assert client._client.get(answer.data[0].url, headers={"Authorization": f"Bearer {TOKEN}"}).content[:4] == b"\x89PNG"
+    assert (
+        client._client.get(answer.data[0].url, headers={"Authorization": f"Bearer {TOKEN}"}).content[:4] == b"\x89PNG"
+    )
 
 
 def test_an_image_is_edited_with_a_mask(client, address):
@@ -199,7 +201,8 @@ def test_what_flux_says_wins():
     served = Served({"tiny": ServedModel("tiny", {"path": "tiny"})})
     rest = {"call": {"width": 64, "seed": 1}, "output": {"format": "webp"}}
     job = generation_job(
-        {"prompt": "x", "n": 2, "size": "32x32", "output_format": "jpeg", "output_compression": 50, "flux": rest}, served
+        {"prompt": "x", "n": 2, "size": "32x32", "output_format": "jpeg", "output_compression": 50, "flux": rest},
+        served,
     )
     assert job == {
         "model": {"path": "tiny"}, "output": {"format": "webp"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from fastapi import Request
@@ -59,15 +60,25 @@ def parse_json(data: bytes | str, what: str) -> Any:
         RequestError: if it is not JSON.
     """
     try:
-        return json.loads(data, parse_constant=_refuse)
+        found = json.loads(data, parse_constant=_refuse, parse_float=_finite)
+        # Escapes may make halves of characters, which cannot be written down.
+        json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RequestError(400, f"{what} is not JSON: {reason}") from None
+        reasons = {RecursionError: "it is nested too deeply", UnicodeEncodeError: "it holds a half of a character"}
+        raise RequestError(400, f"{what} is not JSON: {reasons.get(type(error), error)}") from None
+    return found
 
 
 def to_json(value: Any) -> str:
     """Return JSON on one line."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _refuse(name: str) -> None:
