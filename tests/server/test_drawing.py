@@ -128,7 +128,7 @@ def test_an_image_holds_its_job_without_places(client, state):
 @pytest.mark.parametrize(
     "job, field",
     [
-        ({"call": {"promt": "x"}}, "call.promt"),
+        ({"call": {"prompts": "x"}}, "call.prompts"),
         ({"pipeline": "NoPipeline"}, "pipeline"),
         ({"conditions": [{"type": "NoCondition"}]}, "conditions.0"),
         ({"conditions": [{**ENTITIES, "masks": [[0.5, 0, 0.1, 1]]}]}, "conditions.0.masks.0"),
