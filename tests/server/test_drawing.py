@@ -23,6 +23,7 @@ from .conftest import listening, submit, wait_for
 
 STEPS = 3
 ENTITIES = {"type": "EntityRegions", "prompts": ["a red circle"], "masks": [[0.1, 0.3, 0.45, 0.7]]}
+CONTROL, MODULE = {"type": "ControlNetImage", "image": "x"}, "conditions.0.controlnet"
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +134,10 @@ def test_an_image_holds_its_job_without_places(client, state):
         ({"conditions": [{"type": "NoCondition"}]}, "conditions.0"),
         ({"conditions": [{**ENTITIES, "masks": [[0.5, 0, 0.1, 1]]}]}, "conditions.0.masks.0"),
         ({"conditions": [{**ENTITIES, "masks": ["/etc/passwd"]}]}, "conditions.0.masks.0"),
-        ({"conditions": [{**ENTITIES, "masks": [{"file": "/etc/passwd", "sha256": "0" * 64}]}]}, "conditions.0.masks.0"),
+        ({"conditions": [{**ENTITIES, "masks": [{"file": "/x", "sha256": "0" * 64}]}]}, "conditions.0.masks.0"),
         ({"call": {"image": "http://example.org/a.png"}}, "call.image"),
-        ({"conditions": [{"type": "ControlNetImage", "controlnet": "/etc", "image": "x"}]}, "conditions.0.controlnet.path"),
-        (
-            {"conditions": [{"type": "ControlNetImage", "controlnet": {"path": "tiny", "subfolder": ".."}, "image": "x"}]},
-            "conditions.0.controlnet.subfolder",
-        ),
+        ({"conditions": [{**CONTROL, "controlnet": "/etc"}]}, f"{MODULE}.path"),
+        ({"conditions": [{**CONTROL, "controlnet": {"path": "tiny", "subfolder": ".."}}]}, f"{MODULE}.subfolder"),
         ({"loras": ["../../style.safetensors"]}, "loras.0.path"),
         ({"loras": [{"path": "tiny", "weight_name": "../../x.safetensors"}]}, "loras.0.weight_name"),
         ({"components": {"vae": "/srv"}}, "components.vae.path"),

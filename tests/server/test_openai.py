@@ -19,6 +19,7 @@ from .conftest import color, listening, make_app, wait_for
 
 
 TOKEN = "a token of this test"
+PART = 'Content-Disposition: form-data; name="image"'
 
 
 @pytest.fixture
@@ -91,8 +92,9 @@ def test_an_image_is_edited_with_a_mask(client, address):
 
 
 def test_images_become_references_without_a_mask(client, address):
+    images = [("a.png", image_file(value=(index, 0, 0)), "image/png") for index in range(2)]
     answer = client.images.edit(
-        model="tiny", image=[("a.png", image_file(value=(index, 0, 0)), "image/png") for index in range(2)], prompt="x",
+        model="tiny", image=images, prompt="x",
         extra_body={"flux": json.dumps({"call": {"seed": 5}, "conditions": [{"type": "Other"}]})},
     )  # fmt: skip
     assert pixel(answer.data[0].b64_json) == color(5)
@@ -146,7 +148,7 @@ def test_a_wrong_edit_is_named(client, change, status, field):
         (b"", "multipart/form-data; boundary=x", 422),
         (b"--x\r\n\r\n", "multipart/form-data", 400),
         (b"prompt=x&image=y", "application/x-www-form-urlencoded", 415),
-        (b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\ntext\r\n--x--', "multipart/form-data; boundary=x", 422),
+        (f"--x\r\n{PART}\r\n\r\ntext\r\n--x--".encode(), "multipart/form-data; boundary=x", 422),
         (b"\xff\xfe" * 100, "multipart/form-data; boundary=x", 400),
     ],
 )  # fmt: skip

@@ -36,8 +36,9 @@ def test_a_browser_asks_whether_a_file_has_changed(page):
 @pytest.mark.parametrize(
     "path",
     [
-        "/static/", "/static", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd",
-        "/static/%2fetc%2fpasswd", "/static/form", "/static/app.js%00.png", "/static/....//app.py", "/app.py",
+        "/static/", "/static", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py",
+        "/static//etc/passwd", "/static/%2fetc%2fpasswd",
+        "/static/form", "/static/app.js%00.png", "/static/....//app.py", "/app.py",
         "/static/..\\app.py", "/api/jobs/..%2f..%2flock", "/api/jobs/%2e%2e/images/0", "/index.html",
         "/api/jobs/00000000000000000000000000000000/images/..%2f0.png",
     ],
