@@ -38,9 +38,7 @@ def test_a_job_is_the_same_after_objects_were_made_of_it(name, files, load):
     job = job_of({"type": name, **EXAMPLES[name]}, prompt="a white background", seed=[4], image="photo.png")
     made = built(job, files, load)
     assert type(made.conditions[0]).__name__ == name
-    again = job_from_call(
-        made.pipeline, model="tiny", conditions=made.conditions, origins=made.origins, **made.call
-    )
+    again = job_from_call(made.pipeline, model="tiny", conditions=made.conditions, origins=made.origins, **made.call)
     assert again == job
     assert again.to_dict() == job.to_dict()
 
