@@ -59,7 +59,7 @@ def test_all_problems_are_named_with_their_fields():
                 {"type": "ControlNetImage", "image": 3, "scale": "strong", "negative": "none"},
                 {"prompts": ["a"]},
             ],
-            "call": {"promt": "a", "width": "wide", "seed": -1},
+            "call": {"prompts": "a", "width": "wide", "seed": -1},
             "loras": [{"weight": "x"}],
             "memory": {"vram_gib": 0, "offload": "all"},
         }
@@ -73,7 +73,7 @@ def test_all_problems_are_named_with_their_fields():
         "conditions.1.scale": "expected number or list, got 'strong'",
         "conditions.1.negative": "input should be 'same' or 'own', got 'none'",
         "conditions.2": "has no `type`, which says what it is",
-        "call.promt": "is not known; did you mean `call.prompt`?",
+        "call.prompts": "is not known; did you mean `call.prompt`?",
         "call.width": "input should be a valid integer, got 'wide'",
         "call.seed": "input should be greater than or equal to 0, got -1",
         "loras.0.path": "is missing",
@@ -93,9 +93,9 @@ def test_regions_are_read_in_the_form_that_they_have():
     place = "conditions.0.masks.0"
     assert problems(masks([0.1, 0.2])) == {place: "has too few entries, got [0.1, 0.2]"}
     assert list(problems(masks({"polygon": [[0, 0], [1, 1]]}))) == [f"{place}.polygon"]
-    wrong = {"strokes": [{"points": [[0.1, 0.2]], "widht": 3}]}
+    wrong = {"strokes": [{"points": [[0.1, 0.2]], "widths": 3}]}
     assert problems(masks(wrong)) == {
-        f"{place}.strokes.0.widht": f"is not known; did you mean `{place}.strokes.0.width`?"
+        f"{place}.strokes.0.widths": f"is not known; did you mean `{place}.strokes.0.width`?"
     }
 
 
