@@ -92,8 +92,8 @@ class FluxRegionalAttnProcessor:
         if attention_plan is None:
             output = attention(query, key, value, attn_mask=attention_mask)
         elif split_tokens is not None:
-            joint = split_tokens.all_tokens(query, key, value)
-            output = attention_plan.attend(*joint, self._attention, self.image_only)
+            every = split_tokens.all_tokens(query, key, value)
+            output = attention_plan.attend(every[0], every[1], every[2], self._attention, self.image_only)
             output = split_tokens.own_tokens(output, query.shape[2])
         else:
             output = self._attend(attention_plan, query, key, value, attention)

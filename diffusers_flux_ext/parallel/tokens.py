@@ -84,16 +84,19 @@ class SplitTokens:
             mask = mask.index_select(dim, order) if mask.ndim >= -dim and mask.shape[dim] == length else mask
         return mask
 
-    def all_tokens(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def all_tokens(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Exchange heads for tokens.
 
         Args:
-            tensors (`torch.Tensor` of shape `(batch_size, local_length, heads, head_dim)`): Queries, keys, values.
+            query, key, value (`torch.Tensor` of shape `(batch_size, local_length, heads, head_dim)`): Of this device.
 
         Returns:
-            `tuple[torch.Tensor, ...]`: each of shape `(batch_size, length, local_heads, head_dim)`, in joint order.
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: each of shape `(batch_size, length, local_heads,
+            head_dim)`, in joint order.
         """
-        local = torch.cat(tensors, dim=-1).transpose(0, 1)
+        local = torch.cat([query, key, value], dim=-1).transpose(0, 1)
         length, batch_size, heads, width = local.shape
         shares = _shares(heads, self.degree)
         sent = torch.cat([part.reshape(-1) for part in local.split(shares, dim=2)])
@@ -103,7 +106,8 @@ class SplitTokens:
         )
         every = received.reshape(-1, batch_size, shares[self.rank], width).transpose(0, 1)
         joint = every.index_select(1, self.order.argsort().to(every.device))
-        return joint.chunk(len(tensors), dim=-1)
+        query, key, value = joint.chunk(3, dim=-1)
+        return query, key, value
 
     def own_tokens(self, tensor: torch.Tensor, heads: int) -> torch.Tensor:
         """Exchange tokens for heads, as the inverse of [`all_tokens`].
