@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class ParallelMixin:
             raise RuntimeError("The transformer is parallel already. Call `disable_parallelism` first.")
         device = next(self.transformer.parameters()).device
         shape = (1 + cfg_parallel, 1, ulysses_degree)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("branches", "ring", "ulysses"))
+        mesh = _mesh(dist.group.WORLD, device.type, shape)
         if ulysses_degree > 1:
             config = ContextParallelConfig(
                 ulysses_degree=ulysses_degree, ulysses_anything=ulysses_anything, mesh=mesh["ring", "ulysses"]
@@ -92,10 +93,16 @@ def _check_arguments(ulysses_degree: int, cfg_parallel: bool, ulysses_anything: 
         )
 
 
+@cache
+def _mesh(world: Any, device_type: str, shape: tuple[int, int, int]) -> DeviceMesh:
+    """Return the mesh of a group of all processes; made once, since each one opens connections that stay."""
+    return init_device_mesh(device_type, shape, mesh_dim_names=("branches", "ring", "ulysses"))
+
+
 def _limit_waiting(mesh: DeviceMesh, timeout: float) -> None:
     limit = timedelta(seconds=timeout)
     groups = [dist.group.WORLD, *(mesh[name].get_group() for name in ("branches", "ring", "ulysses"))]
-    if mesh.size() > 2 or mesh["ulysses"].size() > 1:
+    if mesh["ulysses"].size() > 1:
         groups.append(mesh["ring", "ulysses"]._flatten().get_group())
     for group in groups:
         # torch has no public name for it yet.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -43,18 +43,39 @@ class Ranks:
         """The branch of guidance that this process computes; `None` if it computes both."""
         return None if self.branches is None else ("cond", "uncond")[dist.get_rank(self.branches)]
 
-    def exchange_branches(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give this process's velocity to the other one, and take its velocity.
+    def exchange_branches(
+        self, compute: Callable[[], torch.Tensor], like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute this process's velocity, give it to the process with the other branch, and take its velocity.
 
         Args:
-            velocity (`torch.Tensor` of shape `(batch_size, length, channels)`): Of this process's branch.
+            compute (`Callable[[], torch.Tensor]`): Computes the velocity of this process's branch.
+            like (`torch.Tensor` of shape `(batch_size, length, channels)`): A tensor of the shape that it has.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: the velocities of the conditional and the unconditional branch.
+
+        Raises:
+            RuntimeError: if the other process fails; where this one fails, its own error.
         """
-        both = [torch.empty_like(velocity) for _ in range(2)]
-        dist.all_gather(both, velocity.contiguous(), group=self.branches)
-        return both[0], both[1]
+        try:
+            velocity, error = compute(), None
+        except Exception as raised:
+            # The other process waits for an answer, whatever has happened here.
+            velocity, error = torch.zeros_like(like), raised
+        failed = velocity.new_full((1,), error is not None)
+        sent = torch.cat([velocity.reshape(-1), failed])
+        both = [torch.empty_like(sent) for _ in range(2)]
+        dist.all_gather(both, sent, group=self.branches)
+        if error is not None:
+            raise error
+        if any(part[-1] for part in both):
+            raise RuntimeError(
+                "The process that computes the other branch of guidance has failed: look at its messages. A condition "
+                "may be refused in one branch only."
+            )
+        cond, uncond = (part[:-1].reshape(velocity.shape) for part in both)
+        return cond, uncond
 
     @contextmanager
     def calling(self, arguments: Mapping[str, Any]) -> Iterator[None]:

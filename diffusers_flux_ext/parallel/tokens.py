@@ -1,8 +1,8 @@
 """The tokens of one call, split over devices for context parallelism (Ulysses).
 
 Each device holds a part of the text and a part of the image. For attention they exchange heads for tokens: each then
-holds all tokens of some of the heads, in the order of the devices, `[text_0, image_0, text_1, image_1, ...]`. Plans and
-masks are about the joint order, `[text, image]`.
+holds all tokens of some of the heads, in the order of the devices, `[text_0, image_0, text_1, image_1, ...]`. Plans
+and masks are about the joint order, `[text, image]`.
 """
 
 from __future__ import annotations

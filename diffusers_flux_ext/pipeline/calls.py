@@ -72,10 +72,16 @@ class LoopCalls:
         ranks = ranks_of(self._transformer)
         if ranks is None or ranks.branch is None:
             return self.velocity(step, given[0]), self.velocity(negative_step, given[1])
-        if ranks.branch == "cond":
-            return ranks.exchange_branches(self.velocity(step, given[0]))
+        return ranks.exchange_branches(lambda: self._own_velocity(step, negative_step, given), step.latents)
+
+    def _own_velocity(
+        self, step: DenoisingStep, negative_step: DenoisingStep, given: Sequence[Contribution]
+    ) -> torch.Tensor:
+        ranks = ranks_of(self._transformer)
+        if ranks is not None and ranks.branch == "cond":
+            return self.velocity(step, given[0])
         self._encoded.share_with(step, negative_step)
-        return ranks.exchange_branches(self.velocity(negative_step, given[1]))
+        return self.velocity(negative_step, given[1])
 
     @contextmanager
     def prepared(self, step: DenoisingStep, contributions: list[Contribution]) -> Iterator[PreparedCall]:

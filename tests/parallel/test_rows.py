@@ -1,6 +1,7 @@
 """Every row of the composition table on several processes equals one process."""
 
 import os
+import re
 from itertools import combinations
 
 import pytest
@@ -19,10 +20,11 @@ ROWS = [
 ]
 # Every n-th row; `FLUX_EXT_ROWS=1` runs all of them.
 EVERY = int(os.environ.get("FLUX_EXT_ROWS", "15"))
+# How many processes, how they share, the rows, and how much they may differ: sharing tokens changes the order of sums.
 LAYOUTS = {
-    "two share the tokens": (2, {"ulysses_degree": 2}, ROWS[::EVERY]),
-    "two take a branch each": (2, {"cfg_parallel": True}, ROWS[1 :: 2 * EVERY]),
-    "four do both": (4, {"ulysses_degree": 2, "cfg_parallel": True}, ROWS[2 :: 2 * EVERY]),
+    "two share the tokens": (2, {"ulysses_degree": 2}, ROWS[::EVERY], 1e-5),
+    "two take a branch each": (2, {"cfg_parallel": True}, ROWS[1 :: 2 * EVERY], 0.0),
+    "four do both": (4, {"ulysses_degree": 2, "cfg_parallel": True}, ROWS[2 :: 2 * EVERY], 1e-5),
 }
 
 
@@ -32,8 +34,9 @@ def together(names, settings):
     pipe.enable_parallelism(**settings)
     try:
         return draw_anew(*names)
-    except ValueError as error:
-        if "cannot be divided" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        # The other branch may have other tokens.
+        if not re.search("cannot be divided|other branch of guidance has failed", str(error)):
             raise
     finally:
         pipe.disable_parallelism()
@@ -42,32 +45,25 @@ def together(names, settings):
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def layout(request):
-    """The largest difference of each row, on each process."""
-    count, settings, rows = LAYOUTS[request.param]
+    """The largest difference of each row, on each process, and how large it may be."""
+    count, settings, rows, tolerance = LAYOUTS[request.param]
     alone = {names: draw_anew(*names) for names in rows}
 
     def work(rank):
         return {names: float((together(names, settings) - alone[names]).abs().max()) for names in rows}
 
-    return request.param, rows, run_processes(work, count, timeout=600)
+    return run_processes(work, count, timeout=600), tolerance
 
 
 def test_all_rows_equal_one_process(layout):
-    _, rows, found = layout
-    worst = {names: max(each[names] for each in found) for names in rows}
-    assert max(worst.values()) < 1e-5, {names: value for names, value in worst.items() if not value < 1e-5}
+    found, tolerance = layout
+    worst = {names: max(each[names] for each in found) for names in found[0]}
+    assert max(worst.values()) <= tolerance, {names: value for names, value in worst.items() if not value <= tolerance}
 
 
 def test_all_processes_draw_the_same(layout):
-    name, rows, found = layout
-    assert all(each == found[0] for each in found), name
-
-
-def test_branches_side_by_side_change_no_bit(layout):
-    name, rows, found = layout
-    if name != "two take a branch each":
-        pytest.skip("sharing tokens changes the order of sums")
-    assert {value for each in found for value in each.values()} == {0.0}
+    found, _ = layout
+    assert all(each == found[0] for each in found)
 
 
 def test_the_rows_are_those_of_the_table():
