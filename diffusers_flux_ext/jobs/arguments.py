@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from ..condition import FluxCondition
 from .descriptions import described_arguments
 from .kinds import job_type
 
@@ -59,7 +58,7 @@ class Argument:
 
 
 @functools.cache
-def condition_arguments(condition: type[FluxCondition]) -> tuple[Argument, ...]:
+def condition_arguments(condition: Any) -> tuple[Argument, ...]:
     """Return the fields of a condition.
 
     Args:
@@ -68,16 +67,16 @@ def condition_arguments(condition: type[FluxCondition]) -> tuple[Argument, ...]:
     Returns:
         `tuple[Argument, ...]`
     """
-    hints, about = typing.get_type_hints(condition), described_arguments(condition)
-    found = []
+    about, found = described_arguments(condition), []
     for each in fields(condition):
         default = each.default if each.default_factory is MISSING else each.default_factory()
-        found.append(Argument(each.name, job_type(hints[each.name]), default, about.get(each.name, "")))
+        kind = job_type(_resolved(_owner(condition, each.name), each.type))
+        found.append(Argument(each.name, kind, default, about.get(each.name, "")))
     return tuple(found)
 
 
 @functools.cache
-def call_arguments(pipeline: type, conditions: tuple[type[FluxCondition], ...] = ()) -> tuple[Argument, ...]:
+def call_arguments(pipeline: Any, conditions: tuple[Any, ...] = ()) -> tuple[Argument, ...]:
     """Return the arguments of a pipeline's call, except for those of [`NOT_DATA`].
 
     Args:
@@ -93,7 +92,7 @@ def call_arguments(pipeline: type, conditions: tuple[type[FluxCondition], ...] =
             if name not in about or owner not in conditions or about[name].startswith("See "):
                 about[name] = text
     found = []
-    for part in inspect.signature(pipeline.__call__).parameters.values():  # type: ignore[operator]
+    for part in inspect.signature(pipeline.__call__).parameters.values():
         if part.name == "self" or part.name in NOT_DATA or part.kind in (part.VAR_POSITIONAL, part.VAR_KEYWORD):
             continue
         default = MISSING if part.default is part.empty else part.default
@@ -103,7 +102,7 @@ def call_arguments(pipeline: type, conditions: tuple[type[FluxCondition], ...] =
 
 
 @functools.cache
-def component_classes(pipeline: type) -> Mapping[str, tuple[type, ...]]:
+def component_classes(pipeline: Any) -> Mapping[str, tuple[type, ...]]:
     """Return the classes that a pipeline's components may be of, by name.
 
     Args:
@@ -137,11 +136,19 @@ def component_abouts(pipeline: type) -> dict[str, str]:
     return about
 
 
-def _resolved(pipeline: type, annotation: Any) -> Any:
-    """Evaluate an annotation that is a text in the module of the class that it comes from."""
+def _owner(condition: type, name: str) -> type:
+    """Return the class that annotates a field."""
+    return next(base for base in condition.__mro__ if name in vars(base).get("__annotations__", {}))
+
+
+def _resolved(owner: type, annotation: Any) -> Any:
+    """Evaluate an annotation that is a text in the module of the class that it comes from, or of one of its bases.
+
+    What cannot be evaluated, such as what type checkers alone import, cannot be expressed.
+    """
     if not isinstance(annotation, str):
         return annotation
-    for base in pipeline.__mro__:
+    for base in owner.__mro__:
         names = vars(sys.modules[base.__module__])
         holder = type("Holder", (), {"__annotations__": {"value": annotation}})
         try:

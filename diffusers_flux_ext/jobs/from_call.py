@@ -86,7 +86,8 @@ class _Spelling:
 
     def components(self, pipeline: Any) -> dict[str, Any]:
         """Return the components that the caller has named a path of."""
-        given = {name: getattr(pipeline, name, None) for name in component_classes(type(pipeline))}
+        cls: Any = type(pipeline)
+        given = {name: getattr(pipeline, name, None) for name in component_classes(cls)}
         return {
             name: self.value(module, f"components.{name}")
             for name, module in given.items()
