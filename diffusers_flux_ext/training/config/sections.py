@@ -35,6 +35,9 @@ class ModelSection(Section):
         dtype (`str`):
             Data type of the model and of conditions' modules. LoRAs are float32; other weights that are trained in 16
             bits need `optimizer.rounding`.
+        storage (`str`, *optional*):
+            How the frozen transformer's blocks are kept in memory: `"fp8"`, 8 bits with a scale for each row, or
+            `"nf4"`, 4 bits by bitsandbytes. It computes in `dtype` all the same. Not with `train.weights`.
         device (`str`): `"auto"` takes the best one.
         guidance (`float` or two, *optional*):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
@@ -47,6 +50,7 @@ class ModelSection(Section):
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    storage: Literal["fp8", "nf4"] | None = None
     device: str = "auto"
     guidance: float | tuple[float, float] | None = 1.0
     gradient_checkpointing: bool = False
@@ -258,6 +262,11 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"weights are trained in {self.model.dtype}, where small steps are rounded away; set "
                 f"`optimizer.rounding` to `masters` (float32 copies), `kahan` or `stochastic`"
+            )
+        if self.train.weights is not None and self.model.storage is not None:
+            raise ValueError(
+                f"got `train.weights` with `model.storage` {self.model.storage!r}, whose steps are too coarse to be "
+                f"trained; leave `model.storage` out, or train a LoRA"
             )
         if (self.validation.every or self.validation.images_every) and not self.data.held_out:
             raise ValueError("validation needs `data.held_out` samples")

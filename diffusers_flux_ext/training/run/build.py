@@ -20,6 +20,7 @@ from ..checkpoint import CheckpointFolder
 from ..config.sections import TrainingConfig
 from ..data import DataReport, SampleLoader, TrainingData, describe_buckets
 from ..draws import Draws
+from ..frozen import check_storage, store_frozen
 from ..losses import draw_levels, errors, levels, weighting
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
@@ -98,6 +99,7 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
     """
     choose_device(config.model.device)
     check_optimizer(config.optimizer)
+    check_storage(config.model.storage)
     for condition in config.conditions:
         condition_class(condition.type)
     check_logs(config.run.logs)
@@ -142,6 +144,9 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     if config.data.cache is not None:
         drop_encoders(pipe)
         templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
+    if config.model.storage is not None:
+        # After the templates: an untrained ControlNet is a copy of the blocks as they are.
+        store_frozen(pipe.transformer, config.model.storage)
     pipe.transformer.to(device)
     trained = _trained(config, pipe, modules)
     conditions = [template.bare() for template in templates]
