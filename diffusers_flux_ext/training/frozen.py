@@ -40,7 +40,7 @@ class FP8Linear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the layer, as `torch.nn.Linear` does."""
-        return _FrozenLinear.apply(input, self.weight, self.scale, self.bias)  # type: ignore[no-any-return]
+        return _FrozenLinear.apply(input, self.weight, self.scale, self.bias)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -55,7 +55,8 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return gradient @ _raise(*ctx.saved_tensors, gradient.dtype), None, None, None
+        weight, scale = ctx.saved_tensors
+        return gradient @ _raise(weight, scale, gradient.dtype), None, None, None
 
 
 def _raise(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -75,11 +76,16 @@ def _nf4(layer: nn.Linear) -> nn.Module:
 STORAGES: dict[str, Callable[[nn.Linear], nn.Module]] = {"fp8": FP8Linear, "nf4": _nf4}
 """How the Linears of blocks are stored, by name."""
 
+BYTES = {"fp8": 1.0, "nf4": 0.5}
+"""Bytes of a weight, without its share of the scales."""
+
 
 def check_storage(storage: str | None) -> None:
     """Raise an `ImportError` if a way of storing needs a package that is not installed."""
     if storage == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("`model.storage: nf4` needs a package that is not installed: run `pip install bitsandbytes`.")
+        raise ImportError(
+            "`model.storage: nf4` needs a package that is not installed: run `pip install bitsandbytes`."
+        )
 
 
 @torch.no_grad()
@@ -105,7 +111,32 @@ def store_frozen(transformer: nn.Module, storage: str) -> None:
             f"A transformer is stored in fewer bits only while all of it is frozen, but `{trained[0]}` is trained. "
             f"Freeze it, or add adapters afterwards."
         )
-    for name, layer in list(transformer.named_modules()):
-        if type(layer) is nn.Linear and "transformer_blocks." in name:
-            owner, _, last = name.rpartition(".")
-            setattr(transformer.get_submodule(owner), last, make(layer))
+    for name, layer in _layers(transformer):
+        owner, _, last = name.rpartition(".")
+        setattr(transformer.get_submodule(owner), last, make(layer))
+
+
+def planned_bytes(transformer: nn.Module, storage: str | None, dtype: torch.dtype) -> int:
+    """Return the bytes that the weights of a transformer will take.
+
+    Args:
+        transformer (`FluxTransformer2DModel`): The model, which may be on the meta device.
+        storage (`str`, *optional*): See [`store_frozen`].
+        dtype (`torch.dtype`): Of what is not stored in fewer bits.
+
+    Returns:
+        `int`
+    """
+    total = sum(parameter.numel() for parameter in transformer.parameters()) * dtype.itemsize
+    if storage is None:
+        return total
+    saved = sum(layer.weight.numel() for _, layer in _layers(transformer)) * (dtype.itemsize - BYTES[storage])
+    return total - round(saved)
+
+
+def _layers(transformer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [
+        (name, layer)
+        for name, layer in transformer.named_modules()
+        if type(layer) is nn.Linear and "transformer_blocks." in name
+    ]

@@ -8,7 +8,7 @@ import torch
 from diffusers_flux_ext.checkpoints.packed_weights import stored_bytes
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import FluxTraining
-from diffusers_flux_ext.training.frozen import FP8Linear, store_frozen
+from diffusers_flux_ext.training.frozen import FP8Linear, planned_bytes, store_frozen
 from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 
 from .samples import batch
@@ -63,6 +63,8 @@ def test_the_blocks_take_less_and_stand_for_nearly_the_same_weights(storage, mos
     before = tiny_transformer()
     taken = sum(stored_bytes(each) for each in transformer.transformer_blocks[0].parameters())
     assert taken < most * sum(each.nbytes for each in before.transformer_blocks[0].parameters())
+    planned = planned_bytes(before, storage, torch.float32)
+    assert planned == pytest.approx(sum(stored_bytes(each) for each in transformer.parameters()), rel=0.15)
     error = 0.04 if storage == "fp8" else 0.12
     for name, layer in before.named_modules():
         if type(layer) is torch.nn.Linear:
