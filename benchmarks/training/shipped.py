@@ -16,6 +16,8 @@ FOLDERS = {
     ("tiny_controlnet_single", "controlnet"): "tiny_flux_controlnet",
     ("tiny_size", "encoder"): "tiny_flux_size_encoder",
 }
+BEFORE = ("tiny_controlnet",)
+"""Recipes whose results do not ship, because another training went on from them."""
 
 
 def lay_out(work: Path, recipe: str) -> Path:
@@ -26,8 +28,13 @@ def lay_out(work: Path, recipe: str) -> Path:
         recipe (`str`): Name of a configuration.
 
     Returns:
-        `Path`: a folder; an empty one if nothing of this recipe ships.
+        `Path`: a folder; an empty one for a training that another one went on from.
+
+    Raises:
+        ValueError: if nothing that ships was made by this recipe.
     """
+    if recipe not in (*LORAS, *BEFORE, *(name for name, _ in FOLDERS)):
+        raise ValueError(f"Nothing that ships was made by the recipe {recipe!r}. Leave `--shipped` out to train.")
     target = work / "shipped" / recipe
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
