@@ -116,6 +116,9 @@ def _run_row(section: Section, row: Row, kit: Kit, results: Results, left: float
     except TimeUp:
         status = "failed" if time.monotonic() - begin >= WHOLE * whole else "stopped"
         more = {"why": f"Stopped after {time.monotonic() - begin:.0f} s: the time was over."}
+    except KeyboardInterrupt:
+        results.put(*place, "stopped", why="Interrupted.")
+        raise
     except Exception as error:  # Whatever a library raises is the row's result; the next rows go on.
         status, more = "failed", {"why": reason(error)}
     seconds = round(time.monotonic() - begin, 1)

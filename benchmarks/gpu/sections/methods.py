@@ -52,7 +52,6 @@ def _measure(kit: Kit, name: str) -> dict[str, Any]:
         raise RuntimeError("; ".join(failed.values()))
     weights = sum(weight.nbytes for module in modules.values() for weight in module.parameters())
     return {
-        "setup": method.setup,
         "tokens": added,
         "weights_gib": weights / 2**30,
         "without_ms": 1000 * found["without"].median,
@@ -85,7 +84,6 @@ METHODS = Section(
     "released sizes and random weights. Encoders and the autoencoder run before the loop and do not count.",
     6,
     {
-        "setup": "setup",
         "tokens": "tokens added",
         "weights_gib": "weights, GiB",
         "without_ms": "without, ms",

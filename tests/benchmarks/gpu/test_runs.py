@@ -70,6 +70,12 @@ def test_a_row_that_ended_the_process_is_passed_over(tmp_path):
     assert (rows["one"]["status"], rows["two"]["status"]) == ("begun", "done")
 
 
+def test_an_interrupted_row_is_measured_by_the_next_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, one=refuse(KeyboardInterrupt()))
+    assert run(tmp_path, one=lambda kit: {"ms": 1.0})[1]["one"]["status"] == "done"
+
+
 def test_the_time_stops_a_row_and_the_next_run_repeats_it(tmp_path):
     begin = time.monotonic()
     finished, rows = run(tmp_path, 0.02, quick=lambda kit: time.sleep(0.4) or {}, slow=lambda kit: time.sleep(60))
