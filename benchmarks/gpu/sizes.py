@@ -54,5 +54,6 @@ class Size:
 
 
 RELEASED = Size("released", 1024, 512, 8, 5, {"guidance_embeds": True}, VAE, "bfloat16")
-TOY = Size("toy", 64, 16, 2, 1, TRANSFORMER, TINY_VAE, "float32")
+SHALLOW = {**TRANSFORMER, "num_layers": 1, "num_single_layers": 1}
+TOY = Size("toy", 64, 16, 2, 1, SHALLOW, TINY_VAE, "float32")
 SIZES = {size.name: size for size in (RELEASED, TOY)}
