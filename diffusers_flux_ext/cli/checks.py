@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..methods.releases import check_counts
+from ..tiny import TINY
 from .errors import CommandLineError
-from .tiny import TINY
 
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)

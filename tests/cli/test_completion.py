@@ -26,7 +26,11 @@ def ask(tmp_path, capsys):
 
     def run(words, begun):
         done = subprocess.run(
-            ["bash", "-c", ASK.format(words=words), "bash", begun], cwd=tmp_path, capture_output=True, text=True, timeout=60
+            ["bash", "-c", ASK.format(words=words), "bash", begun],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.split()

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from ...inputs.boxes import box_in_pixels
+from ...tiny import TINY, TINY_CALL
 from ..checks import check_folder, check_model, check_source
 from ..errors import CommandLineError
-from ..tiny import TINY, TINY_CALL
 from .table import IMAGE, all_flags
 
 

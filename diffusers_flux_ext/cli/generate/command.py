@@ -88,7 +88,9 @@ def _draw(job: Any, files: Any, args: argparse.Namespace) -> list[Path]:
 
     result = JobRunner(device=args.device).run(job, files)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [args.out.parent / numbered(args.out.name, index, len(result.images)) for index in range(len(result.images))]
+    paths = [
+        args.out.parent / numbered(args.out.name, index, len(result.images)) for index in range(len(result.images))
+    ]
     for index, (path, image) in enumerate(zip(paths, result.images)):
         save_result_image(image, path, job, index, files)
     return paths

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..tiny import TINY, TINY_CALL, TINY_LORA
+from ...tiny import TINY, TINY_CALL, TINY_LORA
 
 
 SCHNELL_CALL: dict[str, Any] = {"num_inference_steps": 4, "max_sequence_length": 256}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...tiny import TINY
 from ..errors import CommandLineError
-from ..tiny import TINY
 from .build import with_flags
 from .checks import FORMATS
 from .defaults import call_of, has_guidance, loras_of
@@ -109,7 +109,9 @@ def _count_images(content: Mapping[str, Any], args: argparse.Namespace) -> None:
     if args.seed is None or not isinstance(seeds, list):
         return
     if args.num_images not in (None, len(seeds)):
-        raise CommandLineError(f"--num-images is {args.num_images}, but --seed has {len(seeds)}; give one for each image")
+        raise CommandLineError(
+            f"--num-images is {args.num_images}, but --seed has {len(seeds)}; give one for each image"
+        )
     content["call"]["num_images_per_prompt"] = len(seeds)
 
 

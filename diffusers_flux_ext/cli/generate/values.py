@@ -104,7 +104,7 @@ def condition(value: str) -> dict[str, Any]:
     """Read `Type:field=value,field=value`, with values in YAML.
 
     Args:
-        value (`str`): The flag's value, such as `"ReduxImages:images=[a.png, b.png],scale=0.5,image_embedder.path=redux"`.
+        value (`str`): The flag's value, such as `"ReduxImages:images=[a.png, b.png],image_embedder.path=redux"`.
 
     Returns:
         `dict[str, Any]`: an entry of the job's `conditions`.
@@ -182,7 +182,8 @@ def put(content: dict[str, Any], field: str, value: Any) -> None:
             raise ValueError(f"`{field}` cannot be set: there is {place!r} in place of entries such as {name!r}.")
         if isinstance(place, list) and not (name.isdecimal() and int(name) < len(place)):
             raise ValueError(
-                f"`{field}` cannot be set: got the entry {name!r} of a list of {len(place)}; expected its number, from 0."
+                f"`{field}` cannot be set: got the entry {name!r} of a list of {len(place)}; expected its "
+                f"number, from 0."
             )
         key: Any = int(name) if isinstance(place, list) else name
         if following is None:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..files import JobFiles
-from ..job import read_job
 from ..errors import JobError
+from ..files import JobFiles
+from ..reading import read_job
 from .engine import Work
 from .lists import Entry
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..images import save_result_image
+from ..metadata import save_result_image
 from .engine import Engine, Outcome, Work
 from .ledger import LEASE, PAUSE, Ledger, described
 from .listed import Listed

@@ -25,8 +25,8 @@ def summarize(listed: Sequence[Listed], folder: ResultFolder) -> list[dict[str, 
 
     Returns:
         `list[dict[str, Any]]`:
-            The lines of the manifest. `status` is `"done"`, `"failed"`, or `"open"` if another run was stopped before it
-            came to the job. An entry that repeats an earlier one has its place as `same_as`.
+            The lines of the manifest. `status` is `"done"`, `"failed"`, or `"open"` if another run was stopped before
+            it came to the job. An entry that repeats an earlier one has its place as `same_as`.
     """
     lines, first = [], dict[str, str]()
     for each in listed:
@@ -61,10 +61,10 @@ def write_summary(listed: Sequence[Listed], folder: ResultFolder) -> list[Path]:
     lines = summarize(listed, folder)
     manifest = folder.path / MANIFEST
     with written_at_once(manifest) as temporary:
-        temporary.write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-        )
-    shown = [found for each, line in zip(listed, lines) if "same_as" not in line for found in _shown(each, line, folder)]
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    shown = [
+        found for each, line in zip(listed, lines) if "same_as" not in line for found in _shown(each, line, folder)
+    ]
     pages = -(-len(shown) // PAGE)
     written = [manifest]
     for index, page in enumerate(contact_sheets(shown)):

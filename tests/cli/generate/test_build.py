@@ -9,7 +9,7 @@ from diffusers_flux_ext.cli.errors import CommandLineError
 from diffusers_flux_ext.cli.generate.build import flag_of, with_flags
 from diffusers_flux_ext.cli.generate.start import draft
 from diffusers_flux_ext.cli.main import build_parser
-from diffusers_flux_ext.cli.tiny import TINY_CALL
+from diffusers_flux_ext.tiny import TINY_CALL
 
 
 def parse(*arguments):
@@ -44,7 +44,10 @@ def test_entities_bring_tinys_lora_unless_told_otherwise():
     ]
     assert found["loras"] == [{"path": "tiny", "weight_name": "tiny_flux_eligen_lora.safetensors"}]
     assert content_of(*entity, "--lora", "none")["loras"] == []
-    assert content_of(*entity, "--lora", "x@2", "--lora", "y")["loras"] == [{"path": "x", "weight": 2.0}, {"path": "y"}]
+    assert content_of(*entity, "--lora", "x@2", "--lora", "y")["loras"] == [
+        {"path": "x", "weight": 2.0},
+        {"path": "y"},
+    ]
 
 
 def test_weight_names_belong_to_loras_in_order():

@@ -22,7 +22,7 @@ def write(path, text):
         ("jobs.jsonl", f"{json.dumps(A)}\n\n{json.dumps(B, ensure_ascii=False)}\n"),
         ("jobs.ndjson", f"\ufeff{json.dumps(A)}\r\n{json.dumps(B)}"),
         ("jobs.json", json.dumps([A, B], indent=2)),
-        ("jobs.yaml", "- call: {prompt: a}\n- call:\n    prompt: \"b\\u2028c\"\n"),
+        ("jobs.yaml", '- call: {prompt: a}\n- call:\n    prompt: "b\\u2028c"\n'),
     ],
 )
 def test_all_spellings_say_the_same(tmp_path, name, text):
