@@ -10,6 +10,7 @@ from typing import Any
 from .checks import check_source
 from .devices import best_device
 from .errors import CommandLineError, in_flags, one_line
+from .extras import check_jobs_extra
 from .parsing import parse_positive
 
 
@@ -42,6 +43,7 @@ def add_describe_command(commands: Any) -> argparse.ArgumentParser:
 
 def check_describe(args: argparse.Namespace) -> None:
     """Check `flux-ext describe`; raise [`CommandLineError`]."""
+    check_jobs_extra()
     if not args.image.is_file():
         raise CommandLineError(f"there is no image {args.image}")
     check_source("--nexus-gen", args.nexus_gen)

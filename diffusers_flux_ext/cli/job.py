@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CommandLineError, one_line
+from .extras import check_jobs_extra
 
 
 EXAMPLES = """\
@@ -43,6 +44,7 @@ def add_job_commands(commands: Any) -> argparse.ArgumentParser:
 
 def check_job_command(args: argparse.Namespace) -> None:
     """Check that the files are there; raise [`CommandLineError`]."""
+    check_jobs_extra()
     for path in getattr(args, "sources", ()):
         if not path.is_file():
             raise CommandLineError(f"there is no file {path}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import check_folder
 from .errors import CommandLineError, in_flags, one_line
+from .extras import check_jobs_extra
 from .parsing import parse_gib, parse_positive
 
 
@@ -44,8 +45,12 @@ def add_run_command(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("jobs", type=Path, metavar="JOBS",
-        help="a file of JSON lines, a YAML or JSON file with a list, a folder of job files, or - for the input")  # fmt: skip
+    add(
+        "jobs",
+        type=Path,
+        metavar="JOBS",
+        help="a file of JSON lines, a YAML or JSON file with a list, a folder of job files, or - for the input",
+    )
     add("--out", type=Path, metavar="DIR", help="folder of the results")
     add("--retry-failed", action="store_true", help="draw again what failed before")
     add("--dry-run", action="store_true", help="check all jobs and print what each needs, without loading weights")
@@ -57,6 +62,7 @@ def add_run_command(commands: Any) -> argparse.ArgumentParser:
 
 def check_run(args: argparse.Namespace) -> None:
     """Check `flux-ext run`; raises [`CommandLineError`]."""
+    check_jobs_extra()
     if str(args.jobs) != STDIN and not args.jobs.exists():
         raise CommandLineError(f"there is no file or folder {args.jobs}")
     if args.out is None and not args.dry_run:

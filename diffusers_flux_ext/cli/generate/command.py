@@ -62,20 +62,22 @@ def run_generate(args: argparse.Namespace) -> int:
     from ...jobs import JobError, JobFiles, check_job, read_job, write_job
 
     plan: Draft | None = None
+    is_checked = False
     try:
         if args.out.exists():
             check_target(args.out, overwrite=True)
         plan = draft(args)
-        job = read_job(plan.content)
-        files = JobFiles(plan.base, plan.stored)
+        job, files = read_job(plan.content), JobFiles(plan.base, plan.stored)
         check_job(job, files)
+        is_checked = True
         if args.save_job is not None:
             write_job(job, args.save_job)
         written = [] if args.dry_run else _draw(job, files, args)
-    except JobError as error:
-        raise CommandLineError(_in_words(error, plan, args)) from None
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        words = _in_words(error, plan, args) if isinstance(error, JobError) else one_line(in_flags(str(error), args))
+        if isinstance(error, JobError) and not is_checked:
+            raise CommandLineError(words) from None
+        sys.stderr.write(f"{args.title}: {words}\n")
         return 1
     for path in written:
         sys.stdout.write(f"{path.resolve()}\n")
@@ -88,12 +90,11 @@ def _draw(job: Any, files: Any, args: argparse.Namespace) -> list[Path]:
 
     result = JobRunner(device=args.device).run(job, files)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [
-        args.out.parent / numbered(args.out.name, index, len(result.images)) for index in range(len(result.images))
-    ]
-    for index, (path, image) in enumerate(zip(paths, result.images)):
-        save_result_image(image, path, job, index, files)
-    return paths
+    written = []
+    for index, image in enumerate(result.images):
+        written.append(args.out.parent / numbered(args.out.name, index, len(result.images)))
+        save_result_image(image, written[-1], job, index, files)
+    return written
 
 
 def _in_words(error: Any, plan: Draft | None, args: argparse.Namespace) -> str:

@@ -81,8 +81,8 @@ FLAGS: dict[str, list[Flag]] = {
              "text tokens of a prompt, at most 512 (schnell: 256; tiny: 32)", parse_text_tokens, "N"),
     ],
     "LoRA files": [
-        Flag("--lora", "loras", "LoRA file, folder or repository, with a weight; may be repeated. `none` leaves tiny's "
-             "own EliGen LoRA out", values.lora, "PATH[@WEIGHT]", "list", is_path=True),
+        Flag("--lora", "loras", "LoRA file, folder or repository, with a weight; may be repeated. `none` leaves "
+             "tiny's own EliGen LoRA out", values.lora, "PATH[@WEIGHT]", "list", is_path=True),
         Flag("--lora-weight-name", "loras.weight_name", "the file of a --lora repository, where it holds several",
              metavar="FILE", many="each"),
     ],

@@ -38,8 +38,11 @@ class Run:
     ) -> None:
         self.listed = listed
         self.folder = ResultFolder(folder)
-        self.works = list({each.work.name: each.work for each in reversed(listed) if each.work is not None}.values())
-        self.works.reverse()
+        works: dict[str, Work] = {}
+        for each in listed:
+            if each.work is not None:
+                works.setdefault(each.name, each.work)
+        self.works = list(works.values())
         self._record_wrong_entries()
         self._ledger = Ledger(self.works, self.folder, _write, retry_failed, lease, pause)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten, wrap
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 CELL, MARGIN, TEXT = 192, 12, 44
@@ -49,6 +49,4 @@ def _page(shown: Sequence[tuple[Path | None, str]]) -> Image.Image:
 def _thumbnail(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.draft("RGB", (CELL, CELL))
-        found = image.convert("RGB")
-    found.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-    return found
+        return ImageOps.contain(image.convert("RGB"), (CELL, CELL), Image.Resampling.LANCZOS)

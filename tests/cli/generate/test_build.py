@@ -91,8 +91,9 @@ def test_an_image_belongs_to_what_inpaints_and_to_the_call_with_a_strength():
 def test_modules_memory_and_everything_else():
     found = content_of(
         "--reference", "a.png", "--reference", "b.png", "--attribute", "size=0.5", "--attribute", "light=1",
-        "--attribute-encoder", "tiny", "--component", "mllm=qwen", "--vram", 8, "--cache", "tea=0.3", "--pipeline", "P",
-        "--condition", "FlexControl:control_stop=0.4", "--set", "call.sigmas=[1, 0.5]", "--out", "a.jpg",
+        "--attribute-encoder", "tiny", "--component", "mllm=qwen", "--vram", 8, "--cache", "tea=0.3",
+        "--pipeline", "P", "--condition", "FlexControl:control_stop=0.4", "--set", "call.sigmas=[1, 0.5]",
+        "--out", "a.jpg",
     )  # fmt: skip
     assert found["conditions"] == [
         {"type": "ReferenceImages", "images": ["a.png", "b.png"]},
