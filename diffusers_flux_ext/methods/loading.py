@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 
 from ..checkpoints.messages import shorten
 from ..checkpoints.model_configs import building
+from ..checkpoints.packed_weights import packings
 from ..checkpoints.reading import read_json
 from ..tiny import TINY, shipped_folders
 from . import METHODS
@@ -78,13 +79,16 @@ def load_module(
         options = {"subfolder": subfolder, "revision": revision}
         given = {name: value for name, value in options.items() if value is not None}
         loaded = _from_pretrained(classes[0], path, dtype, **given)
-    elif local.is_dir() and _config(local) is not None:
+    elif local.is_dir() and is_configured(local):
         loaded = _from_pretrained(module_class(classes, local), str(local), dtype)
     else:
         loaded = _from_published(classes, local, dtype)
     if not isinstance(loaded, torch.nn.Module):
         return loaded
-    return loaded.requires_grad_(False).eval().to(dtype=dtype)
+    loaded.requires_grad_(False).eval()
+    floats = {weight.dtype for weight in loaded.parameters() if weight.is_floating_point()}
+    # Quantised weights keep their types.
+    return loaded if dtype is None or floats <= {dtype} or packings(loaded) else loaded.to(dtype=dtype)
 
 
 def local_source(
@@ -127,6 +131,11 @@ def is_repository(path: str) -> bool:
         `bool`
     """
     return _REPOSITORY.fullmatch(path) is not None and Path(path).suffix.lower() not in _WEIGHTS
+
+
+def is_configured(folder: Path) -> bool:
+    """Whether a folder has the config of a model or a processor."""
+    return any((folder / name).is_file() for name in CONFIGS)
 
 
 def module_class(classes: Sequence[type], folder: Path) -> type:
