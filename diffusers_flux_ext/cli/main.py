@@ -136,10 +136,10 @@ def _run_training(args: argparse.Namespace) -> int:
 
 def _draw_demo(args: argparse.Namespace) -> int:
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
-    from . import run, showcase
+    from . import demo, showcase
 
     try:
-        written = (showcase.showcase if args.all else run.demo)(args)
+        written = (showcase.showcase if args.all else demo.demo)(args)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
         return 1

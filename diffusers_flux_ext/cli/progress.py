@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,28 @@ from .errors import one_line
 
 if TYPE_CHECKING:
     from ..jobs.batch import Outcome, Work
+
+
+@contextmanager
+def steps_shown(title: str) -> Iterator[Callable[[Any], None] | None]:
+    """Show a bar of denoising steps on a terminal.
+
+    Args:
+        title (`str`): What stands before the bar.
+
+    Yields:
+        `Callable`, *optional*: to be called after each step; `None` without a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with tqdm(desc=title, unit="step", dynamic_ncols=True) as bar:
+
+        def show(info: Any) -> None:
+            bar.total = info.total
+            bar.update()
+
+        yield show
 
 
 class Progress:

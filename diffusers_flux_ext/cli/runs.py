@@ -105,20 +105,32 @@ def _report_list(listed: Sequence[Listed], title: str) -> None:
 def _dry_run(listed: Sequence[Listed], args: argparse.Namespace) -> int:
     from ..jobs.batch.needs import needs
 
-    wrong = 0
-    for line, is_wrong in needs(listed, args.out, args.vram):
-        sys.stdout.write(f"{line}\n")
-        wrong += is_wrong
+    wrong = False
+    for found in needs(listed, args.out, args.vram):
+        wrong |= found["status"] in ("wrong", "failed")
+        sys.stdout.write(f"{_in_words(found, args)}\n")
     return 1 if wrong else 0
 
 
+def _in_words(found: dict[str, Any], args: argparse.Namespace) -> str:
+    head = f"{found['place']} ({found['name']}): {found['status']}"
+    if found["status"] == "done":
+        return head
+    if found["status"] != "open":
+        return f"{head}: {one_line(in_flags(str(found['message']), args))}"
+    drawn = f"{found['width']} x {found['height']}, {found['images']} image(s), {found['steps']} steps"
+    if "unknown" in found:
+        return f"{head}: {drawn}; memory: not known are {found['unknown']}"
+    return f"{head}: {drawn}; {found['weights_gib']:.2f} GiB of weights, peak on the card {found['peak_gib']:.2f} GiB"
+
+
 def _draw(listed: Sequence[Listed], args: argparse.Namespace) -> int:
-    from ..jobs import JobRunner
     from ..jobs.batch import LocalEngine, Run
+    from .models import CheckedRunner
     from .progress import Progress
 
     run: Run = Run(listed, args.out, args.retry_failed)
-    runner = JobRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
+    runner = CheckedRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
     with Progress(args.title, len(run.works), len(run.works) - len(run.open)) as progress:
         lines = run(LocalEngine(runner, progress.start, progress.step), progress.finish)
     counts = {status: sum(line["status"] == status for line in lines) for status in ("done", "failed", "open")}

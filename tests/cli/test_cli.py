@@ -10,8 +10,8 @@ from diffusers import FluxPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
+from diffusers_flux_ext.cli import demo as cli_demo
 from diffusers_flux_ext.cli import main as command
-from diffusers_flux_ext.cli import run as cli_run
 from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
 from diffusers_flux_ext.testing import tiny_components
 
@@ -49,7 +49,7 @@ def test_a_wrong_command_line_exits_with_2(capsys, arguments, message):
         (["--model", "nobody/x"], "--model cannot be loaded: "),
         (
             ["--lora", "nobody/x", "--lora-weight-name", "y.safetensors"],
-            "`y.safetensors` of the repository `nobody/x`",
+            "--lora: `y.safetensors` of the repository `nobody/x`",
         ),
     ],
 )
@@ -106,15 +106,15 @@ def test_schnell_has_defaults_of_its_own(tmp_path):
 
 
 def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(cli_run.TINY_CALL, "num_inference_steps", 2)
-    with_lora, draw = [], cli_run.draw
+    monkeypatch.setitem(cli_demo.TINY_CALL, "num_inference_steps", 2)
+    with_lora, draw = [], cli_demo.draw
 
     def watched(pipe, *args, **kwargs):
         layers = [part for part in pipe.transformer.modules() if isinstance(part, BaseTunerLayer)]
         with_lora.append({not layer.disable_adapters for layer in layers})
         return draw(pipe, *args, **kwargs)
 
-    monkeypatch.setattr(cli_run, "draw", watched)
+    monkeypatch.setattr(cli_demo, "draw", watched)
     assert run("demo", "--out", tmp_path / "demo", "--seed", 3) == 0
     path = capsys.readouterr().out.strip()
     assert re.search(r"contact_sheet\.png$", path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandLineError, in_flags, one_line
+from ..progress import steps_shown
 from .build import flag_of
 from .start import Draft, draft
 from .table import add_flags
@@ -85,10 +86,12 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def _draw(job: Any, files: Any, args: argparse.Namespace) -> list[Path]:
-    from ...jobs import JobRunner, save_result_image
+    from ...jobs import save_result_image
     from ...jobs.batch.results import numbered
+    from ..models import CheckedRunner
 
-    result = JobRunner(device=args.device).run(job, files)
+    with steps_shown(args.title) as on_step:
+        result = CheckedRunner(device=args.device).run(job, files, on_step)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for index, image in enumerate(result.images):
@@ -102,6 +105,7 @@ def _in_words(error: Any, plan: Draft | None, args: argparse.Namespace) -> str:
     lines = []
     for problem in error.problems:
         flag = None if plan is None else flag_of(problem.field, plan.content)
-        text = f"{flag} {problem.message}" if flag is not None else str(problem)
+        joined = " " if problem.message.startswith(("is ", "has ", "cannot ")) else ": "
+        text = str(problem) if flag is None else f"{flag}{joined}{problem.message}"
         lines.append(one_line(in_flags(text, args)))
     return "\n  ".join(lines)
