@@ -68,8 +68,9 @@ def _answer(args: argparse.Namespace) -> str:
     from .. import NexusGenModel, QwenVLProcessor
     from ..checkpoints.model_configs import building
     from ..jobs import JobFiles
+    from ..jobs.values import ImageValue
 
-    image = JobFiles(args.image.parent).image(args.image.name, "image")
+    image = JobFiles().image(ImageValue(str(args.image)), "image")
     device = args.device or best_device()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     folder = Path(args.nexus_gen)

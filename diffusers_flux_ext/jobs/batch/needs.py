@@ -31,7 +31,9 @@ RELEASED: dict[str, dict[str, Any]] = {
 }
 
 
-def needs(listed: Sequence[Listed], folder: Path | None = None, vram_gib: float | None = None) -> Iterator[dict[str, Any]]:
+def needs(
+    listed: Sequence[Listed], folder: Path | None = None, vram_gib: float | None = None
+) -> Iterator[dict[str, Any]]:
     """Say of each entry of a list what it needs.
 
     Args:
