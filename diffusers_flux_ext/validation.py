@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 
 LONGEST = 60
@@ -156,6 +156,8 @@ def _options(annotation: Any) -> Iterator[Any]:
     elif origin in (Union, UnionType):
         for each in get_args(annotation):
             yield from _options(each)
+    elif isinstance(annotation, type) and issubclass(annotation, RootModel):
+        yield from _options(annotation.model_fields["root"].annotation)
     else:
         yield annotation
 

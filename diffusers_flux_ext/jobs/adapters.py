@@ -59,7 +59,9 @@ class Adapters:
     def _load(self, pipe: Any, loras: Sequence[LoRASection], files: JobFiles) -> None:
         for index, lora in enumerate(loras):
             source = lora_source(lora, files, f"loras.{index}")
-            hub = {} if Path(source).exists() or lora.weight_name is None else {"weight_name": lora.weight_name}
+            # The path of a local file is whole.
+            named = None if Path(source).exists() else lora.weight_name
+            hub: dict[str, Any] = {} if named is None else {"weight_name": named}
             try:
                 load_lora(pipe, source, f"job_{index}", lora.weight, **hub)
             except (OSError, ValueError) as error:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from ..condition import FluxCondition
 from .descriptions import described_arguments
 from .kinds import job_type
 
@@ -59,7 +58,7 @@ class Argument:
 
 
 @functools.cache
-def condition_arguments(condition: type[FluxCondition]) -> tuple[Argument, ...]:
+def condition_arguments(condition: Any) -> tuple[Argument, ...]:
     """Return the fields of a condition.
 
     Args:
@@ -77,7 +76,7 @@ def condition_arguments(condition: type[FluxCondition]) -> tuple[Argument, ...]:
 
 
 @functools.cache
-def call_arguments(pipeline: type, conditions: tuple[type[FluxCondition], ...] = ()) -> tuple[Argument, ...]:
+def call_arguments(pipeline: Any, conditions: tuple[Any, ...] = ()) -> tuple[Argument, ...]:
     """Return the arguments of a pipeline's call, except for those of [`NOT_DATA`].
 
     Args:
@@ -93,7 +92,7 @@ def call_arguments(pipeline: type, conditions: tuple[type[FluxCondition], ...] =
             if name not in about or owner not in conditions or about[name].startswith("See "):
                 about[name] = text
     found = []
-    for part in inspect.signature(pipeline.__call__).parameters.values():  # type: ignore[operator]
+    for part in inspect.signature(pipeline.__call__).parameters.values():
         if part.name == "self" or part.name in NOT_DATA or part.kind in (part.VAR_POSITIONAL, part.VAR_KEYWORD):
             continue
         default = MISSING if part.default is part.empty else part.default
@@ -103,7 +102,7 @@ def call_arguments(pipeline: type, conditions: tuple[type[FluxCondition], ...] =
 
 
 @functools.cache
-def component_classes(pipeline: type) -> Mapping[str, tuple[type, ...]]:
+def component_classes(pipeline: Any) -> Mapping[str, tuple[type, ...]]:
     """Return the classes that a pipeline's components may be of, by name.
 
     Args:

@@ -124,7 +124,8 @@ class Objects:
 
     def components(self, job: Job) -> dict[str, Any]:
         """Return the modules of the pipeline that the job names, and the processors that belong to them."""
-        classes = component_classes(pipeline_class(job.pipeline))
+        cls: Any = pipeline_class(job.pipeline)
+        classes = component_classes(cls)
         given = {**job.components, **self._processors(job.components, classes)}
         return {
             name: None if value is None else self.made(value, f"components.{name}") for name, value in given.items()
@@ -143,7 +144,7 @@ class Objects:
             name: value for name in values.model_fields_set if isinstance(value := getattr(values, name), ModuleValue)
         }
         classes = {
-            name: found for name, each in type(values).model_fields.items() if (found := _classes(each.annotation))
+            name: kinds for name, each in type(values).model_fields.items() if (kinds := _classes(each.annotation))
         }
         found = self._processors(modules, classes)
         return {name: self.made(value, f"{place}.{name}") for name, value in found.items()}
@@ -218,7 +219,7 @@ def make_condition(make: type[FluxCondition], arguments: Mapping[str, Any], plac
         return make(**arguments)
     except (TypeError, ValueError) as error:
         named = re.search(rf"`(\w+)[^`]*` of {make.__name__}\b", str(error)) or re.match(r"`(\w+)`", str(error))
-        known = named is not None and named[1] in make.__dataclass_fields__  # type: ignore[attr-defined]
+        known = named is not None and named[1] in make.__dataclass_fields__
         message = words(error)
         if known and named is not None and message.startswith(start := f"{named[0]} "):
             message = message.removeprefix(start)

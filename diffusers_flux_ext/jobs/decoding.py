@@ -84,7 +84,7 @@ def _array(data: bytes) -> np.ndarray:
     shape, _, dtype = read_header(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    if math.prod(shape) * dtype.itemsize > len(data):
+    if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
         raise ValueError("it is incomplete")
     found: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     return found

@@ -86,7 +86,8 @@ class _Spelling:
 
     def components(self, pipeline: Any) -> dict[str, Any]:
         """Return the components that the caller has named a path of."""
-        given = {name: getattr(pipeline, name, None) for name in component_classes(type(pipeline))}
+        cls: Any = type(pipeline)
+        given = {name: getattr(pipeline, name, None) for name in component_classes(cls)}
         return {
             name: self.value(module, f"components.{name}")
             for name, module in given.items()
@@ -137,7 +138,7 @@ class _Spelling:
         path = self.paths.get(id(module)) or getattr(getattr(module, "config", None), "_name_or_path", None)
         if not path:
             raise JobError.of(
-                place, f"is a {type(module).__name__} of which no path is known; give it in `modules`, by its path"
+                place, f"no path is known of this {type(module).__name__}; give it in `modules`, by its path"
             )
         return str(path)
 

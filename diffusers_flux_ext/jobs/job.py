@@ -6,13 +6,13 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
+from types import GenericAlias
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
 from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
-from ..condition import FluxCondition
 from ..methods import METHODS
 from ..methods.classes import condition_class, condition_methods, pipeline_class, pipeline_methods
 from ..methods.method import resolve
@@ -61,7 +61,7 @@ class Job(Frozen):
         output (`OutputSection`): How images are written.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     model: ModelSection
     pipeline: str = DEFAULT_PIPELINE
     components: Mapping[str, Any] = {}
@@ -104,29 +104,31 @@ def job_model(pipeline: str = DEFAULT_PIPELINE) -> type[Job]:
     Returns:
         `type[Job]`
     """
-    return _job_model(pipeline, tuple(condition_methods()), tuple(METHODS))
+    return _job_model(pipeline, tuple(map(condition_class, condition_methods())), tuple(METHODS))
 
 
 @functools.cache
-def _job_model(pipeline: str, conditions: tuple[str, ...], methods: tuple[str, ...]) -> type[Job]:
+def _job_model(pipeline: str, conditions: tuple[Any, ...], methods: tuple[str, ...]) -> type[Job]:
     # The names of methods are a part of the key, since methods may be registered later.
-    models = [condition_model(condition_class(name)) for name in conditions]
-    condition = Annotated[functools.reduce(operator.or_, models), Field(discriminator="type")]
+    models = functools.reduce(operator.or_, map(condition_model, conditions))
+    condition: Any = Annotated[models, Field(discriminator="type")]
     call = call_model(pipeline)
     about = described_arguments(Job)
     changed: dict[str, Any] = {
-        "pipeline": (Literal[pipeline], DEFAULT_PIPELINE),
+        "pipeline": (_only(pipeline), DEFAULT_PIPELINE),
         "components": (components_type(pipeline), {}),
         "additions": (_additions_type(), {}),
-        "conditions": (tuple[condition, ...], ()),
+        "conditions": (GenericAlias(tuple, (condition, ...)), ()),
         "call": (call, call()),
     }
-    made = {name: (kind, Field(default=default, description=about[name])) for name, (kind, default) in changed.items()}
+    made: dict[str, Any] = {
+        name: (kind, Field(default=default, description=about[name])) for name, (kind, default) in changed.items()
+    }
     return create_model("Job", __base__=Job, __module__=__name__, __doc__=summary(Job), **made)
 
 
 @functools.cache
-def condition_model(condition: type[FluxCondition]) -> type[ConditionValues]:
+def condition_model(condition: Any) -> type[ConditionValues]:
     """Return the model of a condition.
 
     Args:
@@ -141,7 +143,7 @@ def condition_model(condition: type[FluxCondition]) -> type[ConditionValues]:
         __base__=ConditionValues,
         __module__=__name__,
         __doc__=summary(condition),
-        type=(Literal[name], Field(description="What it is.")),
+        type=(_only(name), Field(description="What it is.")),
         **_fields(condition_arguments(condition)),
     )
 
@@ -157,11 +159,12 @@ def call_model(pipeline: str) -> type[CallValues]:
     """
     method = pipeline_methods()[pipeline]
     own = tuple(condition_class(name) for name in method.exports.get("condition", ())) if method else ()
-    return _call_model(pipeline_class(pipeline), own)
+    cls: Any = pipeline_class(pipeline)
+    return _call_model(cls, own)
 
 
 @functools.cache
-def _call_model(pipeline: type, conditions: tuple[type[FluxCondition], ...]) -> type[CallValues]:
+def _call_model(pipeline: Any, conditions: tuple[Any, ...]) -> type[CallValues]:
     made = _fields(call_arguments(pipeline, conditions))
     return create_model(
         f"{pipeline.__name__}Call", __base__=CallValues, __module__=__name__, __doc__=summary(pipeline), **made
@@ -195,7 +198,7 @@ def components_type(pipeline: str) -> Any:
     Returns:
         A `TypedDict`.
     """
-    cls = pipeline_class(pipeline)
+    cls: Any = pipeline_class(pipeline)
     about = component_abouts(cls)
     return _mapping(
         f"{pipeline}Components",
@@ -217,6 +220,10 @@ def _additions_type() -> Any:
         kind = resolve(method.package, added.module)
         entries[name] = Annotated[module_value((kind,)), Field(description=summary(kind))]
     return _mapping("Additions", entries)
+
+
+def _only(name: str) -> Any:
+    return Literal[name]
 
 
 def _mapping(name: str, entries: Mapping[str, Any]) -> Any:

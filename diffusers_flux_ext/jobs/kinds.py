@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -101,10 +101,10 @@ def _one(option: Any, pixels: bool) -> Any:
     if origin in _LISTS:
         items = [each for each in arguments if each is not Ellipsis]
         inner = job_type(items[0] | Image.Image if pixels and items[0] in _TENSORS else items[0])
-        return NotImplemented if inner is NotImplemented else tuple[inner, ...]
+        return NotImplemented if inner is NotImplemented else GenericAlias(tuple, (inner, ...))
     if origin in _MAPPINGS:
         inner = job_type(arguments[1])
-        return NotImplemented if inner is NotImplemented else dict[str, inner]
+        return NotImplemented if inner is NotImplemented else GenericAlias(dict, (str, inner))
     return NotImplemented
 
 

@@ -20,6 +20,7 @@ ENTRY = "flux_ext_job"
 INDEX = "flux_ext_index"
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MOST_JPEG_METADATA = 65_000
 _DESCRIPTION = 0x010E
 
 
@@ -39,7 +40,7 @@ def save_result_image(
         files ([`JobFiles`], *optional*): The files of the job.
 
     Raises:
-        JobError: if an input is missing.
+        JobError: if an input is missing, or the job is too long for the metadata of a JPEG file.
         OSError: if the file cannot be written.
     """
     text = json.dumps(described(job, files or JobFiles()), sort_keys=True)
@@ -51,6 +52,8 @@ def save_result_image(
     else:
         exif = Image.Exif()
         exif[_DESCRIPTION] = f"{ENTRY}={text}"
+        if job.output.format == "jpeg" and len(exif.tobytes()) > MOST_JPEG_METADATA:
+            raise JobError.of("output.format", "is `jpeg`, which cannot hold a job so long; take `png` or `webp`")
         options |= {"exif": exif, "quality": job.output.quality or 95}
     with written_at_once(path) as temporary:
         image.save(temporary, FORMATS[job.output.format], **options)

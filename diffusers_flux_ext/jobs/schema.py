@@ -38,7 +38,8 @@ def job_schema() -> dict[str, Any]:
         "enum": list(pipeline_methods()),
     }  # fmt: skip
     for part in ("call", "components"):
-        properties[part] = {key: each for key, each in properties[part].items() if key != "$ref"} | {"type": "object"}
+        about = {key: each for key, each in properties[part].items() if key != "$ref"}
+        properties[part] = {"title": part.capitalize(), **about, "type": "object"}
     for each in (schema, *definitions.values()):
         for field in each.get("properties", {}).values():
             _mark(field, definitions)

@@ -170,7 +170,7 @@ class Referenced(Frozen):
         schema = handler.resolve_ref_schema(handler(core_schema))
         text = {"type": "string", "minLength": 1}
         extra = {"x-classes": names} if (names := cls.class_names()) else {}
-        about = {key: schema[key] for key in ("title", "description") if key in schema}
+        about: dict[str, Any] = {key: each for key, each in schema.items() if key in ("title", "description")}
         return {**about, "anyOf": [text, schema], KIND: cls.kind, **extra}
 
     @classmethod
