@@ -95,8 +95,8 @@ def _set_each(content: dict[str, Any], flag: Flag, values: Sequence[Any]) -> Non
         places = content.get(section) or []
     if len(values) not in (1, len(places)):
         raise CommandLineError(f"{flag.name} is given {len(values)} times for {len(places)}; give one for each")
-    for place, value in zip(places, values if len(values) > 1 else values * len(places)):
-        put(place, name, value)
+    for index, place in enumerate(places):
+        put(place, name, values[index if len(values) > 1 else 0])
 
 
 def _place_image(content: dict[str, Any], args: argparse.Namespace) -> None:
