@@ -67,11 +67,11 @@ def condition_arguments(condition: Any) -> tuple[Argument, ...]:
     Returns:
         `tuple[Argument, ...]`
     """
-    hints, about = typing.get_type_hints(condition), described_arguments(condition)
-    found = []
+    about, found = described_arguments(condition), []
     for each in fields(condition):
         default = each.default if each.default_factory is MISSING else each.default_factory()
-        found.append(Argument(each.name, job_type(hints[each.name]), default, about.get(each.name, "")))
+        kind = job_type(_resolved(_owner(condition, each.name), each.type))
+        found.append(Argument(each.name, kind, default, about.get(each.name, "")))
     return tuple(found)
 
 
@@ -136,11 +136,19 @@ def component_abouts(pipeline: type) -> dict[str, str]:
     return about
 
 
-def _resolved(pipeline: type, annotation: Any) -> Any:
-    """Evaluate an annotation that is a text in the module of the class that it comes from."""
+def _owner(condition: type, name: str) -> type:
+    """Return the class that annotates a field."""
+    return next(base for base in condition.__mro__ if name in vars(base).get("__annotations__", {}))
+
+
+def _resolved(owner: type, annotation: Any) -> Any:
+    """Evaluate an annotation that is a text in the module of the class that it comes from, or of one of its bases.
+
+    What cannot be evaluated, such as what type checkers alone import, cannot be expressed.
+    """
     if not isinstance(annotation, str):
         return annotation
-    for base in pipeline.__mro__:
+    for base in owner.__mro__:
         names = vars(sys.modules[base.__module__])
         holder = type("Holder", (), {"__annotations__": {"value": annotation}})
         try:

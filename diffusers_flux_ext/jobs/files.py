@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..tiny import TINY
 from .decoding import decode_image, decode_tensor, is_tensor
 from .errors import JobError
 from .shapes import draw_region
@@ -108,7 +109,7 @@ class JobFiles:
 
     def source(self, path: str) -> str:
         """Return the path of a model, a module or a LoRA: beside the job if it is there, otherwise as it is."""
-        beside = None if self.base is None else self.base / path
+        beside = None if self.base is None or path == TINY else self.base / path
         return str(beside) if beside is not None and beside.exists() else path
 
     def _pixels(self, value: str | StoredFile, field: str) -> Image.Image | np.ndarray | torch.Tensor:

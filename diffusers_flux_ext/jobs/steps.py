@@ -79,10 +79,10 @@ class _Last:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         denoise, advance = pipe.denoise, scheduler.step
 
-        def noted_denoise(latents: torch.Tensor, latent_ids: torch.Tensor, *args: Any) -> Any:
+        def noted_denoise(latents: torch.Tensor, latent_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             rows, columns = (int(latent_ids[:, axis].max()) + 1 for axis in (1, 2))
             self.grid = (rows, columns)
-            return denoise(latents, latent_ids, *args)
+            return denoise(latents, latent_ids, *args, **kwargs)
 
         def noted_step(velocity: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
             self.step = (velocity, float(timestep) / 1000, sample)

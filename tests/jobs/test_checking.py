@@ -102,12 +102,12 @@ def test_conditions_that_exclude_each_other_are_named(problems):
 def test_arguments_of_the_call_are_checked_together(problems):
     found = problems(
         call={"prompt": ["a", "b"], "width": 0, "strength": 2.0, "num_images_per_prompt": 2, "seed": [1, 2, 3]},
-        memory={"cache": {"name": "tea", "thresold": 0.3}},
+        memory={"cache": {"name": "tea", "thresholds": 0.3}},
     )
     assert found["call.seed"] == "has 3 seeds for 4 images; give one, or one per image"
     assert found["call.width"] == "must be from 1 to 65536, got 0"
-    assert found["memory.cache.thresold"] == "is not known; did you mean `threshold`?"
-    assert found.keys() == {"call.seed", "call.width", "call.strength", "memory.cache.thresold"}
+    assert found["memory.cache.thresholds"] == "is not known; did you mean `threshold`?"
+    assert found.keys() == {"call.seed", "call.width", "call.strength", "memory.cache.thresholds"}
 
 
 def test_models_that_are_none_are_named(problems, folder):

@@ -53,7 +53,7 @@ def test_a_path_alone_stands_for_what_is_loaded_and_defaults_are_left_out():
 def test_all_problems_are_named_with_their_fields():
     found = problems(
         {
-            "modle": "tiny",
+            "models": "tiny",
             "conditions": [
                 {"type": "EntityRegion"},
                 {"type": "ControlNetImage", "image": 3, "scale": "strong", "negative": "none"},
@@ -66,7 +66,7 @@ def test_all_problems_are_named_with_their_fields():
     )
     assert found == {
         "model": "is missing",
-        "modle": "is not known; did you mean `model`?",
+        "models": "is not known; did you mean `model`?",
         "conditions.0": "is of the type 'EntityRegion', which is not known; did you mean `EntityRegions`?",
         "conditions.1.controlnet": "is missing",
         "conditions.1.image": "expected text or list, got 3",

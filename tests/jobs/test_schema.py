@@ -41,6 +41,7 @@ class ToyGlow(FluxCondition):
     colour: Literal["red", "blue"] = "red"
     options: Any = None
     dim: Callable[[float], float] | None = None
+    later: "OnlyForTypeCheckers | None" = None
 
     def contribute(self, encoded, step):
         return Contribution()
