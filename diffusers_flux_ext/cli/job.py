@@ -65,11 +65,12 @@ def run_job(args: argparse.Namespace) -> int:
     except (JobError, OSError) as error:
         sys.stderr.write(f"{args.title}: {args.sources[0]}: {error}\n")
         return 1
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n" if args.json else _yaml(content))
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n" if args.json else in_yaml(content))
     return 0
 
 
-def _yaml(content: Any) -> str:
+def in_yaml(content: Any) -> str:
+    """Return a job's entries as YAML."""
     import yaml
 
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=119)

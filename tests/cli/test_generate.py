@@ -101,6 +101,7 @@ def test_a_dry_run_draws_nothing_and_names_what_is_wrong(folder, capsys, monkeyp
     monkeypatch.setattr("diffusers_flux_ext.jobs.JobRunner.run", lambda *_, **__: pytest.fail("it was drawn"))
     assert generate("--prompt", "a", "--dry-run", "--save-job", "a.json") == 0
     assert read_job("a.json").call.prompt == "a"
+    assert read_job(capsys.readouterr().out).to_dict() == read_job("a.json").to_dict()
     wrong = ["--condition", "ReduxImage:images=a.png", "--set", "call.sigma=[1]", "--dry-run"]
     assert generate("--prompt", "a", *wrong) == 2
     error = capsys.readouterr().err

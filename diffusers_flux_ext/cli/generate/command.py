@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandLineError, in_flags, one_line
+from ..job import in_yaml
 from ..progress import steps_shown
 from .build import flag_of
 from .start import Draft, draft
@@ -49,7 +50,7 @@ def add_generate_command(commands: Any) -> argparse.ArgumentParser:
         help="any field of the job, such as `call.sigmas=[1, 0.5]`; may be repeated")  # fmt: skip
     add("--job", type=Path, metavar="FILE", help="a job in JSON or YAML, or an image made by one; flags override it")
     add("--save-job", type=Path, metavar="FILE", help="write the job there, as YAML or JSON")
-    add("--dry-run", action="store_true", help="check everything without loading weights, and stop")
+    add("--dry-run", action="store_true", help="check everything without loading weights, print the job, and stop")
     add = parser.add_argument_group("where").add_argument
     add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
     add("--out", type=Path, default=Path("flux-ext.png"),
@@ -73,7 +74,10 @@ def run_generate(args: argparse.Namespace) -> int:
         is_checked = True
         if args.save_job is not None:
             write_job(job, args.save_job)
-        written = [] if args.dry_run else _draw(job, files, args)
+        if args.dry_run:
+            sys.stdout.write(in_yaml(job.to_dict()))
+            return 0
+        written = _draw(job, files, args)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
         words = _in_words(error, plan, args) if isinstance(error, JobError) else one_line(in_flags(str(error), args))
         if isinstance(error, JobError) and not is_checked:

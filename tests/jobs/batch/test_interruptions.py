@@ -20,9 +20,7 @@ def images(folder):
 
 def test_processes_that_are_killed_at_random_lose_nothing(tmp_path):
     script = Path(__file__).with_name("killed_runs.py")
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     kills, out = int(done.stdout), tmp_path / "out"
     assert kills
