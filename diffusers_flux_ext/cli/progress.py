@@ -54,6 +54,11 @@ class Progress:
         # `None`: no bar unless it is a terminal.
         self._bar: Any = tqdm(total=total, initial=done, unit="job", disable=None, dynamic_ncols=True)
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a bar."""
+        return not self._bar.disable
+
     def __enter__(self) -> Progress:
         return self
 
@@ -79,7 +84,7 @@ class Progress:
         if outcome.error is not None:
             self.failed += 1
             self._line(f"{place}: failed: {one_line(str(outcome.error)) or type(outcome.error).__name__}")
-        elif self._bar.disable:
+        elif not self.is_shown:
             self._line(f"{self.done}/{self.total} {place}: {outcome.result.seconds:.1f} s")
 
     def _line(self, text: str) -> None:

@@ -132,7 +132,7 @@ def _draw(listed: Sequence[Listed], args: argparse.Namespace) -> int:
     run: Run = Run(listed, args.out, args.retry_failed)
     runner = CheckedRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
     with Progress(args.title, len(run.works), len(run.works) - len(run.open)) as progress:
-        lines = run(LocalEngine(runner, progress.start, progress.step), progress.finish)
+        lines = run(LocalEngine(runner, progress.start, progress.step if progress.is_shown else None), progress.finish)
     counts = {status: sum(line["status"] == status for line in lines) for status in ("done", "failed", "open")}
     words = [f"{count} {status}" for status, count in counts.items() if count or status == "done"]
     sys.stdout.write(f"{', '.join(words)} of {len(lines)}: {(args.out / 'results.jsonl').resolve()}\n")
