@@ -1,0 +1,133 @@
+/** One region in the list: its colour, name, prompt and numbers. */
+
+import { h } from "../core/dom.js";
+import { icon } from "../core/icons.js";
+import { boundsOf } from "./geometry.js";
+
+const SIDES = ["Left", "Top", "Right", "Bottom"];
+
+/**
+ * @param {import("../core/draft.js").Region} region
+ * @param {any} context `store`, `regions`, `errors` and `upload`
+ */
+export function createCard(region, context) {
+    const { store, regions, errors } = context;
+    const set = (values) => regions.set(region.id, values);
+    const isSelected = store.state.selected === region.id;
+    const named = (what) => `${what} of ${region.name}`;
+    const color = h("input", {
+        type: "color", value: region.color, class: "swatch", "aria-label": named("Colour"), id: `color-${region.id}`,
+        on: { input: () => set({ color: color.value }), change: regions.settle },
+    });
+    const name = h("input", {
+        value: region.name, class: "quiet-input", "aria-label": named("Name"), id: `name-${region.id}`,
+        on: { input: () => set({ name: name.value }), change: regions.settle },
+    });
+    const prompt = h("textarea", {
+        value: region.prompt, rows: 2, id: `prompt-${region.id}`, placeholder: "What is here?",
+        on: { input: () => set({ prompt: prompt.value }), change: regions.settle },
+    });
+    const promptField = errors.attach(`regions.${region.id}.prompt`, prompt, (slot) =>
+        h("div", { class: "field" }, h("label", { for: prompt.id, class: "sr-only" }, named("Prompt")), prompt, slot));
+    const numbers = boxNumbers(region, regions, errors);
+    const element = h("li", {
+        class: `region-card${isSelected ? " is-selected" : ""}`, "aria-current": isSelected ? "true" : null,
+        on: { focusin: () => regions.select(region.id), pointerdown: () => regions.select(region.id) },
+    },
+    h("div", { class: "row region-head" }, color, name, cardButtons(region, regions)),
+    promptField,
+    numbers.element,
+    maskFile(region, context));
+    element.style.setProperty("--color", region.color);
+    return {
+        element,
+        focus: () => prompt.focus({ preventScroll: false }),
+        update(next) {
+            element.style.setProperty("--color", next.color);
+            const selected = store.state.selected === next.id;
+            element.classList.toggle("is-selected", selected);
+            if (selected) element.setAttribute("aria-current", "true");
+            else element.removeAttribute("aria-current");
+            if (document.activeElement !== prompt) prompt.value = next.prompt;
+            numbers.update(next);
+        },
+    };
+}
+
+function cardButtons(region, regions) {
+    const button = (name, title, act) =>
+        h("button", {
+            type: "button", class: "icon-button small", id: `${name}-${region.id}`, title, "aria-label": `${title} ${region.name}`,
+            on: { click: act },
+        }, icon(name));
+    return h("div", { class: "card-buttons" },
+        button("up", "Move up", () => regions.reorder(region.id, -1)),
+        button("down", "Move down", () => regions.reorder(region.id, 1)),
+        button("delete", "Delete", () => regions.remove(region.id)));
+}
+
+function boxNumbers(region, regions, errors) {
+    const inputs = SIDES.map((side, index) =>
+        h("input", {
+            type: "number", min: 0, max: 100, step: "any", id: `side-${index}-${region.id}`, inputmode: "decimal",
+            on: { change: read },
+        }));
+    const note = h("p", { class: "hint" });
+    const element = errors.attach(`regions.${region.id}.area`, inputs[0], (slot) =>
+        h("div", { class: "field" },
+            h("div", { class: "box-numbers", role: "group", "aria-label": `Box of ${region.name}, in percent` },
+                SIDES.map((side, index) => h("label", { for: inputs[index].id }, h("span", {}, side), inputs[index]))),
+            note, slot));
+
+    function read() {
+        const box = inputs.map((input) => Number(input.value) / 100);
+        const wrong = boxProblem(inputs.map((input) => input.value), box);
+        errors.show(`regions.${region.id}.area`, wrong);
+        if (!wrong) regions.setArea(region.id, { box: box.map((each) => Math.round(each * 10000) / 10000) });
+    }
+    function update({ area }) {
+        const bounds = boundsOf(area);
+        inputs.forEach((input, index) => {
+            input.disabled = Boolean(area && !area.box);
+            if (document.activeElement !== input) input.value = bounds ? String(Math.round(bounds[index] * 1000) / 10) : "";
+        });
+        note.textContent = area ? (area.box ? "" : kindOf(area)) : "Nothing drawn yet: draw it on the canvas, or type a box.";
+    }
+    update(region);
+    return { element, update };
+}
+
+function boxProblem(texts, [left, top, right, bottom]) {
+    const missing = SIDES.filter((_, index) => texts[index] === "" || Number.isNaN(Number(texts[index])));
+    if (missing.length === SIDES.length) return "";
+    if (missing.length) return `Give ${missing.join(", ").toLowerCase()} as well, in percent of the canvas.`;
+    if ([left, top, right, bottom].some((each) => each < 0 || each > 1)) return "Sides are from 0 to 100 percent of the canvas.";
+    if (left >= right) return "The right side must be beyond the left one.";
+    return top >= bottom ? "The bottom must be below the top." : "";
+}
+
+function kindOf(area) {
+    if (area.image) return "A mask from an image: white is inside.";
+    if (area.polygon) return `Drawn with the lasso: ${area.polygon.length} points.`;
+    return `Painted: ${area.strokes.length} ${area.strokes.length === 1 ? "stroke" : "strokes"}.`;
+}
+
+function maskFile(region, { regions, errors, upload }) {
+    const input = h("input", {
+        type: "file", accept: "image/png,image/jpeg,image/webp", class: "sr-only", id: `mask-${region.id}`,
+        on: { change: () => input.files[0] && take(input.files[0]) },
+    });
+    const take = (file) =>
+        upload(file).then((image) => regions.setArea(region.id, { image }), (error) => errors.show(`regions.${region.id}.area`, error.message));
+    const label = h("label", {
+        for: input.id, class: "link-button",
+        on: {
+            dragover: (event) => event.preventDefault(),
+            drop: (event) => {
+                event.preventDefault();
+                if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+            },
+        },
+    }, icon("image"), "Mask from an image", h("span", { class: "sr-only" }, ` for ${region.name}`));
+    return h("div", { class: "region-foot" }, input, label);
+}
