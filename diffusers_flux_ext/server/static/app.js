@@ -38,7 +38,7 @@ async function start() {
     const errors = createErrors();
     const tabs = createTabs(["draw", "result", "compare"]);
     const results = createResults({ store, catalog, errors, tabs, load: (job, looks) => store.replace(draftOf(job, catalog.isRegion, looks)), say });
-    const form = { store, options, errors, lastImage: results.lastImage };
+    const form = { store, options, catalog, errors, lastImage: results.lastImage };
 
     createModelChoice(byId("model-choice"), store, catalog);
     const list = createDrawing(store, catalog, errors, results.lastImage);

@@ -14,13 +14,13 @@ export function createCard(region, context) {
     const { store, regions, errors } = context;
     const set = (values) => regions.set(region.id, values);
     const isSelected = store.state.selected === region.id;
-    const named = (what) => `${what} of ${region.name}`;
+    const labels = createLabels();
     const color = h("input", {
-        type: "color", value: region.color, class: "swatch", "aria-label": named("Colour"), id: `color-${region.id}`,
+        type: "color", value: region.color, class: "swatch", id: `color-${region.id}`,
         on: { input: () => set({ color: color.value }), change: regions.settle },
     });
     const name = h("input", {
-        value: region.name, class: "quiet-input", "aria-label": named("Name"), id: `name-${region.id}`,
+        value: region.name, class: "quiet-input", id: `name-${region.id}`,
         on: { input: () => set({ name: name.value }), change: regions.settle },
     });
     const prompt = h("textarea", {
@@ -28,17 +28,22 @@ export function createCard(region, context) {
         on: { input: () => set({ prompt: prompt.value }), change: regions.settle },
     });
     const promptField = errors.attach(`regions.${region.id}.prompt`, prompt, (slot) =>
-        h("div", { class: "field" }, h("label", { for: prompt.id, class: "sr-only" }, named("Prompt")), prompt, slot));
+        h("div", { class: "field" }, prompt, slot));
     const numbers = boxNumbers(region, regions, errors);
+    labels.add(color, "Colour of");
+    labels.add(name, "Name of");
+    labels.add(prompt, "Prompt of");
+    labels.add(numbers.group, "Box in percent of");
     const element = h("li", {
         class: `region-card${isSelected ? " is-selected" : ""}`, "aria-current": isSelected ? "true" : null,
         on: { focusin: () => regions.select(region.id), pointerdown: () => regions.select(region.id) },
     },
-    h("div", { class: "row region-head" }, color, name, cardButtons(region, regions)),
+    h("div", { class: "row region-head" }, color, name, cardButtons(region, regions, labels)),
     promptField,
     numbers.element,
-    maskFile(region, context));
+    maskFile(region, context, labels));
     element.style.setProperty("--color", region.color);
+    labels.write(region.name);
     return {
         element,
         focus: () => prompt.focus({ preventScroll: false }),
@@ -49,17 +54,30 @@ export function createCard(region, context) {
             if (selected) element.setAttribute("aria-current", "true");
             else element.removeAttribute("aria-current");
             if (document.activeElement !== prompt) prompt.value = next.prompt;
+            labels.write(next.name);
             numbers.update(next);
         },
     };
 }
 
-function cardButtons(region, regions) {
-    const button = (name, title, act) =>
-        h("button", {
-            type: "button", class: "icon-button small", id: `${name}-${region.id}`, title, "aria-label": `${title} ${region.name}`,
-            on: { click: act },
+/** Names of controls that hold the name of the region, which may change. */
+function createLabels() {
+    /** @type {[HTMLElement, string][]} */
+    const labels = [];
+    return {
+        add: (node, words) => labels.push([node, words]),
+        write: (name) => labels.forEach(([node, words]) => node.setAttribute("aria-label", `${words} ${name}`)),
+    };
+}
+
+function cardButtons(region, regions, labels) {
+    const button = (name, title, act) => {
+        const node = h("button", {
+            type: "button", class: "icon-button small", id: `${name}-${region.id}`, title, on: { click: act },
         }, icon(name));
+        labels.add(node, title);
+        return node;
+    };
     return h("div", { class: "card-buttons" },
         button("up", "Move up", () => regions.reorder(region.id, -1)),
         button("down", "Move down", () => regions.reorder(region.id, 1)),
@@ -73,11 +91,10 @@ function boxNumbers(region, regions, errors) {
             on: { change: read },
         }));
     const note = h("p", { class: "hint" });
+    const group = h("div", { class: "box-numbers", role: "group" },
+        SIDES.map((side, index) => h("label", { for: inputs[index].id }, h("span", {}, side), inputs[index])));
     const element = errors.attach(`regions.${region.id}.area`, inputs[0], (slot) =>
-        h("div", { class: "field" },
-            h("div", { class: "box-numbers", role: "group", "aria-label": `Box of ${region.name}, in percent` },
-                SIDES.map((side, index) => h("label", { for: inputs[index].id }, h("span", {}, side), inputs[index]))),
-            note, slot));
+        h("div", { class: "field" }, group, note, slot));
 
     function read() {
         const box = inputs.map((input) => Number(input.value) / 100);
@@ -94,7 +111,7 @@ function boxNumbers(region, regions, errors) {
         note.textContent = area ? (area.box ? "" : kindOf(area)) : "Nothing drawn yet: draw it on the canvas, or type a box.";
     }
     update(region);
-    return { element, update };
+    return { element, group, update };
 }
 
 function boxProblem(texts, [left, top, right, bottom]) {
@@ -112,7 +129,7 @@ function kindOf(area) {
     return `Painted: ${area.strokes.length} ${area.strokes.length === 1 ? "stroke" : "strokes"}.`;
 }
 
-function maskFile(region, { regions, errors, upload }) {
+function maskFile(region, { regions, errors, upload }, labels) {
     const input = h("input", {
         type: "file", accept: "image/png,image/jpeg,image/webp", class: "sr-only", id: `mask-${region.id}`,
         on: { change: () => input.files[0] && take(input.files[0]) },
@@ -128,6 +145,7 @@ function maskFile(region, { regions, errors, upload }) {
                 if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
             },
         },
-    }, icon("image"), "Mask from an image", h("span", { class: "sr-only" }, ` for ${region.name}`));
+    }, icon("image"), "Mask from an image");
+    labels.add(input, "Mask from an image for");
     return h("div", { class: "region-foot" }, input, label);
 }

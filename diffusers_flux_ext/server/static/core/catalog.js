@@ -18,7 +18,8 @@ const SERVERS_OWN = ["vram_gib", "offload"];
 export function createCatalog(schema, options) {
     const conditions = new Map(conditionNodes(schema).map((node) => [typeOf(node), conditionOf(node, schema)]));
     const methods = methodsOf(options, conditions);
-    const isOffered = (field) => (options.modules ?? []).some((each) => each.fields?.includes(field.name));
+    const modulesFor = (field) => (options.modules ?? []).filter((each) => fits(each, field));
+    const isOffered = (field) => modulesFor(field).length > 0;
     const section = (name) => groupFields(schema.properties[name], schema);
     return {
         options,
@@ -33,6 +34,7 @@ export function createCatalog(schema, options) {
             return method?.conditions.length === 1 ? method.name : type;
         },
         pipelines: pipelinesOf(schema, options),
+        modulesFor,
         /** Whether the server has a module for a field; without one there is nothing to choose. */
         isOffered,
         defaultPipeline: schema.properties.pipeline?.default ?? "FluxConditionedPipeline",
@@ -57,6 +59,12 @@ function methodsOf(options, conditions) {
     const known = new Set(listed.flatMap((each) => each.conditions));
     const others = [...conditions.values()].filter((each) => !known.has(each.type));
     return [...listed, ...others.map(({ type, about }) => ({ name: type, about, conditions: [type], pipelines: [] }))];
+}
+
+/** Whether a module can be what a field takes: by its class if that is known, else by the field's name. */
+function fits(module, { name, classes }) {
+    if (module.class && classes.length) return classes.includes(module.class);
+    return module.fields?.includes(name) ?? false;
 }
 
 function pipelinesOf(schema, options) {

@@ -15,6 +15,7 @@
  * @property {number|undefined} max
  * @property {any} fallback The default.
  * @property {any[]} choices
+ * @property {string[]} classes Those of a module.
  * @property {Field[]} fields Those of a group.
  * @property {boolean} open Whether a group takes entries of any name.
  */
@@ -59,6 +60,7 @@ export function fieldOf(name, node, root, required = false) {
         max: bound(singles, "maximum", "exclusiveMaximum"),
         fallback: top.default,
         choices: singles.flatMap((each) => each.enum ?? (each.const === undefined ? [] : [each.const])),
+        classes: top["x-classes"] ?? singles.flatMap((each) => each["x-classes"] ?? []),
         fields: kind === "group" ? fieldsOf(singles[0], root) : [],
         open: kind === "group" && singles[0].additionalProperties === true,
     };

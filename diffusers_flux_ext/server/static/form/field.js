@@ -11,6 +11,7 @@ import { regionControl } from "./region_control.js";
  * @typedef {object} Form What all fields share.
  * @property {any} store
  * @property {any} options What the server offers.
+ * @property {import("../core/catalog.js").Catalog} catalog
  * @property {import("./errors.js").Errors} errors
  * @property {() => string|null} lastImage URL of the last result, which can be used as an image.
  *

@@ -9,8 +9,7 @@ import { h } from "../core/dom.js";
  * @returns {import("./controls.js").Control}
  */
 export function moduleControl(field, value, form) {
-    const fitting = (form.options.modules ?? []).filter((each) => each.fields?.includes(field.name));
-    return offeredControl(field, value, fitting.map((each) => each.name));
+    return offeredControl(field, value, form.catalog.modulesFor(field).map((each) => each.name));
 }
 
 /** As `moduleControl`, for LoRAs that are an input of a method; several where a list is accepted. */

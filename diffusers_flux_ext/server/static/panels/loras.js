@@ -1,6 +1,6 @@
 /** LoRAs of the server, with weights and what is known of their files. */
 
-import { fill, h, uniqueId } from "../core/dom.js";
+import { fill, h } from "../core/dom.js";
 import { icon } from "../core/icons.js";
 import { panel } from "./panel.js";
 
@@ -67,15 +67,24 @@ export function createLorasPanel(form, catalog) {
 
 /** What `flux-ext lora inspect` says of a file. */
 function facts(inspect) {
-    const entries = Object.entries(inspect ?? {}).filter(([, value]) => value !== null && value !== undefined && value !== "");
+    const entries = Object.entries(inspect ?? {}).map(([name, value]) => [name, spoken(name, value)]).filter(([, text]) => text);
     if (!entries.length) return null;
-    const id = uniqueId("facts");
-    return h("dl", { class: "facts", id }, entries.map(([name, value]) =>
-        h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, spoken(value)))));
+    return h("dl", { class: "facts" }, entries.map(([name, text]) =>
+        h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, text))));
 }
 
-function spoken(value) {
-    if (Array.isArray(value)) return value.map(spoken).join(", ");
-    if (typeof value === "object") return Object.entries(value).map(([name, each]) => `${name} ${spoken(each)}`).join(", ");
-    return String(value);
+const SPOKEN = {
+    size: (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`,
+    // How many of a model's modules it changes.
+    modules: (parts) => Object.entries(parts).filter(([, [changed]]) => changed)
+        .map(([part, [changed, all]]) => `${part.replaceAll("_", " ")}: ${changed} of ${all}`).join(", "),
+    kinds: (kinds) => Object.keys(kinds).join(", "),
+    ranks: (ranks) => Object.keys(ranks).join(", "),
+};
+
+function spoken(name, value) {
+    if (value === null || value === undefined) return "";
+    if (SPOKEN[name]) return SPOKEN[name](value);
+    if (Array.isArray(value)) return value.map((each) => spoken("", each)).join("; ");
+    return typeof value === "object" ? JSON.stringify(value) : String(value);
 }

@@ -5,6 +5,8 @@ import { ensureSent, uploadsIn } from "../core/images.js";
 import { looksOf } from "../core/job.js";
 import { rememberLooks } from "../core/persist.js";
 
+const RETRY_SECONDS = 2;
+
 /**
  * @typedef {object} Told Who hears of it.
  * @property {(text: string, share: number|null) => void} progress `null` where the share is not known.
@@ -53,8 +55,23 @@ export function createRun(store, build, told) {
             done: () => finish(() => api.job(id).then(told.done)),
             failed: ({ error }) => finish(() => told.failed(error?.message ?? "The server could not draw this job.")),
             cancelled: () => finish(() => told.failed("Cancelled.")),
-            lost: () => finish(() => told.failed("The server does not know this job any longer.")),
+            lost: () => setTimeout(recover, RETRY_SECONDS * 1000, id),
         });
+    }
+
+    /** The stream was cut: ask what became of the job. */
+    async function recover(id) {
+        if (store.state.running !== id) return;
+        try {
+            const record = await api.job(id);
+            if (record.status === "done") await finish(() => told.done(record));
+            else if (record.finished) await finish(() => told.failed(record.error?.message ?? "Cancelled."));
+            else follow(id);
+        } catch (error) {
+            if (error.status === 404) return finish(() => told.failed("The server does not know this job any longer."));
+            told.progress("The server does not answer. Trying again …", null);
+            setTimeout(recover, RETRY_SECONDS * 1000, id);
+        }
     }
 
     async function finish(last) {
