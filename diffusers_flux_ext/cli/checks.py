@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..inputs.boxes import box_in_pixels
 from ..methods.releases import check_counts
+from ..tiny import TINY, TINY_CALL
 from .errors import CommandLineError
-from .tiny import TINY, TINY_CALL
 
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)

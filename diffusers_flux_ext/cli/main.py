@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..methods.installed import GROUP, load_installed_methods
+from ..tiny import TINY
 from .checks import check_demo, check_generate, check_lora, check_plan
 from .convert import add_convert_command, check_convert, run_convert
 from .devices import check_device
@@ -16,7 +17,7 @@ from .lora import add_lora_commands, run_lora
 from .parsing import Entity, parse_entity, parse_positive, parse_scale, parse_seed, parse_size, parse_text_tokens
 from .plan import add_plan_command, run_plan
 from .quiet import quiet_libraries
-from .tiny import TINY
+from .serve import add_serve_command, run_serve
 from .train import add_train_command, run_train
 
 
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert_command(commands)
     add_lora_commands(commands)
     add_plan_command(commands)
+    add_serve_command(commands)
     add_train_command(commands)
     add_env_command(commands)
     return parser
@@ -160,6 +162,14 @@ def _run_training(args: argparse.Namespace) -> int:
         return 1
 
 
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        return run_serve(args)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        return 1
+
+
 def _draw(args: argparse.Namespace) -> int:
     check_device(getattr(args, "device", None))
     with quiet_libraries(args):
@@ -186,6 +196,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "env": run_env,
     "lora": _run_quietly(run_lora),
     "plan": _run_quietly(run_plan),
+    "serve": _run_quietly(_serve),
     "train": _run_quietly(_run_training),
 }
 

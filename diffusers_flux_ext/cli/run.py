@@ -16,9 +16,9 @@ from ..checkpoints.pipeline_folders import check_pipeline_folder
 from ..checkpoints.writing import check_target, written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from ..pipeline.call_inputs import SCHNELL_TEXT_TOKENS, is_schnell
+from ..tiny import TINY, TINY_CALL, TINY_LORA, named_model
 from .contact_sheet import contact_sheet
 from .devices import best_device
-from .tiny import TINY, TINY_CALL, TINY_LORA, named_model
 
 
 logger = logging.get_logger(__name__)
