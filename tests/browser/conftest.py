@@ -42,7 +42,9 @@ def flux(context: Any, server: str) -> Iterator[FluxPage]:
     asked, failed = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: failed.append(str(error)))
-    page.on("console", lambda message: failed.append(message.text) if "Content Security Policy" in message.text else None)
+    page.on(
+        "console", lambda message: failed.append(message.text) if "Content Security Policy" in message.text else None
+    )
     yield FluxPage(page, server).open()
     page.close()
     assert [url for url in asked if not url.startswith((f"{server}/", f"blob:{server}/", "data:"))] == []

@@ -26,7 +26,9 @@ def test_every_condition_has_a_panel_with_its_fields_and_help_texts(flux, option
     for type_ in types:
         flux.add_condition(type_)
         card = flux.page.locator("#panel-methods .card").last
-        names = card.locator("[data-field]").evaluate_all("all => all.map(each => each.dataset.field.split('.').pop())")
+        names = card.locator("[data-field]").evaluate_all(
+            "all => all.map(each => each.dataset.field.split('.').pop())"
+        )
         properties = schema["$defs"][type_]["properties"]
         needed = set(schema["$defs"][type_]["required"]) - {"type"}
         assert needed <= set(names) <= set(properties)
@@ -35,7 +37,8 @@ def test_every_condition_has_a_panel_with_its_fields_and_help_texts(flux, option
         help_texts = card.locator(".help").all_text_contents()
         for name in needed:
             words = re.match("[^`[(.]*", properties[name]["description"])[0].strip()
-            assert words and any(words[:30] in text for text in help_texts), name
+            assert words
+            assert any(words[:30] in text for text in help_texts), name
     assert flux.page.locator("#panel-methods .card").count() == len(types)
 
 
@@ -46,7 +49,9 @@ def test_every_pipeline_has_its_own_arguments(flux, options, schema):
         flux.page.locator("#add-method").click()
         flux.page.locator(f"dialog [data-pipeline='{name}']").click()
         assert flux.job()["pipeline"] == name
-        shown = set(flux.page.locator("[data-field^='call.']").evaluate_all("all => all.map(each => each.dataset.field)"))
+        shown = set(
+            flux.page.locator("[data-field^='call.']").evaluate_all("all => all.map(each => each.dataset.field)")
+        )
         assert {f"call.{each}" for each in schema["$defs"][f"{name}Call"]["properties"]} == shown
 
 
@@ -71,7 +76,8 @@ def test_modules_of_the_server_are_chosen_where_they_fit(flux, options):
     flux.add_condition("ControlNetImage")
     choices = flux.page.locator("#panel-methods .card select").first.locator("option").all_inner_texts()
     fitting = [name for name, class_ in offered.items() if class_ == "FluxControlNetModel"]
-    assert fitting and choices[1:] == fitting
+    assert fitting
+    assert choices[1:] == fitting
 
 
 def test_a_file_is_dropped_and_the_last_result_is_used(flux):
@@ -102,6 +108,7 @@ def test_loras_have_weights_and_what_is_known_of_their_files(flux, options):
     assert flux.job()["loras"] == [{"path": each["name"], "weight": 0.5} for each in options["loras"]]
     facts = flux.page.locator("#panel-loras .facts").first.inner_text()
     known = options["loras"][0]["inspect"]
-    assert known["format"] in facts and next(iter(known["ranks"])) in facts
+    assert known["format"] in facts
+    assert next(iter(known["ranks"])) in facts
     flux.page.get_by_role("button", name=f"Remove {options['loras'][0]['name']}").click()
     assert len(flux.job().get("loras", [])) == len(options["loras"]) - 1

@@ -86,8 +86,10 @@ def test_nothing_is_wider_than_the_window(flux, width):
     fill(flux)
     assert flux.page.evaluate("document.documentElement.scrollWidth") <= width
     wider = flux.page.evaluate(
-        "[...document.querySelectorAll('main *')].filter((each) => each.checkVisibility() && !each.closest('.sr-only') && "
-        "each.getBoundingClientRect().right > innerWidth + 1).map((each) => `${each.tagName} ${each.className}`)"
+        """[...document.querySelectorAll("main *")]
+            .filter((each) => each.checkVisibility() && !each.closest(".sr-only"))
+            .filter((each) => each.getBoundingClientRect().right > innerWidth + 1)
+            .map((each) => `${each.tagName} ${each.className}`)"""
     )
     assert wider == []
 
@@ -114,7 +116,9 @@ def test_the_check_of_accessibility_finds_what_is_wrong(flux):
         }"""
     )
     found = "\n".join(flux.page.evaluate(CHECK))
-    assert all(part in found for part in ("input#-.- has no name", "has no text", "names nowhere", "p#-.hint has a contrast"))
+    assert all(
+        part in found for part in ("input#-.- has no name", "has no text", "names nowhere", "p#-.hint has a contrast")
+    )
 
 
 def test_every_focus_is_seen(flux):

@@ -69,7 +69,8 @@ function createDrawing(store, catalog, errors, lastImage) {
     const list = createRegionList(byId("regions"), store, regions, errors, upload);
     const drawn = (id, type) => type !== "touch" && brush.tool === "box" && list.focus(id);
     const board = { canvas, store, regions, view, brush, say, drawn };
-    byId("tools").append(createToolbar(brush, regions, createBackdropChoice(store, view, catalog, lastImage)));
+    byId("tools").append(createToolbar(brush, regions));
+    byId("stage-head").append(createBackdropChoice(store, view, catalog, lastImage));
     listenToPointer(board);
     listenToKeys(board);
     listenToUndo(regions);

@@ -15,10 +15,9 @@ const WIDTHS = { min: 1, max: 40 };
 /**
  * @param {{tool: string, width: number}} brush changed in place
  * @param {ReturnType<typeof import("./regions.js").createRegions>} regions
- * @param {HTMLElement} backdrop
  * @returns {HTMLElement}
  */
-export function createToolbar(brush, regions, backdrop) {
+export function createToolbar(brush, regions) {
     const tools = TOOLS.map((tool) => toolChoice(tool, brush));
     const width = h("input", {
         type: "range", ...WIDTHS, value: String(Math.round(brush.width * 100)), "aria-label": "Width of the brush, in percent",
@@ -37,7 +36,6 @@ export function createToolbar(brush, regions, backdrop) {
         h("div", { class: "segments", role: "radiogroup", "aria-label": "Tool" }, tools.map((each) => each.label)),
         h("div", { class: "steps" }, undo, redo),
         h("label", { class: "brush-width" }, h("span", {}, "Brush"), width),
-        backdrop,
     );
 }
 
