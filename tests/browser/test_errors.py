@@ -1,5 +1,7 @@
 """Whatever is wrong is said in words, where it is."""
 
+import json
+
 import pytest
 
 from tests.browser.test_state import BOX, png
@@ -8,21 +10,18 @@ from tests.browser.test_state import BOX, png
 pytestmark = pytest.mark.browser
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
+def test_a_value_that_is_no_number_is_named_as_soon_as_it_is_typed(flux):
+    for name, value, says in [
         ("num_inference_steps", "many", "Got many; expected a whole number."),
         ("num_inference_steps", "2.5", "Got 2.5; expected a whole number."),
         ("true_cfg_scale", "1, 2", "True CFG takes one number, got 2."),
         ("seed", "-1", "Got -1; expected 0 or more."),
-    ],
-)
-def test_a_value_that_is_no_number_is_named_as_soon_as_it_is_typed(flux, name, value, says):
-    flux.set_call(name, value)
-    assert flux.error_at(f"call.{name}") == says
-    assert flux.page.locator(f"[data-field='call.{name}'] [aria-invalid=true]").count() == 1
-    flux.set_call(name, "4")
-    assert flux.error_at(f"call.{name}") == ""
+    ]:
+        flux.set_call(name, value)
+        assert flux.error_at(f"call.{name}") == says
+        assert flux.page.locator(f"[data-field='call.{name}'] [aria-invalid=true]").count() == 1
+        flux.set_call(name, "4")
+        assert flux.error_at(f"call.{name}") == ""
 
 
 def test_what_the_server_refuses_is_shown_at_the_fields(flux):
@@ -80,12 +79,27 @@ def test_files_that_are_no_images_are_refused_in_words(flux):
     assert flux.error_at("call.image") == ""
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "This is not JSON"), ("[1]", "A job is an object in braces.")])
-def test_json_that_is_no_job_is_refused_in_words(flux, text, says):
+def test_json_that_is_no_job_is_refused_in_words(flux):
     flux.open_panel("job")
-    flux.page.locator("#job-json").fill(text)
+    for text, says in [("{", "This is not JSON"), ("[1]", "A job is an object in braces.")]:
+        flux.page.locator("#job-json").fill(text)
+        flux.page.get_by_role("button", name="Apply changes").click()
+        assert flux.page.locator("#panel-job .error").inner_text().startswith(says)
+
+
+def test_what_the_server_refuses_of_a_method_is_shown_in_its_panel(flux):
+    flux.open_panel("job")
+    conditions = [
+        {"type": "EntityRegions", "prompts": ["a star"], "masks": [[0.1, 0.1, 0.5, 0.5]]},
+        {"type": "InpaintRegion", "image": "upload:" + "0" * 64, "mask": [0.5, 0.5, 0.9, 0.9]},
+    ]
+    flux.page.locator("#job-json").fill(json.dumps({**flux.job(), "conditions": conditions}))
     flux.page.get_by_role("button", name="Apply changes").click()
-    assert flux.page.locator("#panel-job .error").inner_text().startswith(says)
+    flux.start()
+    flux.page.wait_for_selector(".problems li")
+    shown = flux.page.locator("#panel-methods [data-field$='.image'] .error").first.inner_text()
+    assert shown
+    assert shown in flux.problems()
 
 
 def test_a_server_that_is_gone_is_named(flux):

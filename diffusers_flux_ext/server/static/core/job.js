@@ -43,12 +43,13 @@ export function areaFromJob(value) {
 }
 
 /**
- * @param {any} job
+ * @param {any} given the job
  * @param {(type: string, field: string) => boolean} isRegion whether a field of a condition holds regions
  * @param {Record<string, {name: string, color: string}>} [looks] names and colours by the text of an area
  * @returns {Draft}
  */
-export function draftOf(job, isRegion, looks = {}) {
+export function draftOf(given, isRegion, looks = {}) {
+    const job = withUploads(given);
     const model = typeof job.model === "string" ? job.model : job.model?.path ?? "";
     const draft = { ...emptyDraft(model), call: { prompt: "", ...job.call }, suggested: true };
     draft.pipeline = job.pipeline ?? null;
@@ -85,6 +86,14 @@ function canvasCondition(drawn, entity) {
 
 function addFilled(job, name, values) {
     if (Object.keys(values).length) job[name] = values;
+}
+
+/** Name the inputs of a job in an image, which are there by their SHA-256, as the uploads that they were. */
+function withUploads(value) {
+    if (value === null || typeof value !== "object") return value;
+    if (Array.isArray(value)) return value.map(withUploads);
+    if (typeof value.sha256 === "string") return `upload:${value.sha256}`;
+    return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, withUploads(each)]));
 }
 
 function withAreas(value, regions) {

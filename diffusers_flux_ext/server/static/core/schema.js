@@ -17,6 +17,7 @@
  * @property {any[]} choices
  * @property {string[]} classes Those of a module.
  * @property {Field[]} fields Those of a group.
+ * @property {string} [example] What an empty control shows.
  * @property {boolean} open Whether a group takes entries of any name.
  */
 

@@ -16,7 +16,7 @@ export function textControl(field, value) {
     const isOptional = !field.required && field.fallback !== "";
     const isLong = /prompt|instruction|text/.test(field.name);
     const node = h(isLong ? "textarea" : "input", {
-        id: value.id, value: shownText(value.get()), placeholder: fallbackText(field), rows: isLong ? 2 : null,
+        id: value.id, value: shownText(value.get()), placeholder: field.example ?? fallbackText(field), rows: isLong ? 2 : null,
         on: { input: () => value.set(node.value === "" && isOptional ? undefined : node.value) },
     });
     return { element: node };

@@ -54,8 +54,10 @@ export function createCallPanels(form, catalog, promptTarget) {
     return [settingsPanel.element, imagesPanel.element];
 }
 
+/** The prompt of the whole image, as a text that may be empty. */
 function promptField(field) {
-    return { ...field, kind: "text", single: true, list: false, nullable: false, fallback: "", title: "The whole image", about: "" };
+    const text = { kind: "text", single: true, list: false, nullable: false, fallback: "" };
+    return { ...field, ...text, title: "The whole image", about: "", example: "What is all around, such as: a white background" };
 }
 
 function byRank(fields) {

@@ -70,8 +70,10 @@ function facts(inspect) {
     const entries = Object.entries(inspect ?? {}).map(([name, value]) => [name, spoken(name, value)]).filter(([, text]) => text);
     if (!entries.length) return null;
     return h("dl", { class: "facts" }, entries.map(([name, text]) =>
-        h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, text))));
+        h("div", {}, h("dt", {}, LABELS[name] ?? name.replaceAll("_", " ")), h("dd", {}, text))));
 }
+
+const LABELS = { diffusers: "in diffusers", modules: "changes" };
 
 const SPOKEN = {
     size: (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`,
