@@ -137,7 +137,7 @@ class _Spelling:
         path = self.paths.get(id(module)) or getattr(getattr(module, "config", None), "_name_or_path", None)
         if not path:
             raise JobError.of(
-                place, f"is a {type(module).__name__} of which no path is known; give it in `modules`, by its path"
+                place, f"no path is known of this {type(module).__name__}; give it in `modules`, by its path"
             )
         return str(path)
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 
 from diffusers_flux_ext.server.app import create_app
 from diffusers_flux_ext.server.errors import RequestError
+from diffusers_flux_ext.server.launch import JobServer, address_of, open_socket
 from diffusers_flux_ext.server.limits import Limits
 from diffusers_flux_ext.server.room import ModelRoom
 from diffusers_flux_ext.server.served import Served, ServedLoRA, ServedModel
@@ -116,3 +118,17 @@ def wait_for(client: TestClient, name: str, *statuses: str) -> dict[str, Any]:
             return record
         time.sleep(0.005)
     raise AssertionError(f"still {record['status']}")
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a port of loopback; yields its address."""
+    started, socket = threading.Event(), open_socket("127.0.0.1", 0)
+    server = JobServer(app, app.state.service, started.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    assert started.wait(30)
+    yield address_of(socket)
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
