@@ -39,6 +39,7 @@ from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.apply import VRAMBudgetMixin
+from ..parallel.enable import ParallelMixin
 from .call_checks import check_arguments, check_storage
 from .call_inputs import (
     PromptInputs,
@@ -62,7 +63,7 @@ PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
 class FluxConditionedPipeline(
-    SingleFilePipelineMixin, FluxExtLoraLoaderMixin, VRAMBudgetMixin, DenoisingLoopMixin, FluxPipeline
+    SingleFilePipelineMixin, FluxExtLoraLoaderMixin, VRAMBudgetMixin, ParallelMixin, DenoisingLoopMixin, FluxPipeline
 ):
     r"""FLUX.1 with any set of conditions in one denoising loop.
 
