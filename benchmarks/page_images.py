@@ -10,11 +10,15 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from benchmarks.support.browser import FluxPage, missing_browser, open_browser, serve_tiny
 
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ViewportSize
 
 LEFT = (0.08, 0.3, 0.46, 0.7)
 ZIGZAG = [
@@ -27,7 +31,8 @@ ZIGZAG = [
     (0.84, 0.62),
     (0.62, 0.62),
 ]
-DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1440, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 COLORS = 256
 
 
@@ -94,7 +99,7 @@ def main() -> None:
         parser.error(missing)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as state, open_browser() as browser, serve_tiny(Path(state)) as address:
-        flux = FluxPage(browser.new_page(viewport=DESKTOP), address).open()
+        flux = FluxPage(browser.new_page(viewport=DESKTOP, reduced_motion="reduce"), address).open()
         for name, prepare in SCENES.items():
             prepare(flux)
             flux.page.wait_for_timeout(300)

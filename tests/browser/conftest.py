@@ -27,7 +27,8 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @pytest.fixture(scope="session")
 def context(browser: Any, server: str) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    viewport = {"width": 1440, "height": 900}
+    context = browser.new_context(viewport=viewport, accept_downloads=True, reduced_motion="reduce")
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server)
     yield context
     context.close()

@@ -33,7 +33,7 @@ export function createTabs(names) {
         /** Show a view, and bring it into sight. */
         reveal(name) {
             show(name);
-            tabs[0].closest("section").scrollIntoView({ block: "nearest", behavior: "smooth" });
+            tabs[0].closest("section").scrollIntoView({ block: "nearest" });
         },
     };
 }
