@@ -13,7 +13,7 @@ import { byId, h } from "./core/dom.js";
 import { canvasSize, emptyDraft } from "./core/draft.js";
 import { addImage } from "./core/images.js";
 import { buildJob, draftOf } from "./core/job.js";
-import { keepSaved, looksOfJob, savedDraft } from "./core/persist.js";
+import { keepSaved, savedDraft } from "./core/persist.js";
 import { createStore } from "./core/store.js";
 import { createErrors } from "./form/errors.js";
 import { createCallPanels } from "./panels/call.js";
@@ -37,7 +37,14 @@ async function start() {
     const store = createStore(firstDraft(catalog));
     const errors = createErrors();
     const tabs = createTabs(["draw", "result", "compare"]);
-    const results = createResults({ store, catalog, errors, tabs, load: (job, looks) => store.replace(draftOf(job, catalog.isRegion, looks)), say });
+    const results = createResults({
+        store,
+        catalog,
+        errors,
+        tabs,
+        load: (job, looks) => store.replace(draftOf(job, catalog.isRegion, looks)),
+        say,
+    });
     const form = { store, options, catalog, errors, lastImage: results.lastImage };
 
     createModelChoice(byId("model-choice"), store, catalog);
@@ -81,7 +88,7 @@ function createSettings(form, catalog, drawRegions) {
     const { store } = form;
     const more = createMorePanels(form, catalog);
     const [settings, images] = createCallPanels(form, catalog, byId("prompt"));
-    const load = (job) => store.replace(draftOf(job, catalog.isRegion, looksOfJob("loaded")));
+    const load = (job) => store.replace(draftOf(job, catalog.isRegion));
     const panels = [
         settings,
         createLorasPanel(form, catalog),
@@ -97,5 +104,6 @@ function createSettings(form, catalog, drawRegions) {
 start().catch((error) => {
     byId("loading").replaceChildren(
         h("p", { class: "error" }, error.message),
-        h("button", { type: "button", class: "button", on: { click: () => location.reload() } }, "Try again"));
+        h("button", { type: "button", class: "button", on: { click: () => location.reload() } }, "Try again"),
+    );
 });

@@ -7,8 +7,14 @@ export const LEAST = 0.02;
 
 /** Handles of a box: which of its sides each of them moves. */
 export const HANDLES = [
-    { name: "nw", x: 0, y: 1 }, { name: "n", x: null, y: 1 }, { name: "ne", x: 2, y: 1 }, { name: "e", x: 2, y: null },
-    { name: "se", x: 2, y: 3 }, { name: "s", x: null, y: 3 }, { name: "sw", x: 0, y: 3 }, { name: "w", x: 0, y: null },
+    { name: "nw", x: 0, y: 1 },
+    { name: "n", x: null, y: 1 },
+    { name: "ne", x: 2, y: 1 },
+    { name: "e", x: 2, y: null },
+    { name: "se", x: 2, y: 3 },
+    { name: "s", x: null, y: 3 },
+    { name: "sw", x: 0, y: 3 },
+    { name: "w", x: 0, y: null },
 ];
 
 /** Round to what a job holds: finer than a pixel of any canvas. */
@@ -18,11 +24,13 @@ export const clamped = (value) => Math.min(1, Math.max(0, value));
 
 /** Return the box between two points. @returns {Box} */
 export function boxBetween([ax, ay], [bx, by]) {
-    return [Math.min(ax, bx), Math.min(ay, by), Math.max(ax, bx), Math.max(ay, by)].map((each) => rounded(clamped(each)));
+    return [Math.min(ax, bx), Math.min(ay, by), Math.max(ax, bx), Math.max(ay, by)].map((each) =>
+        rounded(clamped(each)),
+    );
 }
 
 /** Move a box, and keep it inside of the canvas. @returns {Box} */
-export function movedBox([left, top, right, bottom], dx, dy) {
+function movedBox([left, top, right, bottom], dx, dy) {
     const x = Math.min(1 - right, Math.max(-left, dx));
     const y = Math.min(1 - bottom, Math.max(-top, dy));
     return [left + x, top + y, right + x, bottom + y].map(rounded);
@@ -53,10 +61,22 @@ export function boundsOf(area) {
     if (!spans.length) return null;
     const side = (pick, at) => clamped(pick(...at));
     return [
-        side(Math.min, spans.map(([x, , r]) => x - r)),
-        side(Math.min, spans.map(([, y, r]) => y - r)),
-        side(Math.max, spans.map(([x, , r]) => x + r)),
-        side(Math.max, spans.map(([, y, r]) => y + r)),
+        side(
+            Math.min,
+            spans.map(([x, , r]) => x - r),
+        ),
+        side(
+            Math.min,
+            spans.map(([, y, r]) => y - r),
+        ),
+        side(
+            Math.max,
+            spans.map(([x, , r]) => x + r),
+        ),
+        side(
+            Math.max,
+            spans.map(([, y, r]) => y + r),
+        ),
     ];
 }
 

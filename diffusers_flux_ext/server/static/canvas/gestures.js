@@ -46,7 +46,8 @@ function drawBox(board, start, type) {
     const id = regions.begin({ box }, isFree);
     return {
         move: (point) => regions.preview(id, { box: (box = boxBetween(start, point)) }),
-        end: () => finish(board, id, type, box[2] - box[0] >= LEAST && box[3] - box[1] >= LEAST, "Drag to draw a box."),
+        end: () =>
+            finish(board, id, type, box[2] - box[0] >= LEAST && box[3] - box[1] >= LEAST, "Drag to draw a box."),
     };
 }
 

@@ -91,6 +91,9 @@ async function load(id, redraw) {
     if (!url) return;
     const image = new Image();
     image.src = url;
-    await image.decode().then(() => loaded.set(id, image), () => null);
+    await image.decode().then(
+        () => loaded.set(id, image),
+        () => null,
+    );
     redraw();
 }

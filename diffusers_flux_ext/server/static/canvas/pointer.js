@@ -3,7 +3,7 @@
 import { selectedRegion } from "../core/draft.js";
 import { clamped, HANDLES, handlePoint, isNear, rounded } from "./geometry.js";
 import { GESTURES, resize } from "./gestures.js";
-import { HANDLE } from "./view.js";
+import { HANDLE } from "./marks.js";
 
 /** How near to a handle counts, in CSS pixels; fingers need more. */
 const REACH = { mouse: HANDLE + 3, pen: HANDLE + 6, touch: HANDLE + 14 };
@@ -24,7 +24,7 @@ export function listenToPointer(board) {
         canvas.focus({ preventScroll: true });
     });
     canvas.addEventListener("pointermove", (event) => {
-        const passed = gesture ? event.getCoalescedEvents?.() ?? [] : [];
+        const passed = gesture ? (event.getCoalescedEvents?.() ?? []) : [];
         for (const each of passed.length ? passed : [event]) gesture?.move(pointOf(canvas, each));
         view.setBrush(brushAt(board, event));
         canvas.style.cursor = cursorAt(board, event);

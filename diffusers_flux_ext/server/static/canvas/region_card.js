@@ -2,9 +2,7 @@
 
 import { h } from "../core/dom.js";
 import { icon } from "../core/icons.js";
-import { boundsOf } from "./geometry.js";
-
-const SIDES = ["Left", "Top", "Right", "Bottom"];
+import { boxNumbers } from "./box_numbers.js";
 
 /**
  * @param {import("../core/draft.js").Region} region
@@ -16,32 +14,45 @@ export function createCard(region, context) {
     const isSelected = store.state.selected === region.id;
     const labels = createLabels();
     const color = h("input", {
-        type: "color", value: region.color, class: "swatch", id: `color-${region.id}`,
+        type: "color",
+        value: region.color,
+        class: "swatch",
+        id: `color-${region.id}`,
         on: { input: () => set({ color: color.value }), change: regions.settle },
     });
     const name = h("input", {
-        value: region.name, class: "quiet-input", id: `name-${region.id}`,
+        value: region.name,
+        class: "quiet-input",
+        id: `name-${region.id}`,
         on: { input: () => set({ name: name.value }), change: regions.settle },
     });
     const prompt = h("textarea", {
-        value: region.prompt, rows: 2, id: `prompt-${region.id}`, placeholder: "What is here?",
+        value: region.prompt,
+        rows: 2,
+        id: `prompt-${region.id}`,
+        placeholder: "What is here?",
         on: { input: () => set({ prompt: prompt.value }), change: regions.settle },
     });
     const promptField = errors.attach(`regions.${region.id}.prompt`, prompt, (slot) =>
-        h("div", { class: "field" }, prompt, slot));
+        h("div", { class: "field" }, prompt, slot),
+    );
     const numbers = boxNumbers(region, regions, errors);
     labels.add(color, "Colour of");
     labels.add(name, "Name of");
     labels.add(prompt, "Prompt of");
     labels.add(numbers.group, "Box in percent of");
-    const element = h("li", {
-        class: `region-card${isSelected ? " is-selected" : ""}`, "aria-current": isSelected ? "true" : null,
-        on: { focusin: () => regions.select(region.id), pointerdown: () => regions.select(region.id) },
-    },
-    h("div", { class: "row region-head" }, color, name, cardButtons(region, regions, labels)),
-    promptField,
-    numbers.element,
-    maskFile(region, context, labels));
+    const element = h(
+        "li",
+        {
+            class: `region-card${isSelected ? " is-selected" : ""}`,
+            "aria-current": isSelected ? "true" : null,
+            on: { focusin: () => regions.select(region.id), pointerdown: () => regions.select(region.id) },
+        },
+        h("div", { class: "row region-head" }, color, name, cardButtons(region, regions, labels)),
+        promptField,
+        numbers.element,
+        maskFile(region, context, labels),
+    );
     element.style.setProperty("--color", region.color);
     labels.write(region.name);
     return {
@@ -72,80 +83,58 @@ function createLabels() {
 
 function cardButtons(region, regions, labels) {
     const button = (name, title, act) => {
-        const node = h("button", {
-            type: "button", class: "icon-button small", id: `${name}-${region.id}`, title, on: { click: act },
-        }, icon(name));
+        const node = h(
+            "button",
+            {
+                type: "button",
+                class: "icon-button small",
+                id: `${name}-${region.id}`,
+                title,
+                on: { click: act },
+            },
+            icon(name),
+        );
         labels.add(node, title);
         return node;
     };
-    return h("div", { class: "card-buttons" },
+    return h(
+        "div",
+        { class: "card-buttons" },
         button("up", "Move up", () => regions.reorder(region.id, -1)),
         button("down", "Move down", () => regions.reorder(region.id, 1)),
-        button("delete", "Delete", () => regions.remove(region.id)));
-}
-
-function boxNumbers(region, regions, errors) {
-    const inputs = SIDES.map((side, index) =>
-        h("input", {
-            type: "number", min: 0, max: 100, step: "any", id: `side-${index}-${region.id}`, inputmode: "decimal",
-            on: { change: read },
-        }));
-    const note = h("p", { class: "hint" });
-    const group = h("div", { class: "box-numbers", role: "group" },
-        SIDES.map((side, index) => h("label", { for: inputs[index].id }, h("span", {}, side), inputs[index])));
-    const element = errors.attach(`regions.${region.id}.area`, inputs[0], (slot) =>
-        h("div", { class: "field" }, group, note, slot));
-
-    function read() {
-        const box = inputs.map((input) => Number(input.value) / 100);
-        const wrong = boxProblem(inputs.map((input) => input.value), box);
-        errors.show(`regions.${region.id}.area`, wrong);
-        if (!wrong) regions.setArea(region.id, { box: box.map((each) => Math.round(each * 10000) / 10000) });
-    }
-    function update({ area }) {
-        const bounds = boundsOf(area);
-        inputs.forEach((input, index) => {
-            input.disabled = Boolean(area && !area.box);
-            if (document.activeElement !== input) input.value = bounds ? String(Math.round(bounds[index] * 1000) / 10) : "";
-        });
-        note.textContent = area ? (area.box ? "" : kindOf(area)) : "Nothing drawn yet: draw it on the canvas, or type a box.";
-    }
-    update(region);
-    return { element, group, update };
-}
-
-function boxProblem(texts, [left, top, right, bottom]) {
-    const missing = SIDES.filter((_, index) => texts[index] === "" || Number.isNaN(Number(texts[index])));
-    if (missing.length === SIDES.length) return "";
-    if (missing.length) return `Give ${missing.join(", ").toLowerCase()} as well, in percent of the canvas.`;
-    if ([left, top, right, bottom].some((each) => each < 0 || each > 1)) return "Sides are from 0 to 100 percent of the canvas.";
-    if (left >= right) return "The right side must be beyond the left one.";
-    return top >= bottom ? "The bottom must be below the top." : "";
-}
-
-function kindOf(area) {
-    if (area.image) return "A mask from an image: white is inside.";
-    if (area.polygon) return `Drawn with the lasso: ${area.polygon.length} points.`;
-    return `Painted: ${area.strokes.length} ${area.strokes.length === 1 ? "stroke" : "strokes"}.`;
+        button("delete", "Delete", () => regions.remove(region.id)),
+    );
 }
 
 function maskFile(region, { regions, errors, upload }, labels) {
     const input = h("input", {
-        type: "file", accept: "image/png,image/jpeg,image/webp", class: "sr-only", id: `mask-${region.id}`,
+        type: "file",
+        accept: "image/png,image/jpeg,image/webp",
+        class: "sr-only",
+        id: `mask-${region.id}`,
         on: { change: () => input.files[0] && take(input.files[0]) },
     });
     const take = (file) =>
-        upload(file).then((image) => regions.setArea(region.id, { image }), (error) => errors.show(`regions.${region.id}.area`, error.message));
-    const label = h("label", {
-        for: input.id, class: "link-button",
-        on: {
-            dragover: (event) => event.preventDefault(),
-            drop: (event) => {
-                event.preventDefault();
-                if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+        upload(file).then(
+            (image) => regions.setArea(region.id, { image }),
+            (error) => errors.show(`regions.${region.id}.area`, error.message),
+        );
+    const label = h(
+        "label",
+        {
+            for: input.id,
+            class: "link-button",
+            on: {
+                dragover: (event) => event.preventDefault(),
+                drop: (event) => {
+                    event.preventDefault();
+                    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+                },
             },
         },
-    }, icon("image"), "Mask from an image");
+        icon("image"),
+        "Mask from an image",
+    );
     labels.add(input, "Mask from an image for");
     return h("div", { class: "region-foot" }, input, label);
 }

@@ -4,7 +4,12 @@ import { fill, h } from "../core/dom.js";
 import { icon } from "../core/icons.js";
 import { createCard } from "./region_card.js";
 
-const FIRST_BOXES = [[0.08, 0.3, 0.46, 0.7], [0.54, 0.3, 0.92, 0.7], [0.3, 0.04, 0.7, 0.3], [0.3, 0.7, 0.7, 0.96]];
+const FIRST_BOXES = [
+    [0.08, 0.3, 0.46, 0.7],
+    [0.54, 0.3, 0.92, 0.7],
+    [0.3, 0.04, 0.7, 0.3],
+    [0.3, 0.7, 0.7, 0.96],
+];
 
 /**
  * @param {HTMLElement} target
@@ -20,9 +25,13 @@ export function createRegionList(target, store, regions, errors, upload) {
         const id = regions.add(area);
         cards.get(id)?.focus();
     };
-    fill(target,
-        list, empty,
-        h("div", { class: "row" },
+    fill(
+        target,
+        list,
+        empty,
+        h(
+            "div",
+            { class: "row" },
             addButton("Add box", () => add({ box: FIRST_BOXES[store.state.regions.length % FIRST_BOXES.length] })),
             addButton("Add empty", () => add(null)),
         ),
@@ -32,8 +41,13 @@ export function createRegionList(target, store, regions, errors, upload) {
 
     function rebuild() {
         const focused = document.activeElement?.id;
-        cards = new Map(store.state.regions.map((region) => [region.id, createCard(region, { store, regions, errors, upload })]));
-        fill(list, [...cards.values()].map((card) => card.element));
+        cards = new Map(
+            store.state.regions.map((region) => [region.id, createCard(region, { store, regions, errors, upload })]),
+        );
+        fill(
+            list,
+            [...cards.values()].map((card) => card.element),
+        );
         empty.hidden = cards.size > 0;
         if (focused && list.querySelector(`#${CSS.escape(focused)}`)) document.getElementById(focused)?.focus();
     }

@@ -1,43 +1,16 @@
 /** What can be done with the regions of a draft; every step can be undone. */
 
 import { newRegion, selectedRegion } from "../core/draft.js";
-
-const MOST_STEPS = 100;
+import { createSteps } from "./steps.js";
 
 /** @param {ReturnType<typeof import("../core/store.js").createStore>} store */
 export function createRegions(store) {
-    const snapshot = () => JSON.stringify(store.state.regions);
-    let steps = [snapshot()];
-    let at = 0;
-    const listeners = new Set();
-
-    const record = () => {
-        if (snapshot() === steps[at]) return;
-        steps = [...steps.slice(0, at + 1), snapshot()].slice(-MOST_STEPS);
-        at = steps.length - 1;
-        listeners.forEach((listener) => listener());
-    };
-    const restore = (index) => {
-        if (!steps[index]) return;
-        at = index;
-        store.update((draft) => {
-            draft.regions = JSON.parse(steps[at]);
-            if (!selectedRegion(draft)) draft.selected = draft.regions.at(-1)?.id ?? null;
-        }, "shape");
-        listeners.forEach((listener) => listener());
-    };
+    const steps = createSteps(store);
     const find = (draft, id) => draft.regions.find((each) => each.id === id);
     const change = (act, kind = "shape") => {
         store.update(act, kind);
-        record();
+        steps.record();
     };
-    store.subscribe((_, kind) => {
-        if (kind !== "reset") return;
-        steps = [snapshot()];
-        at = 0;
-        listeners.forEach((listener) => listener());
-    });
-
     return {
         /** Add a region and select it. Returns its id. */
         add(area = null) {
@@ -62,7 +35,7 @@ export function createRegions(store) {
             }, "shape");
             return region.id;
         },
-        abandon: () => restore(at),
+        abandon: () => steps.move(0),
         setArea(id, area) {
             change((draft) => (find(draft, id).area = area), "edit");
         },
@@ -74,12 +47,13 @@ export function createRegions(store) {
         set(id, values) {
             store.update((draft) => Object.assign(find(draft, id), values));
         },
-        settle: record,
+        settle: steps.record,
         remove(id) {
             change((draft) => {
                 const index = draft.regions.findIndex((each) => each.id === id);
                 draft.regions.splice(index, 1);
-                if (draft.selected === id) draft.selected = draft.regions[Math.min(index, draft.regions.length - 1)]?.id ?? null;
+                if (draft.selected === id)
+                    draft.selected = draft.regions[Math.min(index, draft.regions.length - 1)]?.id ?? null;
             });
         },
         /** Move a region up (-1) or down (1) in the list. */
@@ -94,10 +68,10 @@ export function createRegions(store) {
         select(id) {
             if (store.state.selected !== id) store.update((draft) => (draft.selected = id));
         },
-        undo: () => restore(at - 1),
-        redo: () => restore(at + 1),
-        canUndo: () => at > 0,
-        canRedo: () => at < steps.length - 1,
-        onSteps: (listener) => listeners.add(listener),
+        undo: () => steps.move(-1),
+        redo: () => steps.move(1),
+        canUndo: () => steps.has(-1),
+        canRedo: () => steps.has(1),
+        onSteps: steps.listen,
     };
 }

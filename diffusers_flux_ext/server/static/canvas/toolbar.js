@@ -20,7 +20,10 @@ const WIDTHS = { min: 1, max: 40 };
 export function createToolbar(brush, regions) {
     const tools = TOOLS.map((tool) => toolChoice(tool, brush));
     const width = h("input", {
-        type: "range", ...WIDTHS, value: String(Math.round(brush.width * 100)), "aria-label": "Width of the brush, in percent",
+        type: "range",
+        ...WIDTHS,
+        value: String(Math.round(brush.width * 100)),
+        "aria-label": "Width of the brush, in percent",
         on: { input: () => (brush.width = Number(width.value) / 100) },
     });
     const undo = stepButton("undo", "Undo", regions.undo);
@@ -32,8 +35,14 @@ export function createToolbar(brush, regions) {
     regions.onSteps(update);
     update();
     listenToToolKeys(tools);
-    return h("div", { class: "toolbar" },
-        h("div", { class: "segments", role: "radiogroup", "aria-label": "Tool" }, tools.map((each) => each.label)),
+    return h(
+        "div",
+        { class: "toolbar" },
+        h(
+            "div",
+            { class: "segments", role: "radiogroup", "aria-label": "Tool" },
+            tools.map((each) => each.label),
+        ),
         h("div", { class: "steps" }, undo, redo),
         h("label", { class: "brush-width" }, h("span", {}, "Brush"), width),
     );
@@ -41,16 +50,28 @@ export function createToolbar(brush, regions) {
 
 function toolChoice({ name, title, key }, brush) {
     const input = h("input", {
-        type: "radio", name: "tool", value: name, checked: brush.tool === name,
+        type: "radio",
+        name: "tool",
+        value: name,
+        checked: brush.tool === name,
         on: { change: () => (brush.tool = name) },
     });
-    const label = h("label", { class: "segment", title: `${title} (${key.toUpperCase()})` },
-        input, icon(name), h("span", { class: "segment-text" }, title));
+    const label = h(
+        "label",
+        { class: "segment", title: `${title} (${key.toUpperCase()})` },
+        input,
+        icon(name),
+        h("span", { class: "segment-text" }, title),
+    );
     return { key, input, label };
 }
 
 function stepButton(name, title, act) {
-    return h("button", { type: "button", class: "icon-button", "aria-label": title, title, on: { click: act } }, icon(name));
+    return h(
+        "button",
+        { type: "button", class: "icon-button", "aria-label": title, title, on: { click: act } },
+        icon(name),
+    );
 }
 
 /** Choose a tool by its letter, outside of fields. */

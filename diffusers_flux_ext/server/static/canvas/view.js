@@ -1,13 +1,11 @@
 /** The canvas on the page: its size, what is beneath, and every region on it. */
 
 import { selectedRegion } from "../core/draft.js";
-import { boundsOf, HANDLES, handlePoint } from "./geometry.js";
+import { drawBrush, drawFrame, drawLabel } from "./marks.js";
 import { drawArea, outlineArea } from "./masks.js";
 
 const FILL = 0.42;
 const FILL_SELECTED = 0.58;
-/** Half the width of a handle, in CSS pixels. */
-export const HANDLE = 6;
 
 /**
  * @param {HTMLCanvasElement} canvas
@@ -49,67 +47,9 @@ export function createView(canvas, store, size) {
             drawArea(context, region.area, region.color, region === selected ? FILL_SELECTED : FILL, redraw);
             outlineArea(context, region.area, region.color, 2 * devicePixelRatio);
         }
-        for (const region of store.state.regions) if (region.area) drawLabel(region);
-        if (selected?.area) drawFrame(selected);
-        if (brush) drawBrush();
-    }
-
-    function drawLabel(region) {
-        const bounds = boundsOf(region.area);
-        if (!bounds) return;
-        const scale = devicePixelRatio;
-        const text = shortened(region.prompt.trim() || region.name);
-        context.font = `600 ${12 * scale}px system-ui, sans-serif`;
-        const width = context.measureText(text).width + 14 * scale;
-        const x = Math.min(bounds[0] * canvas.width + 4 * scale, canvas.width - width - 4 * scale);
-        const y = bounds[1] * canvas.height + 4 * scale;
-        context.fillStyle = "rgb(20 22 28 / 78%)";
-        context.beginPath();
-        context.roundRect(Math.max(2 * scale, x), y, width, 21 * scale, 7 * scale);
-        context.fill();
-        context.fillStyle = "#fff";
-        context.textBaseline = "middle";
-        context.fillText(text, Math.max(2 * scale, x) + 7 * scale, y + 11 * scale);
-    }
-
-    function drawFrame(region) {
-        const bounds = boundsOf(region.area);
-        if (!bounds) return;
-        const [left, top, right, bottom] = bounds;
-        const scale = devicePixelRatio;
-        const { width, height } = canvas;
-        context.save();
-        for (const [color, offset] of [["#fff", 0], ["#14161c", 5]]) {
-            context.strokeStyle = color;
-            context.lineWidth = 1.5 * scale;
-            context.setLineDash([5 * scale, 5 * scale]);
-            context.lineDashOffset = offset * scale;
-            context.strokeRect(left * width, top * height, (right - left) * width, (bottom - top) * height);
-        }
-        context.restore();
-        if (region.area.box) HANDLES.forEach((handle) => drawHandle(handlePoint(bounds, handle)));
-    }
-
-    function drawHandle([x, y]) {
-        const half = (HANDLE - 1) * devicePixelRatio;
-        context.beginPath();
-        context.roundRect(x * canvas.width - half, y * canvas.height - half, 2 * half, 2 * half, half / 2);
-        context.fillStyle = "#fff";
-        context.strokeStyle = "#14161c";
-        context.lineWidth = 1.5 * devicePixelRatio;
-        context.fill();
-        context.stroke();
-    }
-
-    function drawBrush() {
-        const radius = (brush.width * Math.min(canvas.width, canvas.height)) / 2;
-        for (const [color, extra] of [["#fff", 0], ["#14161c", 1.5]]) {
-            context.beginPath();
-            context.arc(brush.at[0] * canvas.width, brush.at[1] * canvas.height, radius + extra * devicePixelRatio, 0, 7);
-            context.strokeStyle = color;
-            context.lineWidth = 1.5 * devicePixelRatio;
-            context.stroke();
-        }
+        for (const region of store.state.regions) if (region.area) drawLabel(context, region);
+        if (selected?.area) drawFrame(context, selected);
+        if (brush) drawBrush(context, brush);
     }
 
     const empty = canvas.parentElement.querySelector(".canvas-empty");
@@ -132,8 +72,4 @@ export function createView(canvas, store, size) {
             redraw();
         },
     };
-}
-
-function shortened(text) {
-    return text.length > 26 ? `${text.slice(0, 25)}…` : text;
 }

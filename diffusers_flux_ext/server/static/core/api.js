@@ -22,7 +22,9 @@ const CLIENT_KEY = "flux-ext.client";
 function clientId() {
     const known = localStorage.getItem(CLIENT_KEY);
     if (known) return known;
-    const made = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    const made = [...crypto.getRandomValues(new Uint8Array(12))]
+        .map((byte) => byte.toString(16).padStart(2, "0"))
+        .join("");
     localStorage.setItem(CLIENT_KEY, made);
     return made;
 }
@@ -40,7 +42,10 @@ async function call(path, options = {}) {
 
 /** @param {Response} answer */
 async function errorOf(answer) {
-    const error = await answer.json().then((body) => body.error ?? {}, () => ({}));
+    const error = await answer.json().then(
+        (body) => body.error ?? {},
+        () => ({}),
+    );
     const wait = answer.headers.get("Retry-After");
     const message = error.message ?? `The server answered ${answer.status}.`;
     return new ApiError(
@@ -50,16 +55,18 @@ async function errorOf(answer) {
     );
 }
 
-const json = (method, body) => ({ method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+const json = (method, body) => ({
+    method,
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+});
 
 export const api = {
-    health: () => call("/api/health"),
     schema: () => call("/api/schema"),
     options: () => call("/api/options"),
     jobs: (limit) => call(`/api/jobs?limit=${limit}`),
     job: (id) => call(`/api/jobs/${encodeURIComponent(id)}`),
     submit: (job) => call("/api/jobs", json("POST", job)),
-    check: (job) => call("/api/check", json("POST", job)),
     remove: (id) => call(`/api/jobs/${encodeURIComponent(id)}`, { method: "DELETE" }),
     /** @param {Blob} blob @param {string} type */
     upload: (blob, type) => call("/api/uploads", { method: "POST", headers: { "Content-Type": type }, body: blob }),

@@ -25,7 +25,7 @@
  */
 
 /** Told apart by hue and by lightness. */
-export const COLORS = ["#e5484d", "#3b82f6", "#30a46c", "#f5a524", "#8e4ec6", "#12a5b8", "#e54898", "#7c6a52"];
+const COLORS = ["#e5484d", "#3b82f6", "#30a46c", "#f5a524", "#8e4ec6", "#12a5b8", "#e54898", "#7c6a52"];
 
 /** @returns {Draft} */
 export function emptyDraft(model = "", call = {}) {

@@ -58,7 +58,11 @@ export function uploadsIn(value) {
 
 async function add(blob, type, limit) {
     if (limit && blob.size > limit) {
-        throw new ApiError(`Got a file of ${megabytes(blob.size)}; the server takes ${megabytes(limit)} at most.`, 0, []);
+        throw new ApiError(
+            `Got a file of ${megabytes(blob.size)}; the server takes ${megabytes(limit)} at most.`,
+            0,
+            [],
+        );
     }
     const { id } = await api.upload(blob, type);
     sent.add(id);

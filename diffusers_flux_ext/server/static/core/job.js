@@ -31,12 +31,12 @@ export function buildJob(draft) {
 }
 
 /** Write an area as a job has it. */
-export function areaToJob(area) {
+function areaToJob(area) {
     return area && ("box" in area ? area.box : "image" in area ? area.image : area);
 }
 
 /** Read an area of a job, or return `null` for what is none. */
-export function areaFromJob(value) {
+function areaFromJob(value) {
     if (Array.isArray(value) && value.length === 4 && value.every(Number.isFinite)) return { box: value };
     if (typeof value === "string") return { image: value };
     return value && (value.strokes || value.polygon) ? value : null;
@@ -50,7 +50,7 @@ export function areaFromJob(value) {
  */
 export function draftOf(given, isRegion, looks = {}) {
     const job = withUploads(given);
-    const model = typeof job.model === "string" ? job.model : job.model?.path ?? "";
+    const model = typeof job.model === "string" ? job.model : (job.model?.path ?? "");
     const draft = { ...emptyDraft(model), call: { prompt: "", ...job.call }, suggested: true };
     draft.pipeline = job.pipeline ?? null;
     draft.loras = (job.loras ?? []).map((each) => ({ name: each.path ?? each, weight: each.weight ?? 1 }));
@@ -71,7 +71,9 @@ export function draftOf(given, isRegion, looks = {}) {
 /** Return names and colours of regions, which a job does not hold, by the text of their areas. */
 export function looksOf(regions) {
     return Object.fromEntries(
-        regions.filter((each) => each.area).map(({ area, name, color }) => [JSON.stringify(areaToJob(area)), { name, color }]),
+        regions
+            .filter((each) => each.area)
+            .map(({ area, name, color }) => [JSON.stringify(areaToJob(area)), { name, color }]),
     );
 }
 
@@ -99,7 +101,8 @@ function withUploads(value) {
 function withAreas(value, regions) {
     if (value === null || typeof value !== "object") return value;
     if (Array.isArray(value)) return value.map((each) => withAreas(each, regions));
-    if (typeof value.canvas === "string") return areaToJob(regions.find((each) => each.id === value.canvas)?.area ?? null);
+    if (typeof value.canvas === "string")
+        return areaToJob(regions.find((each) => each.id === value.canvas)?.area ?? null);
     return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, withAreas(each, regions)]));
 }
 
@@ -109,7 +112,9 @@ function placeOf(field, drawn, keys) {
     const first = drawn.length ? 1 : 0;
     if (first && Number(index) === 0) {
         const region = ["prompts", "masks"].includes(rest[0]) && drawn[Number(rest[1])];
-        return region ? `regions.${region.id}.${rest[0] === "prompts" ? "prompt" : "area"}` : ["entity", ...rest].join(".");
+        return region
+            ? `regions.${region.id}.${rest[0] === "prompts" ? "prompt" : "area"}`
+            : ["entity", ...rest].join(".");
     }
     return ["conditions", keys[Number(index) - first], ...rest].join(".");
 }
@@ -122,7 +127,9 @@ function isFlat({ prompts, masks }) {
 function regionOf(draft, value, looks, prompt = "") {
     const area = areaFromJob(value);
     const text = JSON.stringify(areaToJob(area));
-    const known = draft.regions.find((each) => JSON.stringify(areaToJob(each.area)) === text && (!prompt || !each.prompt));
+    const known = draft.regions.find(
+        (each) => JSON.stringify(areaToJob(each.area)) === text && (!prompt || !each.prompt),
+    );
     const region = known ?? newRegion(draft.regions, area, looks[text] ?? {});
     if (!known) draft.regions.push(region);
     if (prompt) region.prompt = prompt;

@@ -10,7 +10,9 @@ const MOST_LOOKS = 60;
 /** Return the saved draft, or `null`. */
 export function savedDraft() {
     const saved = read(DRAFT_KEY);
-    return saved && typeof saved.model === "string" && Array.isArray(saved.regions) ? { ...emptyDraft(), ...saved } : null;
+    return saved && typeof saved.model === "string" && Array.isArray(saved.regions)
+        ? { ...emptyDraft(), ...saved }
+        : null;
 }
 
 /** Save the draft soon after each change, and at once when the page is left. */
@@ -32,7 +34,7 @@ export function looksOfJob(id) {
 }
 
 /** Read what is saved under a key; what is broken counts as not there. */
-export function read(key) {
+function read(key) {
     try {
         return JSON.parse(localStorage.getItem(key) ?? "null");
     } catch {

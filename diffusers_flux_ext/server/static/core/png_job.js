@@ -10,7 +10,7 @@ const KEYWORD = "flux_ext_job";
 export async function jobInPng(buffer) {
     const bytes = new Uint8Array(buffer);
     const view = new DataView(buffer);
-    for (let at = 8; at + 8 <= bytes.length; ) {
+    for (let at = 8; at + 8 <= bytes.length;) {
         const length = view.getUint32(at);
         const type = latin(bytes.subarray(at + 4, at + 8));
         const body = bytes.subarray(at + 8, at + 8 + length);

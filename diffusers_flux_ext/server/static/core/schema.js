@@ -24,10 +24,13 @@
 const KINDS = ["image", "region", "tensor", "module", "lora", "seed"];
 
 /** Follow references to definitions. */
-export function deref(node, root) {
+function deref(node, root) {
     let found = node;
     while (found?.$ref) {
-        const target = found.$ref.replace(/^#\//, "").split("/").reduce((at, key) => at?.[decodeURIComponent(key)], root);
+        const target = found.$ref
+            .replace(/^#\//, "")
+            .split("/")
+            .reduce((at, key) => at?.[decodeURIComponent(key)], root);
         found = { ...target, ...without(found, "$ref") };
     }
     return found ?? {};
@@ -41,7 +44,7 @@ export function deref(node, root) {
  * @param {boolean} required
  * @returns {Field}
  */
-export function fieldOf(name, node, root, required = false) {
+function fieldOf(name, node, root, required = false) {
     const top = deref(node, root);
     const variants = variantsOf(top, root);
     const mark = markIn(variants, root);
@@ -71,7 +74,9 @@ export function fieldOf(name, node, root, required = false) {
 export function fieldsOf(node, root) {
     const found = deref(node, root);
     const required = new Set(found.required ?? []);
-    const fields = Object.entries(found.properties ?? {}).map(([name, each]) => fieldOf(name, each, root, required.has(name)));
+    const fields = Object.entries(found.properties ?? {}).map(([name, each]) =>
+        fieldOf(name, each, root, required.has(name)),
+    );
     return [...fields.filter((each) => each.required), ...fields.filter((each) => !each.required)];
 }
 
@@ -94,7 +99,7 @@ function hasMark(node, root) {
 }
 
 /** Say a name in words: `num_inference_steps` becomes "Num inference steps". */
-export function wordsOf(name) {
+function wordsOf(name) {
     const words = name.replaceAll("_", " ").trim();
     return words.charAt(0).toUpperCase() + words.slice(1);
 }

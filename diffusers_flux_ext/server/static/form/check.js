@@ -12,7 +12,8 @@ export function checkDraft(draft, catalog) {
 function regionProblems({ regions, conditions, call }) {
     const used = JSON.stringify([conditions, call]);
     return regions.flatMap(({ id, name, prompt, area }) => {
-        if (prompt.trim() && !area) return [{ place: `regions.${id}.area`, message: `Draw ${name}, or give it a box.` }];
+        if (prompt.trim() && !area)
+            return [{ place: `regions.${id}.area`, message: `Draw ${name}, or give it a box.` }];
         if (prompt.trim() || used.includes(`"canvas":"${id}"`)) return [];
         const message = `Say what ${name} shows, use it in a method, or delete it.`;
         return [{ place: `regions.${id}.prompt`, message }];
@@ -24,5 +25,8 @@ function missingFields({ key, type, values }, catalog) {
     const required = catalog.conditions.get(type)?.fields.filter((each) => each.required) ?? [];
     return required
         .filter((each) => values[each.name] === undefined)
-        .map((each) => ({ place: `conditions.${key}.${each.name}`, message: `${each.title} of ${method} is needed.` }));
+        .map((each) => ({
+            place: `conditions.${key}.${each.name}`,
+            message: `${each.title} of ${method} is needed.`,
+        }));
 }

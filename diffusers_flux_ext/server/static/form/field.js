@@ -1,10 +1,11 @@
 /** A labelled control for a field of the schema, with its help text and its error. */
 
 import { h, uniqueId } from "../core/dom.js";
-import { choiceControl, flagControl, jsonControl, numberControl, scalarControl, seedControl, tableControl, textControl } from "./controls.js";
+import { choiceControl, flagControl, jsonControl, scalarControl, textControl } from "./controls.js";
 import { imageControl, tensorControl } from "./file_control.js";
 import { foldedHelp, helpOf } from "./help.js";
 import { loraControl, moduleControl } from "./module_control.js";
+import { numberControl, seedControl, tableControl } from "./number_controls.js";
 import { regionControl } from "./region_control.js";
 
 /**
@@ -59,8 +60,15 @@ export function createField(form, field, place, values, foldsHelp = false, dropp
     const head = h("div", { class: "field-head" }, captionOf(field, value, control), help.button);
     return form.errors.attach(place, target, (slot) =>
         field.kind === "flag" && !field.nullable
-            ? h("div", { class: "field", "data-field": place }, h("div", { class: "row" }, control.element, head), help.element, slot)
-            : h("div", { class: "field", "data-field": place }, head, control.element, help.element, slot));
+            ? h(
+                  "div",
+                  { class: "field", "data-field": place },
+                  h("div", { class: "row" }, control.element, head),
+                  help.element,
+                  slot,
+              )
+            : h("div", { class: "field", "data-field": place }, head, control.element, help.element, slot),
+    );
 }
 
 function captionOf(field, value, control) {
@@ -79,14 +87,28 @@ function captionOf(field, value, control) {
  * @param {{first?: (field: any) => boolean, foldsHelp?: boolean, opens?: boolean}} [options] `opens` whether the rest is
  *     in sight as soon as any of it is set
  */
-export function createFields(form, fields, place, values, { first = isRequired, foldsHelp = false, opens = true } = {}) {
+export function createFields(
+    form,
+    fields,
+    place,
+    values,
+    { first = isRequired, foldsHelp = false, opens = true } = {},
+) {
     const make = (field) => createField(form, field, `${place}.${field.name}`, values, foldsHelp);
     const [shown, rest] = [fields.filter(first), fields.filter((each) => !first(each))];
     if (!shown.length || !rest.length) return h("div", { class: "fields" }, fields.map(make));
     const open = opens && rest.some((each) => values()?.[each.name] !== undefined);
-    return h("div", { class: "fields" },
+    return h(
+        "div",
+        { class: "fields" },
         shown.map(make),
-        h("details", { class: "more", open }, h("summary", {}, "More settings"), h("div", { class: "fields" }, rest.map(make))));
+        h(
+            "details",
+            { class: "more", open },
+            h("summary", {}, "More settings"),
+            h("div", { class: "fields" }, rest.map(make)),
+        ),
+    );
 }
 
 const isRequired = (field) => field.required;
@@ -103,8 +125,14 @@ function createGroup(form, field, place, values) {
     };
     const help = helpOf(field.about);
     const fields = field.fields.map((each) => createField(form, each, `${place}.${each.name}`, inner, false, drop));
-    return h("fieldset", { class: "group", "data-field": place },
-        h("legend", {}, field.title), help.element, fields, field.open && openEntries(form, field, place, inner, drop));
+    return h(
+        "fieldset",
+        { class: "group", "data-field": place },
+        h("legend", {}, field.title),
+        help.element,
+        fields,
+        field.open && openEntries(form, field, place, inner, drop),
+    );
 }
 
 /** Entries that the schema allows without naming them. */
@@ -124,7 +152,8 @@ function openEntries(form, field, place, inner, drop) {
     };
     const { element } = tableControl({ ...field, example: "threshold: 0.25" }, value);
     return form.errors.attach(`${place}.options`, element, (slot) =>
-        h("div", { class: "field" }, h("label", { for: value.id }, "Options"), element, slot));
+        h("div", { class: "field" }, h("label", { for: value.id }, "Options"), element, slot),
+    );
 }
 
 /** @returns {Value} */

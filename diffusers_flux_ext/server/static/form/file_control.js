@@ -12,16 +12,26 @@ import { addImage, addTensor, urlOf } from "../core/images.js";
  */
 export function imageControl(field, value, form) {
     const send = (file) => addImage(file, form.options.limits?.upload_bytes);
-    const extra = h("button", {
-        type: "button", class: "link-button", on: {
-            click: async () => {
-                const url = form.lastImage();
-                if (!url) return value.refuse("There is no result yet.");
-                await control.take([await (await fetch(url)).blob()]);
+    const extra = h(
+        "button",
+        {
+            type: "button",
+            class: "link-button",
+            on: {
+                click: async () => {
+                    const url = form.lastImage();
+                    if (!url) return value.refuse("There is no result yet.");
+                    await control.take([await (await fetch(url)).blob()]);
+                },
             },
         },
-    }, "Use the last result");
-    const control = fileControl(field, value, send, { accept: "image/png,image/jpeg,image/webp", what: "image", extra });
+        "Use the last result",
+    );
+    const control = fileControl(field, value, send, {
+        accept: "image/png,image/jpeg,image/webp",
+        what: "image",
+        extra,
+    });
     return control;
 }
 
@@ -50,15 +60,32 @@ function fileControl(field, value, send, { accept, what, extra }) {
         }
     };
     const input = h("input", {
-        type: "file", id: value.id, accept, multiple: many, class: "file-input",
+        type: "file",
+        id: value.id,
+        accept,
+        multiple: many,
+        class: "file-input",
         on: { change: () => take([...input.files]).then(() => (input.value = "")) },
     });
     const thumbs = h("div", { class: "thumbs" });
-    const area = h("div", { class: "drop", on: dropListeners(take, () => area) },
-        thumbs, input, h("p", { class: "drop-text" }, icon("image"), `Drop ${many ? `${what}s` : `an ${what}`.replace("an t", "a t")} or choose`));
+    const area = h(
+        "div",
+        { class: "drop", on: dropListeners(take, () => area) },
+        thumbs,
+        input,
+        h(
+            "p",
+            { class: "drop-text" },
+            icon("image"),
+            `Drop ${many ? `${what}s` : `an ${what}`.replace("an t", "a t")} or choose`,
+        ),
+    );
     const remove = (index) => put(files().filter((_, at) => at !== index));
     const show = () => {
-        fill(thumbs, files().map((file, index) => thumbnail(file, what, () => remove(index))));
+        fill(
+            thumbs,
+            files().map((file, index) => thumbnail(file, what, () => remove(index))),
+        );
         area.classList.toggle("is-filled", files().length > 0);
     };
     show();
@@ -94,15 +121,24 @@ function thumbnail(file, what, remove) {
             else image.replaceWith(h("span", { class: "thumb-text" }, "not in this browser"));
         });
     }
-    return h("div", { class: "thumb" },
+    return h(
+        "div",
+        { class: "thumb" },
         what === "image" ? image : text,
-        h("button", {
-            type: "button", class: "icon-button small", "aria-label": `Remove this ${what}`,
-            on: {
-                click: (event) => {
-                    event.stopPropagation();
-                    remove();
+        h(
+            "button",
+            {
+                type: "button",
+                class: "icon-button small",
+                "aria-label": `Remove this ${what}`,
+                on: {
+                    click: (event) => {
+                        event.stopPropagation();
+                        remove();
+                    },
                 },
             },
-        }, icon("close")));
+            icon("close"),
+        ),
+    );
 }

@@ -12,7 +12,12 @@ export function helpOf(text) {
     const id = uniqueId("help");
     const line = h("p", { class: "help", id }, marked(first));
     if (!rest) return { element: line, id };
-    const more = h("details", { class: "help-more" }, h("summary", {}, "More"), h("p", { class: "help" }, marked(rest)));
+    const more = h(
+        "details",
+        { class: "help-more" },
+        h("summary", {}, "More"),
+        h("p", { class: "help" }, marked(rest)),
+    );
     return { element: h("div", {}, line, more), id };
 }
 
@@ -27,15 +32,23 @@ export function foldedHelp(text, title) {
     if (!whole) return { element: null, id: null, button: null };
     const id = uniqueId("help");
     const element = h("p", { class: "help", id, hidden: true }, marked(whole));
-    const button = h("button", {
-        type: "button", class: "help-button", "aria-label": `Help: ${title}`, "aria-expanded": "false", "aria-controls": id,
-        on: {
-            click: () => {
-                element.hidden = !element.hidden;
-                button.setAttribute("aria-expanded", String(!element.hidden));
+    const button = h(
+        "button",
+        {
+            type: "button",
+            class: "help-button",
+            "aria-label": `Help: ${title}`,
+            "aria-expanded": "false",
+            "aria-controls": id,
+            on: {
+                click: () => {
+                    element.hidden = !element.hidden;
+                    button.setAttribute("aria-expanded", String(!element.hidden));
+                },
             },
         },
-    }, "?");
+        "?",
+    );
     return { element, id, button };
 }
 

@@ -17,7 +17,11 @@ export function regionControl(field, value, form) {
     const current = () => [value.get() ?? []].flat();
     // A list keeps its other entries, which JSON can hold more of than this control shows.
     const put = (one) => value.set(one === undefined ? undefined : field.single || !field.list ? one : [one]);
-    const images = imageControl({ ...field, list: false, single: true }, { ...value, id: `${value.id}-image`, get: imageOf, set: put }, form);
+    const images = imageControl(
+        { ...field, list: false, single: true },
+        { ...value, id: `${value.id}-image`, get: imageOf, set: put },
+        form,
+    );
     images.target.setAttribute("aria-label", `${field.title}: image as a mask`);
 
     function imageOf() {
@@ -25,12 +29,14 @@ export function regionControl(field, value, form) {
     }
     function show() {
         const first = current()[0];
-        const chosen = typeof first === "string" ? FROM_IMAGE : first?.canvas ?? "";
+        const chosen = typeof first === "string" ? FROM_IMAGE : (first?.canvas ?? "");
         const regions = form.store.state.regions;
-        fill(target,
+        fill(
+            target,
             h("option", { value: "" }, field.required ? "Choose a region" : "none"),
             regions.map((each) => h("option", { value: each.id }, each.name)),
-            h("option", { value: FROM_IMAGE }, "an image as a mask"));
+            h("option", { value: FROM_IMAGE }, "an image as a mask"),
+        );
         target.value = regions.some((each) => each.id === chosen) || chosen === FROM_IMAGE ? chosen : "";
         images.element.hidden = target.value !== FROM_IMAGE;
     }

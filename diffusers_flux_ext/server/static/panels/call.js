@@ -57,7 +57,13 @@ export function createCallPanels(form, catalog, promptTarget) {
 /** The prompt of the whole image, as a text that may be empty. */
 function promptField(field) {
     const text = { kind: "text", single: true, list: false, nullable: false, fallback: "" };
-    return { ...field, ...text, title: "The whole image", about: "", example: "What is all around, such as: a white background" };
+    return {
+        ...field,
+        ...text,
+        title: "The whole image",
+        about: "",
+        example: "What is all around, such as: a white background",
+    };
 }
 
 function byRank(fields) {

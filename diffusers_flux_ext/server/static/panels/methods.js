@@ -17,8 +17,12 @@ export function createMethodsPanel(form, catalog, { choosePipeline, drawRegions 
     const { store } = form;
     const cards = h("div", { class: "cards" });
     const dialog = methodsDialog(catalog, add, choosePipeline);
-    const open = h("button", { type: "button", class: "button", id: "add-method", on: { click: () => dialog.showModal() } },
-        icon("add"), "Add a method");
+    const open = h(
+        "button",
+        { type: "button", class: "button", id: "add-method", on: { click: () => dialog.showModal() } },
+        icon("add"),
+        "Add a method",
+    );
     const shown = panel("Methods", [cards, open, dialog], { open: true, id: "panel-methods" });
 
     function add(type) {
@@ -33,7 +37,10 @@ export function createMethodsPanel(form, catalog, { choosePipeline, drawRegions 
     }
     function build() {
         const { conditions } = store.state;
-        fill(cards, conditions.map((each) => conditionCard(form, catalog, each, () => remove(each.key))));
+        fill(
+            cards,
+            conditions.map((each) => conditionCard(form, catalog, each, () => remove(each.key))),
+        );
         shown.count(conditions.length);
     }
     function remove(key) {
@@ -53,7 +60,10 @@ export function createRegionsPanel(form, catalog) {
     const shown = panel("Painted regions", body, { id: "panel-entity" });
     const build = () => {
         const fields = condition.fields.filter((each) => !["prompts", "masks"].includes(each.name));
-        fill(body, createFields(form, fields, "entity", () => form.store.state.entity));
+        fill(
+            body,
+            createFields(form, fields, "entity", () => form.store.state.entity),
+        );
     };
     if (!condition) return null;
     form.store.subscribe((_, change) => change === "reset" && build());
@@ -66,35 +76,72 @@ function conditionCard(form, catalog, { key, type }, remove) {
     const values = () => form.store.state.conditions.find((each) => each.key === key)?.values;
     const title = catalog.titleOf(type);
     // What a method can do without, and the server does not offer, is nothing to choose.
-    const isChoosable = (field) => field.kind !== "module" || field.required || catalog.isOffered(field) || values()?.[field.name];
+    const isChoosable = (field) =>
+        field.kind !== "module" || field.required || catalog.isOffered(field) || values()?.[field.name];
     const help = helpOf(condition?.about ?? "");
-    return h("section", { class: "card", id: `condition-${key}`, "aria-label": title },
-        h("div", { class: "row card-head" },
+    return h(
+        "section",
+        { class: "card", id: `condition-${key}`, "aria-label": title },
+        h(
+            "div",
+            { class: "row card-head" },
             h("h4", {}, title),
-            h("button", { type: "button", class: "icon-button small", "aria-label": `Remove ${title}`, on: { click: remove } }, icon("delete"))),
+            h(
+                "button",
+                { type: "button", class: "icon-button small", "aria-label": `Remove ${title}`, on: { click: remove } },
+                icon("delete"),
+            ),
+        ),
         help.element,
         condition
             ? createFields(form, condition.fields.filter(isChoosable), `conditions.${key}`, values)
-            : h("p", { class: "error" }, `This server does not know ${type}.`));
+            : h("p", { class: "error" }, `This server does not know ${type}.`),
+    );
 }
 
 function methodsDialog(catalog, add, choosePipeline) {
-    const dialog = h("dialog", { class: "dialog", "aria-labelledby": "methods-title", on: { click: (event) => event.target === dialog && dialog.close() } });
+    const dialog = h("dialog", {
+        class: "dialog",
+        "aria-labelledby": "methods-title",
+        on: { click: (event) => event.target === dialog && dialog.close() },
+    });
     const entry = (method) =>
-        h("li", { class: "method" },
+        h(
+            "li",
+            { class: "method" },
             h("div", {}, h("h4", {}, method.name), h("p", { class: "help" }, marked(method.about))),
-            h("div", { class: "method-buttons" },
-                method.conditions.map((type) => actionButton(
-                    type === CANVAS_CONDITION ? "Draw regions" : `Add ${catalog.titleOf(type)}`, { "data-condition": type }, () => add(type))),
-                method.pipelines.map((name) => actionButton(`Use ${name}`, { "data-pipeline": name }, () => {
-                    dialog.close();
-                    choosePipeline(name);
-                }))));
-    return fill(dialog,
-        h("div", { class: "row dialog-head" },
+            h(
+                "div",
+                { class: "method-buttons" },
+                method.conditions.map((type) =>
+                    actionButton(
+                        type === CANVAS_CONDITION ? "Draw regions" : `Add ${catalog.titleOf(type)}`,
+                        { "data-condition": type },
+                        () => add(type),
+                    ),
+                ),
+                method.pipelines.map((name) =>
+                    actionButton(`Use ${name}`, { "data-pipeline": name }, () => {
+                        dialog.close();
+                        choosePipeline(name);
+                    }),
+                ),
+            ),
+        );
+    return fill(
+        dialog,
+        h(
+            "div",
+            { class: "row dialog-head" },
             h("h3", { id: "methods-title" }, "Methods"),
-            h("button", { type: "button", class: "icon-button", "aria-label": "Close", on: { click: () => dialog.close() } }, icon("close"))),
-        h("ul", { class: "method-list" }, catalog.methods.map(entry)));
+            h(
+                "button",
+                { type: "button", class: "icon-button", "aria-label": "Close", on: { click: () => dialog.close() } },
+                icon("close"),
+            ),
+        ),
+        h("ul", { class: "method-list" }, catalog.methods.map(entry)),
+    );
 }
 
 function actionButton(text, data, act) {

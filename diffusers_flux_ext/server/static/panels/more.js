@@ -10,12 +10,28 @@ import { panel } from "./panel.js";
  */
 export function createMorePanels(form, catalog) {
     const { store } = form;
-    const select = h("select", { id: "pipeline", on: { change: () => choosePipeline(select.value) } },
-        [...new Set([catalog.defaultPipeline, ...catalog.pipelines])].map((name) => h("option", { value: name }, name)));
+    const select = h(
+        "select",
+        { id: "pipeline", on: { change: () => choosePipeline(select.value) } },
+        [...new Set([catalog.defaultPipeline, ...catalog.pipelines])].map((name) =>
+            h("option", { value: name }, name),
+        ),
+    );
     const inner = h("div", {});
     const pipelineField = form.errors.attach("pipeline", select, (slot) =>
-        h("div", { class: "field" }, h("label", { for: select.id }, "Pipeline"), select,
-            h("p", { class: "help" }, "The default takes every method. Others have arguments of their own in Settings."), slot));
+        h(
+            "div",
+            { class: "field" },
+            h("label", { for: select.id }, "Pipeline"),
+            select,
+            h(
+                "p",
+                { class: "help" },
+                "The default takes every method. Others have arguments of their own in Settings.",
+            ),
+            slot,
+        ),
+    );
     const pipelinePanel = panel("Pipeline", [pipelineField, inner], { id: "panel-pipeline" });
 
     function choosePipeline(name) {
@@ -28,7 +44,11 @@ export function createMorePanels(form, catalog) {
     function build() {
         const name = store.state.pipeline ?? catalog.defaultPipeline;
         select.value = name;
-        fill(inner, section(form, "components", catalog.components(name)), section(form, "additions", catalog.additions));
+        fill(
+            inner,
+            section(form, "components", catalog.components(name)),
+            section(form, "additions", catalog.additions),
+        );
         for (const [section_, body] of Object.entries(bodies)) fill(body, section(form, section_, catalog[section_]));
         pipelinePanel.count(store.state.pipeline ? 1 : 0);
     }

@@ -9,9 +9,12 @@ import { h } from "../core/dom.js";
  */
 export function panel(title, body, { open = false, id } = {}) {
     const count = h("span", { class: "badge", hidden: true });
-    const element = h("details", { class: "panel", open, id },
+    const element = h(
+        "details",
+        { class: "panel", open, id },
         h("summary", {}, h("h3", {}, title), count),
-        h("div", { class: "panel-body" }, body));
+        h("div", { class: "panel-body" }, body),
+    );
     return {
         element,
         /** Show how much is set inside. */

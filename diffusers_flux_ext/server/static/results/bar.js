@@ -8,12 +8,25 @@ import { icon } from "../core/icons.js";
  * @param {{start: () => void, cancel: () => void}} act
  */
 export function createBar(target, act) {
-    const generate = h("button", { type: "button", class: "button primary", id: "generate", on: { click: act.start } }, "Generate");
-    const cancel = h("button", { type: "button", class: "button", id: "cancel", hidden: true, on: { click: act.cancel } }, icon("stop"), "Cancel");
+    const generate = h(
+        "button",
+        { type: "button", class: "button primary", id: "generate", on: { click: act.start } },
+        "Generate",
+    );
+    const cancel = h(
+        "button",
+        { type: "button", class: "button", id: "cancel", hidden: true, on: { click: act.cancel } },
+        icon("stop"),
+        "Cancel",
+    );
     const meter = h("progress", { max: 1, "aria-label": "Progress", hidden: true });
     const status = h("p", { class: "status", role: "status" });
     const problems = h("div", { class: "problems", role: "alert" });
-    fill(target, problems, h("div", { class: "row bar" }, generate, cancel, h("div", { class: "progress" }, meter, status)));
+    fill(
+        target,
+        problems,
+        h("div", { class: "row bar" }, generate, cancel, h("div", { class: "progress" }, meter, status)),
+    );
 
     document.addEventListener("keydown", (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !generate.disabled) act.start();
@@ -37,9 +50,19 @@ export function createBar(target, act) {
         /** List what is wrong; each entry leads to its field. */
         problems(found) {
             status.textContent = "";
-            fill(problems,
-                h("p", {}, found.length > 1 ? `${found.length} things are to be changed:` : "One thing is to be changed:"),
-                h("ul", {}, found.map((problem) => h("li", {}, problemLink(problem)))));
+            fill(
+                problems,
+                h(
+                    "p",
+                    {},
+                    found.length > 1 ? `${found.length} things are to be changed:` : "One thing is to be changed:",
+                ),
+                h(
+                    "ul",
+                    {},
+                    found.map((problem) => h("li", {}, problemLink(problem))),
+                ),
+            );
         },
         clear: () => fill(problems),
     };
@@ -52,7 +75,7 @@ function problemLink({ message, control, place }) {
 }
 
 /** Open what a control is folded into, and go there. */
-export function reveal(control) {
+function reveal(control) {
     for (let node = control.parentElement; node; node = node.parentElement) {
         if (node instanceof HTMLDetailsElement) node.open = true;
     }

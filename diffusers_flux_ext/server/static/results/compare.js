@@ -7,16 +7,31 @@ export function createCompare(target) {
     const empty = h("p", { class: "empty" }, "Choose two images of the history with their compare buttons.");
     const [left, right] = [h("img", { alt: "" }), h("img", { alt: "" })];
     const [leftTitle, rightTitle] = [h("figcaption", {}), h("figcaption", {})];
-    const frame = h("div", { class: "compare is-slider", hidden: true },
-        h("figure", { class: "compare-left" }, left, leftTitle), h("figure", { class: "compare-right" }, right, rightTitle));
+    const frame = h(
+        "div",
+        { class: "compare is-slider", hidden: true },
+        h("figure", { class: "compare-left" }, left, leftTitle),
+        h("figure", { class: "compare-right" }, right, rightTitle),
+    );
     const share = h("input", {
-        type: "range", min: 0, max: 100, value: "50", "aria-label": "Share of the first image, in percent",
+        type: "range",
+        min: 0,
+        max: 100,
+        value: "50",
+        "aria-label": "Share of the first image, in percent",
         on: { input: () => frame.style.setProperty("--share", `${share.value}%`) },
     });
-    const controls = h("div", { class: "row wrap compare-controls", hidden: true },
-        h("div", { class: "segments", role: "radiogroup", "aria-label": "How to compare" },
-            mode("slider", "Slider", true), mode("sides", "Side by side", false)),
-        share);
+    const controls = h(
+        "div",
+        { class: "row wrap compare-controls", hidden: true },
+        h(
+            "div",
+            { class: "segments", role: "radiogroup", "aria-label": "How to compare" },
+            mode("slider", "Slider", true),
+            mode("sides", "Side by side", false),
+        ),
+        share,
+    );
     fill(target, empty, frame, controls);
     frame.addEventListener("pointermove", (event) => {
         if (event.buttons !== 1 || !frame.classList.contains("is-slider")) return;
@@ -26,9 +41,14 @@ export function createCompare(target) {
     });
 
     function mode(name, title, checked) {
-        return h("label", { class: "segment" },
+        return h(
+            "label",
+            { class: "segment" },
             h("input", {
-                type: "radio", name: "compare", value: name, checked,
+                type: "radio",
+                name: "compare",
+                value: name,
+                checked,
                 on: {
                     change: () => {
                         frame.classList.toggle("is-slider", name === "slider");
@@ -36,7 +56,8 @@ export function createCompare(target) {
                     },
                 },
             }),
-            h("span", { class: "segment-text" }, title));
+            h("span", { class: "segment-text" }, title),
+        );
     }
     return {
         show([one, other]) {

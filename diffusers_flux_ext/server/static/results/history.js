@@ -34,16 +34,30 @@ export function createHistory(target, act) {
     function entry(record) {
         const title = titleOf(record);
         const image = record.images?.[0];
-        return h("li", { class: "history-item", "data-job": record.id },
+        return h(
+            "li",
+            { class: "history-item", "data-job": record.id },
             image
-                ? h("button", { type: "button", class: "thumb-button", "aria-label": `Show ${title}`, on: { click: () => act.show(record) } },
-                    h("img", { src: image.url, alt: altOf(record), loading: "lazy" }))
+                ? h(
+                      "button",
+                      {
+                          type: "button",
+                          class: "thumb-button",
+                          "aria-label": `Show ${title}`,
+                          on: { click: () => act.show(record) },
+                      },
+                      h("img", { src: image.url, alt: altOf(record), loading: "lazy" }),
+                  )
                 : h("div", { class: "no-image", title: record.error?.message ?? null }, record.status),
             h("p", { class: "history-title", title }, title),
-            h("div", { class: "row history-buttons" },
+            h(
+                "div",
+                { class: "row history-buttons" },
                 button("again", `Use again: ${title}`, () => act.useAgain(record)),
                 image && button("compare", `Compare ${title}`, () => toggle(record), compared.includes(record.id)),
-                button("delete", `Delete ${title}`, () => remove(record))));
+                button("delete", `Delete ${title}`, () => remove(record)),
+            ),
+        );
     }
     function toggle(record) {
         const without = compared.filter((id) => id !== record.id);
@@ -64,13 +78,23 @@ export function createHistory(target, act) {
 }
 
 function titleOf(record) {
-    const prompts = (record.job?.conditions ?? []).flatMap((each) => (Array.isArray(each.prompts) ? each.prompts.flat() : []));
+    const prompts = (record.job?.conditions ?? []).flatMap((each) =>
+        Array.isArray(each.prompts) ? each.prompts.flat() : [],
+    );
     return [...prompts, record.job?.call?.prompt].flat().filter(Boolean).join(", ") || `Job ${record.id.slice(-6)}`;
 }
 
 function button(name, title, act, pressed) {
-    return h("button", {
-        type: "button", class: "icon-button small", "aria-label": title, title: title.split(":")[0],
-        "aria-pressed": pressed === undefined ? null : String(pressed), on: { click: act },
-    }, icon(name));
+    return h(
+        "button",
+        {
+            type: "button",
+            class: "icon-button small",
+            "aria-label": title,
+            title: title.split(":")[0],
+            "aria-pressed": pressed === undefined ? null : String(pressed),
+            on: { click: act },
+        },
+        icon(name),
+    );
 }

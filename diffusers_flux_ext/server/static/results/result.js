@@ -27,18 +27,47 @@ export function createResult(target, act) {
         const each = record.images[index];
         put(each.url, altOf(record), false);
         act.shown(each.url);
-        fill(foot,
-            h("span", { class: "facts-line" }, `${each.width} × ${each.height}${each.seed === null || each.seed === undefined ? "" : `, seed ${each.seed}`}`),
-            h("a", { class: "button small", href: each.url, download: `${record.id}-${index}.${fileType(record)}` }, icon("save"), "Download"),
-            h("button", { type: "button", class: "button small", on: { click: () => act.useAgain(record) } }, icon("again"), "Use again"));
+        fill(
+            foot,
+            h(
+                "span",
+                { class: "facts-line" },
+                `${each.width} × ${each.height}${each.seed === null || each.seed === undefined ? "" : `, seed ${each.seed}`}`,
+            ),
+            h(
+                "a",
+                { class: "button small", href: each.url, download: `${record.id}-${index}.${fileType(record)}` },
+                icon("save"),
+                "Download",
+            ),
+            h(
+                "button",
+                { type: "button", class: "button small", on: { click: () => act.useAgain(record) } },
+                icon("again"),
+                "Use again",
+            ),
+        );
         [...others.children].forEach((node, at) => node.setAttribute("aria-pressed", String(at === index)));
     };
     return {
         preview: (url) => put(url, "Preview of the image that is drawn", true),
         show(record) {
-            fill(others, record.images.length > 1 && record.images.map((each, index) =>
-                h("button", { type: "button", class: "thumb-button", "aria-label": `Image ${index + 1}`, on: { click: () => choose(record, index) } },
-                    h("img", { src: each.url, alt: "" }))));
+            fill(
+                others,
+                record.images.length > 1 &&
+                    record.images.map((each, index) =>
+                        h(
+                            "button",
+                            {
+                                type: "button",
+                                class: "thumb-button",
+                                "aria-label": `Image ${index + 1}`,
+                                on: { click: () => choose(record, index) },
+                            },
+                            h("img", { src: each.url, alt: "" }),
+                        ),
+                    ),
+            );
             choose(record, 0);
         },
         waiting() {
@@ -50,7 +79,9 @@ export function createResult(target, act) {
 
 /** Describe a result by its prompts. */
 export function altOf(record) {
-    const prompts = (record.job?.conditions ?? []).flatMap((each) => (Array.isArray(each.prompts) ? each.prompts.flat() : []));
+    const prompts = (record.job?.conditions ?? []).flatMap((each) =>
+        Array.isArray(each.prompts) ? each.prompts.flat() : [],
+    );
     const text = [record.job?.call?.prompt, ...prompts].flat().filter(Boolean).join("; ");
     return text ? `Result: ${text}` : "Result without a prompt";
 }

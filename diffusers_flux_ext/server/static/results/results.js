@@ -35,7 +35,9 @@ export function createResults({ store, catalog, errors, tabs, load, say }) {
         tabs.reveal("result");
     };
     const history = createHistory(byId("history"), {
-        show, useAgain, say,
+        show,
+        useAgain,
+        say,
         compare: (images) => {
             compare.show(images);
             say("");

@@ -48,7 +48,8 @@ export function createRun(store, build, told) {
         told.busy();
         stop();
         stop = api.follow(id, {
-            queued: ({ position }) => told.progress(position > 0 ? `Waiting: ${position} before this one` : "Waiting …", null),
+            queued: ({ position }) =>
+                told.progress(position > 0 ? `Waiting: ${position} before this one` : "Waiting …", null),
             started: () => told.progress("Preparing …", null),
             step: ({ step, total }) => told.progress(`Step ${step} of ${total}`, step / total),
             preview: ({ image }) => told.preview(image),
@@ -68,7 +69,8 @@ export function createRun(store, build, told) {
             else if (record.finished) await finish(() => told.failed(record.error?.message ?? "Cancelled."));
             else follow(id);
         } catch (error) {
-            if (error.status === 404) return finish(() => told.failed("The server does not know this job any longer."));
+            if (error.status === 404)
+                return finish(() => told.failed("The server does not know this job any longer."));
             told.progress("The server does not answer. Trying again …", null);
             setTimeout(recover, RETRY_SECONDS * 1000, id);
         }

@@ -17,8 +17,22 @@ export function createThemeSwitch(target) {
         localStorage.setItem(KEY, name);
         document.documentElement.dataset.theme = name;
     };
-    fill(target, THEMES.map(({ name, title }) =>
-        h("label", { class: "segment", title },
-            h("input", { type: "radio", name: "theme", value: name, checked: name === current, "aria-label": title, on: { change: () => choose(name) } }),
-            icon(name))));
+    fill(
+        target,
+        THEMES.map(({ name, title }) =>
+            h(
+                "label",
+                { class: "segment", title },
+                h("input", {
+                    type: "radio",
+                    name: "theme",
+                    value: name,
+                    checked: name === current,
+                    "aria-label": title,
+                    on: { change: () => choose(name) },
+                }),
+                icon(name),
+            ),
+        ),
+    );
 }
