@@ -13,7 +13,7 @@ from ._compat import execution_device as stock_execution_device
 
 def is_hooked(module: torch.nn.Module) -> bool:
     """Whether a model or a part of it has a hook of accelerate or diffusers."""
-    waiting, seen = [module], set()
+    waiting, seen = [module], {module}
     while waiting:
         part = waiting.pop()
         own = vars(part)
@@ -48,15 +48,15 @@ class ExecutionDeviceMixin:
     def _execution_device(self) -> torch.device:
         models = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         if not models or any(map(is_hooked, models)):
-            return DiffusionPipeline._execution_device.fget(self)  # type: ignore[attr-defined]
+            return DiffusionPipeline._execution_device.fget(self)
         devices = [_device_of(model) for model in models]
         # Of a pipeline in parts the accelerator's, as `DiffusionPipeline.device` has it.
         return next((device for device in devices if device.type not in ("cpu", "meta")), devices[0])
 
 
-def _device_of(module: torch.nn.Module) -> torch.device:
+def _device_of(module: Any) -> torch.device:
     # diffusers' models look for offloading in all their parts once more.
     if getattr(type(module), "device", None) is not ModelMixin.device and hasattr(module, "device"):
-        return torch.device(module.device)  # type: ignore[arg-type]
+        return torch.device(module.device)
     first = next(chain(module.parameters(), module.buffers()), None)
     return stock_execution_device(module) if first is None else first.device
