@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 from ._compat import attention_accepts_mask
 from ._sharing import one_forward
 from .attention.image_prompts import IMAGE_PROMPTS, place_image_prompts
-from .attention.parallel import check_runs_split
+from .attention.parallel import check_runs_split, split_attention_kwargs, split_tokens
 from .attention.plan import AttentionPlan, build_attention_plan
 from .attention.processor import check_image_prompts_run, runs_attention_plans
 from .caches.rules import check_cache_allows_residuals
@@ -228,12 +228,16 @@ def prepare_call(
         batch_size,
     )
     check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
+    split = split_tokens(transformer, layout)
     text_ids = join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None
     image_order = plan.image_order if plan is not None else None
     residuals = _collect_residuals(transformer, contributions, step.latents, layout, image_order)
+    if split is not None:
+        residuals = {name: [split.local(each, dim=1) for each in given] for name, given in residuals.items()}
     attention_kwargs = place_image_prompts(_attention_kwargs(contributions, plan), transformer, layout, image_order)
+    attention_kwargs = split_attention_kwargs(attention_kwargs, split)
     if IMAGE_PROMPTS in attention_kwargs:
         check_image_prompts_run(transformer)
     inputs = {

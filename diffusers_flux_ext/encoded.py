@@ -115,6 +115,17 @@ class EncodedConditions:
             self._check_append_nothing(last, made)
         return [made[index] for index in range(len(self.conditions))]
 
+    def share_with(self, step: DenoisingStep, other: DenoisingStep) -> None:
+        """Make what serves both branches from the step of the first, where only the other one is computed.
+
+        Args:
+            step (`DenoisingStep`): The step of the branch that makes it.
+            other (`DenoisingStep`): That of the branch that is computed.
+        """
+        keys = [(condition.reuse(step), condition.reuse(other)) for condition in self.conditions]
+        if any(key is not None and key == also for key, also in keys):
+            self.contributions(self.with_prompt(step))
+
     def _whole_prompt(self, step: DenoisingStep, contributions: Sequence[Contribution]) -> PromptEmbeds:
         prompt, groups = step.prompt, [group for part in contributions for group in part.text]
         parts: list[Any] = [prompt.hidden_states, prompt.pooled, prompt.ids, prompt.mask]

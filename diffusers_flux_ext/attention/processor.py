@@ -18,6 +18,7 @@ from .compiled import attend_classes
 
 
 if TYPE_CHECKING:
+    from ..parallel.tokens import SplitTokens
     from .image_prompts import PlacedPrompt, PlacedPrompts
     from .plan import AttentionPlan
 
@@ -58,6 +59,7 @@ class FluxRegionalAttnProcessor:
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_plan: AttentionPlan | None = None,
         image_prompts: PlacedPrompts | None = None,
+        split_tokens: SplitTokens | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run one attention layer.
 
@@ -72,6 +74,7 @@ class FluxRegionalAttnProcessor:
                 Cosines and sines, each `(length, head_dim)`.
             attention_plan (`AttentionPlan`, *optional*): Classes of tokens over the joint sequence.
             image_prompts (`PlacedPrompts`, *optional*): Extra keys and values of the tokens.
+            split_tokens (`SplitTokens`, *optional*): How the tokens of the plan are split over devices.
 
         Returns:
             `torch.Tensor`, or for a double block a `tuple` of image tokens, text tokens and, where a prompt asks for
@@ -88,6 +91,10 @@ class FluxRegionalAttnProcessor:
         )
         if attention_plan is None:
             output = attention(query, key, value, attn_mask=attention_mask)
+        elif split_tokens is not None:
+            every = split_tokens.all_tokens(query, key, value)
+            output = attention_plan.attend(every[0], every[1], every[2], self._attention, self.image_only)
+            output = split_tokens.own_tokens(output, query.shape[2])
         else:
             output = self._attend(attention_plan, query, key, value, attention)
         if encoder_hidden_states is None:
@@ -137,7 +144,7 @@ class FluxRegionalAttnProcessor:
         return block
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        # Every device holds all of a prompt's keys, so nothing is exchanged between devices.
+        # Every device holds all keys here, of a prompt or of its own heads, so nothing is exchanged between devices.
         return dispatch_attention_fn(query, key, value, backend=self._attention_backend)
 
     def _attend(

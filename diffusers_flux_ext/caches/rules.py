@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from .._compat import active_caches, hooks_without_branches, reset_caches, split_degree
+from .._compat import active_caches, hooks_without_branches, reset_caches
+from .._compat.parallel import split_degree, split_settings
 from .._sharing import in_loop
 from ..sequence import AttentionRule, Contribution
 from .foreign import empty_foreign_cache, foreign_cache
@@ -78,7 +79,9 @@ def _check_foreign_cache(transformer: torch.nn.Module, guided: bool) -> None:
 def check_cache_runs_split(transformer: torch.nn.Module) -> None:
     """Raise a `ValueError` if each device of context parallelism would decide on its own what a cache skips."""
     degree = split_degree(transformer)
-    found = sorted(active_caches(transformer).keys() & set(DECIDE_BY_TOKENS)) if degree > 1 else []
+    # TeaCache asks all devices, where it knows them.
+    alone = set(DECIDE_BY_TOKENS) - ({"TeaCacheConfig"} if split_settings(transformer) is not None else set())
+    found = sorted(active_caches(transformer).keys() & alone) if degree > 1 else []
     if found:
         raise ValueError(
             f"The transformer splits its tokens over {degree} devices (context parallelism) and runs with {found}, by "

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .._compat import BaseState, borrow_weights
+from .._compat.parallel import split_settings
 
 
 # Published for FLUX.1 at https://github.com/ali-vilab/TeaCache, highest power first.
@@ -82,15 +84,23 @@ class RunningForward:
         layout = self._layout()
         skips = False
         if state.residual is not None and state.layout == layout and 0 < state.step < self.num_steps - 1:
-            change = (modulated - state.modulated).abs().mean() / state.modulated.abs().mean()
-            # One transfer to the host for both: other positions count as an infinite change.
-            moved = (ids != state.ids).any()
-            state.accumulated += rescale(torch.where(moved, torch.inf, change).item())
+            # One transfer to the host.
+            state.accumulated += rescale(self._change(modulated, (ids != state.ids).any()).item())
             skips = state.accumulated < threshold
         if not skips:
             state.accumulated = 0.0
         state.modulated, state.layout, state.ids = modulated, layout, ids
         return skips
+
+    def _change(self, modulated: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """Return the relative change of the input, of all devices' tokens; infinite where tokens have moved."""
+        before = self.state.modulated
+        settings = split_settings(self.transformer)
+        if settings is None:
+            return torch.where(moved, torch.inf, (modulated - before).abs().mean() / before.abs().mean())
+        sums = torch.stack([part.abs().sum(dtype=torch.float32) for part in (modulated - before, before, moved.int())])
+        dist.all_reduce(sums, group=settings.group)
+        return torch.where(sums[2] > 0, torch.inf, sums[0] / sums[1])
 
     def _modulated_input(self) -> torch.Tensor:
         block, state = self.transformer.transformer_blocks[0], self.state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from .._sharing import one_forward
 from ..caches.rules import CacheWatch
 from ..denoise import DenoisingStep, PlanCache, PreparedCall, predict_velocity, prepare_call
 from ..encoded import EncodedConditions
+from ..parallel.ranks import ranks_of
 from ..sequence import Contribution
 
 
@@ -54,6 +55,33 @@ class LoopCalls:
         step, contributions = self.contributions(step, given)
         with self._watch.running(step, contributions):
             return predict_velocity(self._transformer, step, contributions, self._plans)
+
+    def both_velocities(
+        self, step: DenoisingStep, negative_step: DenoisingStep, given: Sequence[Contribution]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Call the transformer for both branches of guidance, on one device after the other or on two side by side.
+
+        Args:
+            step (`DenoisingStep`): The step of the conditional branch.
+            negative_step (`DenoisingStep`): That of the unconditional branch.
+            given (`Sequence[Contribution]`): What each branch has besides the conditions.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: their velocities.
+        """
+        ranks = ranks_of(self._transformer)
+        if ranks is None or ranks.branch is None:
+            return self.velocity(step, given[0]), self.velocity(negative_step, given[1])
+        return ranks.exchange_branches(lambda: self._own_velocity(step, negative_step, given), step.latents)
+
+    def _own_velocity(
+        self, step: DenoisingStep, negative_step: DenoisingStep, given: Sequence[Contribution]
+    ) -> torch.Tensor:
+        ranks = ranks_of(self._transformer)
+        if ranks is not None and ranks.branch == "cond":
+            return self.velocity(step, given[0])
+        self._encoded.share_with(step, negative_step)
+        return self.velocity(negative_step, given[1])
 
     @contextmanager
     def prepared(self, step: DenoisingStep, contributions: list[Contribution]) -> Iterator[PreparedCall]:

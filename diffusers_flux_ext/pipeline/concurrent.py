@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from .._compat import active_caches, state_hooks
 from .._sharing import Call, starting_calls
 from ..caches.foreign import foreign_cache
 from ..caches.tea_cache import HOOK
+from ..parallel.ranks import ranks_of
 
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
@@ -35,7 +36,7 @@ def may_run_at_once(call: CallT) -> CallT:
 
     @wraps(call)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _entered(self, kwargs.get("conditions")) as pipe:
+        with _entered(self, kwargs.get("conditions")) as pipe, _with_other_processes(pipe, args, kwargs):
             return call(pipe, *args, **kwargs)
 
     return run  # type: ignore[return-value]
@@ -49,6 +50,12 @@ def _entered(pipe: Any, conditions: Any) -> Iterator[Any]:
         call = _listed(pipe, conditions, calls)
     with _ending(call):
         yield pipe
+
+
+def _with_other_processes(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
+    ranks = ranks_of(pipe.transformer)
+    positional = {f"argument {index + 1}": value for index, value in enumerate(args)}
+    return nullcontext() if ranks is None else ranks.calling({**positional, **kwargs})
 
 
 @contextmanager

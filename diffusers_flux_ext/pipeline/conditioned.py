@@ -40,6 +40,7 @@ from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.apply import VRAMBudgetMixin
+from ..parallel.enable import ParallelMixin
 from .call_checks import check_arguments, check_storage
 from .call_inputs import (
     PromptInputs,
@@ -66,6 +67,7 @@ class FluxConditionedPipeline(
     SingleFilePipelineMixin,
     FluxExtLoraLoaderMixin,
     VRAMBudgetMixin,
+    ParallelMixin,
     DenoisingLoopMixin,
     ExecutionDeviceMixin,
     FluxPipeline,

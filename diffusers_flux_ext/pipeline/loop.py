@@ -79,11 +79,13 @@ class DenoisingLoopMixin:
                     guidance=guidance,
                     next_timestep=next_timestep(timesteps, i, latents.shape[0]),
                 )
-                velocity = calls.velocity(step, self._given(adapter_kwargs[0]))
-                if uncond is not None:
+                given = [self._given(each) for each in adapter_kwargs]
+                if uncond is None:
+                    velocity = calls.velocity(step, given[0])
+                else:
                     negative_step = replace(step, branch="uncond", prompt=uncond)
-                    uncond_velocity = calls.velocity(negative_step, self._given(adapter_kwargs[1]))
-                    velocity = encoded.combine_velocities(step, velocity, uncond_velocity, true_cfg_scale)
+                    velocities = calls.both_velocities(step, negative_step, given)
+                    velocity = encoded.combine_velocities(step, *velocities, true_cfg_scale)
                 check_schedule(self.scheduler, schedule)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(latents.dtype)
                 latents = encoded.after_step(step, latents)

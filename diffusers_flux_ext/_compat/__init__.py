@@ -77,8 +77,6 @@ __all__ = [
     "restore_linears",
     "retrieve_latents",
     "retrieve_timesteps",
-    "split_degree",
-    "splits_evenly",
     "state_hooks",
     "vram_budget_of",
 ]
@@ -189,25 +187,6 @@ def state_hooks(module: torch.nn.Module) -> set[str]:
             names.add("accelerate's offloading")
         names |= set(getattr(part.__dict__.get("_diffusers_hook"), "hooks", ()))
     return names
-
-
-def split_degree(transformer: torch.nn.Module) -> int:
-    """Return the number of devices that each sequence is split over; 1 without context parallelism."""
-    config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
-    if config is not None:
-        return (config.ulysses_degree or 1) * (config.ring_degree or 1)
-    if not getattr(transformer, "_is_parallelized", False):
-        return 1
-    # The mark of cache-dit, which keeps its sizes, and of ParaAttention, which does not.
-    foreign = getattr(transformer, "_parallelism_config", None)
-    sizes = [getattr(foreign, name, None) or 1 for name in ("ulysses_size", "ring_size")]
-    return 2 if foreign is None else sizes[0] * sizes[1]
-
-
-def splits_evenly(transformer: torch.nn.Module) -> bool:
-    """Whether context parallelism needs sequence lengths that are divisible by the number of devices."""
-    config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
-    return not any(getattr(config, name, False) for name in ("ulysses_anything", "ring_anything"))
 
 
 def reset_caches(transformer: torch.nn.Module) -> None:

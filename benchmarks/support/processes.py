@@ -1,0 +1,53 @@
+"""Several processes of one group on this machine."""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_processes(work: Callable[[int], Any], count: int, timeout: float = 120) -> list[Any]:
+    """Run a function in several processes, and return what each returns, in the order of their ranks.
+
+    They are forked, since importing everything again takes longer than most work.
+
+    Args:
+        work (`Callable[[int], Any]`): What each does, from its rank.
+        count (`int`): How many processes.
+        timeout (`float`, *optional*, defaults to 120): Seconds that they may take.
+
+    Raises:
+        RuntimeError: if one of them fails or takes longer.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("fork")
+    results = [context.SimpleQueue() for _ in range(count)]
+    ranks = [
+        context.Process(target=_run, args=(work, rank, count, port, results[rank]), daemon=True)
+        for rank in range(count)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=timeout)
+    states = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    if states != [0] * count:
+        raise RuntimeError(f"The processes ended with {states}; None is one that took more than {timeout} seconds.")
+    return [result.get() for result in results]
+
+
+def _run(work: Callable[[int], Any], rank: int, count: int, port: int, result: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(seconds=60))
+    result.put(work(rank))
+    dist.destroy_process_group()
