@@ -149,7 +149,8 @@ def main() -> None:
     with server(100, keep) as (address, process), httpx.Client(base_url=address, timeout=SECONDS) as client:
         measure(client, 1, 8, expected)
         print(f"Server's memory after 8 jobs: {process.memory_info().rss / MIB:.0f} MiB\n")
-        latency_table(client, args.clients, args.requests, expected)
+        if args.clients:
+            latency_table(client, args.clients, args.requests, expected)
         if args.jobs:
             soak(client, process, args.jobs, expected)
 
