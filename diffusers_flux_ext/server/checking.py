@@ -41,7 +41,7 @@ def check_bounds(job: Mapping[str, Any], limits: Limits) -> None:
     problems = [
         (field, f"got {value}; this server accepts at most {most}")
         for field, value, most in values
-        if _whole(value) is not None and value > most
+        if (_whole(value) or 0) > most
     ]
     problems += _long_lists(job.get("conditions"), "conditions", limits.entries)
     problems += _memory(job.get("memory"))
