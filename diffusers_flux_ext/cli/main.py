@@ -22,6 +22,7 @@ from .parsing import parse_seed
 from .plan import add_plan_command, run_plan
 from .quiet import quiet_libraries
 from .runs import add_run_command, check_run, run_run
+from .serve import add_serve_command, run_serve
 from .train import add_train_command, run_train
 
 
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert_command(commands)
     add_lora_commands(commands)
     add_plan_command(commands)
+    add_serve_command(commands)
     add_train_command(commands)
     add_env_command(commands)
     add_completion_command(commands, build_parser)
@@ -134,6 +136,14 @@ def _run_training(args: argparse.Namespace) -> int:
         return 1
 
 
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        return run_serve(args)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        return 1
+
+
 def _draw_demo(args: argparse.Namespace) -> int:
     # torch and diffusers load only now, so that --help and a wrong command line answer at once.
     from . import demo, showcase
@@ -162,6 +172,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "lora": _run_quietly(run_lora),
     "plan": _run_quietly(run_plan),
     "run": _run_quietly(run_run),
+    "serve": _run_quietly(_serve),
     "train": _run_quietly(_run_training),
 }
 

@@ -10,6 +10,7 @@ from diffusers import FluxTransformer2DModel
 
 from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
+from ..frozen import planned_bytes
 from .build import check_run
 from .model import DTYPES
 from .samples import data_hash
@@ -34,8 +35,9 @@ def dry_run(config: TrainingConfig) -> str:
     transformer = empty_transformer(config.model)
     lines = [str(report), f"Hash of the data: {data_hash(data)}"]
     total = sum(parameter.numel() for parameter in transformer.parameters())
-    weights = total * DTYPES[config.model.dtype].itemsize
-    lines.append(f"Transformer: {total:,} numbers, {weights / GIB:.2f} GiB in {config.model.dtype}")
+    weights = planned_bytes(transformer, config.model.storage, DTYPES[config.model.dtype])
+    stored = "" if config.model.storage is None else f", blocks in {config.model.storage}"
+    lines.append(f"Transformer: {total:,} numbers, {weights / GIB:.2f} GiB in {config.model.dtype}{stored}")
     trained = 0
     if config.train.lora is not None:
         layers = config.train.lora.layers(transformer)
