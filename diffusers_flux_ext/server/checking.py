@@ -62,10 +62,10 @@ def _memory(given: Any) -> list[tuple[str, str]]:
 
 
 def _long_lists(value: Any, field: str, most: int) -> list[tuple[str, str]]:
-    """Find lists of texts and of inputs that are too long; lists of numbers and points may be long."""
+    """Find lists of texts and of inputs that are too long; lists of numbers, points and strokes may be long."""
     if isinstance(value, Mapping):
         return [found for name, each in value.items() for found in _long_lists(each, f"{field}.{name}", most)]
-    if not isinstance(value, list) or field.endswith((".points", ".polygon")):
+    if not isinstance(value, list) or field.endswith((".points", ".polygon", ".strokes")):
         return []
     if len(value) > most:
         return [(field, f"has {len(value)} entries; this server accepts at most {most}")]

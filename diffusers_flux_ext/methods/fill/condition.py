@@ -10,7 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, image_generators, pack_latents, sample_image_latents
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand

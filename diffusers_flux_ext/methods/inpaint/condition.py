@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils import logging
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 
-from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
+from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import REFERENCE_POSITIONS, Encoders, FluxCondition
 from ...demand import Demand

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
