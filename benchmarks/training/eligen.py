@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.training.drawing import Measured, draw, free_scenes, load_pipeline, prompts
 from benchmarks.training.intervals import interval
 from benchmarks.training.runner import Bound, Proof, main
-from benchmarks.training.style import FILE
+from benchmarks.training.shipped import FILE
 from diffusers_flux_ext import EntityRegions, flux_shapes
 
 

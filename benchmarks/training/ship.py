@@ -15,18 +15,13 @@ from diffusers import FluxControlNetModel
 from diffusers.utils import logging
 
 from benchmarks.training.runner import RECIPES, train
-from benchmarks.training.style import FILE
+from benchmarks.training.shipped import ASSETS, FILE, FOLDERS, LORAS
 from benchmarks.training.worlds import write_worlds
-from diffusers_flux_ext import AttributeValueEncoder, tiny_flux_path
+from diffusers_flux_ext import AttributeValueEncoder
 from diffusers_flux_ext.checkpoints.writing import written_at_once
 
 
-ASSETS = Path(tiny_flux_path()).parent
-LORAS = {"tiny_style_lora": "tiny_flux_style_lora.safetensors", "tiny_size": "tiny_flux_size_lora.safetensors"}
-MODULES = {
-    ("tiny_controlnet_single", "controlnet"): ("tiny_flux_controlnet", FluxControlNetModel),
-    ("tiny_size", "encoder"): ("tiny_flux_size_encoder", AttributeValueEncoder),
-}
+CLASSES = {"controlnet": FluxControlNetModel, "encoder": AttributeValueEncoder}
 
 
 def ship(work: Path, assets: Path) -> list[Path]:
@@ -48,8 +43,8 @@ def ship(work: Path, assets: Path) -> list[Path]:
         with written_at_once(assets / file) as path:
             shutil.copyfile(results[name] / FILE, path)
         written.append(assets / file)
-    for (name, part), (folder, cls) in MODULES.items():
-        module = cls.from_pretrained(results[name] / part).to(torch.bfloat16)
+    for (name, part), folder in FOLDERS.items():
+        module = CLASSES[part].from_pretrained(results[name] / part).to(torch.bfloat16)
         module.save_pretrained(assets / folder)
         written.append(assets / folder)
     return written

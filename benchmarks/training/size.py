@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
 from benchmarks.training.intervals import interval, spearman
 from benchmarks.training.runner import Bound, Proof, main
-from benchmarks.training.style import FILE
+from benchmarks.training.shipped import FILE
 from benchmarks.training.worlds import RADII, size_of, sized
 from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, flux_shapes
 

@@ -18,8 +18,8 @@ from benchmarks.training.controlnet import distance
 from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
 from benchmarks.training.intervals import interval, spearman
 from benchmarks.training.runner import Bound, Proof, main
+from benchmarks.training.shipped import FILE
 from benchmarks.training.size import half_side, measured_sizes
-from benchmarks.training.style import FILE
 from benchmarks.training.worlds import size_of, sized
 from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, ControlNetImage, flux_shapes
 

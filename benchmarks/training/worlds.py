@@ -125,15 +125,17 @@ class FreeWorld:
     Args:
         count (`int`): Images.
         seed (`int`): Seed.
+        objects (`tuple[int, ...]`): Numbers of objects, which images take in turn.
     """
 
     count: int
     seed: int
+    objects: tuple[int, ...] = (1, 2, 3)
 
     def write(self, folder: Path) -> None:
         """Draw the images, unless that was done before."""
         if not folder.exists():
-            write_example_data(folder, self.count, self.seed, flux_shapes.SHAPES, ("plain",), None)
+            write_example_data(folder, self.count, self.seed, flux_shapes.SHAPES, ("plain",), None, self.objects)
 
 
 WORLDS: dict[str, World | FreeWorld] = {

@@ -11,11 +11,16 @@ import time
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextModel, T5EncoderModel
 
+from diffusers_flux_ext import FluxLoRAFusion, tiny_flux_path
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.training.data import write_example_data
+from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, add_lora, from_scratch
+from tests.fixtures.trained import shake
 
 
 FILES = ["image", "eligen_entity_masks", "controlnet_image", "kontext_images"]
@@ -119,6 +124,23 @@ def test_cached_samples_give_the_same_run_bit_for_bit(whole, data, tmp_path, wor
     assert same(result(tmp_path), result(whole))
 
 
+def test_a_complete_cache_needs_no_encoders(data, tmp_path, monkeypatch, capsys):
+    made = content(data, tmp_path, conditions=[REGIONS])
+    made["data"]["cache"] = str(tmp_path / "cache")
+    path = write(tmp_path, made)
+    assert main(["train", path, "--stage", "cache"]) == 0
+
+    def refuse(*arguments, **options):
+        raise OSError("an encoder was loaded")
+
+    for each in (CLIPTextModel, T5EncoderModel, AutoencoderKL):
+        monkeypatch.setattr(each, "from_pretrained", refuse)
+    assert main(["train", path]) == 0
+    # Other captions are not in the cache.
+    assert main(["train", path, "data.sources.0.prefix=red", f"output={tmp_path / 'other'}"]) != 0
+    assert "an encoder was loaded" in capsys.readouterr().err
+
+
 def test_a_longer_run_goes_on_from_a_killed_one(whole, data, tmp_path, monkeypatch):
     made = content(data, tmp_path, conditions=[REGIONS], run={"average": {"decay": 0.5}})
     from diffusers_flux_ext.training.run import trainer
@@ -218,6 +240,25 @@ def test_a_module_from_scratch_with_a_lora_and_weights(data, tmp_path):
     )
     assert train(tmp_path / "full", made) == 0
     assert (tmp_path / "full" / "run" / "result" / "transformer" / "config.json").is_file()
+
+
+def test_gates_over_loras(data, tmp_path):
+    loras = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    for path, seed in zip(loras, (1, 2), strict=True):
+        transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_path(), subfolder="transformer")
+        lora = add_lora(transformer, LoRAOptions("attention+mlp", rank=2), seed=seed)
+        shake(lora)
+        lora.export(tmp_path / "loras", ExportInfo("tiny"))[0].rename(path)
+    train = {"lora": None, "fusion": {"loras": [str(path) for path in loras]}}
+    made = content(data, tmp_path, train=train, export={"single_file": True}, model={"gradient_checkpointing": True})
+    assert main(["train", write(tmp_path, made)]) == 0
+    result = tmp_path / "run" / "result"
+    gates = FluxLoRAFusion.from_pretrained(result / "lora_fusion")
+    torch.manual_seed(0)
+    fresh = from_scratch("lora-fusion", transformer, seed=0).state_dict()
+    moved = [not torch.equal(value, fresh[name]) for name, value in gates.state_dict().items()]
+    assert sum(moved) > len(moved) / 2
+    assert len(list(result.glob("lora_fusion*.safetensors"))) == 1
 
 
 def test_loras_of_the_text_encoders(data, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from diffusers import FluxControlNetModel
@@ -14,7 +13,7 @@ from ...condition import Encoders
 from ...denoise import DenoisingStep
 from ...former_arguments import former_arguments
 from ...inputs.checks import check_generators, shown
-from ...inputs.images import read_images
+from ...inputs.images import ImageInputs, read_images
 from ...inputs.masks import RegionMask, check_regions
 from ...sequence import Contribution
 from .image import encode_control_image
@@ -74,7 +73,7 @@ class ControlNetImage(ControlNetCondition):
     sees_whole_prompt = True
 
     controlnet: FluxControlNetModel = field(repr=False)
-    image: Any = field(repr=False)
+    image: ImageInputs = field(repr=False)
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -116,8 +115,8 @@ class ControlNetImage(ControlNetCondition):
 
         Returns:
             `dict[str, torch.Tensor]`: `"control"` `(1 or num_samples, num_tokens, C)`, or `(1 or num_samples, 3,
-            height, width)` for XLabs' ControlNets; `"guidance"` `(1,)`; and `"weights"`, see [`region_weights`], if
-            there is a `region`.
+            height, width)` for XLabs' ControlNets; `"guidance"` `(1,)`; `"mode"` `(1,)` of union ControlNets; and
+            `"weights"`, see [`region_weights`], if there is a `region`.
 
         Raises:
             ValueError: if the ControlNet belongs to a transformer of another size, or the numbers of images, masks
@@ -137,6 +136,9 @@ class ControlNetImage(ControlNetCondition):
             # Outside a call, as in training, the step provides its own.
             "guidance": torch.tensor([getattr(pipe, "guidance_scale", 1.0)], device=canvas.device),
         }
+        mode = self._mode_number()
+        if mode is not None:
+            encoded["mode"] = torch.tensor([mode], device=canvas.device)
         if self.region is not None:
             encoded["weights"] = region_weights("`region` of ControlNetImage", self.region, canvas)
         return encoded
@@ -152,7 +154,7 @@ class ControlNetImage(ControlNetCondition):
             context=step.prompt,
             guidance=encoded["guidance"] if step.guidance is None else step.guidance,
             scale=self.scale,
-            mode=self._mode_number(),
+            mode=encoded.get("mode"),
             weights=encoded.get("weights"),
         )
 

@@ -130,7 +130,7 @@ def residual_contribution(
     context: PromptEmbeds,
     guidance: torch.Tensor,
     scale: float | Sequence[float],
-    mode: int | None = None,
+    mode: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
 ) -> Contribution:
     """Run a ControlNet for one step.
@@ -144,18 +144,18 @@ def residual_contribution(
         guidance (`torch.Tensor` of shape `(1,)` or `(num_samples,)`):
             Used only if the ControlNet takes an embedded guidance.
         scale (`float` or `Sequence[float]`): Factor of all residuals, or one per block.
-        mode (`int`, *optional*): Number of a union ControlNet's mode.
+        mode (`torch.Tensor` of shape `(1,)` or `(num_samples,)`, *optional*): Number of a union ControlNet's mode.
         weights (`torch.Tensor` of shape `(1 or num_samples, num_tokens, 1)`, *optional*): Factors per token.
 
     Returns:
         `Contribution`: the residuals.
     """
-    samples, device = step.latents.shape[0], step.latents.device
+    samples = step.latents.shape[0]
     several = isinstance(scale, Sequence)
     inputs = {
         "hidden_states": step.latents,
         "controlnet_cond": control.expand(samples, *control.shape[1:]),
-        "controlnet_mode": None if mode is None else torch.full((samples, 1), mode, device=device),
+        "controlnet_mode": None if mode is None else mode.expand(samples)[:, None],
         "timestep": step.timestep,
         "guidance": guidance.expand(samples) if controlnet.config.guidance_embeds else None,
     }

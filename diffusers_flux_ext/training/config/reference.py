@@ -52,7 +52,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "model_paths": _refused("give the model as a folder or repository in diffusers' layout, `model.path`"),
     "model_id_with_origin_paths": Argument("`model.path`: the repository of the transformer"),
     "extra_inputs": Argument("`conditions` that read these columns"),
-    "fp8_models": _refused("8 bit storage is not trained on here; use `model.dtype: bfloat16`"),
+    "fp8_models": Argument("`model.storage: fp8`, with a scale for each row, if the transformer is among them"),
     "offload_models": _refused("with `data.cache`, encoders are dropped from memory after caching"),
     "quant_options": _refused("load a quantised pipeline and train it with `FluxTraining`"),
     "resume_from_checkpoint": _refused("a run goes on by itself; start from weights by `model.path`"),
@@ -199,10 +199,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _read_model(reader: _Reader) -> None:
-    given = reader.values.get("model_id_with_origin_paths", "")
+def _transformers(given: str) -> list[str]:
+    """Return the repositories in a list of models whose file is neither a text encoder nor the VAE."""
     parts = [part.partition(":")[::2] for part in given.split(",") if part]
-    bases = [name for name, file in parts if "/" in name and not file.startswith(("text_encoder", "ae."))]
+    return [name for name, file in parts if "/" in name and not file.startswith(("text_encoder", "ae."))]
+
+
+def _read_model(reader: _Reader) -> None:
+    bases = _transformers(reader.values.get("model_id_with_origin_paths", ""))
+    if set(_transformers(reader.values.get("fp8_models", ""))) & set(bases[:1] or ["black-forest-labs/FLUX.1-dev"]):
+        reader.put("model.storage", "fp8")
     if bases:
         reader.put("model.path", bases[0])
         for other in dict.fromkeys(name for name in bases[1:] if name != bases[0]):

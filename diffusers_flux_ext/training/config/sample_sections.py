@@ -93,6 +93,9 @@ class DataSection(Section):
         transform (`Transform`): How images are brought to their size, and what is varied.
         columns (`Columns`): What the file columns are for.
         images (`ImageOptions`): How files are read.
+        decode (`bool`):
+            Whether the check before the start decodes every image instead of reading its header, which finds
+            truncated ones, too.
         variants (`int`): How many variants of a sample a varying transform draws.
         text_length (`int`): T5 tokens of a caption.
         posterior (`bool`): Whether latents are sampled from the VAE's posterior instead of being its mean.
@@ -109,6 +112,7 @@ class DataSection(Section):
     transform: Transform = Transform()
     columns: Columns = Columns()
     images: ImageOptions = ImageOptions()
+    decode: bool = False
     variants: int = Field(default=1, ge=1)
     text_length: int = Field(default=512, ge=1, le=512)
     posterior: bool = False
@@ -171,6 +175,7 @@ class ConditionSection(Section):
         options (`dict`): Other fields.
         modules (`dict[str, ModuleSection]`): Modules by field.
         dropout (`float`): Share of samples without it.
+        allow_flip (`bool`): Whether samples with it may be mirrored; `false` for one that tells left from right.
     """
 
     type: str
@@ -178,3 +183,4 @@ class ConditionSection(Section):
     options: dict[str, Any] = {}
     modules: dict[str, ModuleSection] = {}
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    allow_flip: bool = True

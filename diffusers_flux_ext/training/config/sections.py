@@ -35,6 +35,9 @@ class ModelSection(Section):
         dtype (`str`):
             Data type of the model and of conditions' modules. LoRAs are float32; other weights that are trained in 16
             bits need `optimizer.rounding`.
+        storage (`str`, *optional*):
+            How the frozen transformer's blocks are kept in memory: `"fp8"`, 8 bits with a scale for each row, or
+            `"nf4"`, 4 bits by bitsandbytes. It computes in `dtype` all the same. Not with `train.weights`.
         device (`str`): `"auto"` takes the best one.
         guidance (`float` or two, *optional*):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
@@ -47,6 +50,7 @@ class ModelSection(Section):
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    storage: Literal["fp8", "nf4"] | None = None
     device: str = "auto"
     guidance: float | tuple[float, float] | None = 1.0
     gradient_checkpointing: bool = False
@@ -60,6 +64,18 @@ class ModelSection(Section):
         return value
 
 
+class FusionSection(Section):
+    """LoRA-Fusion's gates over LoRAs that stay as they are.
+
+    Args:
+        loras (`list[str]`): Files of the LoRAs, in any layout.
+        path (`str`, *optional*): Gates to start from, a folder or the published file; new ones by default.
+    """
+
+    loras: list[str] = Field(min_length=1)
+    path: str | None = None
+
+
 class TrainSection(Section):
     """What is trained, besides modules of conditions with `train: true`.
 
@@ -68,6 +84,7 @@ class TrainSection(Section):
         text_encoder_lora (`LoRAOptions`, *optional*): A LoRA of CLIP.
         text_encoder_2_lora (`LoRAOptions`, *optional*): A LoRA of T5.
         weights (`list[str]`, *optional*): Weights of the transformer itself, by patterns; `["*"]` is all.
+        fusion (`FusionSection`, *optional*): LoRA-Fusion's gates, in float32.
         init_from (`str`, *optional*): A LoRA to start from.
     """
 
@@ -75,6 +92,7 @@ class TrainSection(Section):
     text_encoder_lora: LoRAOptions | None = None
     text_encoder_2_lora: LoRAOptions | None = None
     weights: list[str] | None = None
+    fusion: FusionSection | None = None
     init_from: str | None = None
 
     @property
@@ -91,6 +109,11 @@ class TrainSection(Section):
     def _fits(self) -> TrainSection:
         if self.lora is not None and self.weights is not None:
             raise ValueError("got `lora` and `weights`; a LoRA is trained on frozen weights, so give one of them")
+        if self.fusion is not None and (self.loras or self.weights is not None):
+            raise ValueError(
+                "got `fusion` with LoRAs or `weights` that are trained; gates are trained on what they weigh, so "
+                "train one after the other"
+            )
         if self.init_from is not None and not self.loras:
             raise ValueError("got `init_from` without `lora`, `text_encoder_lora` or `text_encoder_2_lora`")
         return self
@@ -197,7 +220,9 @@ class ExportSection(Section):
     """What is written at the end.
 
     Args:
-        formats (`list[str]`): Layouts of LoRA files.
+        formats (`list[str]`, *optional*):
+            Layouts of LoRA files: `"diffusers"` by default, and `"onetrainer"` for LoKr, which the others turn into a
+            LoRA.
         dtype (`str`, *optional*): Data type of LoRA files; float32 by default.
         single_file (`bool`): Whether modules are written in the layout of published files, too.
         average (`bool`): Whether the running average is written, if there is one.
@@ -205,7 +230,7 @@ class ExportSection(Section):
         title (`str`, *optional*): Noted in the files.
     """
 
-    formats: list[str] = ["diffusers"]
+    formats: list[str] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     single_file: bool = False
     average: bool = True
@@ -249,15 +274,22 @@ class TrainingConfig(Section):
     def _fits(self) -> TrainingConfig:
         schedule(self.schedule.name, **self.schedule.options)
         modules = [module for condition in self.conditions for module in condition.modules.values()]
-        if not self.train.loras and self.train.weights is None and not any(module.train for module in modules):
+        given = self.train.loras or self.train.weights is not None or self.train.fusion is not None
+        if not given and not any(module.train for module in modules):
             raise ValueError(
-                "nothing is trained; give `train.lora`, `train.weights`, or a condition's module with `train: true`"
+                "nothing is trained; give `train.lora`, `train.weights`, `train.fusion`, or a condition's module with "
+                "`train: true`"
             )
         whole = self.train.weights is not None or any(module.train for module in modules)
         if whole and self.model.dtype != "float32" and self.optimizer.rounding is None:
             raise ValueError(
                 f"weights are trained in {self.model.dtype}, where small steps are rounded away; set "
                 f"`optimizer.rounding` to `masters` (float32 copies), `kahan` or `stochastic`"
+            )
+        if self.train.weights is not None and self.model.storage is not None:
+            raise ValueError(
+                f"got `train.weights` with `model.storage` {self.model.storage!r}, whose steps are too coarse to be "
+                f"trained; leave `model.storage` out, or train a LoRA"
             )
         if (self.validation.every or self.validation.images_every) and not self.data.held_out:
             raise ValueError("validation needs `data.held_out` samples")
@@ -276,7 +308,7 @@ class TrainingConfig(Section):
             whole.pop(name)
         for name in ("device",):
             whole["model"].pop(name)
-        for name in ("workers", "cache"):
+        for name in ("workers", "cache", "decode"):
             whole["data"].pop(name)
         for name in ("save_every", "keep", "log_every", "logs"):
             whole["run"].pop(name)

@@ -17,15 +17,19 @@ from diffusers.utils import logging
 
 from ..assemble import BatchMaker
 from ..checkpoint import CheckpointFolder
+from ..columns_read import check_columns
 from ..config.sections import TrainingConfig
 from ..data import DataReport, SampleLoader, TrainingData, describe_buckets
 from ..draws import Draws
+from ..frozen import check_storage, store_frozen
 from ..losses import draw_levels, errors, levels, weighting
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
 from ..text import TextEncoding
-from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedTogether, TrainedWeights, add_lora
-from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_pipeline
+from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedModule, TrainedTogether, TrainedWeights, add_lora
+from .encoders import recall_hashes, spared_encoders
+from .fusion import NAME, add_fusion
+from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
 from .processes import WRITERS, check_logs
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
@@ -98,8 +102,9 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
     """
     choose_device(config.model.device)
     check_optimizer(config.optimizer)
+    check_storage(config.model.storage)
     for condition in config.conditions:
-        condition_class(condition.type)
+        check_columns(condition_class(condition.type), condition.inputs)
     check_logs(config.run.logs)
     _check_output(Path(config.output))
     return open_data(config, Draws(config.seed))
@@ -123,7 +128,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     data, data_report = check_run(config)
     draws = Draws(config.seed)
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
-    pipe = load_pipeline(config.model)
+    hashes = recall_hashes(config)
+    pipe = load_pipeline(config.model, **({} if hashes is None else dict.fromkeys(spared_encoders(config))))
     templates, modules = make_templates(config.conditions, pipe.transformer, config.seed, DTYPES[config.model.dtype])
     encoders_to(pipe, device)
     _move([each for template in templates for each in template.encoders.values()], device)
@@ -136,14 +142,19 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
             "wait": accelerator.wait_for_everyone,
         }
     )
-    samples = make_samples(config, data, pipe, templates, **processes)
+    encoders = pipe if hashes is None else partial(load_encoders, config.model, pipe.transformer, device)
+    samples = make_samples(config, data, encoders, templates, hashes, **processes)
     if until_cache:
         return None
     if config.data.cache is not None:
         drop_encoders(pipe)
         templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
+    if config.model.storage is not None:
+        # After the templates: an untrained ControlNet is a copy of the blocks as they are.
+        store_frozen(pipe.transformer, config.model.storage)
     pipe.transformer.to(device)
-    trained = _trained(config, pipe, modules)
+    parts = _trained(config, pipe, modules)
+    trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
     conditions = [template.bare() for template in templates]
     _move([each for template in templates for each in template.modules.values()], device)
     drawn = levels(config.loss.levels.name, **config.loss.levels.options)
@@ -155,6 +166,9 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         base=_base_of(trained, any(source.preserved for source in config.data.sources)),
         text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
     )
+    if isinstance(fusion := parts.get(NAME), TrainedModule):
+        # They run in hooks of the transformer, and only what is in this module is shared by processes.
+        training.add_module(NAME, fusion.module)
     training.train(False)
     trained.train()
     chosen, held = split(samples, config.data, draws)
@@ -198,8 +212,10 @@ def _move(modules: Sequence[Any], device: torch.device) -> None:
             module.to(device)
 
 
-def _trained(config: TrainingConfig, pipe: Any, modules: Mapping[str, Trained]) -> Trained:
-    section, parts = config.train, dict(modules)
+def _trained(config: TrainingConfig, pipe: Any, modules: Mapping[str, TrainedModule]) -> dict[str, Trained]:
+    section, parts = config.train, dict[str, Trained](modules)
+    if section.fusion is not None:
+        parts[NAME] = add_fusion(pipe, section.fusion, config.seed)
     if section.weights is not None:
         parts["transformer"] = TrainedWeights(pipe.transformer, section.weights)
     if section.loras:
@@ -209,7 +225,10 @@ def _trained(config: TrainingConfig, pipe: Any, modules: Mapping[str, Trained]) 
             models, section.loras, seed=config.seed, init_from=section.init_from, formats=config.export.formats,
             dtype=dtype,
         )  # fmt: skip
-    return next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
+    for part in parts.values():
+        if isinstance(part, TrainedModule):
+            part.single_file = config.export.single_file
+    return parts
 
 
 def _base_of(trained: Trained, preserved: bool) -> Callable[[], Any] | None:

@@ -6,22 +6,23 @@ from typing import Any
 
 import torch
 
-from ... import tiny_flux_path
 from ...pipeline.conditioned import FluxConditionedPipeline
+from ...tiny import named_model
 from ..config.sections import ModelSection
 from ..trained import widen_x_embedder
+from .encoders import TINY
 
 
-TINY = "tiny"
 ENCODERS = ("text_encoder", "text_encoder_2", "vae", "image_encoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_pipeline(section: ModelSection) -> Any:
+def load_pipeline(section: ModelSection, **given: Any) -> Any:
     """Load a pipeline on the CPU, its modules frozen and without dropout.
 
     Args:
         section (`ModelSection`): Which one.
+        given (`Any`): Components that are not loaded; `None` leaves one out.
 
     Returns:
         `FluxConditionedPipeline`
@@ -30,18 +31,36 @@ def load_pipeline(section: ModelSection) -> Any:
         ValueError: if the transformer cannot be widened as asked.
         OSError: if there is no such model.
     """
-    path = tiny_flux_path() if section.path == TINY else section.path
+    path = named_model(section.path)
     options = {} if section.revision is None else {"revision": section.revision}
-    pipe = FluxConditionedPipeline.from_pretrained(path, dtype=DTYPES[section.dtype], **options)
+    pipe = FluxConditionedPipeline.from_pretrained(path, dtype=DTYPES[section.dtype], **options, **given)
     pipe.set_progress_bar_config(disable=True)
     for name in (*ENCODERS, "transformer"):
         module = getattr(pipe, name, None)
         if module is not None:
             module.requires_grad_(False).eval()
+    if "transformer" in given:
+        return pipe
     if section.widen is not None:
         widen_x_embedder(pipe.transformer, section.widen)
     if section.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
+    return pipe
+
+
+def load_encoders(section: ModelSection, transformer: Any, device: torch.device) -> Any:
+    """Load what encodes samples, beside a transformer that is there.
+
+    Args:
+        section (`ModelSection`): Which model.
+        transformer (`FluxTransformer2DModel`): Its transformer.
+        device (`torch.device`): Where the encoders are put.
+
+    Returns:
+        `FluxConditionedPipeline`
+    """
+    pipe = load_pipeline(section, transformer=transformer)
+    encoders_to(pipe, device)
     return pipe
 
 

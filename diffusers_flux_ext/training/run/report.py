@@ -8,10 +8,11 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 
-from ... import tiny_flux_path
+from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
+from ..frozen import planned_bytes
 from .build import check_run
-from .model import DTYPES, TINY
+from .model import DTYPES
 from .samples import data_hash
 
 
@@ -34,8 +35,9 @@ def dry_run(config: TrainingConfig) -> str:
     transformer = empty_transformer(config.model)
     lines = [str(report), f"Hash of the data: {data_hash(data)}"]
     total = sum(parameter.numel() for parameter in transformer.parameters())
-    weights = total * DTYPES[config.model.dtype].itemsize
-    lines.append(f"Transformer: {total:,} numbers, {weights / GIB:.2f} GiB in {config.model.dtype}")
+    weights = planned_bytes(transformer, config.model.storage, DTYPES[config.model.dtype])
+    stored = "" if config.model.storage is None else f", blocks in {config.model.storage}"
+    lines.append(f"Transformer: {total:,} numbers, {weights / GIB:.2f} GiB in {config.model.dtype}{stored}")
     trained = 0
     if config.train.lora is not None:
         layers = config.train.lora.layers(transformer)
@@ -65,7 +67,7 @@ def empty_transformer(section: ModelSection) -> Any:
     Returns:
         `FluxTransformer2DModel`
     """
-    path = tiny_flux_path() if section.path == TINY else section.path
+    path = named_model(section.path)
     options = {} if section.revision is None else {"revision": section.revision}
     config = FluxTransformer2DModel.load_config(path, subfolder="transformer", **options)
     with init_empty_weights(include_buffers=True), torch.device("meta"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diffusers.utils import logging
@@ -32,7 +32,9 @@ from ..data import (
     cache_samples,
     check_data,
 )
+from ..data.cache.keys import model_hashes
 from ..draws import Draws
+from .encoders import remember_hashes
 from .model import DTYPES
 from .templates import ConditionTemplate
 
@@ -90,9 +92,9 @@ def open_data(config: TrainingConfig, draws: Draws) -> tuple[TrainingData, DataR
     needed = dict.fromkeys(column for condition in config.conditions for column in condition.inputs.values())
     data = TrainingData(
         entries, draws, section.sizes.rule, section.transform, section.captions, section.columns, tuple(needed),
-        section.images, section.variants,
+        section.images, section.variants, tuple(each.type for each in config.conditions if not each.allow_flip),
     )  # fmt: skip
-    report = check_data(data, BadSamples(section.on_bad_sample, section.bad_limit))
+    report = check_data(data, BadSamples(section.on_bad_sample, section.bad_limit), section.decode)
     return data, report
 
 
@@ -106,6 +108,7 @@ def make_samples(
     data: TrainingData,
     pipe: Any,
     templates: Sequence[ConditionTemplate],
+    hashes: Mapping[str, str] | None = None,
     process: int = 0,
     processes: int = 1,
     wait: Callable[[], None] | None = None,
@@ -115,8 +118,9 @@ def make_samples(
     Args:
         config (`TrainingConfig`): The configuration.
         data (`TrainingData`): The checked data.
-        pipe (`FluxConditionedPipeline`): Gives the encoders.
+        pipe (`FluxConditionedPipeline` or `Callable`): Gives the encoders, or loads them if `hashes` are known.
         templates (`Sequence[ConditionTemplate]`): The conditions.
+        hashes (`Mapping[str, str]`, *optional*): Those of the models; see [`recall_hashes`].
         process (`int`, defaults to 0): Number of this process.
         processes (`int`, defaults to 1): How many there are.
         wait (`Callable`, *optional*): Waits for all processes.
@@ -131,19 +135,24 @@ def make_samples(
     options = encode_options(config)
     if config.data.cache is None:
         return EncodedSamples(data, pipe, make_conditions, options)
-    return cache_samples(
+    known = model_hashes(pipe, hashes)
+    samples = cache_samples(
         data,
         pipe,
         make_conditions,
         config.data.cache,
-        conditions=[each.section.model_dump(mode="json", exclude={"dropout"}) for each in templates],
+        conditions=[each.section.model_dump(mode="json", exclude={"dropout", "allow_flip"}) for each in templates],
         options=options,
         bad=BadSamples(config.data.on_bad_sample, config.data.bad_limit),
+        model_hash=known,
         rank=process,
         world_size=processes,
         wait=wait,
         on_progress=_report,
     )
+    if process == 0:
+        remember_hashes(config, known)
+    return samples
 
 
 def _report(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...lora.keys import Component
 from ...lora.loading.load import delete_adapter, tuned_layers
 from ...lora.updates import Update, update_of
-from .checks import check_biases, check_model, check_norms
+from .checks import check_biases, check_model, check_norms, check_shapes
 from .options import LoRAOptions
 
 
@@ -50,6 +50,8 @@ class Adapter:
             check_biases(model, self.sizes)
         if options.kind == "dora":
             check_norms(model, component, self.sizes)
+        if options.kind == "lokr":
+            check_shapes(model, component, self.sizes)
         active = list(dict.fromkeys(n for layer in tuned_layers(model) for n in layer.active_adapters))
         try:
             inject_adapter_in_model(_config(self.sizes, options), model, name)

@@ -65,12 +65,23 @@ def check_norms(model: nn.Module, component: str, layers: Mapping[str, Any]) -> 
         )
 
 
+def check_shapes(model: nn.Module, component: str, layers: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if PEFT cannot tell the shape of LoKr's product from the weight of one of the layers."""
+    bases = {path: base_layer(model, path) for path in layers}
+    packed = [path for path, layer in bases.items() if layer.weight.shape != (layer.out_features, layer.in_features)]
+    if packed:
+        raise ValueError(
+            f"`kind` 'lokr' needs weights of their own shape, but these of `{component}` are packed: "
+            f"{list_keys(packed)}. Take 'lora', or store them in 8 bits."
+        )
+
+
 def _dtype(layer: Any) -> torch.dtype:
     dtype: torch.dtype = layer.weight.dtype
     return dtype
 
 
-def base_layer(model: nn.Module, path: str) -> nn.Module:
+def base_layer(model: nn.Module, path: str) -> Any:
     """Return a layer without PEFT's wrapping."""
     layer: Any = model.get_submodule(path)
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer

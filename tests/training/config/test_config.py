@@ -39,6 +39,11 @@ def test_a_printed_configuration_is_read_back(tmp_path):
     assert json.loads(json.dumps(config.identity())) == config.identity()
 
 
+def test_what_only_checks_does_not_end_a_run():
+    given = read_config(changed(data={**CONTENT["data"], "decode": True})).identity()
+    assert given == read_config(CONTENT).identity()
+
+
 def test_changes_win_over_the_file():
     changes = [
         "optimizer.lr=2e-4",
@@ -78,6 +83,7 @@ def test_changes_win_over_the_file():
         ({"optimizer": {"name": "adam"}}, "did you mean 'adamw'"),
         ({"schedule": {"name": "cosin"}}, "did you mean 'cosine'"),
         ({"model": {"path": "tiny", "dtype": "bfloat16"}, "train": {"weights": ["*"]}}, "set `optimizer.rounding`"),
+        ({"model": {"path": "tiny", "storage": "fp8"}, "train": {"weights": ["*"]}}, "too coarse to be trained"),
         ({"validation": {"every": 5}}, "validation needs `data.held_out` samples"),
         ({"conditions": [{"type": "ControlNetImage", "modules": {"controlnet": {"kind": "contolnet", "path": "x"}}}]},
          "expected one of .*'controlnet'"),
@@ -212,13 +218,23 @@ def test_the_reference_knows_the_columns_and_the_models():
     assert all(f"self.{name}" in source for name in TRAINABLE.values())
 
 
+def test_models_in_fp8_are_stored_so_where_the_transformer_is_among_them():
+    dev = "black-forest-labs/FLUX.1-dev"
+    line = (
+        f"--dataset_metadata_path a --lora_base_model dit --lora_rank 8 --model_id_with_origin_paths {dev}:flux1.sft"
+    )
+    for given, storage in ((f"{dev}:flux1.sft", "fp8"), (f"{dev}:text_encoder_2/", None)):
+        config = read_config(yaml.safe_load(from_reference_args(f"{line} --fp8_models {given}")))
+        assert config.model.storage == storage
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--dataset_metadata_path a --extra_inputs insert_anything_ref_image", "make the diptychs beforehand"),
         ("--dataset_metadata_path a --extra_inputs controlnet_processor_id", "give it in `options` .* as `mode`"),
         ("--dataset_metadata_path a --learning_rat 1", "did you mean --learning_rate"),
-        ("--dataset_metadata_path a --fp8_models x", "- --fp8_models: 8 bit storage"),
+        ("--dataset_metadata_path a --offload_models x", "- --offload_models: with `data.cache`"),
         ("--dataset_metadata_path a --lora_rank", "--lora_rank has no value"),
         ("--dataset_metadata_path a --height 512", "belong together"),
         ("--dataset_metadata_path a --trainable_models vae", "'vae', which is not trained here"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_flux_ext.flux_shapes import BACKGROUNDS
 from diffusers_flux_ext.training.data import (
     Entry,
     ListedBuckets,
@@ -32,8 +33,25 @@ def test_it_is_a_checked_data_set_with_all_columns(folder: Path) -> None:
     assert check_data(data, decode=True).samples == 6
     row = data.load(2).row
     assert len(row["eligen_entity_prompts"]) == len(row["eligen_entity_masks"]) == 3
-    assert 0.4 <= row["value_controller_inputs"] <= 1
+    assert 0 <= row["value_controller_inputs"] <= 1
     assert {row[name].size for name in ("controlnet_image", "kontext_images")} == {(128, 128)}
+
+
+def test_values_are_those_of_the_brightness_where_it_varies_and_of_the_size_elsewhere(folder: Path, tmp_path: Path):
+    dark = json.loads(write_example_data(tmp_path / "dark", 3, brightness=(0.4, 0.5)).read_text())
+    assert all(0.4 <= row["value_controller_inputs"] <= 0.5 for row in dark)
+    rows = json.loads((folder / "metadata.json").read_text())
+    assert len({row["value_controller_inputs"] for row in rows}) == len(rows)
+    areas = [np.asarray(Image.open(folder / row["eligen_entity_masks"][0]).convert("L")).mean() for row in rows]
+    values = [row["value_controller_inputs"] for row in rows]
+    assert np.argmax(areas) == np.argmax(values)
+
+
+def test_by_default_nothing_is_striped(folder: Path) -> None:
+    rows = json.loads((folder / "metadata.json").read_text())
+    assert not any("striped" in text for row in rows for text in (row["prompt"], *row["eligen_entity_prompts"]))
+    corners = {Image.open(folder / row["image"]).convert("RGB").getpixel((0, 0)) for row in rows}
+    assert corners <= {*BACKGROUNDS.values()}
 
 
 def test_csv_and_json_agree(folder: Path) -> None:

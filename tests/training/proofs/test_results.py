@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from benchmarks.training.drawing import Measured
+from benchmarks.training.drawing import Measured, scenes
 from benchmarks.training.intervals import interval, spearman
+from benchmarks.training.runner import Bound
+from benchmarks.training.shipped import FILE, lay_out
+from benchmarks.training.style import stripes
 from benchmarks.training.table import table
+from benchmarks.training.worlds import centred, striped
+from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.training.config import read_config
 from tests.fixtures.documentation import ROOT
 
@@ -46,3 +51,31 @@ def test_a_stopped_measure_goes_on(tmp_path):
         assert measured("one", count, draw, lambda index, image: float(image.mean())) == list(range(count))
     assert asked == [0, 1, 2, 3, 4]
     assert measured("other", 1, draw, lambda index, image: 7) == [7]
+
+
+def test_stripes_are_told_from_plain_objects():
+    shown = scenes(24, centred)
+    drawn = {"striped": striped, "plain": flux_shapes.render}
+    found = {
+        kind: [stripes(np.asarray(render(scene)) / 255, scene) for scene in shown] for kind, render in drawn.items()
+    }
+    assert min(found["striped"]) > 0.9
+    assert max(map(abs, found["plain"])) < 0.1
+
+
+def test_a_bound_is_reached_when_the_whole_interval_lies_inside():
+    measured = {"value": 0.95, "low": 0.91, "high": 0.97, "items": 100}
+    assert Bound("share", measured, low=0.9).row()["reached"]
+    assert not Bound("share", measured, low=0.92).row()["reached"]
+    assert not Bound("share", measured, high=0.96).row()["reached"]
+
+
+def test_what_ships_is_laid_out_as_a_training_exports_it(tmp_path):
+    assert (lay_out(tmp_path, "tiny_style_lora") / FILE).is_file()
+    size = lay_out(tmp_path, "tiny_size")
+    assert {path.name for path in size.iterdir()} == {FILE, "encoder"}
+    assert lay_out(tmp_path, "tiny_size") == size
+    with pytest.raises(ValueError, match="Nothing that ships was made by the recipe 'tiny_cross'"):
+        lay_out(tmp_path, "tiny_cross")
+    # The first of the two trainings of the ControlNet.
+    assert not any(lay_out(tmp_path, "tiny_controlnet").iterdir())

@@ -74,16 +74,18 @@ def module_digest(module: torch.nn.Module | None) -> str:
     return hashed.hexdigest()
 
 
-def model_hashes(pipe: Any, model_hash: str | None) -> dict[str, str]:
+def model_hashes(pipe: Any, model_hash: str | Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what tells a pipeline's models from others.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
-        model_hash (`str`, *optional*): Stands for all of them, if it is given.
+        model_hash (`str` or `Mapping[str, str]`, *optional*): Stands for all of them, or those by component.
 
     Returns:
         `dict[str, str]`: by component.
     """
+    if isinstance(model_hash, Mapping):
+        return dict(model_hash)
     if model_hash is not None:
         return dict.fromkeys(MODELS, model_hash)
     return {name: module_digest(getattr(pipe, name, None)) for name in MODELS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def cache_samples(
     conditions: Any = None,
     options: EncodeOptions = EncodeOptions(),
     bad: BadSamples | None = None,
-    model_hash: str | None = None,
+    model_hash: str | Mapping[str, str] | None = None,
     shard_bytes: int = 256 * 2**20,
     num_threads: int = 2,
     rank: int = 0,
@@ -54,8 +54,9 @@ def cache_samples(
             such as the names of the classes, and hashes of modules that run in `encode`.
         options (`EncodeOptions`): What is computed.
         bad (`BadSamples`, *optional*): What to do about samples that cannot be loaded; by default to stop.
-        model_hash (`str`, *optional*):
-            Tells the models from others; by default their weights are hashed, a second per gigabyte.
+        model_hash (`str` or `Mapping[str, str]`, *optional*):
+            Tells the models from others, all or by component; by default their weights are hashed, a second per
+            gigabyte.
         shard_bytes (`int`, defaults to 268435456): Bytes of a file.
         num_threads (`int`, defaults to 2): Threads that open images ahead; 0 opens them in turn.
         rank (`int`, defaults to 0): Number of this process.
@@ -100,7 +101,7 @@ def _nothing() -> None:
 
 
 def _check(
-    data: TrainingData, pipe: Any, model_hash: str | None, rank: int, world_size: int, wait: Callable[[], None] | None
+    data: TrainingData, pipe: Any, model_hash: object, rank: int, world_size: int, wait: Callable[[], None] | None
 ) -> None:
     if not data.items:
         raise ValueError("The data has no samples yet. Call `check_data` first.")
