@@ -10,17 +10,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import torch
 from diffusers import FluxTransformer2DModel
 
+from benchmarks.entity_step import Side, make_entity_step, own_sides, reference_side
 from benchmarks.memory import peak_mib, reset_peak
 from benchmarks.support.reference.dit import reference_dit
-from benchmarks.support.reference.pipeline import flux_image
-from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
-from diffusers_flux_ext.attention.processor import regional_attention
-from diffusers_flux_ext.methods.eligen.condition import entity_rules
 
 
 SIDES = ("reference", "dense mask", "ours")
@@ -41,63 +37,11 @@ def tiny_transformer(width: int, double: int, single: int) -> FluxTransformer2DM
     ).eval()
 
 
-def entity_masks(entities: int, side: int) -> torch.Tensor:
-    """Return boxes in two rows of three, each about a seventh of the image, `(entities, side, side)`."""
-    masks = torch.zeros(entities, side, side, dtype=torch.bool)
-    height, width = round(side * 0.45), round(side * 0.31)
-    for index in range(entities):
-        top, left = index // 3 * (side // 2), index % 3 * (side // 3)
-        masks[index, top : top + height, left : left + width] = True
-    return masks
-
-
-def make_sides(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, Callable[[], torch.Tensor]]:
+def make_sides(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, Side]:
     """Return the three sides as functions of no arguments that run the same step with the same weights."""
     transformer = tiny_transformer(args.width, args.double, args.single)
-    side = round(image_tokens**0.5)
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(1, 16, 2 * side, 2 * side, generator=generator)
-    prompt = torch.randn(1, args.text_tokens, CONTEXT, generator=generator)
-    texts = torch.randn(1, entities, args.text_tokens, CONTEXT, generator=generator)
-    pooled = torch.randn(1, POOLED, generator=generator)
-    masks = entity_masks(entities, side)
-    dit = reference_dit(transformer)
-    pixels = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)[None, :, None].float()
-    named = {"entity_prompt_emb": texts, "entity_masks": pixels} if entities else {}
-
-    def reference() -> torch.Tensor:
-        return flux_image.model_fn_flux_image(
-            dit=dit,
-            latents=latents,
-            timestep=torch.tensor([500.0]),
-            prompt_emb=prompt,
-            pooled_prompt_emb=pooled,
-            guidance=torch.tensor([3.5]),
-            text_ids=torch.zeros(1, args.text_tokens, 3),
-            **named,
-        )
-
-    packed = latents.view(1, 16, side, 2, side, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, side * side, 64)
-    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side).float(), torch.arange(side).float())
-    zeros = torch.zeros(args.text_tokens, 3)
-    step = DenoisingStep(
-        0, 1, "cond", torch.tensor([0.5]), packed, ids, PromptEmbeds(prompt, pooled, zeros), torch.tensor([3.5])
-    )
-    names = [f"entity_{index}" for index in range(entities)]
-    contribution = Contribution(
-        text=[TokenGroup(name, texts[:, index], zeros) for index, name in enumerate(names)],
-        rules=[rule for name, mask in zip(names, masks) for rule in entity_rules(name, mask.flatten()[None])],
-    )
-    caches = {"dense mask": PlanCache(), "ours": PlanCache()}
-
-    def dense() -> torch.Tensor:
-        return predict_velocity(transformer, step, [contribution], caches["dense mask"])
-
-    def ours() -> torch.Tensor:
-        with regional_attention(transformer):
-            return predict_velocity(transformer, step, [contribution], caches["ours"])
-
-    return {"reference": reference, "dense mask": dense, "ours": ours}
+    step = make_entity_step(transformer, round(image_tokens**0.5), args.text_tokens, entities)
+    return {"reference": reference_side(reference_dit(transformer), step), **own_sides(transformer, step)}
 
 
 def measure_times(args: argparse.Namespace, image_tokens: int, entities: int) -> dict[str, float]:

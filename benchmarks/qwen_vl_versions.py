@@ -30,7 +30,7 @@ def image(width: int, height: int, seed: int) -> Image.Image:
 def replace_diffusers() -> None:
     """Replace the modules that import diffusers by stand-ins."""
     names: dict[str, dict[str, Any]] = {
-        "_compat": {"execution_device": lambda module: module.device},
+        "_devices": {"execution_device": lambda module: module.device},
         "inputs": {"__path__": []},
         "inputs.vision": {"to_pil": lambda image: image.convert("RGB")},
     }

@@ -36,7 +36,7 @@ _CORE = {
     "lora.tools.extract": ["extract_lora"],
     "lora.tools.fuse": ["fuse_lora_into"],
     "lora.tools.report": ["LoRAReport", "detect_lora_format", "inspect_lora"],
-    "methods": ["Method", "Release", "Trainable", "register_method"],
+    "methods": ["Addition", "Method", "Release", "Trainable", "register_method"],
     "models.autoencoder_kl_flux": ["AutoencoderKLFlux"],
     "models.transformer_flux_ext": ["FluxExtTransformer2DModel"],
     "offload.budget.apply": ["apply_vram_plan", "disable_vram_budget", "memory_report"],

@@ -37,6 +37,7 @@ from .lora.tools.fuse import fuse_lora_into as fuse_lora_into
 from .lora.tools.report import LoRAReport as LoRAReport
 from .lora.tools.report import detect_lora_format as detect_lora_format
 from .lora.tools.report import inspect_lora as inspect_lora
+from .methods import Addition as Addition
 from .methods import Method as Method
 from .methods import Release as Release
 from .methods import Trainable as Trainable
@@ -112,6 +113,7 @@ def custom_pipeline(name: str) -> str: ...
 def tiny_flux_path() -> str: ...
 
 __all__ = [
+    "Addition",
     "AttentionPlan",
     "AttentionRule",
     "AttributeValueEncoder",

@@ -8,45 +8,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..inputs.boxes import box_in_pixels
 from ..methods.releases import check_counts
+from ..tiny import TINY
 from .errors import CommandLineError
-from .tiny import TINY, TINY_CALL
 
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-_DEVICE = re.compile(r"[a-z]+(:\d+)?")
+SINGLE_FILES = (".safetensors", ".sft", ".gguf")
 LORA_ENDINGS = (".safetensors", ".sft")
 BUILT_IN = (TINY, "FLUX.1-dev")
 
 
 def check_demo(args: argparse.Namespace) -> None:
     """Check `flux-ext demo`; raises [`CommandLineError`]."""
-    _check_folder("--out", args.out)
-
-
-def check_generate(args: argparse.Namespace) -> None:
-    """Check `flux-ext generate`; raises [`CommandLineError`]."""
-    _check_image(args.out)
-    _check_model(args.model)
-    if args.lora not in (None, "none"):
-        _check_source("--lora", args.lora)
-    if args.lora_weight_name is not None and args.lora in (None, "none"):
-        raise CommandLineError("--lora-weight-name has no effect without --lora")
-    true_cfg = TINY_CALL["true_cfg_scale"] if args.model == TINY and args.true_cfg is None else args.true_cfg or 1.0
-    if args.negative_prompt is not None and true_cfg <= 1:
-        raise CommandLineError("--negative-prompt has no effect without --true-cfg above 1")
-    if args.device is not None and not _DEVICE.fullmatch(args.device):
-        raise CommandLineError(f"--device {args.device} is not a device; give for example cuda, cuda:1, mps or cpu")
-    if args.size is None and args.model != TINY:
-        return  # The default size is the model's own.
-    width, height = args.size or (TINY_CALL["width"], TINY_CALL["height"])
-    for entity in args.entity:
-        try:
-            # The canvas has whole tokens.
-            box_in_pixels(entity.box, width // 16 * 16, height // 16 * 16)
-        except ValueError as error:
-            raise CommandLineError(f"--entity {entity.text!r}: {error}") from None
+    check_folder("--out", args.out)
 
 
 def check_plan(args: argparse.Namespace) -> None:
@@ -56,7 +31,7 @@ def check_plan(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise CommandLineError(f"--method: {error}") from None
     if args.model not in BUILT_IN:
-        _check_model(args.model)
+        check_model(args.model, files=False)
     if args.size is not None and any(side % 16 for side in args.size):
         raise CommandLineError(f"--size {args.size[0]}x{args.size[1]}: both sides must be a multiple of 16 pixels")
 
@@ -80,42 +55,37 @@ def check_lora(args: argparse.Namespace) -> None:
         _check_new_file(args.out, args.overwrite)
 
 
-def _check_model(model: str) -> None:
+def check_model(model: str, files: bool = True) -> None:
+    """Check a model's name; raises [`CommandLineError`].
+
+    Args:
+        model (`str`): A folder, a repository, a single file or `tiny`.
+        files (`bool`): Whether single files are allowed.
+    """
     if model == TINY:
         return
-    if os.path.isfile(model):
+    if os.path.isfile(model) and not (files and model.endswith(SINGLE_FILES)):
+        single = f", a single file ({', '.join(SINGLE_FILES)})" if files else ""
         raise CommandLineError(
-            f"--model {model} is a file; give a repository or a folder in diffusers' layout, or {TINY}"
+            f"--model {model} is a file; give a repository or a folder in diffusers' layout{single}, or {TINY}"
         )
-    _check_source("--model", model)
+    check_source("--model", model)
     if os.path.isdir(model) and not os.path.isfile(os.path.join(model, "model_index.json")):
         raise CommandLineError(
             f"--model {model} has no model_index.json, so it is not a pipeline in diffusers' layout"
         )
 
 
-def _check_source(flag: str, source: str) -> None:
-    """Check that a file or folder exists; anything else may be a repository."""
+def check_source(flag: str, source: str) -> None:
+    """Check that a file or folder exists; anything else may be a repository. Raises [`CommandLineError`]."""
     looks_local = os.path.isabs(source) or source.startswith(".") or source.endswith((*LORA_ENDINGS, ".bin", ".pt"))
     if os.path.exists(source) or (_REPOSITORY.fullmatch(source) and not looks_local):
         return
     raise CommandLineError(f"{flag} {source}: there is no such file or folder, and it is not the name of a repository")
 
 
-def _check_image(path: Path) -> None:
-    from PIL import Image
-
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise CommandLineError(
-            f"--out {path} does not end in an image suffix; use for example {path.with_suffix('.png')}"
-        )
-    if path.is_dir():
-        raise CommandLineError(f"--out {path} is a folder; give the file to write")
-    _check_folder("--out", path.parent)
-
-
-def _check_folder(flag: str, folder: Path) -> None:
-    """Check that a folder exists or can be created."""
+def check_folder(flag: str, folder: Path) -> None:
+    """Check that a folder exists or can be created; raises [`CommandLineError`]."""
     above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not above.is_dir():
         raise CommandLineError(f"{flag}: {above} is a file, not a folder")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..tiny import TINY, named_model
 from .errors import in_flags, one_line
 from .parsing import parse_number, parse_positive, parse_scale, parse_share
-from .tiny import TINY, named_model
 
 
 if TYPE_CHECKING:

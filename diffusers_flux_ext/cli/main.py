@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ..methods.installed import GROUP, load_installed_methods
-from .checks import check_demo, check_generate, check_lora, check_plan
+from .checks import check_demo, check_lora, check_plan
+from .completion import add_completion_command, run_completion
 from .convert import add_convert_command, check_convert, run_convert
+from .describe import add_describe_command, check_describe, run_describe
 from .devices import check_device
 from .env import add_env_command, package_version, run_env
 from .errors import CommandLineError, in_flags, one_line
+from .generate.checks import check_generate
+from .generate.command import add_generate_command, run_generate
+from .job import add_job_commands, check_job_command, run_job
 from .lora import add_lora_commands, run_lora
-from .parsing import Entity, parse_entity, parse_positive, parse_scale, parse_seed, parse_size, parse_text_tokens
+from .parsing import parse_seed
 from .plan import add_plan_command, run_plan
 from .quiet import quiet_libraries
-from .tiny import TINY
+from .runs import add_run_command, check_run, run_run
+from .serve import add_serve_command, run_serve
 from .train import add_train_command, run_train
 
 
@@ -25,6 +31,7 @@ examples:
   flux-ext demo --out demo
   flux-ext generate --model tiny --prompt "a white background" --entity "a red circle@0.1,0.3,0.45,0.7" \\
       --entity "a blue star@0.55,0.3,0.9,0.7" --out shapes.png
+  flux-ext run jobs.jsonl --out images
   flux-ext lora inspect style.safetensors
   flux-ext generate --model black-forest-labs/FLUX.1-dev --prompt "a cat and a dog on a sofa" \\
       --entity "a black cat@60,300,480,950" --entity "a brown dog@540,300,960,950" \\
@@ -65,51 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--all", action="store_true", help="draw what each module of the package does, alone and all together"
     )
-    generate = commands.add_parser(
-        "generate",
-        help="draw an image with any FLUX.1 repository",
-        description="Draw an image, with entities in regions of their own.",
-        epilog=EXAMPLES,
-        formatter_class=raw,
-    )
-    _add_generate_arguments(generate)
+    add_generate_command(commands)
+    add_run_command(commands)
+    add_describe_command(commands)
+    add_job_commands(commands)
     add_convert_command(commands)
     add_lora_commands(commands)
     add_plan_command(commands)
+    add_serve_command(commands)
     add_train_command(commands)
     add_env_command(commands)
+    add_completion_command(commands, build_parser)
     return parser
-
-
-def _add_generate_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", default=TINY, help="repository or folder in diffusers' layout, or `tiny` (default)")
-    add("--prompt", required=True, help="the global prompt")
-    add("--negative-prompt", help="what to steer away from, with --true-cfg (default: empty)")
-    add(
-        "--entity",
-        action="append",
-        default=[],
-        type=parse_entity,
-        metavar="TEXT@LEFT,TOP,RIGHT,BOTTOM",
-        help="an entity and its box, in pixels or in fractions of the image; may be given several times",
-    )
-    add("--steps", type=parse_positive, help="denoising steps (default: 28; schnell: 4; tiny: 20)")
-    add("--seed", type=parse_seed, default=0, help="seed of the noise (default: 0)")
-    add("--size", type=parse_size, metavar="N or WIDTHxHEIGHT", help="pixels (default: 1024; tiny: 128)")
-    add("--guidance", type=parse_scale, help="distilled guidance scale (default: 3.5)")
-    add("--true-cfg", type=parse_scale, help="true classifier-free guidance scale (default: off; tiny: 2)")
-    add("--lora", help="LoRA file, folder or repository; `none` leaves tiny's own EliGen LoRA out")
-    add("--lora-weight-name", metavar="FILE", help="the file of a --lora repository, where it holds several")
-    add("--text-tokens", type=parse_text_tokens, help="text tokens of a prompt, at most 512 (schnell: 256; tiny: 32)")
-    add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
-    add(
-        "--offload",
-        choices=["none", "model", "sequential"],
-        default="none",
-        help="move unused parts to host memory",
-    )
-    add("--out", type=Path, default=Path("flux-ext.png"), help="image to write (default: flux-ext.png)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _load_installed_methods()
     args = build_parser().parse_args(arguments)
     # Prefix of messages.
-    args.title = " ".join(["flux-ext", args.command, *filter(None, [getattr(args, "lora_command", None)])])
+    below = getattr(args, f"{args.command}_command", None)
+    args.title = " ".join(["flux-ext", args.command, *filter(None, [below])])
     try:
         _CHECKS.get(args.command, lambda args: None)(args)
         return _COMMANDS[args.command](args)
@@ -145,6 +120,7 @@ def _load_installed_methods() -> None:
 
 def _run_quietly(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
+        check_device(getattr(args, "device", None))
         with quiet_libraries(args):
             return command(args)
 
@@ -160,37 +136,48 @@ def _run_training(args: argparse.Namespace) -> int:
         return 1
 
 
-def _draw(args: argparse.Namespace) -> int:
-    check_device(getattr(args, "device", None))
-    with quiet_libraries(args):
-        # torch and diffusers load only now, so that --help and a wrong command line answer at once.
-        from . import run, showcase
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        return run_serve(args)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        return 1
 
-        demo = showcase.showcase if getattr(args, "all", False) else run.demo
-        try:
-            written = demo(args) if args.command == "demo" else run.generate(args)
-        except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-            sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
-            return 1
+
+def _draw_demo(args: argparse.Namespace) -> int:
+    # torch and diffusers load only now, so that --help and a wrong command line answer at once.
+    from . import demo, showcase
+
+    try:
+        written = (showcase.showcase if args.all else demo.demo)(args)
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        return 1
     sys.stdout.write(f"{written.resolve()}\n")
     return 0
 
 
 _CHECKS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "convert": check_convert, "demo": check_demo, "generate": check_generate, "lora": check_lora, "plan": check_plan,
+    "convert": check_convert, "demo": check_demo, "describe": check_describe, "generate": check_generate,
+    "job": check_job_command, "lora": check_lora, "plan": check_plan, "run": check_run,
 }  # fmt: skip
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "completion": run_completion,
     "convert": _run_quietly(run_convert),
-    "demo": _draw,
-    "generate": _draw,
+    "demo": _run_quietly(_draw_demo),
+    "describe": _run_quietly(run_describe),
+    "generate": _run_quietly(run_generate),
     "env": run_env,
+    "job": _run_quietly(run_job),
     "lora": _run_quietly(run_lora),
     "plan": _run_quietly(run_plan),
+    "run": _run_quietly(run_run),
+    "serve": _run_quietly(_serve),
     "train": _run_quietly(_run_training),
 }
 
 
-__all__ = ["Entity", "build_parser", "main"]
+__all__ = ["build_parser", "main"]
 
 
 if __name__ == "__main__":

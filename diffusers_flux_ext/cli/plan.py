@@ -7,9 +7,9 @@ import json
 import sys
 from typing import Any
 
+from ..tiny import TINY, TINY_CALL, named_model
 from .errors import in_flags, one_line
 from .parsing import parse_gib, parse_positive, parse_size
-from .tiny import TINY, TINY_CALL, named_model
 
 
 STORAGE = {"fp8": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}

@@ -19,9 +19,9 @@ from ..methods.attribute_control.encoder import AttributeValueEncoder
 from ..methods.control.condition import ControlNetImage
 from ..methods.eligen.condition import EntityRegions
 from ..pipeline.conditioned import FluxConditionedPipeline
+from ..tiny import TINY_CALL, TINY_LORA
 from .contact_sheet import INK, MARGIN, PAPER
-from .run import save_image
-from .tiny import TINY_CALL, TINY_LORA
+from .demo import save_image
 
 
 SIDE, SCENES = flux_shapes.CANVAS_SIZE, 3

@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from PIL import Image
 from transformers import PreTrainedModel, SiglipVisionModel
 
-from .._compat import execution_device
+from .._devices import execution_device
 from ..canvas import Canvas, encode_image, pack_latents
 from ..inputs.images import read_pixels
 from ..methods.attribute_control.encoder import AttributeValueEncoder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,12 @@ from .numbers import LARGEST_VALUE, check_finite
 
 if TYPE_CHECKING:
     from diffusers.image_processor import VaeImageProcessor
+
+ImageInput: TypeAlias = Image.Image | np.ndarray | torch.Tensor
+"""An image, or a batch of them in one array or tensor; see [`read_image`]."""
+
+ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput]
+"""An image, or a list of them."""
 
 OVERSHOOT = 0.5
 """How far beyond -1 and 1 floats may go: sharp filters overshoot, and values up to 255 must not pass for white."""

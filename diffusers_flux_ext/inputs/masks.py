@@ -16,7 +16,7 @@ from .boxes import box_in_pixels
 from .checks import shown
 
 
-RegionMask: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]"
+RegionMask: TypeAlias = Image.Image | np.ndarray | torch.Tensor | tuple[float, float, float, float]
 """An image, an array, a tensor, or a box `(left, top, right, bottom)` in pixels or in fractions of the canvas."""
 
 FULL_SCALE = 65535

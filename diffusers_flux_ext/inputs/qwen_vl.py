@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from .._compat import execution_device
+from .._devices import execution_device
 from .checks import shown
 from .vision import to_pil
 

@@ -9,7 +9,7 @@ import transformers
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from .._compat import execution_device
+from .._devices import execution_device
 from .checks import shown
 from .images import read_image
 

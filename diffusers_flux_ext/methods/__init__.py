@@ -6,7 +6,7 @@ To add a method, write its folder and name the folder in `_FOLDERS`; a package o
 import importlib
 
 from .._registration import BASES, register
-from .method import Method, Release, Trainable, resolve
+from .method import Addition, Method, Release, Trainable, resolve
 
 
 # In the order of the documentation.
@@ -41,14 +41,14 @@ def add(method: Method) -> Method:
         `Method`: the same.
 
     Raises:
-        ValueError: if its folder, or a name that it exports, releases or trains is already taken by another method.
+        ValueError: if its folder, or a name that it exports, releases, trains or adds is taken by another method.
     """
     if method.folder in METHODS:
         raise ValueError(
             f"The method {method.name!r} is in a folder named {method.folder!r}, and so is one of "
             f"`{METHODS[method.folder].package}`. Choose another name."
         )
-    for what in ("public_names", "releases", "trains"):
+    for what in ("public_names", "releases", "trains", "additions"):
         own = _names(method, what)
         taken = {name for other in METHODS.values() for name in _names(other, what)}
         twice = sorted(taken.intersection(own) | {name for name in own if own.count(name) > 1})
@@ -115,4 +115,4 @@ def find(method: Method, name: str) -> object:
 for _folder in _FOLDERS:
     add(importlib.import_module(f".{_folder}", __name__).METHOD)
 
-__all__ = ["METHODS", "Method", "Release", "Trainable", "register_method"]
+__all__ = ["METHODS", "Addition", "Method", "Release", "Trainable", "register_method"]

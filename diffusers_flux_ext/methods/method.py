@@ -61,6 +61,21 @@ class Trainable:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """What a method adds to a loaded pipeline. References name an object as `".file:name"`, see [`resolve`].
+
+    Attributes:
+        module (`str`): The class of the module that is added.
+        add (`str`): A function that takes the pipeline and the module.
+        remove (`str`): A function that takes the pipeline, and leaves it as it was before.
+    """
+
+    module: str
+    add: str
+    remove: str
+
+
+@dataclass(frozen=True)
 class Method:
     """One method: a folder and what it offers.
 
@@ -79,6 +94,11 @@ class Method:
             function that takes the arguments and returns the exit code.
         releases (`Sequence[Release]`): Its released weights.
         trains (`Mapping[str, Trainable]`): Its modules that can be trained, by name.
+        loaders (`Mapping[str, str]`):
+            What loads the published files of a class that cannot load them itself, by the class; both are references,
+            such as `{"diffusers:ReduxImageEncoder": ".checkpoint:load_redux_embedder"}`. A class or a function, which
+            takes a path and `torch_dtype`, or the path alone.
+        additions (`Mapping[str, Addition]`): What it adds to a loaded pipeline, by the name in a job.
     """
 
     package: str
@@ -91,6 +111,8 @@ class Method:
     converters: Mapping[str, str] = field(default_factory=dict)
     releases: Sequence[Release] = ()
     trains: Mapping[str, Trainable] = field(default_factory=dict)
+    loaders: Mapping[str, str] = field(default_factory=dict)
+    additions: Mapping[str, Addition] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -113,7 +135,8 @@ class Method:
         found = list(self.converters.values())
         found += [reference for release in self.releases for reference in release.modules.values()]
         trained = [reference for each in self.trains.values() for reference in (each.module, each.make, each.files)]
-        return [*found, *filter(None, trained)]
+        added = [reference for each in self.additions.values() for reference in (each.module, each.add, each.remove)]
+        return [*found, *filter(None, trained), *self.loaders, *self.loaders.values(), *added]
 
     def modules(self, release: Release) -> dict[str, Any]:
         """Return what makes the modules of a release, by the modules' names."""

@@ -25,7 +25,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from .._compat import execution_device, offload_all_but
+from .._compat import offload_all_but
+from .._devices import ExecutionDeviceMixin, execution_device
 from ..caches.rules import check_caches
 from ..canvas import Canvas
 from ..condition import FluxCondition, check_conditions
@@ -63,7 +64,13 @@ PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
 
 class FluxConditionedPipeline(
-    SingleFilePipelineMixin, FluxExtLoraLoaderMixin, VRAMBudgetMixin, ParallelMixin, DenoisingLoopMixin, FluxPipeline
+    SingleFilePipelineMixin,
+    FluxExtLoraLoaderMixin,
+    VRAMBudgetMixin,
+    ParallelMixin,
+    DenoisingLoopMixin,
+    ExecutionDeviceMixin,
+    FluxPipeline,
 ):
     r"""FLUX.1 with any set of conditions in one denoising loop.
 
@@ -276,7 +283,7 @@ class FluxConditionedPipeline(
             read_images("`image` of the call", image, self.image_processor.config.vae_latent_channels)
         self._begin(guidance_scale, joint_attention_kwargs)
 
-        # Asking for the device walks through every module of the pipeline.
+        # Asking for the device walks through modules.
         device = self._execution_device
         check_caches(self.transformer, guided)
         check_storage(self.transformer)

@@ -1,6 +1,7 @@
 """The `flux-ext` command."""
 
 import argparse
+import json
 import os
 import re
 
@@ -9,8 +10,8 @@ from diffusers import FluxPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
+from diffusers_flux_ext.cli import demo as cli_demo
 from diffusers_flux_ext.cli import main as command
-from diffusers_flux_ext.cli import run as cli_run
 from diffusers_flux_ext.cli.parsing import parse_entity, parse_positive, parse_size
 from diffusers_flux_ext.testing import tiny_components
 
@@ -30,7 +31,6 @@ def test_help_has_examples(capsys):
     "arguments, message",
     [
         (["draw"], "invalid choice"),
-        (["generate"], "--prompt"),
         (["generate", "--prompt", "a", "--entity", "a dog"], "TEXT@LEFT,TOP,RIGHT,BOTTOM"),
         (["generate", "--prompt", "a", "--entity", "a dog@9,0,3,4"], "LEFT < RIGHT"),
         (["generate", "--prompt", "a", "--size", "big"], "N or WIDTHxHEIGHT"),
@@ -46,10 +46,10 @@ def test_a_wrong_command_line_exits_with_2(capsys, arguments, message):
 @pytest.mark.parametrize(
     "source, message",
     [
-        (["--model", "nobody/x"], "--model nobody/x cannot be loaded"),
+        (["--model", "nobody/x"], "--model cannot be loaded: "),
         (
             ["--lora", "nobody/x", "--lora-weight-name", "y.safetensors"],
-            "`y.safetensors` of the repository `nobody/x`",
+            "--lora: `y.safetensors` of the repository `nobody/x`",
         ),
     ],
 )
@@ -63,7 +63,7 @@ def test_work_that_fails_says_so_in_one_line_and_writes_nothing(tmp_path, monkey
 
 
 def test_a_target_that_is_not_replaced_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("diffusers_flux_ext.cli.run.load_pipeline", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr("diffusers_flux_ext.jobs.JobRunner.run", lambda *_, **__: pytest.fail("it was loaded"))
     os.mkfifo(tmp_path / "pipe.png")
     assert run("generate", "--prompt", "a red circle", "--out", tmp_path / "pipe.png") == 1
     assert "pipe.png` exists already and is a device, a pipe or the like" in capsys.readouterr().err
@@ -94,27 +94,27 @@ def test_generate_follows_seed_and_size(tmp_path):
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
 
 
-def test_schnell_has_defaults_of_its_own(tmp_path, monkeypatch):
-    from diffusers_flux_ext.cli import run as work
-
+def test_schnell_has_defaults_of_its_own(tmp_path):
     components = tiny_components(0, guidance_embeds=False)
     FluxPipeline(**components).save_pretrained(tmp_path / "schnell")
-    calls = []
-    monkeypatch.setattr(work, "draw", lambda pipe, seed, **call: calls.append(call) or [Image.new("RGB", (8, 8))])
-    assert run("generate", "--model", tmp_path / "schnell", "--prompt", "a cat", "--out", tmp_path / "a.png") == 0
-    assert calls == [{"prompt": "a cat", "num_inference_steps": 4, "max_sequence_length": 256}]
+    saved = tmp_path / "job.json"
+    arguments = ["--model", tmp_path / "schnell", "--prompt", "a cat", "--save-job", saved, "--dry-run"]
+    assert run("generate", *arguments) == 0
+    assert json.loads(saved.read_text())["call"] == {
+        "prompt": "a cat", "num_inference_steps": 4, "max_sequence_length": 256
+    }  # fmt: skip
 
 
 def test_demo_writes_a_contact_sheet(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(cli_run.TINY_CALL, "num_inference_steps", 2)
-    with_lora, draw = [], cli_run.draw
+    monkeypatch.setitem(cli_demo.TINY_CALL, "num_inference_steps", 2)
+    with_lora, draw = [], cli_demo.draw
 
     def watched(pipe, *args, **kwargs):
         layers = [part for part in pipe.transformer.modules() if isinstance(part, BaseTunerLayer)]
         with_lora.append({not layer.disable_adapters for layer in layers})
         return draw(pipe, *args, **kwargs)
 
-    monkeypatch.setattr(cli_run, "draw", watched)
+    monkeypatch.setattr(cli_demo, "draw", watched)
     assert run("demo", "--out", tmp_path / "demo", "--seed", 3) == 0
     path = capsys.readouterr().out.strip()
     assert re.search(r"contact_sheet\.png$", path)

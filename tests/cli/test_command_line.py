@@ -17,6 +17,7 @@ from diffusers_flux_ext.cli.quiet import quiet_libraries
 
 A = ["generate", "--prompt", "a"]
 WRONG: list[tuple[list[str], str]] = [
+    (["generate"], "--prompt is missing"),
     (["convert", "nothing", "a", "b"], "no kind 'nothing'"),
     ([*A, "--out", "image.nothing"], "does not end in an image suffix"),
     ([*A, "--out", "folder.png"], "--out folder.png is a folder"),
@@ -39,6 +40,36 @@ WRONG: list[tuple[list[str], str]] = [
     ([*A, "--size", "100000000"], "--size"),
     ([*A, "--text-tokens", "513"], "a whole number from 1 to 512"),
     ([*A, "--device", "my card"], "--device my card is not a device"),
+    ([*A, "--image", "missing.png"], "--image missing.png: there is no such image"),
+    ([*A, "--reference", "missing.png"], "--reference missing.png: there is no such image"),
+    ([*A, "--entity", "a dog@missing.png"], "there is no mask missing.png"),
+    ([*A, "--inpaint-mask", "0,0,1,1"], "--inpaint-mask has no effect without --image"),
+    ([*A, "--mask", "1,2,3"], "neither a box LEFT,TOP,RIGHT,BOTTOM nor the path of a mask"),
+    ([*A, "--strength", "0.5"], "--strength has no effect without --image"),
+    ([*A, "--strength", "1.5"], "--strength"),
+    ([*A, "--controlnet", "tiny"], "--controlnet has no effect without --control"),
+    ([*A, "--lora", "missing.safetensors@0.5"], "--lora missing.safetensors: there is no such file"),
+    ([*A, "--attribute", "size"], "'size' is not NAME=NUMBER"),
+    ([*A, "--component", "mllm="], "'mllm=' is not NAME=PATH"),
+    ([*A, "--condition", "Redux:scale"], "'scale' is not FIELD=VALUE"),
+    ([*A, "--condition", "scale=1"], "is not TYPE:FIELD=VALUE"),
+    ([*A, "--set", "scale"], "'scale' is not FIELD=VALUE"),
+    ([*A, "--cache", "tea=x"], "not a finite number"),
+    ([*A, "--vram", "0"], "--vram"),
+    ([*A, "--num-images", "0"], "--num-images"),
+    ([*A, "--job", "missing.yaml"], "--job missing.yaml: there is no such file"),
+    ([*A, "--save-job", "job.txt"], "does not end in .yaml"),
+    ([*A, "--save-job", "nowhere/job.yaml"], "its folder does not exist"),
+    (["run", "missing.jsonl", "--out", "out"], "there is no file or folder missing.jsonl"),
+    (["run", "file"], "--out is missing"),
+    (["run", "file", "--out", "file"], "is a file, not a folder"),
+    (["describe", "missing.png", "--nexus-gen", "a/b"], "there is no image missing.png"),
+    (["describe", "file", "--nexus-gen", "./nowhere"], "--nexus-gen ./nowhere: there is no such file or folder"),
+    (["describe", "file"], "--nexus-gen"),
+    (["describe", "file", "--nexus-gen", "a/b", "--question", " "], "--question is empty"),
+    (["job", "check", "missing.yaml"], "there is no file missing.yaml"),
+    (["job", "draw"], "invalid choice"),
+    (["completion", "ash"], "invalid choice"),
     (["demo", "--out", "file"], "is a file, not a folder"),
     (["demo", "--seed", "x"], "--seed"),
     (["plan", "--size", "1000"], "a multiple of 16"),
@@ -109,12 +140,12 @@ def test_a_name_that_torch_does_not_know(folder, capsys):
 
 
 def test_an_interrupt_is_one_line_and_130(folder, monkeypatch, capsys):
-    from diffusers_flux_ext.cli import run
+    from diffusers_flux_ext import jobs
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "generate", interrupted)
+    monkeypatch.setattr(jobs, "read_job", interrupted)
     # Only what the command itself writes counts, not the import above.
     capsys.readouterr()
     assert command.main(A) == 130

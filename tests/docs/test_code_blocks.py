@@ -85,6 +85,8 @@ def test_a_script_understands_its_arguments(command, monkeypatch):
     is_module = command.words[1] == "-m"
     script, arguments = command.words[1 + is_module], command.words[2 + is_module :]
     path = ROOT / (f"{script.replace('.', '/')}.py" if is_module else script)
+    if is_module and not path.exists():
+        path = path.with_suffix("") / "__main__.py"
     assert path.is_file()
     if not arguments:
         return

@@ -74,8 +74,10 @@ def pipeline_for(*names: str) -> Any:
     return _pipeline(*_kind(names))
 
 
-def draw(*names: str, change: str | None = None, steps: int = 2, output_type: str = "latent") -> torch.Tensor:
-    """Latents, or float images, of a guided call with the named conditions in this order.
+def draw(
+    *names: str, change: str | None = None, steps: int = 2, guided: bool = True, output_type: str = "latent"
+) -> torch.Tensor:
+    """Latents, or float images, of a call with the named conditions in this order.
 
     The same prompt, canvas and conditions come hundreds of times, so what is made of them before the loop is kept.
 
@@ -83,9 +85,10 @@ def draw(*names: str, change: str | None = None, steps: int = 2, output_type: st
         names (`str`): Keys of `CASES`, or `LORA`.
         change (`str`, *optional*): The input of the first one that takes its other value.
         steps (`int`, defaults to 2): Denoising steps; an input of `WINDOWS` needs two.
+        guided (`bool`, defaults to `True`): With a negative prompt, which takes twice as long.
         output_type (`str`, defaults to `"latent"`): `"pt"` for images.
     """
-    return _draw(names, change, steps, output_type).clone()
+    return _draw(names, change, steps, guided, output_type).clone()
 
 
 def draw_anew(*names: str) -> torch.Tensor:
@@ -94,15 +97,18 @@ def draw_anew(*names: str) -> torch.Tensor:
 
 
 @cache
-def _draw(names: tuple[str, ...], change: str | None, steps: int, output_type: str) -> torch.Tensor:
+def _draw(names: tuple[str, ...], change: str | None, steps: int, guided: bool, output_type: str) -> torch.Tensor:
     kind, parts = _kind(names), [name for name in names if name != LORA]
     # Copies: the same condition twice is two objects, as in a user's call.
     conditions = [
         copy.copy(_remembering_condition(name, None if index else change, *kind)) for index, name in enumerate(parts)
     ]
-    return _images(_remembering_pipeline(*kind), conditions, steps, output_type)
+    return _images(_remembering_pipeline(*kind), conditions, steps, guided, output_type)
 
 
-def _images(pipe: Any, conditions: list[FluxCondition], steps: int = 2, output_type: str = "pt") -> torch.Tensor:
-    guided = {"negative_prompt": "ugly", "true_cfg_scale": 2.0, "num_inference_steps": steps}
-    return pipe(**call_kwargs(conditions=conditions, output_type=output_type, **guided)).images
+def _images(
+    pipe: Any, conditions: list[FluxCondition], steps: int = 2, guided: bool = True, output_type: str = "pt"
+) -> torch.Tensor:
+    call = {"conditions": conditions, "num_inference_steps": steps, "output_type": output_type}
+    guidance = {"negative_prompt": "ugly", "true_cfg_scale": 2.0} if guided else {}
+    return pipe(**call_kwargs(**call, **guidance)).images

@@ -238,7 +238,9 @@ def metadata_of(writer: Writer) -> tuple[dict[str, str] | None, dict[str, Any] |
 
 def make(format: str, case: str = "default", seed: int = 0, dtype: torch.dtype = torch.float32) -> LoRAFile:
     """One file of a format; a case or a format that names its own storage overrules `dtype`."""
-    kept = _make(format, case, seed, dtype)
+    if case != "default":
+        return _build(format, case, seed, dtype)
+    kept = _default(format, seed, dtype)
     tables = ("state_dict", "expected", "expected_bias", "expected_norms", "dora")
     copied = {name: {key: value.clone() for key, value in getattr(kept, name).items()} for name in tables}
     return replace(
@@ -248,7 +250,11 @@ def make(format: str, case: str = "default", seed: int = 0, dtype: torch.dtype =
 
 # Each default file is read by many tests.
 @lru_cache(maxsize=128)
-def _make(format: str, case: str, seed: int, dtype: torch.dtype) -> LoRAFile:
+def _default(format: str, seed: int, dtype: torch.dtype) -> LoRAFile:
+    return _build(format, "default", seed, dtype)
+
+
+def _build(format: str, case: str, seed: int, dtype: torch.dtype) -> LoRAFile:
     if case not in cases(format):
         raise ValueError(f"{format} has no case {case!r}; it has {', '.join(cases(format))}")
     row, options = TABLE[format], CASES[case]
@@ -283,4 +289,4 @@ def all_files(seed: int = 0) -> Iterator[LoRAFile]:
     """Every case of every format."""
     for format in TABLE:
         for case in cases(format):
-            yield _make.__wrapped__(format, case, seed, torch.float32)
+            yield _build(format, case, seed, torch.float32)

@@ -53,10 +53,11 @@ def reference_dit_weights(transformer: FluxTransformer2DModel) -> dict[str, torc
     return converters.FluxDiTStateDictConverterFromDiffusers(weights)
 
 
-def reference_dit(transformer: FluxTransformer2DModel) -> nn.Module:
-    """The reference's `FluxDiT` with the sizes and the weights of `transformer`."""
-    dit = _assemble(transformer)
-    dit.load_state_dict(reference_dit_weights(transformer))
+def reference_dit(transformer: FluxTransformer2DModel, share: bool = False) -> nn.Module:
+    """The reference's `FluxDiT` with the sizes and the weights of `transformer`; `share` copies only what it must."""
+    with torch.device("meta" if share else "cpu"):
+        dit = _assemble(transformer)
+    dit.load_state_dict(reference_dit_weights(transformer), assign=share)
     return dit.eval().requires_grad_(False)
 
 

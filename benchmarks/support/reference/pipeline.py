@@ -28,15 +28,16 @@ class ReferencePair:
     components: dict[str, Any]
 
 
-def reference_pipeline(components: dict[str, Any]) -> Any:
-    """The reference's `FluxImagePipeline` in float32 on CPU, assembled from the components of a `FluxPipeline`."""
-    pipe = flux_image.FluxImagePipeline(device="cpu", torch_dtype=torch.float32)
+def reference_pipeline(components: dict[str, Any], device: Any = "cpu", dtype: Any = torch.float32) -> Any:
+    """The reference's `FluxImagePipeline`, assembled from the components of a `FluxPipeline` on the same device."""
+    pipe = flux_image.FluxImagePipeline(device=device, torch_dtype=dtype)
     pipe.tokenizer_1, pipe.tokenizer_2 = components["tokenizer"], components["tokenizer_2"]
-    pipe.text_encoder_1 = reference_clip(components["text_encoder"])
-    pipe.text_encoder_2 = reference_t5(components["text_encoder_2"])
-    pipe.dit = reference_dit(components["transformer"])
-    pipe.vae_encoder = reference_vae_encoder(components["vae"])
-    pipe.vae_decoder = reference_vae_decoder(components["vae"])
+    pipe.dit = reference_dit(components["transformer"], share=torch.device(device).type != "cpu")
+    with torch.device(device):
+        pipe.text_encoder_1 = reference_clip(components["text_encoder"]).to(dtype)
+        pipe.text_encoder_2 = reference_t5(components["text_encoder_2"]).to(dtype)
+        pipe.vae_encoder = reference_vae_encoder(components["vae"]).to(dtype)
+        pipe.vae_decoder = reference_vae_decoder(components["vae"]).to(dtype)
     return pipe
 
 

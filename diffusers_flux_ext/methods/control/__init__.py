@@ -16,5 +16,6 @@ METHOD = Method(
         Release("controlnet-inpaint", "ControlNet Inpainting-Beta", {"controlnet_inpaint": ".released:inpaint"}),
         Release("controlnet-xlabs", "ControlNet of XLabs", {"controlnet_xlabs": ".released:xlabs"}),
     ],
+    loaders={"diffusers:FluxControlNetModel": ".model:FluxExtControlNetModel"},
     trains={"controlnet": Trainable("diffusers:FluxControlNetModel", ".scratch:controlnet", ".scratch:files")},
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from diffusers import FluxControlNetModel
@@ -14,7 +13,7 @@ from ...condition import Encoders
 from ...denoise import DenoisingStep
 from ...former_arguments import former_arguments
 from ...inputs.checks import check_generators, shown
-from ...inputs.images import read_images
+from ...inputs.images import ImageInputs, read_images
 from ...inputs.masks import RegionMask, check_regions
 from ...sequence import Contribution
 from .image import encode_control_image
@@ -74,7 +73,7 @@ class ControlNetImage(ControlNetCondition):
     sees_whole_prompt = True
 
     controlnet: FluxControlNetModel = field(repr=False)
-    image: Any = field(repr=False)
+    image: ImageInputs = field(repr=False)
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents, sample_image_latents
 from ...condition import Encoders
 from ...inputs.images import read_pixels

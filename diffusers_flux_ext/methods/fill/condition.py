@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, image_generators, pack_latents, sample_image_latents
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...inputs.checks import check_flag, check_generators
-from ...inputs.images import read_images, read_pixels
+from ...inputs.images import ImageInputs, read_images, read_pixels
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...sequence import Contribution
 
@@ -50,7 +49,7 @@ class FillMask(FluxCondition):
         ValueError: if `image` or `mask` is `None`.
     """
 
-    image: Any
+    image: ImageInputs
     mask: RegionMask | Sequence[RegionMask]
     paste_back: bool = True
     generator: torch.Generator | Sequence[torch.Generator] | None = None

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.images import read_images, read_pixels
+from ...inputs.images import ImageInputs, read_images, read_pixels
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...inputs.numbers import read_number
 from ...sequence import Contribution
@@ -48,9 +48,9 @@ class FlexControl(FluxCondition):
         ValueError: if only one of `inpaint_image` and `inpaint_mask` is given, or a number is out of range.
     """
 
-    inpaint_image: Any = None
+    inpaint_image: ImageInputs | None = None
     inpaint_mask: RegionMask | Sequence[RegionMask] | None = None
-    control_image: Any = None
+    control_image: ImageInputs | None = None
     control_strength: float = 0.5
     control_stop: float = 0.5
 

@@ -9,6 +9,7 @@ import torch
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from ...condition import FluxCondition, check_conditions
+from ...inputs.images import ImageInputs
 from ...inputs.masks import RegionMask
 from ...pipeline.components import extends_call, renames_errors
 from ...pipeline.conditioned import FluxConditionedPipeline
@@ -28,9 +29,9 @@ class FluxFlexPipeline(FluxConditionedPipeline):
     def __call__(
         self,
         *args: Any,
-        inpaint_image: Any = None,
+        inpaint_image: ImageInputs | None = None,
         inpaint_mask: RegionMask | Sequence[RegionMask] | None = None,
-        control_image: Any = None,
+        control_image: ImageInputs | None = None,
         control_strength: float = 0.5,
         control_stop: float = 0.5,
         conditions: Sequence[FluxCondition] | None = None,

@@ -28,6 +28,7 @@ METHOD = Method(
             },
         )
     ],
+    loaders={".faces:FaceEncoder": ".insightface:load_face_encoder"},
     trains={
         "infuse-net": Trainable("diffusers:FluxControlNetModel", ".scratch:infuse_net", "..control.scratch:files"),
         "identity-projector": Trainable(".projector:InfiniteYouImageProjector", ".scratch:image_projector"),

@@ -31,8 +31,8 @@ from ..control.residuals import (
     region_weights,
     residual_contribution,
 )
-from .faces import FaceEmbedding, FaceEncoder
-from .keypoints import draw_face_keypoints, fit_to_canvas, read_keypoints
+from .faces import FaceEmbedding, FaceEmbeds, FaceEncoder
+from .keypoints import Keypoints, draw_face_keypoints, fit_to_canvas, read_keypoints
 from .projector import InfiniteYouImageProjector
 
 
@@ -78,9 +78,9 @@ class InfiniteYouIdentity(ControlNetCondition):
     controlnet: FluxControlNetModel = field(repr=False)
     image_projector: InfiniteYouImageProjector = field(repr=False)
     id_image: Image.Image | Sequence[Image.Image] | None = None
-    id_embeds: Any = field(default=None, repr=False)
+    id_embeds: FaceEmbeds | None = field(default=None, repr=False)
     control_image: Image.Image | Sequence[Image.Image] | None = None
-    keypoints: Any = field(default=None, repr=False)
+    keypoints: Keypoints | None = field(default=None, repr=False)
     face_encoder: FaceEncoder | None = None
     scale: float | Sequence[float] = 1.0
     start: float = 0.0

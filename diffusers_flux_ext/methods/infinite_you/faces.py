@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from diffusers.utils import logging
 from PIL import Image
@@ -31,6 +33,10 @@ class FaceEmbedding:
     embedding: torch.Tensor
     keypoints: torch.Tensor
     box: tuple[float, float, float, float]
+
+
+FaceEmbeds: TypeAlias = torch.Tensor | np.ndarray | FaceEmbedding | Sequence[torch.Tensor | np.ndarray | FaceEmbedding]
+"""Embeddings of one face for all prompts, or of one per prompt."""
 
 
 class FaceEncoder(ABC):

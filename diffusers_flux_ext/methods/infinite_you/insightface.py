@@ -15,6 +15,7 @@ from .arcface import CROP, ArcFaceIRSE50
 from .faces import FaceEmbedding, FaceEncoder, choose_face
 
 
+ARCFACE = "recognition_arcface_ir_se50.pth"
 DETECTION_SIZES = (640, 320, 160)
 
 
@@ -72,6 +73,29 @@ class InsightFaceEncoder(FaceEncoder):
             if len(faces):
                 return list(faces)
         return []
+
+
+def load_face_encoder(path: str | Path) -> InsightFaceEncoder:
+    """Make the encoder from its published files.
+
+    Args:
+        path (`str` or `Path`):
+            `recognition_arcface_ir_se50.pth`, beside which the detector is taken from `~/.insightface`; or a folder
+            with this file, whose `models/antelopev2` holds the detector.
+
+    Returns:
+        `InsightFaceEncoder`
+
+    Raises:
+        FileNotFoundError: if the folder does not have the file.
+        ImportError: if insightface is not installed; the message says what to install.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        return InsightFaceEncoder(source)
+    if not (source / ARCFACE).is_file():
+        raise FileNotFoundError(f"`{source}` does not have `{ARCFACE}`. Give that file, or the folder that it is in.")
+    return InsightFaceEncoder(source / ARCFACE, root=str(source))
 
 
 def _import_insightface() -> tuple[Callable[..., Any], Callable[..., np.ndarray]]:

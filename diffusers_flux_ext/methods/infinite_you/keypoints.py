@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +12,11 @@ from PIL import Image, ImageDraw
 
 from ...inputs.checks import shown
 
+
+Keypoints: TypeAlias = (
+    torch.Tensor | np.ndarray | Image.Image | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
+)
+"""Five points `(x, y)` of one face or of one per prompt, or a drawing of them; see [`InfiniteYouIdentity`]."""
 
 # Left eye, right eye, nose and the corners of the mouth; a stick has the colour of the point that it starts from.
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))

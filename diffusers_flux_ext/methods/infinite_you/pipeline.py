@@ -21,7 +21,8 @@ from ...pipeline.conditioned import FluxConditionedPipeline
 from ..control.model import FluxExtControlNetModel
 from ..control.residuals import Negative
 from .condition import InfiniteYouIdentity
-from .faces import FaceEncoder
+from .faces import FaceEmbeds, FaceEncoder
+from .keypoints import Keypoints
 from .projector import InfiniteYouImageProjector
 
 
@@ -150,13 +151,13 @@ class FluxInfiniteYouPipeline(FluxConditionedPipeline):
         self,
         *args: Any,
         id_image: Image.Image | Sequence[Image.Image] | None = None,
-        id_embeds: Any = None,
+        id_embeds: FaceEmbeds | None = None,
         control_image: Image.Image | Sequence[Image.Image] | None = None,
         id_guidance_scale: float = 1.0,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
-        keypoints: Any = None,
+        keypoints: Keypoints | None = None,
         face_index: int | None = None,
         region: RegionMask | Sequence[RegionMask] | None = None,
         negative: Negative = None,

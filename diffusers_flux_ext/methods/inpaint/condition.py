@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers.utils import logging
-from PIL import Image
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import OUTSIDE_OF_MASK, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
-from ...inputs.images import read_images, read_pixels
+from ...inputs.images import ImageInputs, read_images, read_pixels
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_pixels
 from ...sequence import Contribution
 
@@ -44,7 +42,7 @@ class InpaintRegion(FluxCondition):
         ValueError: if `image` has a wrong shape, or values that are NaN, infinite or out of range.
     """
 
-    image: Image.Image | np.ndarray | torch.Tensor | list[Image.Image]
+    image: ImageInputs
     mask: RegionMask | Sequence[RegionMask]
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from ...condition import FluxCondition, check_conditions
 from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice
+from ...inputs.images import ImageInputs
 from ...inputs.masks import RegionMask
 from ...inputs.numbers import read_number
 from ...pipeline.call_inputs import canvas_size, count_prompts
@@ -90,9 +91,9 @@ class FluxInsertAnythingPipeline(FluxConditionedPipeline):
     def __call__(
         self,
         *args: Any,
-        source_image: Any = None,
+        source_image: ImageInputs | None = None,
         source_mask: RegionMask | Sequence[RegionMask] | None = None,
-        reference_image: Any = None,
+        reference_image: ImageInputs | None = None,
         reference_mask: RegionMask | Sequence[RegionMask] | None = None,
         redux_scale: float = 1.0,
         paste_back: Literal["crop", "mask"] | None = "crop",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, SiglipImageProcessor, SiglipVisionModel
 
 from ...attention.image_prompts import IMAGE_PROMPTS, ImagePrompt, check_adapter_fits
 from ...attention.parallel import check_not_split
@@ -18,6 +19,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice
+from ...inputs.images import ImageInput, ImageInputs
 from ...inputs.masks import RegionMask, check_regions, list_regions, mask_to_tokens
 from ...inputs.numbers import check_embeds, check_window, is_active, read_numbers, warn_without_step
 from ...inputs.vision import check_single_image, check_vision_model, embed_images, list_samples
@@ -63,14 +65,14 @@ class IPAdapterImages(FluxCondition):
     """
 
     adapter: FluxIPAdapter = field(repr=False)
-    images: Any = field(default=None, repr=False)
+    images: ImageInputs | Sequence[Sequence[ImageInput]] | None = field(default=None, repr=False)
     scale: float | Sequence[float] = 1.0
     start: float = 0.0
     end: float = 1.0
     region: RegionMask | Sequence[RegionMask] | None = field(default=None, repr=False)
     negative: Literal["zeros"] | None = "zeros"
-    image_encoder: torch.nn.Module | None = field(default=None, repr=False)
-    image_processor: Any = None
+    image_encoder: SiglipVisionModel | CLIPVisionModelWithProjection | None = field(default=None, repr=False)
+    image_processor: SiglipImageProcessor | CLIPImageProcessor | None = None
     image_embeds: torch.Tensor | np.ndarray | None = field(default=None, repr=False)
     negative_scale: float | Sequence[float] = 1.0
 

@@ -15,7 +15,8 @@ from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...inputs.checks import read_texts
-from ...inputs.qwen_vl import check_processor
+from ...inputs.images import ImageInputs
+from ...inputs.qwen_vl import QwenVLProcessor, check_processor
 from ...inputs.text import check_text_width
 from ...inputs.vision import check_single_image, list_images
 from ...sequence import Contribution
@@ -74,10 +75,10 @@ class NexusGenEmbedding(FluxCondition):
 
     adapter: NexusGenAdapter | NexusGenEditingMerger = field(repr=False)
     prompt: str | Sequence[str] | None = None
-    image: Any = field(default=None, repr=False)
+    image: ImageInputs | None = field(default=None, repr=False)
     image_embeds: NexusGenEmbeds | None = field(default=None, repr=False)
     mllm: NexusGenModel | None = field(default=None, repr=False)
-    mllm_processor: Any = field(default=None, repr=False)
+    mllm_processor: QwenVLProcessor | None = field(default=None, repr=False)
     language: Language = "en"
     max_pixels: int = MAX_PIXELS
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import ModelOutput
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...inputs.qwen_vl import IMAGE_SPAN, chat_text, known_inputs, qwen_vl_inputs
 from .prompts import MAX_PIXELS, MIN_PIXELS, check_options
 

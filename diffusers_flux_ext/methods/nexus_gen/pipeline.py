@@ -12,6 +12,7 @@ from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from ...condition import FluxCondition, check_conditions
 from ...demand import Demand
 from ...inputs.checks import check_choice, read_texts
+from ...inputs.images import ImageInputs
 from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_images
 from ...pipeline.components import extends_call, extends_init, named_arguments, renames_errors
@@ -107,7 +108,7 @@ class FluxNexusGenPipeline(FluxConditionedPipeline):
     def __call__(
         self,
         *args: Any,
-        init_image: Any = None,
+        init_image: ImageInputs | None = None,
         image_embeds: NexusGenEmbeds | None = None,
         decoder: NexusGenDecoder | None = None,
         language: Language = "en",

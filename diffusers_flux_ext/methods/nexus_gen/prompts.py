@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...inputs.checks import check_choice, shown
 from ...inputs.numbers import check_embeds as check_values
 from ...inputs.numbers import read_count

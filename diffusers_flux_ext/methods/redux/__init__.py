@@ -24,5 +24,6 @@ METHOD = Method(
             demand=lambda number: Demand(appended_tokens=IMAGE_TOKENS * number),
         )
     ],
+    loaders={"diffusers:ReduxImageEncoder": ".checkpoint:load_redux_embedder"},
     trains={"redux-embedder": Trainable("diffusers:ReduxImageEncoder", ".scratch:image_embedder")},
 )

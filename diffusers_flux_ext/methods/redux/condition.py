@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import ReduxImageEncoder
+from transformers import SiglipImageProcessor, SiglipVisionModel
 
 from ...canvas import Canvas
 from ...condition import Encoders, FluxCondition
@@ -17,6 +18,7 @@ from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice
+from ...inputs.images import ImageInput, ImageInputs
 from ...inputs.masks import RegionMask, check_regions
 from ...inputs.numbers import read_number, read_numbers
 from ...inputs.text import check_text_width, text_group
@@ -74,7 +76,7 @@ class ReduxImages(FluxCondition):
         ValueError: if inputs are missing, contradict each other or are out of range.
     """
 
-    images: Any = field(default=None, repr=False)
+    images: ImageInputs | Sequence[Sequence[ImageInput]] | None = field(default=None, repr=False)
     scale: float | Sequence[float] = 1.0
     prompt_scale: float = 1.0
     pooled_scale: float = 1.0
@@ -84,8 +86,8 @@ class ReduxImages(FluxCondition):
     negative: Literal["same"] | None = None
     combine: Literal["groups", "sum"] = "groups"
     image_embedder: ReduxImageEncoder = field(default=None, repr=False)
-    image_encoder: torch.nn.Module | None = field(default=None, repr=False)
-    image_processor: Any = None
+    image_encoder: SiglipVisionModel | None = field(default=None, repr=False)
+    image_processor: SiglipImageProcessor | None = None
     image_embeds: torch.Tensor | np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

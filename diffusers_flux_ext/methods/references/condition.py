@@ -10,14 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 
-from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS, execution_device
+from ..._compat import PREFERRED_KONTEXT_RESOLUTIONS
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import REFERENCE_POSITIONS, Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep
 from ...former_arguments import former_arguments
 from ...inputs.checks import check_choice, check_flag
-from ...inputs.images import read_images
+from ...inputs.images import ImageInput, read_images
 from ...inputs.numbers import read_count, read_numbers
 from ...inputs.token_grids import evenly_spread
 from ...sequence import AttentionRule, Contribution, TokenGroup
@@ -63,7 +64,7 @@ class ReferenceImages(FluxCondition):
         ValueError: if there is no image, or an argument is out of range.
     """
 
-    images: Any
+    images: ImageInput | Sequence[ImageInput | Sequence[ImageInput]]
     layout: Layout = "index"
     scale: float | Sequence[float] | None = None
     max_area: int | None = None

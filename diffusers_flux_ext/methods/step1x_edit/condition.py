@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ..._compat import execution_device
+from ..._devices import execution_device
 from ...canvas import Canvas, encode_image, pack_latents
 from ...condition import Encoders, FluxCondition
 from ...demand import Demand
 from ...denoise import DenoisingStep, PromptEmbeds
 from ...guidance import combine_velocities
 from ...inputs.checks import check_flag, read_texts, shown
+from ...inputs.images import ImageInputs
 from ...inputs.numbers import check_embeds as check_values
 from ...inputs.numbers import read_number
-from ...inputs.qwen_vl import check_processor
+from ...inputs.qwen_vl import QwenVLProcessor, check_processor
 from ...inputs.vision import check_single_image, list_images, to_pil
 from ...sequence import Contribution, TokenGroup
 from . import INSTRUCTION_TOKENS
@@ -66,7 +68,7 @@ class Step1XInstruction(FluxCondition):
     own_placement = ("mllm",)
 
     connector: Step1XConnector
-    image: Any
+    image: ImageInputs
     instruction: str | Sequence[str] | None = None
     negative_instruction: str | Sequence[str] = ""
     cut_at_apostrophes: bool = True
@@ -76,8 +78,8 @@ class Step1XInstruction(FluxCondition):
     instruction_mask: torch.Tensor | None = None
     negative_instruction_embeds: torch.Tensor | None = None
     negative_instruction_mask: torch.Tensor | None = None
-    mllm: Any = None
-    mllm_processor: Any = None
+    mllm: Qwen2_5_VLForConditionalGeneration | None = None
+    mllm_processor: QwenVLProcessor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.connector, Step1XConnector):

@@ -24,6 +24,7 @@ from transformers import (
 from ...condition import FluxCondition, check_conditions
 from ...demand import Demand
 from ...inputs.checks import read_texts
+from ...inputs.images import ImageInputs
 from ...inputs.numbers import read_count
 from ...inputs.qwen_vl import QwenVLProcessor
 from ...inputs.vision import list_images, to_pil
@@ -182,7 +183,7 @@ class FluxStep1XEditPipeline(FluxConditionedPipeline):
         self,
         *args: Any,
         size_level: int = 1024,
-        init_image: Any = None,
+        init_image: ImageInputs | None = None,
         cut_at_apostrophes: bool = True,
         rescale_above: float | None = None,
         rescale_power: float = 0.4,

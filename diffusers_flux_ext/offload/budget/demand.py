@@ -259,9 +259,13 @@ def larger(workload: Workload, batch: int, image_tokens: int, text_tokens: int) 
         batch (`int`), image_tokens (`int`), text_tokens (`int`): The transformer's inputs.
 
     Returns:
-        `Workload` or `None`: More image tokens count as a larger image.
+        `Workload` or `None`: More image tokens count as a larger image. Where the image is smaller than planned, text
+            tokens, such as those of entities, may take the place of what it lacks, three of four.
     """
-    if batch <= workload.batch and image_tokens <= workload.image_tokens and text_tokens <= workload.text_tokens:
+    spare = workload.image_tokens - image_tokens
+    # T5's states are wider than a token of the image, so a token of text costs a little more.
+    longest = workload.text_tokens + max(0, spare) * 3 // 4
+    if batch <= workload.batch and spare >= 0 and text_tokens <= longest:
         return None
     height, width = workload.height, workload.width
     if image_tokens > workload.image_tokens:

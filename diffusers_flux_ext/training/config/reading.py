@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from .sections import Named, TrainingConfig
+from ...validation import entries, line
+from .sections import TrainingConfig
 
 
 class ConfigurationError(ValueError):
@@ -41,7 +40,7 @@ def read_config(source: str | os.PathLike[str] | Mapping[str, Any], changes: Seq
     try:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_line(entry, content) for entry in error.errors()))
+        lines = [line(*entry) for entry in entries(error, TrainingConfig, content)]
         listed = "\n".join(f"- {line}" for line in lines[:10])
         more = f"\n- and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise ConfigurationError(f"{name[0].upper()}{name[1:]} is wrong:\n{listed}{more}") from error
@@ -93,45 +92,6 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _line(entry: Mapping[str, Any], content: Mapping[str, Any]) -> str:
-    parts = [str(part) for part in entry["loc"]]
-    place = ".".join(parts) or "the whole"
-    if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(parts[-1], _known(TrainingConfig, parts[:-1]), 1)
-        return f"`{place}` is not known" + (f"; did you mean `{'.'.join([*parts[:-1], near[0]])}`?" if near else ".")
-    if entry["type"] in ("missing", "missing_argument"):
-        return f"`{place}` is missing."
-    message = entry["msg"].removeprefix("Value error, ").rstrip(".")
-    given = entry.get("input")
-    shown = "" if isinstance(given, (Mapping, BaseModel)) or "got " in message else f", got {_short(given)}"
-    return f"`{place}`: {message[0].lower()}{message[1:]}{shown}."
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _known(model: Any, parts: Sequence[str]) -> list[str]:
-    """Return the entries that a section, or a list of sections, has."""
-    if is_dataclass(model):
-        return [each.name for each in fields(model)]
-    if not (isinstance(model, type) and issubclass(model, BaseModel)) or issubclass(model, Named):
-        return []
-    if not parts:
-        return list(model.model_fields)
-    field = model.model_fields.get(parts[0])
-    rest = [part for part in parts[1:] if not part.isdecimal()]
-    return [] if field is None else _among(field.annotation, rest)
-
-
-def _among(annotation: Any, parts: Sequence[str]) -> list[str]:
-    found = _known(annotation, parts)
-    for each in get_args(annotation):
-        found += _among(each, parts[1:] if get_args(annotation) and annotation in () else parts)
-    return found
 
 
 def print_config(config: TrainingConfig) -> str:

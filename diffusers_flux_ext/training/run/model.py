@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ... import tiny_flux_path
 from ...pipeline.conditioned import FluxConditionedPipeline
+from ...tiny import named_model
 from ..config.sections import ModelSection
 from ..trained import widen_x_embedder
 from .encoders import TINY
@@ -31,7 +31,7 @@ def load_pipeline(section: ModelSection, **given: Any) -> Any:
         ValueError: if the transformer cannot be widened as asked.
         OSError: if there is no such model.
     """
-    path = tiny_flux_path() if section.path == TINY else section.path
+    path = named_model(section.path)
     options = {} if section.revision is None else {"revision": section.revision}
     pipe = FluxConditionedPipeline.from_pretrained(path, dtype=DTYPES[section.dtype], **options, **given)
     pipe.set_progress_bar_config(disable=True)

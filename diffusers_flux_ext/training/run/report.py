@@ -8,11 +8,11 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 
-from ... import tiny_flux_path
+from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
 from ..frozen import planned_bytes
 from .build import check_run
-from .model import DTYPES, TINY
+from .model import DTYPES
 from .samples import data_hash
 
 
@@ -67,7 +67,7 @@ def empty_transformer(section: ModelSection) -> Any:
     Returns:
         `FluxTransformer2DModel`
     """
-    path = tiny_flux_path() if section.path == TINY else section.path
+    path = named_model(section.path)
     options = {} if section.revision is None else {"revision": section.revision}
     config = FluxTransformer2DModel.load_config(path, subfolder="transformer", **options)
     with init_empty_weights(include_buffers=True), torch.device("meta"):

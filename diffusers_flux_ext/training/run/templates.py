@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,7 +11,9 @@ import torch
 
 from ...condition import FluxCondition
 from ...denoise import DenoisingStep
-from ...methods import METHODS
+from ...methods.classes import condition_class as find_condition
+from ...methods.classes import condition_methods
+from ...methods.loading import load_module
 from ...methods.method import resolve
 from ...sequence import Contribution
 from ..bare import bare_condition
@@ -117,9 +118,8 @@ def make_templates(
 
 def condition_class(name: str) -> type[FluxCondition]:
     """Return a condition's class by its name; raise a `ValueError` that names the nearest one."""
-    known = {each: method for method in METHODS.values() for each in method.exports.get("condition", ())}
-    made: type[FluxCondition] = resolve(choose(known, name, "condition").package, f".condition:{name}")
-    return made
+    choose(condition_methods(), name, "condition")
+    return find_condition(name)
 
 
 def _check_fields(section: ConditionSection, make: type[FluxCondition]) -> None:
@@ -138,14 +138,8 @@ def _load(module: ModuleSection, transformer: Any, seed: int, dtype: torch.dtype
     if module.path is None:
         return from_scratch(module.kind, transformer, seed=seed, dtype=dtype, **module.sizes)
     method, record = trainable_modules()[module.kind]
-    cls = resolve(method.package, record.module)
-    if os.path.isfile(module.path):
-        if not hasattr(cls, "from_single_file"):
-            raise ValueError(f"A {module.kind} is not read from the single file `{module.path}`; give a folder.")
-        loaded = cls.from_single_file(module.path)
-    else:
-        loaded = cls.from_pretrained(module.path)
-    return loaded.requires_grad_(False).to(device=transformer.device, dtype=dtype)
+    loaded = load_module((resolve(method.package, record.module),), module.path, dtype=dtype)
+    return loaded.to(device=transformer.device)
 
 
 def _load_encoder(module: ModuleSection, dtype: torch.dtype) -> Any:
@@ -153,7 +147,6 @@ def _load_encoder(module: ModuleSection, dtype: torch.dtype) -> Any:
     cls = getattr(importlib.import_module(package), name, None)
     if not callable(cls):
         raise ValueError(f"`{module.kind}` is not a class, so it cannot be loaded from `{module.path}`.")
-    # A face encoder takes the path itself.
-    loaded = cls.from_pretrained(module.path) if hasattr(cls, "from_pretrained") else cls(module.path)
-    # Processors have no weights.
-    return loaded.to(dtype).requires_grad_(False).eval() if isinstance(loaded, torch.nn.Module) else loaded
+    if not isinstance(cls, type):
+        return cls(module.path)
+    return load_module((cls,), str(module.path), dtype=dtype)

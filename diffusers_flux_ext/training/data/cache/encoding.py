@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
-from ...._compat import execution_device
+from ...._devices import execution_device
 from ....canvas import Canvas, pack_latents
 from ....condition import FluxCondition
 from ....inputs.text import check_text_length, encoding_texts

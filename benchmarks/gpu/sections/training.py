@@ -1,0 +1,139 @@
+"""One update of a LoRA: time, peak, and the share of what the card multiplies at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.gpu.kit import Kit
+from benchmarks.gpu.packing import KINDS
+from benchmarks.gpu.rows import Row, Section
+from benchmarks.gpu.sections.eligen import compiled_blocks
+from benchmarks.gpu.sizes import Size
+from diffusers_flux_ext.training import FluxTraining, TrainingBatch
+from diffusers_flux_ext.training.assemble import latent_ids
+from diffusers_flux_ext.training.optim import OptimizerSettings, build_optimizer
+from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
+
+
+RANK = 16
+PLAIN = "as they are"
+BASES = {"nf4": "bitsandbytes, nf4", "fp8": "quanto, fp8", "int8": "quanto, int8"}
+
+
+def _rows(size: Size) -> Sequence[Row]:
+    cases = [(PLAIN, True, False, 1), (PLAIN, False, False, 1), (PLAIN, True, True, 1), (PLAIN, True, False, 4)]
+    cases += [(base, True, False, 1) for base in BASES]
+    if size.is_toy:
+        cases = [(PLAIN, True, False, 1), ("int8", True, False, 1)]
+    return [
+        Row(
+            "LoRA",
+            {
+                "base": base,
+                "checkpointing": "on" if checkpointing else "off",
+                "blocks": "compiled" if compiled else "eager",
+                "batch": batch,
+                "rank": RANK,
+                **size.step(),
+            },
+            partial(_measure, base=base, checkpointing=checkpointing, compiled=compiled, batch=batch),
+        )
+        for base, checkpointing, compiled, batch in cases
+    ]
+
+
+def _batch(kit: Kit, config: Any, count: int) -> TrainingBatch:
+    size = kit.size
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(count, *shape, device=kit.device, dtype=kit.dtype)
+
+    return TrainingBatch(
+        latents=normal(size.side**2, 64),
+        noise=normal(size.side**2, 64),
+        sigma=torch.linspace(0.2, 0.8, count, device=kit.device),
+        latent_ids=latent_ids(size.pixels, size.pixels, size.side**2).to(kit.device),
+        prompt_embeds=normal(size.text_tokens, config.joint_attention_dim),
+        pooled_prompt_embeds=normal(config.pooled_projection_dim),
+        guidance=torch.full((count,), 3.5, device=kit.device, dtype=kit.dtype),
+    )
+
+
+def _measure(kit: Kit, base: str, checkpointing: bool, compiled: bool, batch: int) -> dict[str, Any]:
+    kit.forget()
+    transformer = kit.transformer()
+    given = _batch(kit, transformer.config, batch)
+    with FluxTraining(transformer) as training, torch.no_grad():
+        operations = counted(lambda: training(given))
+    if base != PLAIN:
+        KINDS[BASES[base]](transformer, kit.dtype)
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    lora = add_lora(transformer, LoRAOptions("attention", rank=RANK))
+    optimizers = build_optimizer(lora.named_parameters(), OptimizerSettings())
+
+    def update() -> None:
+        training(given).mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    compiler = "eager" if kit.size.is_toy else "inductor"
+    with FluxTraining(transformer) as training, compiled_blocks(transformer, compiled, compiler):
+        found, failed = kit.clock.sides({"update": update}, kit.size.repeats, warm_up=2)
+    if failed:
+        raise RuntimeError(failed["update"])
+    seconds, best = found["update"].median, matrix_products(kit)
+    # The weights are frozen, so that a backward pass multiplies as much as a forward one; what is computed again for
+    # checkpointing does not count.
+    return {
+        "update_ms": 1000 * seconds,
+        "peak_gib": found["update"].peak_gib,
+        "forward_tflop": operations / 1e12,
+        "matrix_tflops": best / 1e12,
+        "share_percent": 100 * 2 * operations / seconds / best,
+    }
+
+
+def counted(call: Callable[[], Any]) -> int:
+    """Return how many operations a call multiplies and adds with."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def matrix_products(kit: Kit, repeats: int = 10) -> float:
+    """Return the operations in a second of products of large matrices, the best of some."""
+
+    def measure() -> float:
+        side = 128 if kit.size.is_toy else 8192
+        one, other = (torch.randn(side, side, device=kit.device, dtype=kit.dtype) for _ in range(2))
+        return 2 * side**3 / min(kit.clock.seconds(lambda: one @ other)[0] for _ in range(repeats))
+
+    return kit.once("products", measure)
+
+
+TRAINING = Section(
+    "h",
+    "training",
+    "Training: one update of a LoRA",
+    "Forward, backward and AdamW's step for a LoRA of the attention layers, with inputs that are cached; medians. The "
+    "share compares twice the operations of a forward pass with products of two matrices of 8192 x 8192 numbers, "
+    "measured on the same card: frozen weights need no gradients, and what gradient checkpointing computes again does "
+    "not count.",
+    6,
+    {
+        "update_ms": "update, ms",
+        "peak_gib": "peak, GiB",
+        "forward_tflop": "forward, TFLOP",
+        "matrix_tflops": "products, TFLOP/s",
+        "share_percent": "share, %",
+    },
+    _rows,
+    {"base": "weights", "checkpointing": "checkpointing", "blocks": "blocks", "batch": "batch"},
+)

@@ -1,0 +1,1 @@
+"""`flux-ext generate`: flags make a job, which is drawn."""

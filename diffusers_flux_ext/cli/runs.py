@@ -1,0 +1,139 @@
+"""`flux-ext run`: many jobs into a folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checks import check_folder
+from .errors import CommandLineError, in_flags, one_line
+from .extras import check_jobs_extra
+from .parsing import parse_gib, parse_positive
+
+
+if TYPE_CHECKING:
+    from ..jobs.batch import Listed, Run
+
+EXAMPLES = """\
+examples:
+  flux-ext run jobs.jsonl --out images
+  flux-ext run jobs.yaml --out images --retry-failed
+  flux-ext run jobs.jsonl --dry-run
+  generate_jobs | flux-ext run - --out images
+
+A run that was interrupted goes on where it stopped, and several processes may share a folder: the same command does
+both. For each job DIR has <name>.png and <name>.json, or <name>.error.json, and at the end results.jsonl, in the order
+of the list, and contact_sheet.png.
+
+exit codes: 0 all jobs are done, 1 some failed (results.jsonl says which), 2 the command line or the list is wrong,
+130 interrupted
+"""
+STDIN = "-"
+SHOWN = 10
+
+
+def add_run_command(commands: Any) -> argparse.ArgumentParser:
+    """Add `run` to the parser's commands."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        help="draw a list of jobs into a folder, and go on after any interruption",
+        description="Draw many jobs; those that share models, LoRAs and texts are drawn one after another.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "jobs",
+        type=Path,
+        metavar="JOBS",
+        help="a file of JSON lines, a YAML or JSON file with a list, a folder of job files, or - for the input",
+    )
+    add("--out", type=Path, metavar="DIR", help="folder of the results")
+    add("--retry-failed", action="store_true", help="draw again what failed before")
+    add("--dry-run", action="store_true", help="check all jobs and print what each needs, without loading weights")
+    add("--vram", type=parse_gib, metavar="GIB", help="budget of the card for jobs that name none")
+    add("--keep", type=parse_positive, default=1, metavar="N", help="models kept in memory (default: 1)")
+    add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
+    return parser
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """Check `flux-ext run`; raises [`CommandLineError`]."""
+    check_jobs_extra()
+    if str(args.jobs) != STDIN and not args.jobs.exists():
+        raise CommandLineError(f"there is no file or folder {args.jobs}")
+    if args.out is None and not args.dry_run:
+        raise CommandLineError("--out is missing: give the folder of the results")
+    if args.out is not None:
+        check_folder("--out", args.out)
+
+
+def run_run(args: argparse.Namespace) -> int:
+    """Draw the jobs; return the exit code."""
+    from ..jobs.batch import JobListError, read_entries, read_listed
+
+    try:
+        listed = read_listed(read_entries(args.jobs))
+    except JobListError as error:
+        raise CommandLineError(str(error)) from None
+    _report_list(listed, args.title)
+    if all(each.work is None for each in listed):
+        raise CommandLineError(f"{args.jobs} holds no job that is right")
+    try:
+        return _dry_run(listed, args) if args.dry_run else _draw(listed, args)
+    except OSError as error:
+        # What was drawn so far is kept; the same command goes on.
+        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        return 1
+
+
+def _report_list(listed: Sequence[Listed], title: str) -> None:
+    """Say which entries are wrong, and which repeat another one."""
+    wrong = [each for each in listed if each.error is not None]
+    for each in wrong[:SHOWN]:
+        sys.stderr.write(f"{title}: {each.place}: {one_line(str(each.error))}\n")
+    if len(wrong) > SHOWN:
+        sys.stderr.write(f"{title}: and {len(wrong) - SHOWN} more are wrong\n")
+    repeated = len(listed) - len({each.name for each in listed})
+    if repeated:
+        sys.stderr.write(f"{title}: {repeated} of {len(listed)} repeat another job and are drawn once\n")
+
+
+def _dry_run(listed: Sequence[Listed], args: argparse.Namespace) -> int:
+    from ..jobs.batch.needs import needs
+
+    wrong = False
+    for found in needs(listed, args.out, args.vram):
+        wrong |= found["status"] in ("wrong", "failed")
+        sys.stdout.write(f"{_in_words(found, args)}\n")
+    return 1 if wrong else 0
+
+
+def _in_words(found: dict[str, Any], args: argparse.Namespace) -> str:
+    head = f"{found['place']} ({found['name']}): {found['status']}"
+    if found["status"] == "done":
+        return head
+    if found["status"] != "open":
+        return f"{head}: {one_line(in_flags(str(found['message']), args))}"
+    drawn = f"{found['width']} x {found['height']}, {found['images']} image(s), {found['steps']} steps"
+    if "unknown" in found:
+        return f"{head}: {drawn}; memory: not known are {found['unknown']}"
+    return f"{head}: {drawn}; {found['weights_gib']:.2f} GiB of weights, peak on the card {found['peak_gib']:.2f} GiB"
+
+
+def _draw(listed: Sequence[Listed], args: argparse.Namespace) -> int:
+    from ..jobs.batch import LocalEngine, Run
+    from .models import CheckedRunner
+    from .progress import Progress
+
+    run: Run = Run(listed, args.out, args.retry_failed)
+    runner = CheckedRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
+    with Progress(args.title, len(run.works), len(run.works) - len(run.open)) as progress:
+        lines = run(LocalEngine(runner, progress.start, progress.step if progress.is_shown else None), progress.finish)
+    counts = {status: sum(line["status"] == status for line in lines) for status in ("done", "failed", "open")}
+    words = [f"{count} {status}" for status, count in counts.items() if count or status == "done"]
+    sys.stdout.write(f"{', '.join(words)} of {len(lines)}: {(args.out / 'results.jsonl').resolve()}\n")
+    return 0 if counts["done"] == len(lines) else 1
