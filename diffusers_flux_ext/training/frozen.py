@@ -25,6 +25,8 @@ class FP8Linear(nn.Linear):
         layer (`torch.nn.Linear`): The layer that it stands for; its bias is shared.
     """
 
+    scale: torch.Tensor
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         rows = layer.weight.detach().float()
