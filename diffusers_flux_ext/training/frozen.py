@@ -25,6 +25,8 @@ class FP8Linear(nn.Linear):
         layer (`torch.nn.Linear`): The layer that it stands for; its bias is shared.
     """
 
+    scale: torch.Tensor
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         rows = layer.weight.detach().float()
@@ -59,7 +61,7 @@ class _FrozenLinear(torch.autograd.Function):
         return gradient @ _raise(weight, scale, gradient.dtype), None, None, None
 
 
-def _raise(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _raise(weight: Any, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (weight.view(FP8).float() * scale).to(dtype)
 
 
