@@ -1,5 +1,6 @@
 """`flux-ext generate` draws what Python draws, and every image says how."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,9 @@ def test_a_dry_run_draws_nothing_and_names_what_is_wrong(folder, capsys, monkeyp
 
 def test_jobs_are_shown_and_checked(folder, capsys):
     assert generate("--prompt", "a", "--dry-run", "--save-job", "a.yaml") == 0
-    assert main(["job", "show", "a.yaml"]) == 0
-    assert capsys.readouterr().out == (folder / "a.yaml").read_text()
+    capsys.readouterr()
+    assert main(["job", "show", "a.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read_job("a.yaml").to_dict()
     (folder / "b.yaml").write_text("model: tiny\ncall: {prompts: a, steps: 2}\n")
     assert main(["job", "check", "a.yaml", "b.yaml", "photo.png"]) == 1
     shown = capsys.readouterr()
