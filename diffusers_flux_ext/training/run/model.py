@@ -10,7 +10,6 @@ from ...pipeline.conditioned import FluxConditionedPipeline
 from ...tiny import named_model
 from ..config.sections import ModelSection
 from ..trained import widen_x_embedder
-from .encoders import TINY
 
 
 ENCODERS = ("text_encoder", "text_encoder_2", "vae", "image_encoder")
