@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,18 @@ def overheads(count: int) -> list[tuple[str, float]]:
     """Return the milliseconds of a job in each way: medians, interleaved; the first of each is not counted."""
     pipe = FluxConditionedPipeline.from_pretrained(tiny_flux_path(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    runner, times = JobRunner(device="cpu"), tuple([] for _ in range(4))  # type: tuple[JobRunner, Any]
+    runner = JobRunner(device="cpu")
+    times: list[list[float]] = [[] for _ in range(4)]
     for seed in range(count + 1):
         # The same prompt: the plain call encodes it each time, and jobs once.
         entries = job("a red circle", seed)
         prompt = {"prompt": "a red circle", "generator": torch.Generator().manual_seed(seed)}
-        times[0].append(seconds(lambda given=prompt: pipe(**given, **CALL)))
-        times[1].append(seconds(lambda given=read_job(entries): runner.run(given, JobFiles())))
+        times[0].append(seconds(partial(pipe, **prompt, **CALL)))
+        times[1].append(seconds(partial(runner.run, read_job(entries), JobFiles())))
         other = read_job(job(f"a red circle {seed}", seed))
-        times[2].append(seconds(lambda given=other: runner.run(given, JobFiles())))
+        times[2].append(seconds(partial(runner.run, other, JobFiles())))
         with tempfile.TemporaryDirectory() as folder:
-            times[3].append(seconds(lambda given=entries, into=Path(folder): run_list([given], runner, into)))
+            times[3].append(seconds(partial(run_list, [entries], runner, Path(folder))))
     names = ("plain call", "`JobRunner`, the same prompt again", "`JobRunner`, a new prompt", "`flux-ext run`, image, "
              "record and sheet written")  # fmt: skip
     return [(name, 1000 * statistics.median(each[1:])) for name, each in zip(names, times)]
@@ -90,8 +92,8 @@ def groupings(count: int) -> list[tuple[str, float, float]]:
         for chosen in (jobs, order):
             runner = JobRunner(device="cpu")
             runner.run(chosen[0], JobFiles())
-            taken.append(seconds(lambda given=chosen, by=runner: [by.run(each, JobFiles()) for each in given]))
-        found.append((f"{len(jobs)} jobs, {name}", *taken))
+            taken.append(sum(seconds(partial(runner.run, each, JobFiles())) for each in chosen))
+        found.append((f"{len(jobs)} jobs, {name}", taken[0], taken[1]))
     return found
 
 

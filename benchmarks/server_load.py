@@ -129,7 +129,7 @@ def count_done(client: httpx.Client) -> int:
     """Return how many jobs are done, by the pages of the list."""
     total, before = 0, None
     while True:
-        params = {"status": "done", "limit": 200, **({"before": before} if before else {})}
+        params: dict[str, str | int] = {"status": "done", "limit": 200, **({"before": before} if before else {})}
         page = client.get("/api/jobs", params=params).json()["jobs"]
         total += len(page)
         if not page:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from diffusers_flux_ext.cli.showcase import Modules, load_modules
-from diffusers_flux_ext.cli.tiny import TINY_CALL
 from diffusers_flux_ext.flux_shapes import Scene, caption, sample_free_scene
+from diffusers_flux_ext.tiny import TINY_CALL
 
 
 @cache

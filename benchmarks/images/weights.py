@@ -17,8 +17,8 @@ from diffusers_flux_ext import (
     remove_tea_cache,
     tiny_flux_path,
 )
-from diffusers_flux_ext.cli.tiny import TINY_CALL, TINY_LORA
 from diffusers_flux_ext.flux_shapes import entity_boxes, render
+from diffusers_flux_ext.tiny import TINY_CALL, TINY_LORA
 
 
 def lora() -> Rows:

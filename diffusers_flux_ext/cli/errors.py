@@ -86,6 +86,17 @@ def in_flags(message: str, args: argparse.Namespace) -> str:
     return re.sub(r"`([a-z_0-9]+)(?:=([^`]*))?`", flag, message).replace("--size and --size", "--size")
 
 
+def in_short(error: Exception) -> str:
+    """Return the message of an error in one line; what is wrong with a job stands side by side.
+
+    Args:
+        error (`Exception`): The error.
+    """
+    problems = getattr(error, "problems", None)
+    text = " ".join(map(str, problems)) if problems else str(error)
+    return one_line(text) or type(error).__name__
+
+
 def one_line(text: str) -> str:
     """Return text without line breaks and control characters, which may come from a file."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())

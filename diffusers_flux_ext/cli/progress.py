@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .errors import one_line
+from .errors import in_short
 
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Progress:
         place = outcome.work.place
         if outcome.error is not None:
             self.failed += 1
-            self._line(f"{place}: failed: {one_line(str(outcome.error)) or type(outcome.error).__name__}")
+            self._line(f"{place}: failed: {in_short(outcome.error)}")
         elif not self.is_shown:
             self._line(f"{self.done}/{self.total} {place}: {outcome.result.seconds:.1f} s")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_folder
-from .errors import CommandLineError, in_flags, one_line
+from .errors import CommandLineError, in_flags, in_short, one_line
 from .extras import check_jobs_extra
 from .parsing import parse_gib, parse_positive
 
@@ -92,9 +92,9 @@ def run_run(args: argparse.Namespace) -> int:
 
 def _report_list(listed: Sequence[Listed], title: str) -> None:
     """Say which entries are wrong, and which repeat another one."""
-    wrong = [each for each in listed if each.error is not None]
-    for each in wrong[:SHOWN]:
-        sys.stderr.write(f"{title}: {each.place}: {one_line(str(each.error))}\n")
+    wrong = [(each.place, each.error) for each in listed if each.error is not None]
+    for place, error in wrong[:SHOWN]:
+        sys.stderr.write(f"{title}: {place}: {in_short(error)}\n")
     if len(wrong) > SHOWN:
         sys.stderr.write(f"{title}: and {len(wrong) - SHOWN} more are wrong\n")
     repeated = len(listed) - len({each.name for each in listed})

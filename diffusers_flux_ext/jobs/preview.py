@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .._compat import execution_device
+from .._devices import execution_device
 from ..canvas import encode_image
 from ..flux_shapes import render, sample_free_scene
 

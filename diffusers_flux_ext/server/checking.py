@@ -33,7 +33,7 @@ def check_bounds(job: Mapping[str, Any], limits: Limits) -> None:
         RequestError: with every number that is too large.
     """
     call = job["call"] if isinstance(job.get("call"), Mapping) else {}
-    values = [("call.num_inference_steps", call.get("num_inference_steps"), limits.steps)]
+    values: list[tuple[str, Any, int]] = [("call.num_inference_steps", call.get("num_inference_steps"), limits.steps)]
     values += [(f"call.{side}", call.get(side), limits.side) for side in ("width", "height")]
     values += [(name, _length(job.get(name)), limits.conditions) for name in ("conditions", "loras")]
     images = (_length(call.get("prompt")) or 1) * (_whole(call.get("num_images_per_prompt")) or 1)
@@ -41,7 +41,7 @@ def check_bounds(job: Mapping[str, Any], limits: Limits) -> None:
     problems = [
         (field, f"got {value}; this server accepts at most {most}")
         for field, value, most in values
-        if _whole(value) is not None and value > most
+        if (_whole(value) or 0) > most
     ]
     problems += _long_lists(job.get("conditions"), "conditions", limits.entries)
     problems += _memory(job.get("memory"))

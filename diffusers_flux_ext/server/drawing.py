@@ -10,11 +10,19 @@ from PIL import Image
 
 
 class StepLike(Protocol):
-    """A step that is done: its number from 1, their number, and what the image looks like so far."""
+    """A step that is done."""
 
-    step: int
-    total: int
-    preview: Callable[[], Image.Image]
+    @property
+    def step(self) -> int:
+        """Its number, from 1."""
+
+    @property
+    def total(self) -> int:
+        """The number of steps."""
+
+    @property
+    def preview(self) -> Callable[[], Image.Image]:
+        """Makes an image of what it looks like so far."""
 
 
 OnStep = Callable[[StepLike], None]

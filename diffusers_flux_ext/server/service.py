@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from .checking import check_bounds, check_size
 from .drawing import Drawer
@@ -183,7 +183,7 @@ class JobService:
         found = {record.id: record for record in [*finished, *waiting]}
         return [found[job] for job in sorted(found, reverse=True)[:count]]
 
-    def cancel(self, job: str) -> str:
+    def cancel(self, job: str) -> Literal["cancelled", "running", "removed"]:
         """Stop a job, or remove a finished one.
 
         Returns:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoints.writing import written_at_once
 from .decoding import look_at
@@ -30,7 +30,7 @@ _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,", re.ASCII)
 class Upload:
     """What is known of an upload: `kind` is `image` or `tensor`; a tensor has no width and height."""
 
-    kind: str
+    kind: Literal["image", "tensor"]
     width: int | None
     height: int | None
     bytes: int

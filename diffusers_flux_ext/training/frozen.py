@@ -61,7 +61,7 @@ class _FrozenLinear(torch.autograd.Function):
         return gradient @ _raise(weight, scale, gradient.dtype), None, None, None
 
 
-def _raise(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _raise(weight: Any, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (weight.view(FP8).float() * scale).to(dtype)
 
 

@@ -9,27 +9,28 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu.kit import Kit
-from benchmarks.gpu.packing import KINDS
+from benchmarks.gpu.kit import Kit, Missing
 from benchmarks.gpu.rows import Row, Section
 from benchmarks.gpu.sections.eligen import compiled_blocks
 from benchmarks.gpu.sizes import Size
 from diffusers_flux_ext.training import FluxTraining, TrainingBatch
 from diffusers_flux_ext.training.assemble import latent_ids
+from diffusers_flux_ext.training.frozen import store_frozen
 from diffusers_flux_ext.training.optim import OptimizerSettings, build_optimizer
 from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 
 
 RANK = 16
 PLAIN = "as they are"
-BASES = {"nf4": "bitsandbytes, nf4", "fp8": "quanto, fp8", "int8": "quanto, int8"}
+# Those of `model.storage` of a training's configuration.
+BASES = ("fp8", "nf4")
 
 
 def _rows(size: Size) -> Sequence[Row]:
     cases = [(PLAIN, True, False, 1), (PLAIN, False, False, 1), (PLAIN, True, True, 1), (PLAIN, True, False, 4)]
     cases += [(base, True, False, 1) for base in BASES]
     if size.is_toy:
-        cases = [(PLAIN, True, False, 1), ("int8", True, False, 1)]
+        cases = [(PLAIN, True, False, 1), ("fp8", True, False, 1)]
     return [
         Row(
             "LoRA",
@@ -71,7 +72,7 @@ def _measure(kit: Kit, base: str, checkpointing: bool, compiled: bool, batch: in
     with FluxTraining(transformer) as training, torch.no_grad():
         operations = counted(lambda: training(given))
     if base != PLAIN:
-        KINDS[BASES[base]](transformer, kit.dtype)
+        _store(transformer, base)
     if checkpointing:
         transformer.enable_gradient_checkpointing()
     lora = add_lora(transformer, LoRAOptions("attention", rank=RANK))
@@ -98,6 +99,13 @@ def _measure(kit: Kit, base: str, checkpointing: bool, compiled: bool, batch: in
         "matrix_tflops": best / 1e12,
         "share_percent": 100 * 2 * operations / seconds / best,
     }
+
+
+def _store(transformer: Any, base: str) -> None:
+    try:
+        store_frozen(transformer, base)
+    except ImportError as error:
+        raise Missing(f"{base} cannot be had: {error}") from error
 
 
 def counted(call: Callable[[], Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -138,5 +138,11 @@ def flag_of(field: str, content: dict[str, Any]) -> str | None:
         conditions = content.get("conditions", [])
         kind = conditions[int(parts[1])].get("type", "") if int(parts[1]) < len(conditions) else ""
         parts[1] = str(kind)
-    named: Callable[[str], bool] = lambda target: parts[: target.count(".") + 1] == target.split(".")  # noqa: E731
-    return next((flag.name for flag in all_flags() for target in flag.fields if named(target)), None)
+    return next((flag.name for flag in all_flags() for target in flag.fields if _meet(parts, target.split("."))), None)
+
+
+def _meet(parts: Sequence[str], target: Sequence[str]) -> bool:
+    """Whether a field lies inside of a flag's, or the other way round, as a module does whose path a flag sets."""
+    shared = min(len(parts), len(target))
+    whole = 3 if target[0] == "conditions" else min(2, len(target))
+    return shared >= whole and list(parts[:shared]) == list(target[:shared])

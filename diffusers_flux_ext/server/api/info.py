@@ -28,10 +28,12 @@ UPLOAD_BODY = {
 def health(request: Request) -> Health:
     """Tell whether the server takes jobs in."""
     service = service_of(request)
-    status = "stopping" if service.stopping else "ok"
-    version = request.app.version
     return Health(
-        status=status, version=version, queued=len(service.queue), running=service.running, limit=service.limits.queue
+        status="stopping" if service.stopping else "ok",
+        version=request.app.version,
+        queued=len(service.queue),
+        running=service.running,
+        limit=service.limits.queue,
     )
 
 

@@ -37,7 +37,7 @@ class ImagesRequest(BaseModel):
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$")] | None = None
     response_format: Literal["b64_json", "url"] | None = None
-    output_format: Literal[FORMATS] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Annotated[int, Field(ge=1, le=100)] | None = None
     stream: Annotated[Literal[False] | None, Field(description="Events of a job: `/api/jobs/{id}/events`.")] = None
     flux: Annotated[dict[str, Any] | None, Field(description="The rest of a job, as of `/api/schema`.")] = None

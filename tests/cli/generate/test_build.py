@@ -140,6 +140,9 @@ def test_fields_are_named_by_their_flags():
     assert flag_of("call.widths", content) is None
     assert flag_of("conditions.0.masks.1", content) == "--entity"
     assert flag_of("conditions.1.controlnet.path", content) == "--controlnet"
+    assert flag_of("conditions.1.controlnet", content) == "--controlnet"
+    assert flag_of("conditions.1", content) is None
+    assert flag_of("call", content) is None
     assert flag_of("conditions.1.mode", content) is None
     assert flag_of("conditions.2.image", content) is None
     assert flag_of("loras.0.path", content) == "--lora"
