@@ -8,14 +8,13 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from ... import tiny_flux_path
 from ...checkpoints.reading import read_json
 from ...checkpoints.writing import written_at_once
+from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
 from ..data.cache.keys import MODELS, TEXT_MODELS, digest
 
 
-TINY = "tiny"
 HASHES = "models.json"
 """The file in a cache that has the models' hashes, by what tells their files from others."""
 
@@ -60,11 +59,10 @@ def spared_encoders(config: TrainingConfig) -> tuple[str, ...]:
 
 def model_folder(section: ModelSection) -> Path | None:
     """Return the folder of a model on this machine, `None` if it has to be downloaded."""
-    if section.path == TINY:
-        return Path(tiny_flux_path())
-    if Path(section.path).is_dir():
-        return Path(section.path)
-    found = try_to_load_from_cache(section.path, "model_index.json", revision=section.revision)
+    path = named_model(section.path)
+    if Path(path).is_dir():
+        return Path(path)
+    found = try_to_load_from_cache(path, "model_index.json", revision=section.revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
