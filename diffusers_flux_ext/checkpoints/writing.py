@@ -114,3 +114,17 @@ def save_tensors(
     """
     with written_at_once(target, overwrite) as temporary:
         save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
+
+
+def numbered(file: str, index: int, count: int) -> str:
+    """Return the name of one of several images, `a_0.png` for `a.png`, and the name itself of a single one.
+
+    Args:
+        file (`str`): The name.
+        index (`int`): The image's number, from 0.
+        count (`int`): How many there are.
+    """
+    if count == 1:
+        return file
+    path = Path(file)
+    return str(path.with_name(f"{path.stem}_{index}{path.suffix}"))

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from .. import flux_shapes, tiny_flux_path
-from ..checkpoints.writing import written_at_once
 from ..methods.eligen.pipeline import FluxEliGenPipeline
 from ..tiny import TINY_CALL, TINY_LORA
 from .contact_sheet import contact_sheet
+from .images import save_image
 
 
 DEMO_ENTITIES = (2, 3, 2, 3)
@@ -60,19 +60,3 @@ def draw(pipe: FluxEliGenPipeline, seed: int, **call: Any) -> list[Image.Image]:
         `list[PIL.Image.Image]`
     """
     return pipe(**call, generator=torch.Generator().manual_seed(seed), return_dict=False)[0]
-
-
-def save_image(image: Image.Image, path: Path) -> Path:
-    """Write an image whole or not at all.
-
-    Args:
-        image (`PIL.Image.Image`): The image.
-        path (`Path`): Target file; folders are created.
-
-    Returns:
-        `Path`: the same path.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_at_once(path) as temporary:
-        image.save(temporary)
-    return path

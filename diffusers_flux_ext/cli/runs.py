@@ -125,12 +125,12 @@ def _in_words(found: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def _draw(listed: Sequence[Listed], args: argparse.Namespace) -> int:
+    from ..jobs import JobRunner
     from ..jobs.batch import LocalEngine, Run
-    from .models import CheckedRunner
     from .progress import Progress
 
     run: Run = Run(listed, args.out, args.retry_failed)
-    runner = CheckedRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
+    runner = JobRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
     with Progress(args.title, len(run.works), len(run.works) - len(run.open)) as progress:
         lines = run(LocalEngine(runner, progress.start, progress.step if progress.is_shown else None), progress.finish)
     counts = {status: sum(line["status"] == status for line in lines) for status in ("done", "failed", "open")}

@@ -21,7 +21,7 @@ from ..methods.eligen.condition import EntityRegions
 from ..pipeline.conditioned import FluxConditionedPipeline
 from ..tiny import TINY_CALL, TINY_LORA
 from .contact_sheet import INK, MARGIN, PAPER
-from .demo import save_image
+from .images import save_image
 
 
 SIDE, SCENES = flux_shapes.CANVAS_SIZE, 3

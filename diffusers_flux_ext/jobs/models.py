@@ -14,6 +14,7 @@ import torch
 from diffusers import GGUFQuantizationConfig
 
 from ..checkpoints.model_configs import building
+from ..checkpoints.pipeline_folders import check_pipeline_folder
 from ..methods.classes import pipeline_class
 from ..pipeline.conditioned import FluxConditionedPipeline
 from ..tiny import named_model
@@ -165,6 +166,9 @@ def _load(cls: Any, section: ModelSection, files: JobFiles, dtype: torch.dtype, 
                 return cls.from_single_file(
                     path, config=None if section.base is None else files.source(section.base), **options
                 )
+            if os.path.isdir(path):
+                # A broken config may ask for any memory.
+                check_pipeline_folder(path)
             revision = {} if section.revision is None else {"revision": section.revision}
             return cls.from_pretrained(path, **revision, **options)
     except (OSError, ValueError, TypeError) as error:

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from ..condition import FluxCondition
 from .building import canvas_size, words
 from .errors import JobError
 from .job import Job
+
+
+logger = logging.get_logger(__name__)
 
 
 class Placement:
@@ -48,6 +52,10 @@ class Placement:
             return
         self.leave()
         self._pipe = pipe
+        if offload != job.memory.offload:
+            logger.warning(
+                f"`offload={job.memory.offload}` has no effect without an accelerator: everything runs on the CPU."
+            )
         if budget is not None:
             width, height = canvas_size(job)
             try:

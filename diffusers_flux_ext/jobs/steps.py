@@ -21,8 +21,8 @@ class StepInfo:
         step (`int`): Its number, from 1 on.
         total (`int`): The number of steps.
         preview (`Callable[[], PIL.Image.Image]`):
-            Makes a small image of what is being drawn: one pixel for each of 8 x 8. Costs nothing unless it is called,
-            and is called before `on_step` returns, if at all.
+            Makes a small image of what is being drawn: one pixel for each of 8 x 8. It is called before `on_step`
+            returns, if at all. Its map of colours is fitted once for each VAE, before the first step.
     """
 
     step: int

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusers_flux_ext.checkpoints.writing import save_tensors, written_at_once
-from diffusers_flux_ext.cli.demo import save_image
+from diffusers_flux_ext.cli.images import save_image
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import atomic_path, save_checkpoint
 from tests.checkpoints.test_broken_files import script

@@ -147,3 +147,33 @@ def test_a_list_is_drawn_and_told(folder, capsys):
     assert "wrong.jsonl, line 1: It is list" in error or "line 1: it is list" in error.lower()
     assert "wrong.jsonl holds no job that is right" in error
     assert not (folder / "out2").exists()
+
+
+class TestWithoutThePackagesOfJobs:
+    """The flags that need no job draw with the core packages alone."""
+
+    @pytest.fixture(autouse=True)
+    def without(self, monkeypatch):
+        for module in ("command", "plain"):
+            monkeypatch.setattr(f"diffusers_flux_ext.cli.generate.{module}.missing_for_jobs", lambda: ["pydantic"])
+
+    def test_they_draw_the_same_pixels(self, folder, monkeypatch):
+        arguments = ["--prompt", "a white background", "--entity", "a red circle@0.1,0.1,0.6,0.6", "--seed", "3", "4"]
+        assert generate(*arguments, *SMALL, "--out", "plain.png") == 0
+        monkeypatch.setattr("diffusers_flux_ext.cli.generate.command.missing_for_jobs", list)
+        assert generate(*arguments, *SMALL, "--out", "job.png") == 0
+        for number in range(2):
+            assert pixels(f"plain_{number}.png") == pixels(f"job_{number}.png")
+
+    @pytest.mark.parametrize(
+        "arguments, named",
+        [
+            (["--image", "photo.png"], "--image"),
+            (["--entity", "a star@photo.png"], "--entity TEXT@MASK"),
+            (["--save-job", "a.yaml"], "--save-job"),
+            (["--condition", "ReduxImages:images=[photo.png]"], "--condition"),
+        ],
+    )
+    def test_others_name_the_command_that_installs_them(self, folder, capsys, arguments, named):
+        assert generate("--prompt", "a star", *arguments, *SMALL) == 2
+        assert f"{named} needs pydantic: `pip install 'diffusers-flux-ext[jobs]'`" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from ...inputs.boxes import box_in_pixels
 from ...tiny import TINY, TINY_CALL
 from ..checks import check_folder, check_model, check_source
 from ..errors import CommandLineError
-from ..extras import check_jobs_extra
+from .plain import check_packages
 from .table import IMAGE, all_flags
 
 
@@ -43,7 +43,7 @@ NEEDS = {
 
 def check_generate(args: argparse.Namespace) -> None:
     """Check `flux-ext generate`; raises [`CommandLineError`]."""
-    check_jobs_extra()
+    check_packages(args)
     if args.job is None:
         _check_alone(args)
     elif not args.job.is_file():

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandLineError, in_flags, one_line
+from ..extras import missing_for_jobs
 from ..job import in_yaml
 from ..progress import steps_shown
 from .build import flag_of
+from .plain import draw_plainly
 from .start import Draft, draft
 from .table import add_flags
 from .values import condition, setting
@@ -60,6 +62,8 @@ def add_generate_command(commands: Any) -> argparse.ArgumentParser:
 
 def run_generate(args: argparse.Namespace) -> int:
     """Draw; return the exit code."""
+    if missing_for_jobs():
+        return _run_plainly(args)
     from ...checkpoints.writing import check_target
     from ...jobs import JobError, JobFiles, check_job, read_job, write_job
 
@@ -89,13 +93,27 @@ def run_generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_plainly(args: argparse.Namespace) -> int:
+    from ...checkpoints.writing import check_target
+
+    try:
+        if args.out.exists():
+            check_target(args.out, overwrite=True)
+        written = draw_plainly(draft(args).content, args)
+    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+        return 1
+    for path in written:
+        sys.stdout.write(f"{path.resolve()}\n")
+    return 0
+
+
 def _draw(job: Any, files: Any, args: argparse.Namespace) -> list[Path]:
-    from ...jobs import save_result_image
-    from ...jobs.batch.results import numbered
-    from ..models import CheckedRunner
+    from ...checkpoints.writing import numbered
+    from ...jobs import JobRunner, save_result_image
 
     with steps_shown(args.title) as on_step:
-        result = CheckedRunner(device=args.device).run(job, files, on_step)
+        result = JobRunner(device=args.device).run(job, files, on_step)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for index, image in enumerate(result.images):

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...checkpoints.writing import written_at_once
+from ...checkpoints.writing import numbered, written_at_once
 
 
 RECORD, ERROR = ".json", ".error.json"
@@ -116,20 +116,6 @@ class ResultFolder:
     def _write(self, file: str, record: Mapping[str, Any]) -> None:
         with written_at_once(self.path / file) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def numbered(file: str, index: int, count: int) -> str:
-    """Return the name of one of several images, `a_0.png` for `a.png`, and the name itself of a single one.
-
-    Args:
-        file (`str`): The name.
-        index (`int`): The image's number, from 0.
-        count (`int`): How many there are.
-    """
-    if count == 1:
-        return file
-    path = Path(file)
-    return str(path.with_name(f"{path.stem}_{index}{path.suffix}"))
 
 
 def sha256_of(path: Path) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.writing import written_at_once
+from ...checkpoints.writing import numbered, written_at_once
 from .listed import Listed
-from .results import ResultFolder, numbered
+from .results import ResultFolder
 from .sheet import PAGE, contact_sheets
 
 

@@ -9,9 +9,10 @@ from typing import ClassVar
 import pytest
 from PIL import Image
 
+from diffusers_flux_ext.checkpoints.writing import numbered
 from diffusers_flux_ext.jobs.batch.engine import LocalEngine, Outcome, Work
 from diffusers_flux_ext.jobs.batch.ledger import Ledger
-from diffusers_flux_ext.jobs.batch.results import ERROR, RECORD, ResultFolder, numbered
+from diffusers_flux_ext.jobs.batch.results import ERROR, RECORD, ResultFolder
 from diffusers_flux_ext.jobs.errors import JobError, Problem
 
 
