@@ -56,6 +56,9 @@ def add_serve_command(commands: Any) -> argparse.ArgumentParser:
     add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
     add("--vram", type=parse_gib, metavar="GIB", help="GiB of the card for all models (default: no limit)")
     add("--queue", type=parse_positive, default=100, help="jobs that may wait (default: 100)")
+    add("--batch", type=parse_positive, default=1, metavar="N",
+        help="jobs that are drawn in one call where only prompt and seed differ; pixels then differ by at most 1 of "
+        "255 from those of a job alone (default: 1)")  # fmt: skip
     add("--max-steps", type=parse_positive, default=100, help="most steps of a job (default: 100)")
     add("--max-side", type=parse_positive, default=2048, help="longest side that is drawn, in pixels (default: 2048)")
     add("--keep-jobs", type=parse_positive, default=1000, help="finished jobs that are kept (default: 1000)")
@@ -132,7 +135,7 @@ def _settings(args: argparse.Namespace, tokens: list[str], local: bool) -> Setti
         raise CommandLineError(str(error)) from None
     limits = Limits(
         queue=args.queue, steps=args.max_steps, side=args.max_side, keep_jobs=args.keep_jobs,
-        job_seconds=args.job_timeout,
+        job_seconds=args.job_timeout, batch=args.batch,
     )  # fmt: skip
     hosts = {*LOOPBACK, args.host, *args.allow_host} if local or args.allow_host else None
     state = args.state or _state_folder()

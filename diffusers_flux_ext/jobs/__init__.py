@@ -9,6 +9,7 @@ from .errors import JobCancelled, JobError, Problem
 from .files import JobFiles
 from .from_call import job_from_call
 from .job import Job
+from .joining import can_join, joined
 from .metadata import save_result_image
 from .reading import read_job, write_job
 from .runner import JobResult, JobRunner
@@ -27,9 +28,11 @@ __all__ = [
     "Problem",
     "StepInfo",
     "build_call",
+    "can_join",
     "check_job",
     "job_from_call",
     "job_schema",
+    "joined",
     "read_job",
     "save_result_image",
     "write_job",

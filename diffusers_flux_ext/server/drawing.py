@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,17 +37,22 @@ class Drawer(Protocol):
     def check(self, job: Mapping[str, Any]) -> int | None:
         """Raise a `RequestError` with every wrong field; return the number of steps if it is known."""
 
-    def draw(self, model: str, job: Mapping[str, Any], folder: Path, on_step: OnStep) -> list[dict[str, Any]]:
-        """Draw a job and write its images, without places in their metadata.
+    def can_join(self, job: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether two jobs of a model can be drawn in one call."""
+
+    def draw(
+        self, model: str, jobs: Sequence[Mapping[str, Any]], folders: Sequence[Path], on_step: OnStep
+    ) -> list[list[dict[str, Any]]]:
+        """Draw jobs in one call and write their images, without places in their metadata.
 
         Args:
             model (`str`): The name of the model, whose thread this is.
-            job (`Mapping[str, Any]`): The job.
-            folder (`Path`): Where to write.
+            jobs (`Sequence[Mapping[str, Any]]`): One job, or several that can be joined.
+            folders (`Sequence[Path]`): Where to write the images of each.
             on_step (`Callable`): Called after each step; what it raises ends the drawing.
 
         Returns:
-            `list[dict]`: `file`, `seed`, `width` and `height` of each image.
+            `list[list[dict]]`: for each job `file`, `seed`, `width` and `height` of its images.
         """
 
     def release(self, model: str) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from ..jobs import Job, JobError, JobFiles, JobRunner, check_job, read_job, save_result_image
+from ..jobs import Job, JobError, JobFiles, JobRunner, can_join, check_job, joined, read_job, save_result_image
 from ..jobs.job import DEFAULT_PIPELINE, call_model
 from ..methods.classes import pipeline_methods
 from ..tiny import named_model
@@ -74,31 +75,44 @@ class JobDrawer:
         steps: int | None = getattr(resolved.call, "num_inference_steps", None)
         return steps
 
-    def draw(self, model: str, job: Mapping[str, Any], folder: Path, on_step: OnStep) -> list[dict[str, Any]]:
-        """Draw a job and write its images.
+    def can_join(self, job: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether two jobs of a model can be drawn in one call, see [`~jobs.can_join`]."""
+        return can_join(job, other)
+
+    def draw(
+        self, model: str, jobs: Sequence[Mapping[str, Any]], folders: Sequence[Path], on_step: OnStep
+    ) -> list[list[dict[str, Any]]]:
+        """Draw jobs in one call and write their images.
 
         Args:
             model (`str`): The name of the model, whose thread this is.
-            job (`Mapping[str, Any]`): The job.
-            folder (`Path`): Where to write.
+            jobs (`Sequence[Mapping[str, Any]]`): One job, or several that can be joined.
+            folders (`Sequence[Path]`): Where to write the images of each.
             on_step (`Callable`): Called after each step; what it raises ends the drawing.
 
         Returns:
-            `list[dict]`: `file`, `seed`, `width` and `height` of each image.
+            `list[list[dict]]`: for each job `file`, `seed`, `width` and `height` of its images.
 
         Raises:
-            RequestError: if something is wrong with the job, or there is not enough memory.
+            RequestError: if something is wrong with a job, or there is not enough memory.
         """
         with _answered():
-            shown = read_job(job)
-            result = self._runner(model).run(resolve(shown, self._served), self._files, on_step)
-        drawn = []
-        for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            name = f"{index}.{shown.output.format}"
+            shown = [read_job(job) for job in jobs]
+            whole = shown[0] if len(jobs) == 1 else joined(jobs)
+            result = self._runner(model).run(resolve(whole, self._served), self._files, on_step)
+        drawn = list(zip(result.images, result.seeds, strict=True))
+        # Several jobs have an image each.
+        parts = [drawn] if len(jobs) == 1 else [[each] for each in drawn]
+        return [self._save(*each) for each in zip(shown, parts, folders, strict=True)]
+
+    def _save(self, job: Job, drawn: Sequence[tuple[Image.Image, int]], folder: Path) -> list[dict[str, Any]]:
+        written = []
+        for index, (image, seed) in enumerate(drawn):
+            name = f"{index}.{job.output.format}"
             # The metadata have the names that the client gave.
-            save_result_image(image, folder / name, shown, index, self._files)
-            drawn.append({"file": name, "seed": seed, "width": image.width, "height": image.height})
-        return drawn
+            save_result_image(image, folder / name, job, index, self._files)
+            written.append({"file": name, "seed": seed, "width": image.width, "height": image.height})
+        return written
 
     def _runner(self, model: str) -> JobRunner:
         if model not in self._runners:

@@ -23,6 +23,7 @@ class Limits:
         conditions (`int`, *optional*, defaults to 16): Conditions of one job, and LoRAs.
         entries (`int`, *optional*, defaults to 64): Entries of one list of texts or inputs of a condition.
         queue (`int`, *optional*, defaults to 100): Jobs that wait.
+        batch (`int`, *optional*, defaults to 1): Jobs that are drawn in one call where they differ in prompt and seed.
         streams (`int`, *optional*, defaults to 100): Connections that listen to events at once.
         job_seconds (`float`, *optional*, defaults to 1800): Longest time that a job may be drawn.
         idle_seconds (`float`, *optional*, defaults to 30): Longest pause of a client that sends a request's body.
@@ -43,6 +44,7 @@ class Limits:
     conditions: int = 16
     entries: int = 64
     queue: int = 100
+    batch: int = 1
     streams: int = 100
     job_seconds: float = 1800.0
     idle_seconds: float = 30.0

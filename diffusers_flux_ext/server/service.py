@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -214,11 +214,11 @@ class JobService:
         Raises:
             OSError: if it cannot be written; the job is then drawn anew after the next start.
         """
-        record = live.record
-        if record.id not in self.live:
+        if live.record.id not in self.live:
             return
-        record.status, record.finished = status, now()
-        record.error = None if error is None else error.to_dict()["error"]
+        # Clients are told once it is written, so that they can remove a job as soon as it is done.
+        ended = None if error is None else error.to_dict()["error"]
+        record = replace(live.record, status=status, finished=now(), error=ended)
         try:
             self.store.save(record)
         finally:

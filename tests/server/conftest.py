@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class FakeDrawer:
     hold: threading.Event = field(default_factory=threading.Event)
     begun: list[int] = field(default_factory=list)
     seen: list[tuple[int, int]] = field(default_factory=list)
+    together: list[int] = field(default_factory=list)
     fails: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -58,18 +59,31 @@ class FakeDrawer:
             raise RequestError(422, "call.seed: is not a number", [("call.seed", "is not a number")])
         return self.steps
 
-    def draw(self, model: str, job: Mapping[str, Any], folder: Path, on_step: Callable[..., None]) -> list[dict]:
+    def can_join(self, job: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether they are drawn together."""
+        return job.get("conditions") == other.get("conditions")
+
+    def draw(
+        self,
+        model: str,
+        jobs: Sequence[Mapping[str, Any]],
+        folders: Sequence[Path],
+        on_step: Callable[..., None],
+    ) -> list[list[dict[str, Any]]]:
         """Draw."""
-        seed = job["call"].get("seed", 0)
+        seeds = [job["call"].get("seed", 0) for job in jobs]
+        seed = seeds[0]
         self.begun.append(seed)
+        self.together.append(len(seeds))
         for step in range(1, self.steps + 1):
             self.hold.wait(20)
             if self.fails is not None:
                 raise self.fails
             self.seen.append((seed, step))
             on_step(SimpleNamespace(step=step, total=self.steps, preview=lambda: Image.new("RGB", (16, 16))))
-        Image.new("RGB", (16, 16), color(seed)).save(folder / "0.png")
-        return [{"file": "0.png", "seed": seed, "width": 16, "height": 16}]
+        for each, folder in zip(seeds, folders):
+            Image.new("RGB", (16, 16), color(each)).save(folder / "0.png")
+        return [[{"file": "0.png", "seed": each, "width": 16, "height": 16}] for each in seeds]
 
     def release(self, model: str) -> None:
         """There is nothing to release."""

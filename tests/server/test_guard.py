@@ -1,5 +1,7 @@
 """What every request passes first."""
 
+import time
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -67,6 +69,8 @@ def test_a_browser_changes_the_token_of_an_address_into_a_cookie(guarded):
 def test_no_token_is_written_to_disk_or_answered(guarded, tmp_path, drawer):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     name = guarded.post("/api/jobs", json=job(), headers=headers).json()["id"]
+    while guarded.get(f"/api/jobs/{name}", headers=headers).json()["status"] != "done":
+        time.sleep(0.01)
     assert TOKEN not in guarded.get(f"/api/jobs/{name}", headers=headers).text
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes()

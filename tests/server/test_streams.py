@@ -115,12 +115,12 @@ def test_a_cancelled_job_ends_its_stream(served, drawer):
 
 def test_no_preview_is_made_for_nobody(tmp_path):
     class Watching(FakeDrawer):
-        def draw(self, model, job, folder, on_step):
+        def draw(self, model, jobs, folders, on_step):
             def told(info):
                 info.preview = lambda: pytest.fail("A preview was made.")
                 on_step(info)
 
-            return super().draw(model, job, folder, told)
+            return super().draw(model, jobs, folders, told)
 
     with TestClient(make_app(tmp_path, Watching())) as client:
         assert wait_for(client, submit(client))["status"] == "done"
