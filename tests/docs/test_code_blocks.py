@@ -62,9 +62,23 @@ def test_a_python_block_runs(block, sandbox):
     exec(code, {"__name__": "__main__"})
 
 
+@pytest.fixture
+def servers_that_stop(monkeypatch: pytest.MonkeyPatch, sandbox: Path) -> None:
+    """Let `flux-ext serve` do everything but wait for requests."""
+    from diffusers_flux_ext.server import launch
+
+    open_socket = launch.open_socket
+    # The port of a server that runs here already is none of this test's concern.
+    monkeypatch.setattr(launch, "open_socket", lambda host, port: open_socket(host, 0))
+    monkeypatch.setattr(launch, "serve", lambda app, service, listening, started: (started(), listening.close()))
+    monkeypatch.setattr("webbrowser.open", lambda address: True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(sandbox / "state"))
+    (sandbox / "tokens.txt").write_text("one\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [found for found in commands() if found.words[0] == "flux-ext"], ids=name_of)
-def test_a_command_of_the_package_runs(command, sandbox, capsys):
+def test_a_command_of_the_package_runs(command, sandbox, servers_that_stop, capsys):
     if command.words[1] == "convert":
         # The tiny stand-ins need sizes that the released files do not: it is enough that the words are understood.
         assert main(command.words[1:]) != 2
