@@ -46,7 +46,9 @@ class ExecutionDeviceMixin:
 
     @property
     def _execution_device(self) -> torch.device:
-        models = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        parts = self.components
+        # In the order in which diffusers asks them.
+        models = [parts[name] for name in sorted(parts) if isinstance(parts[name], torch.nn.Module)]
         if not models or any(map(is_hooked, models)):
             return DiffusionPipeline._execution_device.fget(self)
         devices = [_device_of(model) for model in models]

@@ -223,6 +223,8 @@ class JobService:
             self.store.save(record)
         finally:
             del self.live[record.id]
+            # For those who hold the job itself.
+            live.record.status, live.record.finished, live.record.error = status, record.finished, ended
             self.metrics.jobs.labels(status).inc()
             live.log.add(status, **last_event(record))
 
