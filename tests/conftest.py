@@ -1,6 +1,9 @@
 """Settings of all tests."""
 
 import gc
+import os
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -12,6 +15,7 @@ import torch
 
 BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
 METHODS = Path(__file__).parent / "methods"
+LARGE_FAMILY = 20
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line("markers", f"{folder.name}: tests of the method in tests/methods/{folder.name}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by their method, and those that compare bits, which other processors' kernels may round otherwise."""
     known: dict[CodeType, bool] = {}
     for item in items:
@@ -46,6 +50,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         function = getattr(item, "function", None)
         if isinstance(function, FunctionType) and _compares_bits(function, known):
             item.add_marker(pytest.mark.bits)
+    _sample_families(config, items)
+
+
+def _sample_families(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep one of `FLUX_EXT_SHARE` cases of each large family of slow tests, always the same ones."""
+    share = int(os.environ.get("FLUX_EXT_SHARE", "1"))
+    sizes = Counter(_family(item) for item in items if item.get_closest_marker("slow"))
+    left_out = {
+        id(item)
+        for item in items
+        if sizes[_family(item)] > LARGE_FAMILY
+        and item.get_closest_marker("slow")
+        and zlib.crc32(item.nodeid.encode()) % share
+    }
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+        items[:] = [item for item in items if id(item) not in left_out]
+
+
+def _family(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
 
 
 def _compares_bits(function: FunctionType, known: dict[CodeType, bool]) -> bool:
