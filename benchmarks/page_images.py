@@ -14,23 +14,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from benchmarks.support.browser import FluxPage, missing_browser, open_browser, serve_tiny
+from benchmarks.support.browser import LEFT, ZIGZAG, FluxPage, missing_browser, open_browser, serve_tiny
 
 
 if TYPE_CHECKING:
     from playwright.sync_api import ViewportSize
 
-LEFT = (0.08, 0.3, 0.46, 0.7)
-ZIGZAG = [
-    (0.62, 0.38),
-    (0.84, 0.38),
-    (0.84, 0.46),
-    (0.62, 0.46),
-    (0.62, 0.54),
-    (0.84, 0.54),
-    (0.84, 0.62),
-    (0.62, 0.62),
-]
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 COLORS = 256

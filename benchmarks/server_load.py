@@ -102,27 +102,33 @@ def measure(client: httpx.Client, clients: int, requests: int, expected: Sequenc
     return rate, [seconds for _, seconds in drawn]
 
 
+def say(line: str) -> None:
+    """Write a line at once, since a run takes long."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def latency_table(client: httpx.Client, counts: Sequence[int], requests: int, expected: Sequence[str]) -> None:
     """Print a row for each number of clients."""
-    print("| clients | jobs | jobs per second | median, s | 95 %, s |\n|---:|---:|---:|---:|---:|")
+    say("| clients | jobs | jobs per second | median, s | 95 %, s |\n|---:|---:|---:|---:|---:|")
     for clients in counts:
         rate, seconds = measure(client, clients, requests, expected)
         late = statistics.quantiles(seconds, n=20)[-1]
-        print(f"| {clients} | {requests} | {rate:.2f} | {statistics.median(seconds):.2f} | {late:.2f} |", flush=True)
+        say(f"| {clients} | {requests} | {rate:.2f} | {statistics.median(seconds):.2f} | {late:.2f} |")
 
 
 def soak(client: httpx.Client, process: psutil.Process, jobs: int, expected: Sequence[str]) -> None:
     """Draw many jobs, and print memory by the way and what became of them."""
-    print("| jobs | server's memory, MiB | jobs per second so far |\n|---:|---:|---:|")
+    say("| jobs | server's memory, MiB | jobs per second so far |\n|---:|---:|---:|")
     begun, done, step, before = time.perf_counter(), 0, max(1, jobs // 8), count_done(client)
     while done < jobs:
         count = min(step, jobs - done)
         measure(client, min(8, count), count, expected)
         done += count
         rate = done / (time.perf_counter() - begun)
-        print(f"| {done} | {process.memory_info().rss / MIB:.0f} | {rate:.2f} |", flush=True)
+        say(f"| {done} | {process.memory_info().rss / MIB:.0f} | {rate:.2f} |")
     lost = jobs - (count_done(client) - before)
-    print(f"\n{jobs} jobs, {lost} lost, none mixed up: each image is bit-equal to the one drawn without a server.")
+    say(f"\n{jobs} jobs, {lost} lost, none mixed up: each image is bit-equal to the one drawn without a server.")
 
 
 def count_done(client: httpx.Client) -> int:
@@ -148,7 +154,7 @@ def main() -> None:
     keep = args.jobs + args.requests * len(args.clients) + 100
     with server(100, keep) as (address, process), httpx.Client(base_url=address, timeout=SECONDS) as client:
         measure(client, 1, 8, expected)
-        print(f"Server's memory after 8 jobs: {process.memory_info().rss / MIB:.0f} MiB\n")
+        say(f"Server's memory after 8 jobs: {process.memory_info().rss / MIB:.0f} MiB\n")
         if args.clients:
             latency_table(client, args.clients, args.requests, expected)
         if args.jobs:

@@ -228,7 +228,7 @@ def prepare_call(
         batch_size,
     )
     check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
-    split = split_tokens(transformer, layout)
+    split = split_tokens(transformer, layout, step.latents.device)
     text_ids = join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())
     text_order = plan.text_order if plan is not None else None

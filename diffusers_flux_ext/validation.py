@@ -52,7 +52,7 @@ def nearest(name: object, known: Collection[str]) -> str:
 def _place(entry: Any, content: Any) -> tuple[tuple[str | int, ...], tuple[str | int, ...] | None]:
     """Return the place of an error in the content, and the place of the first union that it is inside of.
 
-    pydantic adds the names of branches of unions to the place; they are no entries of the content.
+    pydantic adds the names of branches of unions to the place; they are not entries of the content.
     """
     place: list[str | int] = []
     union, at = None, content

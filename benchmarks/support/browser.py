@@ -25,6 +25,18 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
 DRAWN_SECONDS = 60
+# A box, and a brush that fills a square on its right, in fractions of the canvas.
+LEFT = (0.08, 0.3, 0.46, 0.7)
+ZIGZAG = [
+    (0.62, 0.38),
+    (0.84, 0.38),
+    (0.84, 0.46),
+    (0.62, 0.46),
+    (0.62, 0.54),
+    (0.84, 0.54),
+    (0.84, 0.62),
+    (0.62, 0.62),
+]
 
 
 def missing_browser() -> str | None:

@@ -4,11 +4,13 @@ python -m benchmarks.tables.parallel --write docs/parallel.md
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
+from benchmarks.methods import write_between_markers
 
+
+MARKERS = ("<!-- exchanged: begin -->\n", "<!-- exchanged: end -->")
 HEADS, WIDTH, LAYERS, CHANNELS, BYTES = 24, 3072, 57, 64, 2
 IMAGE, TEXT = 4096, 512
 # What is drawn, with the numbers of its text and image tokens.
@@ -60,9 +62,7 @@ def main() -> None:
     if args.write is None:
         sys.stdout.write(f"{table()}\n")
         return
-    begin, end = "<!-- exchanged: begin -->", "<!-- exchanged: end -->"
-    page = args.write.read_text()
-    args.write.write_text(re.sub(f"(?s){begin}.*{end}", f"{begin}\n{table()}\n{end}", page))
+    write_between_markers(args.write, f"{table()}\n", MARKERS)
 
 
 if __name__ == "__main__":

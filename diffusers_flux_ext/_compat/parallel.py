@@ -52,8 +52,9 @@ def split_settings(transformer: torch.nn.Module) -> SplitSettings | None:
     config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
     if config is None:
         return None
-    processors: Any = getattr(transformer, "attn_processors", {})
-    chosen = next((getattr(each, "_attention_backend", None) for each in processors.values()), None)
+    # The first one speaks for all; listing all of them walks through the whole model, at each step.
+    processor = next((module.processor for module in transformer.modules() if hasattr(module, "processor")), None)
+    chosen: Any = getattr(processor, "_attention_backend", None)
     backend = _AttentionBackendRegistry.get_active_backend()[0] if chosen is None else AttentionBackendName(chosen)
     return SplitSettings(
         config.ulysses_degree or 1,

@@ -106,12 +106,13 @@ def _check_divisible(degree: int, layout: JointLayout) -> None:
         )
 
 
-def split_tokens(transformer: torch.nn.Module, layout: JointLayout) -> SplitTokens | None:
+def split_tokens(transformer: torch.nn.Module, layout: JointLayout, device: torch.device) -> SplitTokens | None:
     """Return how the tokens of a call are split over devices, or `None` if they are not.
 
     Args:
         transformer (`torch.nn.Module`): The transformer.
         layout (`JointLayout`): The tokens of the call.
+        device (`torch.device`): This device.
 
     Returns:
         `SplitTokens` or `None`
@@ -119,7 +120,7 @@ def split_tokens(transformer: torch.nn.Module, layout: JointLayout) -> SplitToke
     settings = split_settings(transformer)
     if settings is None:
         return None
-    return SplitTokens(layout.num_text_tokens, layout.total - layout.num_text_tokens, settings.group)
+    return SplitTokens(layout.num_text_tokens, layout.total - layout.num_text_tokens, settings.group, device)
 
 
 def split_attention_kwargs(kwargs: dict[str, Any], split: SplitTokens | None) -> dict[str, Any]:

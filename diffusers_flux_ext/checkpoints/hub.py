@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,24 @@ from huggingface_hub import hf_hub_download
 
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LINK = re.compile(
     r"(?:https://)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/]+/[^/]+)/"
     r"(?:(?:blob|resolve)/(?P<revision>[^/]+)/)?(?P<file>[^?]+)(?:\?.*)?"
 )
+
+
+def is_repository(source: str, endings: Collection[str]) -> bool:
+    """Whether a path that does not exist can be the name of a repository, `owner/name`.
+
+    Args:
+        source (`str`): The path.
+        endings (`Collection[str]`): Suffixes of files, which are not names of repositories.
+
+    Returns:
+        `bool`
+    """
+    return _REPOSITORY.fullmatch(source) is not None and Path(source).suffix.lower() not in endings
 
 
 def local_file(source: str | Path, hub: Mapping[str, Any]) -> str | Path:

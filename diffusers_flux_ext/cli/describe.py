@@ -9,7 +9,7 @@ from typing import Any
 
 from .checks import check_source
 from .devices import best_device
-from .errors import CommandLineError, in_flags, one_line
+from .errors import CommandLineError, report
 from .extras import check_jobs_extra
 from .parsing import parse_positive
 
@@ -56,8 +56,7 @@ def run_describe(args: argparse.Namespace) -> int:
     try:
         answer = _answer(args)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
-        return 1
+        return report(error, args)
     sys.stdout.write(f"{answer}\n")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Mapping
 
 
@@ -84,6 +85,21 @@ def in_flags(message: str, args: argparse.Namespace) -> str:
         return spelled if value is None else f"{spelled} {value}"
 
     return re.sub(r"`([a-z_0-9]+)(?:=([^`]*))?`", flag, message).replace("--size and --size", "--size")
+
+
+def report(error: Exception, args: argparse.Namespace, code: int = 1) -> int:
+    """Write an error in one line, in the flags of its command, and return the exit code.
+
+    Args:
+        error (`Exception`): The error.
+        args (`argparse.Namespace`): The command line, with the command's `title`.
+        code (`int`, defaults to 1): The exit code.
+
+    Returns:
+        `int`: the same code.
+    """
+    sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
+    return code
 
 
 def in_short(error: Exception) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tiny import TINY, named_model
-from .errors import in_flags, one_line
+from .errors import one_line, report
 from .parsing import parse_number, parse_positive, parse_scale, parse_share
 
 
@@ -98,8 +98,7 @@ def run_lora(args: argparse.Namespace) -> int:
     try:
         _COMMANDS[args.lora_command](args)
     except (LoRAError, OSError) as error:
-        sys.stderr.write(f"flux-ext lora {args.lora_command}: {one_line(in_flags(str(error), args))}\n")
-        return 2
+        return report(error, args, 2)
     return 0
 
 

@@ -13,7 +13,7 @@ from .convert import add_convert_command, check_convert, run_convert
 from .describe import add_describe_command, check_describe, run_describe
 from .devices import check_device
 from .env import add_env_command, package_version, run_env
-from .errors import CommandLineError, in_flags, one_line
+from .errors import CommandLineError, in_flags, one_line, report
 from .generate.checks import check_generate
 from .generate.command import add_generate_command, run_generate
 from .job import add_job_commands, check_job_command, run_job
@@ -140,8 +140,7 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         return run_serve(args)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
-        return 1
+        return report(error, args)
 
 
 def _draw_demo(args: argparse.Namespace) -> int:
@@ -151,8 +150,7 @@ def _draw_demo(args: argparse.Namespace) -> int:
     try:
         written = (showcase.showcase if args.all else demo.demo)(args)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
-        return 1
+        return report(error, args)
     sys.stdout.write(f"{written.resolve()}\n")
     return 0
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ..tiny import TINY, TINY_CALL, named_model
-from .errors import in_flags, one_line
+from .errors import report
 from .parsing import parse_gib, parse_positive, parse_size
 
 
@@ -136,7 +136,6 @@ def run_plan(args: argparse.Namespace) -> int:
             max_sequence_length=args.text_tokens or sizes["max_sequence_length"],
         )
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"flux-ext plan: {one_line(in_flags(str(error), args))}\n")
-        return 1 if isinstance(error, VRAMBudgetError) else 2
+        return report(error, args, 1 if isinstance(error, VRAMBudgetError) else 2)
     sys.stdout.write((json.dumps(plan.to_dict(), indent=2) if args.json else str(plan)) + "\n")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_folder
-from .errors import CommandLineError, in_flags, in_short, one_line
+from .errors import CommandLineError, in_flags, in_short, one_line, report
 from .extras import check_jobs_extra
 from .parsing import parse_gib, parse_positive
 
@@ -86,8 +86,7 @@ def run_run(args: argparse.Namespace) -> int:
         return _dry_run(listed, args) if args.dry_run else _draw(listed, args)
     except OSError as error:
         # What was drawn so far is kept; the same command goes on.
-        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
-        return 1
+        return report(error, args)
 
 
 def _report_list(listed: Sequence[Listed], title: str) -> None:

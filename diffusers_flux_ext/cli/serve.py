@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 import webbrowser
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..tiny import TINY
 from .devices import check_device
 from .env import package_version
 from .errors import CommandLineError
+from .extras import missing
 from .parsing import parse_gib, parse_positive, whole_number
 
 
@@ -78,10 +78,10 @@ def run_serve(args: argparse.Namespace) -> int:
     Raises:
         CommandLineError: if the command line is wrong, or the extra is not installed.
     """
-    missing = [name for name in EXTRA if find_spec(name) is None]
-    if missing:
+    names = missing(EXTRA)
+    if names:
         raise CommandLineError(
-            f'{", ".join(missing)} is missing; install the extra: pip install "diffusers-flux-ext[serve]"'
+            f'{", ".join(names)} is missing; install the extra: pip install "diffusers-flux-ext[serve]"'
         )
     check_device(args.device)
     from ..server.launch import address_of, is_loopback, open_socket, serve

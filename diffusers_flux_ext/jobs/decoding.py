@@ -34,7 +34,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         `PIL.Image.Image`: in the file's own mode, turned as its EXIF entry says.
 
     Raises:
-        ValueError: if it is no image, is broken or moves, or has too many pixels.
+        ValueError: if it is not an image, is broken or moves, or has too many pixels.
     """
     try:
         with warnings.catch_warnings():

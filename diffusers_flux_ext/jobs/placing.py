@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import logging
 
 from ..condition import FluxCondition
+from ..pipeline.placing import place_pipeline
 from .building import canvas_size, words
 from .errors import JobError
 from .job import Job
@@ -62,12 +63,8 @@ class Placement:
                 pipe.enable_vram_budget(budget, device=device, height=height, width=width, conditions=given)
             except ValueError as error:
                 raise JobError.of("memory.vram_gib", words(error)) from error
-        elif offload == "model":
-            pipe.enable_model_cpu_offload(device=device)
-        elif offload == "sequential":
-            pipe.enable_sequential_cpu_offload(device=device)
         else:
-            pipe.to(device)
+            place_pipeline(pipe, device, offload)
         self._state = state
 
     def leave(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 
+from ..checkpoints import hub
 from ..checkpoints.messages import shorten
 from ..checkpoints.model_configs import building
 from ..checkpoints.packed_weights import packings
@@ -25,7 +25,6 @@ from .method import resolve
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # Entries of configs that name a class.
 _NAMED = ("_class_name", "image_processor_type", "tokenizer_class")
-_REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".ckpt")
 _LIBRARIES = ("diffusers_flux_ext", "diffusers", "transformers")
 
@@ -130,7 +129,7 @@ def is_repository(path: str) -> bool:
     Returns:
         `bool`
     """
-    return _REPOSITORY.fullmatch(path) is not None and Path(path).suffix.lower() not in _WEIGHTS
+    return hub.is_repository(path, _WEIGHTS)
 
 
 def is_configured(folder: Path) -> bool:

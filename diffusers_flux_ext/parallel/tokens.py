@@ -24,11 +24,13 @@ class SplitTokens:
         num_text (`int`): Text tokens of the whole call.
         num_image (`int`): Image tokens of the whole call, references included.
         group (`torch.distributed.ProcessGroup`): The processes that share them.
+        device (`torch.device`): This device, where the order of the tokens is kept for all layers.
     """
 
     num_text: int
     num_image: int
     group: Any
+    device: torch.device
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -41,7 +43,12 @@ class SplitTokens:
         """The joint position of each token, `(num_text + num_image,)`, in the order of the devices."""
         text = torch.arange(self.num_text).tensor_split(self.degree)
         image = torch.arange(self.num_text, self.num_text + self.num_image).tensor_split(self.degree)
-        return torch.cat([part for pair in zip(text, image) for part in pair])
+        return torch.cat([part for pair in zip(text, image) for part in pair]).to(self.device)
+
+    @cached_property
+    def restore(self) -> torch.Tensor:
+        """The inverse of `order`."""
+        return self.order.argsort()
 
     @property
     def degree(self) -> int:
@@ -105,7 +112,7 @@ class SplitTokens:
             sent, [each * own for each in self.sizes], [length * batch_size * share * width for share in shares]
         )
         every = received.reshape(-1, batch_size, shares[self.rank], width).transpose(0, 1)
-        joint = every.index_select(1, self.order.argsort().to(every.device))
+        joint = every.index_select(1, self.restore)
         query, key, value = joint.chunk(3, dim=-1)
         return query, key, value
 
@@ -121,7 +128,7 @@ class SplitTokens:
         """
         batch_size, _, own, width = tensor.shape
         shares, length = _shares(heads, self.degree), self.sizes[self.rank]
-        sent = tensor.index_select(1, self.order.to(tensor.device)).transpose(0, 1).reshape(-1)
+        sent = tensor.index_select(1, self.order).transpose(0, 1).reshape(-1)
         counts = [length * batch_size * share * width for share in shares]
         received = self._exchange(sent, counts, [each * batch_size * own * width for each in self.sizes])
         parts = [part.reshape(length, batch_size, share, width) for part, share in zip(received.split(counts), shares)]

@@ -19,11 +19,10 @@ from ..inputs.images import read_pixels
 from ..inputs.numbers import check_finite
 from ..inputs.text import check_padding_mask
 from ..schedulers.scheduling_flux_flow_match import FluxFlowMatchScheduler
+from .usual_call import SCHNELL_TEXT_TOKENS
 
 
 logger = logging.get_logger(__name__)
-
-SCHNELL_TEXT_TOKENS = 256
 
 
 @dataclass(frozen=True)

@@ -82,16 +82,7 @@ class JobDrawer:
     def draw(
         self, model: str, jobs: Sequence[Mapping[str, Any]], folders: Sequence[Path], on_step: OnStep
     ) -> list[list[dict[str, Any]]]:
-        """Draw jobs in one call and write their images.
-
-        Args:
-            model (`str`): The name of the model, whose thread this is.
-            jobs (`Sequence[Mapping[str, Any]]`): One job, or several that can be joined.
-            folders (`Sequence[Path]`): Where to write the images of each.
-            on_step (`Callable`): Called after each step; what it raises ends the drawing.
-
-        Returns:
-            `list[list[dict]]`: for each job `file`, `seed`, `width` and `height` of its images.
+        """Draw jobs in one call and write their images, see [`Drawer.draw`].
 
         Raises:
             RequestError: if something is wrong with a job, or there is not enough memory.

@@ -13,13 +13,14 @@ from ..checkpoints.reading import read_json
 from ..lora.errors import LoRAError
 from ..lora.tools.report import inspect_lora
 from ..methods import METHODS
-from ..pipeline.call_inputs import SCHNELL_TEXT_TOKENS
-from ..tiny import TINY, TINY_CALL, named_lora, named_model, shipped_folders, shipped_loras
+from ..pipeline.usual_call import call_of
+from ..tiny import TINY, named_lora, named_model, shipped_folders, shipped_loras
 from .limits import Limits
 from .served import Served, ServedLoRA, ServedModel, ServedModule
 
 
 FILL_CHANNELS = 384
+USUAL_CALL = {"width": 1024, "height": 1024, "num_inference_steps": 28}
 SUFFIX = ".safetensors"
 # What the page shows of a LoRA; the rest is for `flux-ext lora inspect`.
 SHOWN = ("format", "modules", "kinds", "ranks", "size", "warnings", "diffusers")
@@ -72,17 +73,9 @@ def _model(name: str, entry: Mapping[str, Any]) -> ServedModel:
     path = Path(named_model(entry["path"]))
     config = path / "transformer" / "config.json"
     channels = read_json(config).get("in_channels") if config.is_file() else None
-    return ServedModel(name, dict(entry), _usual_call(entry["path"], config), channels == FILL_CHANNELS)
-
-
-def _usual_call(path: str, config: Path) -> dict[str, Any]:
-    if path == TINY:
-        return dict(TINY_CALL)
-    call: dict[str, Any] = {"width": 1024, "height": 1024, "num_inference_steps": 28}
-    if config.is_file() and not read_json(config).get("guidance_embeds", True):
-        # FLUX.1-schnell.
-        call |= {"num_inference_steps": 4, "max_sequence_length": SCHNELL_TEXT_TOKENS}
-    return call
+    # Repositories are not asked for their configs at the start, which has to work offline.
+    known = call_of(entry["path"]) if path.is_dir() else {}
+    return ServedModel(name, dict(entry), {**USUAL_CALL, **known}, channels == FILL_CHANNELS)
 
 
 def make_options(served: Served, schema: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
@@ -129,7 +122,7 @@ def _lora_option(lora: ServedLoRA) -> dict[str, Any]:
     try:
         report = inspect_lora(path).to_dict() if path.exists() else {}
     except LoRAError:
-        # A file that is no LoRA is refused when a job names it, with the reason.
+        # A file that is not a LoRA is refused when a job names it, with the reason.
         report = {}
     shown = json.loads(json.dumps({name: _finite(report[name]) for name in SHOWN if name in report}))
     return {"name": lora.name, "weight": lora.weight, "inspect": shown}

@@ -126,7 +126,7 @@ class UploadStore:
             `tuple`: the same with ids of uploads, and their digests.
 
         Raises:
-            RequestError: if one cannot be read, or is no upload of this server.
+            RequestError: if one cannot be read, or is not an upload of this server.
         """
         found: list[str] = []
 

@@ -6,23 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.support.browser import LEFT, ZIGZAG
 from diffusers_flux_ext.flux_shapes import detect_objects
 from diffusers_flux_ext.jobs import JobFiles, JobRunner, read_job
 
 
 pytestmark = pytest.mark.browser
 
-LEFT, RIGHT = (0.08, 0.3, 0.46, 0.7), (0.54, 0.3, 0.92, 0.7)
-ZIGZAG = [
-    (0.62, 0.38),
-    (0.84, 0.38),
-    (0.84, 0.46),
-    (0.62, 0.46),
-    (0.62, 0.54),
-    (0.84, 0.54),
-    (0.84, 0.62),
-    (0.62, 0.62),
-]
+RIGHT = (0.54, 0.3, 0.92, 0.7)
 
 
 def named(job):

@@ -54,7 +54,7 @@ class FakeDrawer:
         """It takes any."""
 
     def check(self, job: Mapping[str, Any]) -> int | None:
-        """Refuse what is no number."""
+        """Refuse what is not a number."""
         if not isinstance(job["call"].get("seed", 0), int):
             raise RequestError(422, "call.seed: is not a number", [("call.seed", "is not a number")])
         return self.steps

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CommandLineError, in_flags, one_line
+from ..errors import CommandLineError, in_flags, one_line, report
 from ..extras import missing_for_jobs
 from ..job import in_yaml
 from ..progress import steps_shown
@@ -83,14 +84,14 @@ def run_generate(args: argparse.Namespace) -> int:
             return 0
         written = _draw(job, files, args)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        words = _in_words(error, plan, args) if isinstance(error, JobError) else one_line(in_flags(str(error), args))
-        if isinstance(error, JobError) and not is_checked:
+        if not isinstance(error, JobError):
+            return report(error, args)
+        words = _in_words(error, plan, args)
+        if not is_checked:
             raise CommandLineError(words) from None
         sys.stderr.write(f"{args.title}: {words}\n")
         return 1
-    for path in written:
-        sys.stdout.write(f"{path.resolve()}\n")
-    return 0
+    return _printed(written)
 
 
 def _run_plainly(args: argparse.Namespace) -> int:
@@ -101,10 +102,12 @@ def _run_plainly(args: argparse.Namespace) -> int:
             check_target(args.out, overwrite=True)
         written = draw_plainly(draft(args).content, args)
     except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.stderr.write(f"{args.title}: {one_line(in_flags(str(error), args))}\n")
-        return 1
-    for path in written:
-        sys.stdout.write(f"{path.resolve()}\n")
+        return report(error, args)
+    return _printed(written)
+
+
+def _printed(written: Sequence[Path]) -> int:
+    sys.stdout.writelines(f"{path.resolve()}\n" for path in written)
     return 0
 
 

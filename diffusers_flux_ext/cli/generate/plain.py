@@ -63,6 +63,7 @@ def _pipeline(content: Mapping[str, Any], args: argparse.Namespace) -> Any:
     from ...checkpoints.pipeline_folders import check_pipeline_folder
     from ...lora.loading.load import load_lora
     from ...pipeline.conditioned import FluxConditionedPipeline
+    from ...pipeline.placing import place_pipeline
     from ..devices import best_device
 
     device = args.device or best_device()
@@ -73,15 +74,12 @@ def _pipeline(content: Mapping[str, Any], args: argparse.Namespace) -> Any:
     pipe = FluxConditionedPipeline.from_pretrained(path, dtype=dtype)
     for index, lora in enumerate(content["loras"]):
         source = named_lora(lora["path"], lora.get("weight_name"))
-        hub = {} if Path(source).exists() else {"weight_name": lora.get("weight_name")}
+        # What stands for `tiny` is a file already.
+        named = None if source != lora["path"] else lora.get("weight_name")
+        hub = {} if named is None else {"weight_name": named}
         load_lora(pipe, source, f"lora_{index}", lora.get("weight", 1.0), **hub)
     offload = content.get("memory", {}).get("offload", "none") if device != "cpu" else "none"
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
-    else:
-        pipe.to(device)
+    place_pipeline(pipe, device, offload)
     return pipe
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...tiny import TINY
+from ...pipeline.usual_call import call_of, has_guidance
+from ...tiny import TINY, TINY_LORA
 from ..errors import CommandLineError
 from .build import with_flags
 from .checks import FORMATS
-from .defaults import call_of, has_guidance, loras_of
 
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ def draft(args: argparse.Namespace) -> Draft:
 def _defaults(args: argparse.Namespace) -> dict[str, Any]:
     model = args.model or TINY
     found: dict[str, Any] = {"version": 1, "model": {"path": model}, "call": {**call_of(model), "seed": 0}}
-    if args.lora is None and (loras := loras_of(model, bool(args.entity))):
-        found["loras"] = loras
+    if args.lora is None and model == TINY and args.entity:
+        found["loras"] = [{"path": TINY, "weight_name": TINY_LORA}]
     if model == TINY and args.control:
         found["conditions"] = [{"type": "ControlNetImage", "controlnet": {"path": TINY}} for _ in args.control]
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from ..._compat import fetch_lora_state_dict
+from ...checkpoints.hub import is_repository
 from ..errors import LoRAError
 from ..files import ADAPTER_CONFIG, PICKLES
 from .scale import PEFT_HEADER
@@ -20,6 +20,7 @@ HUB_ARGUMENTS = (
     "weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "proxies", "local_files_only",
     "use_safetensors",
 )  # fmt: skip
+FILES = (".safetensors", *PICKLES)
 
 
 def check_hub_arguments(hub: Mapping[str, Any]) -> None:
@@ -46,15 +47,10 @@ def find_source(source: Any, metadata: Any, adapter_config: Any, hub: Mapping[st
     """
     if isinstance(source, str | Path) and Path(source).is_dir():
         return Path(source) / (hub.get("subfolder") or "") / (hub.get("weight_name") or ""), metadata, adapter_config
-    if not isinstance(source, str) or Path(source).exists() or not _is_repository(source):
+    if not isinstance(source, str) or Path(source).exists() or not is_repository(source, FILES):
         return source, metadata, adapter_config
     local, found, config = _download(source, hub)
     return local, found if metadata is None else metadata, config if adapter_config is None else adapter_config
-
-
-def _is_repository(source: str) -> bool:
-    is_file = Path(source).suffix.lower() in (".safetensors", *PICKLES)
-    return not is_file and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
 
 
 def _download(repository: str, hub: Mapping[str, Any]) -> tuple[Any, Any, Any]:

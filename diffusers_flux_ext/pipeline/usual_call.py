@@ -1,4 +1,4 @@
-"""What a model draws with unless flags say otherwise."""
+"""What a model draws with unless a call says otherwise, read from its configs; needs neither torch nor diffusers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...tiny import TINY, TINY_CALL, TINY_LORA
+from ..tiny import TINY, TINY_CALL
 
 
-SCHNELL_CALL: dict[str, Any] = {"num_inference_steps": 4, "max_sequence_length": 256}
+SCHNELL_TEXT_TOKENS = 256
+SCHNELL_CALL: dict[str, Any] = {"num_inference_steps": 4, "max_sequence_length": SCHNELL_TEXT_TOKENS}
 
 
 def call_of(model: str) -> dict[str, Any]:
@@ -22,16 +23,6 @@ def call_of(model: str) -> dict[str, Any]:
     if model == TINY:
         return dict(TINY_CALL)
     return dict(SCHNELL_CALL) if is_distilled_in_steps(model) else {}
-
-
-def loras_of(model: str, with_entities: bool) -> list[dict[str, Any]]:
-    """Return LoRAs that a model needs: tiny's own for entities.
-
-    Args:
-        model (`str`): The model.
-        with_entities (`bool`): Whether entities are drawn.
-    """
-    return [{"path": TINY, "weight_name": TINY_LORA}] if model == TINY and with_entities else []
 
 
 def is_distilled_in_steps(model: str) -> bool:
