@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...lora.loading.load import load_lora
+from ...methods.loading import load_module
 from ...methods.lora_fusion.gates import FluxLoRAFusion
 from ...methods.lora_fusion.hook import enable_lora_fusion
 from ..config.sections import FusionSection
@@ -43,6 +45,5 @@ def _gates(transformer: Any, path: str | None, seed: int) -> FluxLoRAFusion:
     if path is None:
         fusion: FluxLoRAFusion = from_scratch("lora-fusion", transformer, seed=seed)
         return fusion
-    read = FluxLoRAFusion.from_single_file if Path(path).is_file() else FluxLoRAFusion.from_pretrained
-    loaded: FluxLoRAFusion = read(path).to(device=transformer.device).float()
-    return loaded
+    loaded: FluxLoRAFusion = load_module((FluxLoRAFusion,), path, dtype=torch.float32)
+    return loaded.to(device=transformer.device)
