@@ -1,9 +1,12 @@
-"""Several processes of one group on this machine."""
+"""Other processes on this machine: groups that compute together, and those that are watched or killed."""
 
+import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,3 +54,48 @@ def _run(work: Callable[[int], Any], rank: int, count: int, port: int, result: A
     dist.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(seconds=60))
     result.put(work(rank))
     dist.destroy_process_group()
+
+
+# What nearly all work imports, which takes seconds.
+PRELOADED = ["diffusers_flux_ext.jobs", "diffusers_flux_ext.testing", "diffusers_flux_ext.training"]
+
+
+def forking() -> Any:
+    """Return the `multiprocessing` context of processes that begin with everything imported and nothing else.
+
+    They are forked from a server without threads or locks, which is started once. Forks of the caller itself would
+    have its locks, and a new interpreter would import for seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def start_process(work: Callable[..., int | None], *arguments: Any, output: Path) -> BaseProcess:
+    """Run a function in a process of its own.
+
+    Args:
+        work (`Callable[..., int or None]`): A function of a module; it returns the exit code, or nothing.
+        arguments: Its arguments, which can be pickled.
+        output (`Path`): File of what it prints.
+
+    Returns:
+        `multiprocessing.Process`: it runs, in the caller's environment and working directory.
+    """
+    process = forking().Process(target=_run_alone, args=(work, arguments, output, dict(os.environ), os.getcwd()))
+    process.start()
+    return process
+
+
+def _run_alone(
+    work: Callable[..., int | None], arguments: tuple[Any, ...], output: Path, environment: Mapping[str, str],
+    folder: str,
+) -> None:  # fmt: skip
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    with output.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    torch.set_num_threads(1)
+    raise SystemExit(work(*arguments))

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from diffusers import FluxPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from benchmarks.support.processes import start_process
+
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "train_tiny_flux.py"
 
 
+def train(*arguments: str) -> None:
+    sys.path.insert(0, str(SCRIPT.parent))
+    sys.argv = [str(SCRIPT), *arguments]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
 def run(out: Path) -> str:
-    command = [sys.executable, str(SCRIPT), "--out", str(out), "--quick", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    printed = out / "printed.txt"
+    process = start_process(train, "--out", str(out), "--quick", "--device", "cpu", output=printed)
+    process.join()
+    assert process.exitcode == 0, printed.read_text()[-3000:]
+    return printed.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from benchmarks.support.processes import start_process
+from diffusers_flux_ext.server.launch import JobServer, address_of, open_socket
 from diffusers_flux_ext.server.limits import Limits
 from diffusers_flux_ext.server.records import Record
 from diffusers_flux_ext.server.store import JobStore
@@ -18,23 +17,20 @@ from diffusers_flux_ext.server.store import JobStore
 from .conftest import FakeDrawer, job, make_app, submit, wait_for
 
 
-ROOT = Path(__file__).parents[2]
-# Another process with the stand-in, whose steps take 20 ms.
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from diffusers_flux_ext.server.launch import JobServer, address_of, open_socket
-from tests.server.conftest import FakeDrawer, make_app
-
 class Slow(FakeDrawer):
+    """The stand-in, whose steps take 20 ms."""
+
     def draw(self, model, jobs, folders, on_step):
         return super().draw(model, jobs, folders, lambda info: (time.sleep(0.02), on_step(info)))
 
-app = make_app(Path(sys.argv[1]), Slow())
-listening = open_socket("127.0.0.1", 0)
-server = JobServer(app, app.state.service, lambda: print(address_of(listening), flush=True))
-server.run(sockets=[listening])
-"""
+
+def serve(folder, address):
+    """Serves in another process, and writes where."""
+    app, listening = make_app(folder, Slow()), open_socket("127.0.0.1", 0)
+    whole = address.with_suffix(".part")
+    whole.write_text(address_of(listening))
+    server = JobServer(app, app.state.service, lambda: whole.replace(address))
+    server.run(sockets=[listening])
 
 
 @pytest.fixture
@@ -45,17 +41,18 @@ def start(tmp_path):
     running = []
 
     def begin():
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        address = tmp_path / f"address{len(running)}"
+        process = start_process(serve, tmp_path / "state", address, output=tmp_path / "printed.txt")
         running.append(process)
-        return process, DefaultHttpxClient(base_url=process.stdout.readline().strip(), timeout=30)
+        while not address.exists():
+            assert process.is_alive(), (tmp_path / "printed.txt").read_text()
+            time.sleep(0.01)
+        return process, DefaultHttpxClient(base_url=address.read_text(), timeout=30)
 
     yield begin
     for process in running:
         process.kill()
-        process.wait()
+        process.join()
 
 
 @pytest.mark.slow
@@ -64,8 +61,8 @@ def test_a_killed_server_keeps_what_is_done_and_draws_the_rest(start):
     names = {seed: submit(client, seed, "me" if seed % 2 else "you") for seed in range(12)}
     wait_for(client, names[3])
     before = {record["id"]: record for record in client.get("/api/jobs").json()["jobs"]}
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert sum(record["status"] == "done" for record in before.values()) < 12
     _, client = start()
     for seed, name in names.items():
@@ -84,8 +81,9 @@ def test_a_server_that_is_told_to_stop_ends_soon_although_somebody_listens(start
         lines = events.iter_lines()
         next(lines)
         begun = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) in (0, -signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(20)
+        assert process.exitcode in (0, -signal.SIGTERM)
         assert time.monotonic() - begun < 10
         assert "event: done" not in list(lines)
     _, client = start()

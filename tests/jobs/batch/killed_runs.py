@@ -1,6 +1,6 @@
-"""A program that kills runs at random: `python killed_runs.py FOLDER`; it prints how often it killed.
+"""Kills runs at random, and prints how often.
 
-It is a process of its own because processes are forked, which a test's process with its locks and threads cannot do.
+It runs in a process of its own because it forks, which a test's process with its locks and threads cannot do.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import multiprocessing
 import random
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image
@@ -38,7 +37,8 @@ def draw(listed, out, log):
     Run(listed, out, lease=30.0, pause=0.05)(LocalEngine(Runner(log)))
 
 
-def main(folder):
+def kill_runs(folder):
+    """Runs the jobs as a whole, and others until no run is killed any more."""
     path = folder / "jobs.jsonl"
     jobs = [{"model": "tiny", "call": {"prompt": f"prompt {number}"}} for number in range(COUNT)]
     path.write_text("".join(f"{json.dumps(job)}\n" for job in jobs))
@@ -64,7 +64,3 @@ def main(folder):
         if all(process.exitcode == 0 for process in processes):
             break
     sys.stdout.write(f"{kills}\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,34 +1,32 @@
 """Claims on jobs by several processes."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from benchmarks.support.processes import start_process
 from diffusers_flux_ext.jobs.batch.claims import SUFFIX, Claims
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from diffusers_flux_ext.jobs.batch.claims import Claims
-claims = Claims(Path(sys.argv[1]), float(sys.argv[2]))
-print(claims.take("a"), flush=True)
-time.sleep(60)
-"""
+def hold(folder, lease):
+    claims = Claims(folder, lease)
+    print(claims.take("a"), flush=True)
+    time.sleep(60)
 
 
 @pytest.fixture
 def held(tmp_path):
     """A claim of another process."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), "1.0"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "True\n"
+    printed = tmp_path / "printed.txt"
+    process = start_process(hold, tmp_path, 1.0, output=printed)
+    while not (printed.exists() and printed.read_text()):
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert printed.read_text() == "True\n"
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_a_claim_is_taken_once_and_given_up(tmp_path):
@@ -51,8 +49,8 @@ def test_a_claim_with_a_heartbeat_outlives_its_lease_and_that_of_a_dead_process_
     while time.monotonic() < end:
         assert not claims.take("a")
         time.sleep(0.1)
-    held.send_signal(signal.SIGKILL)
-    held.wait()
+    held.kill()
+    held.join()
     assert claims.take("a")
 
 
@@ -60,7 +58,7 @@ def test_a_claim_of_a_machine_that_is_gone_is_taken_over_after_its_lease(held, t
     path = tmp_path / f"a{SUFFIX}"
     text = path.read_text()
     held.kill()
-    held.wait()
+    held.join()
     path.write_text(text.replace(os.uname().nodename, "elsewhere"))
     claims, start = Claims(tmp_path, 1.0), time.monotonic()
     while not claims.take("a"):

@@ -2,13 +2,13 @@
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+
+from benchmarks.support.processes import start_process
+from diffusers_flux_ext.cli.main import main
+from tests.jobs.batch.killed_runs import kill_runs
 
 
 COUNT = 24
@@ -19,10 +19,11 @@ def images(folder):
 
 
 def test_processes_that_are_killed_at_random_lose_nothing(tmp_path):
-    script = Path(__file__).with_name("killed_runs.py")
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    kills, out = int(done.stdout), tmp_path / "out"
+    process = start_process(kill_runs, tmp_path, output=tmp_path / "printed.txt")
+    process.join(300)
+    printed = (tmp_path / "printed.txt").read_text()
+    assert process.exitcode == 0, printed
+    kills, out = int(printed.split()[-1]), tmp_path / "out"
     assert kills
     assert images(out) == images(tmp_path / "whole")
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -41,21 +42,21 @@ def test_the_command_goes_on_after_it_was_killed(tmp_path):
     call = {"num_inference_steps": 2, "width": 32, "height": 32, "max_sequence_length": 8}
     jobs = [{"model": "tiny", "call": {**call, "prompt": f"prompt {number}"}} for number in range(6)]
     path.write_text("".join(f"{json.dumps(job)}\n" for job in jobs))
-    command = [sys.executable, "-m", "diffusers_flux_ext.cli.main", "run", str(path), "--device", "cpu", "--out"]
-    done = subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    out = tmp_path / "out"
+    command, out = ["run", str(path), "--device", "cpu", "--out"], tmp_path / "out"
+    assert main([*command, str(tmp_path / "whole")]) == 0
     for wanted in (1, 3):
-        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("*.json"))) < wanted:
+        process = start_process(main, [*command, str(out)], output=tmp_path / "printed.txt")
+        while process.is_alive() and len(list(out.glob("*.json"))) < wanted:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.join(rng.uniform(0, 0.3))
+        process.kill()
+        process.join()
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.json")}
-    done = subprocess.run([*command, str(out)], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert "6 done of 6" in done.stdout
+    last = start_process(main, [*command, str(out)], output=tmp_path / "printed.txt")
+    last.join(900)
+    printed = (tmp_path / "printed.txt").read_text()
+    assert last.exitcode == 0, printed
+    assert "6 done of 6" in printed
     assert all(file.stat().st_mtime_ns == changed for file, changed in before.items())
     whole = images(tmp_path / "whole")
     assert images(out) == whole
