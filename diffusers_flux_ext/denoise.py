@@ -13,7 +13,7 @@ from ._sharing import one_forward
 from .attention.image_prompts import IMAGE_PROMPTS, place_image_prompts
 from .attention.parallel import check_runs_split, split_attention_kwargs, split_tokens
 from .attention.plan import AttentionPlan, build_attention_plan
-from .attention.processor import check_image_prompts_run, runs_attention_plans
+from .attention.processor import all_run_plans, attention_processors, check_image_prompts_run
 from .caches.rules import check_cache_allows_residuals
 from .joining import check_group, check_tensor, join, join_ids, sort
 from .sequence import Contribution, JointLayout, TokenGroup, padding_rules
@@ -301,10 +301,10 @@ def _plan(
     if not rules and mask is None:
         return None
 
-    processors = getattr(transformer, "attn_processors", {}).values()
+    processors = attention_processors(transformer)
     abilities: dict[str, Any] = {
         "device": step.latents.device,
-        "classes_supported": runs_attention_plans(transformer),
+        "classes_supported": all_run_plans(processors),
         "mask_supported": all(attention_accepts_mask(getattr(p, "_attention_backend", None)) for p in processors),
     }
 

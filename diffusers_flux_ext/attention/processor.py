@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -230,10 +230,19 @@ def set_regional_processors(transformer: torch.nn.Module) -> list[FluxAttention]
     return replaced
 
 
+def attention_processors(transformer: torch.nn.Module) -> list[Any]:
+    """Return the processor of each attention layer, found in one walk through the modules."""
+    return [module.processor for module in transformer.modules() if isinstance(module, FluxAttention)]
+
+
+def all_run_plans(processors: Sequence[Any]) -> bool:
+    """Whether there are processors, each of them a [`FluxRegionalAttnProcessor`]."""
+    return bool(processors) and all(isinstance(processor, FluxRegionalAttnProcessor) for processor in processors)
+
+
 def runs_attention_plans(transformer: torch.nn.Module) -> bool:
     """Whether every attention layer of `transformer` has a [`FluxRegionalAttnProcessor`]."""
-    processors = [module.processor for module in transformer.modules() if isinstance(module, FluxAttention)]
-    return bool(processors) and all(isinstance(processor, FluxRegionalAttnProcessor) for processor in processors)
+    return all_run_plans(attention_processors(transformer))
 
 
 def check_image_prompts_run(transformer: torch.nn.Module) -> None:
