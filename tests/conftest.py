@@ -15,6 +15,7 @@ import torch
 
 BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
 METHODS = Path(__file__).parent / "methods"
+LONG = Path(__file__).with_name("long.txt")
 LARGE_FAMILY = 20
 
 
@@ -43,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by their method, and those that compare bits, which other processors' kernels may round otherwise."""
+    _mark_long(config, items)
     known: dict[CodeType, bool] = {}
     for item in items:
         if METHODS in item.path.parents[1:]:
@@ -53,16 +55,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _sample_families(config, items)
 
 
+def _mark_long(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that `long.txt` names, which take too long for an answer while one works."""
+    listed, families = set(LONG.read_text(encoding="utf-8").split()), set(map(_family, items))
+    for item in items:
+        if _family(item) in listed and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.long)
+    whole = {family.partition("::")[0] for family in families}
+    gone = sorted(name for name in listed - families if name.partition("::")[0] in whole)
+    if gone and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"{LONG.name} names tests that do not exist: {gone}. Correct or remove the lines.")
+
+
 def _sample_families(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep one of `FLUX_EXT_SHARE` cases of each large family of slow tests, always the same ones."""
     share = int(os.environ.get("FLUX_EXT_SHARE", "1"))
-    sizes = Counter(_family(item) for item in items if item.get_closest_marker("slow"))
+    slow = [item for item in items if item.get_closest_marker("slow") and not item.get_closest_marker("long")]
+    sizes = Counter(map(_family, slow))
     left_out = {
-        id(item)
-        for item in items
-        if sizes[_family(item)] > LARGE_FAMILY
-        and item.get_closest_marker("slow")
-        and zlib.crc32(item.nodeid.encode()) % share
+        id(item) for item in slow if sizes[_family(item)] > LARGE_FAMILY and zlib.crc32(item.nodeid.encode()) % share
     }
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
