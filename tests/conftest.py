@@ -1,9 +1,10 @@
 """Settings of all tests."""
 
 import gc
+import math
 import os
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -16,7 +17,7 @@ import torch
 BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
 METHODS = Path(__file__).parent / "methods"
 LONG = Path(__file__).with_name("long.txt")
-LARGE_FAMILY = 20
+LARGE_FAMILY, LEAST_CASES = 10, 3
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -71,11 +72,15 @@ def _mark_long(config: pytest.Config, items: list[pytest.Item]) -> None:
 def _sample_families(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep one of `FLUX_EXT_SHARE` cases of each large family of slow tests, always the same ones."""
     share = int(os.environ.get("FLUX_EXT_SHARE", "1"))
-    slow = [item for item in items if item.get_closest_marker("slow") and not item.get_closest_marker("long")]
-    sizes = Counter(map(_family, slow))
-    left_out = {
-        id(item) for item in slow if sizes[_family(item)] > LARGE_FAMILY and zlib.crc32(item.nodeid.encode()) % share
-    }
+    families: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow"):
+            families[_family(item)].append(item)
+    left_out: set[int] = set()
+    for family in families.values():
+        if len(family) > LARGE_FAMILY:
+            family.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+            left_out |= set(map(id, family[max(LEAST_CASES, math.ceil(len(family) / share)) :]))
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
         items[:] = [item for item in items if id(item) not in left_out]
