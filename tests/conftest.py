@@ -1,8 +1,6 @@
 """Settings of all tests."""
 
 import gc
-import math
-import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.fixtures.sampling import share_of
 
 
 BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
@@ -38,6 +38,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register a marker for each method, so that `-m eligen` runs the tests of `methods/eligen`."""
+    if hasattr(config.option, "loadscopereorder"):
+        # Files of few tests, which are the longest, would come last, and one process would wait for them.
+        config.option.loadscopereorder = False
     for folder in sorted(METHODS.iterdir()):
         if any(folder.glob("test_*.py")):
             config.addinivalue_line("markers", f"{folder.name}: tests of the method in tests/methods/{folder.name}")
@@ -54,6 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if isinstance(function, FunctionType) and _compares_bits(function, known):
             item.add_marker(pytest.mark.bits)
     _sample_families(config, items)
+    items.sort(key=lambda item: item.get_closest_marker("training") is None)
 
 
 def _mark_long(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -71,7 +75,6 @@ def _mark_long(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 def _sample_families(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep one of `FLUX_EXT_SHARE` cases of each large family of slow tests, always the same ones."""
-    share = int(os.environ.get("FLUX_EXT_SHARE", "1"))
     families: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("slow"):
@@ -80,7 +83,7 @@ def _sample_families(config: pytest.Config, items: list[pytest.Item]) -> None:
     for family in families.values():
         if len(family) > LARGE_FAMILY:
             family.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
-            left_out |= set(map(id, family[max(LEAST_CASES, math.ceil(len(family) / share)) :]))
+            left_out |= set(map(id, family[share_of(len(family), LEAST_CASES) :]))
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
         items[:] = [item for item in items if id(item) not in left_out]

@@ -12,6 +12,7 @@ from benchmarks.fuzzing import judge, work
 from benchmarks.fuzzing.judge import FINE, Bench
 from benchmarks.fuzzing.mutations import mutate
 from benchmarks.fuzzing.reader import Reader
+from tests.fixtures.sampling import share_of
 
 
 # Those that load or plan whole pipelines take too long here.
@@ -32,7 +33,7 @@ def benches(tmp_path_factory):
 
 @pytest.mark.slow
 @given(name=st.sampled_from(sorted(READERS)), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=share_of(250), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_broken_files_are_read_or_refused_by_name(benches, name, seed):
     verdict = benches(name).try_seed(seed)
     assert verdict.outcome in FINE, f"{name} --case {seed} [{verdict.mutation}]: {verdict}"

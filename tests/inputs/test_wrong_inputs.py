@@ -9,9 +9,10 @@ import pytest
 from benchmarks.support.wrong_inputs import table
 from benchmarks.support.wrong_inputs.table import is_own, read_accepted
 from benchmarks.support.wrong_inputs.trials import Trial, all_trials, attempt, sample
+from tests.fixtures.sampling import share_of
 
 
-SEED, COUNT, GROUPS = 0, 400, 8
+SEED, COUNT, GROUPS = 0, share_of(400), 8
 
 
 @pytest.fixture(scope="module")

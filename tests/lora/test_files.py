@@ -17,6 +17,7 @@ from diffusers_flux_ext import LoRAError, convert_lora, convert_lora_file, inspe
 from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.lora import files as lora_files
 from diffusers_flux_ext.lora.reading.read import read_lora
+from tests.fixtures.sampling import share_of
 from tests.lora.lora_evaluation import assert_bit_equal
 
 
@@ -136,7 +137,7 @@ HEADERS = ['{"r": []}', '{"transformer.r": 4, "transformer.alpha_pattern": {"(":
 
 
 @pytest.mark.slow
-@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=share_of(2500), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 60), st.text(max_size=6)), max_size=4),
     st.lists(
@@ -157,7 +158,7 @@ def test_fuzzed_keys_shapes_and_headers_raise_our_errors_only(keys, shapes, dtyp
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=share_of(2000), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.binary(max_size=64),
     st.integers(0, len(WHOLE)),

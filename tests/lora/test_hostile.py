@@ -34,6 +34,7 @@ from diffusers_flux_ext.lora.files import save_lora
 from diffusers_flux_ext.lora.keys import parse_lora_key
 from diffusers_flux_ext.methods.lora_encoder.inputs import read_lora_layers
 from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
+from tests.fixtures.sampling import share_of
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
@@ -59,7 +60,7 @@ def benches(tmp_path_factory):
 
 @pytest.mark.slow
 @given(name=st.sampled_from(sorted(TOOLS)), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=share_of(150), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_broken_files_are_read_or_refused_by_name(benches, name, seed):
     verdict = benches(name).try_seed(seed)
     assert verdict.outcome in FINE, f"{name} --case {seed} [{verdict.mutation}]: {verdict}"
