@@ -99,3 +99,19 @@ def _run_alone(
             os.dup2(file.fileno(), stream)
     torch.set_num_threads(1)
     raise SystemExit(work(*arguments))
+
+
+def end_of(process: BaseProcess, seconds: float) -> int | None:
+    """Wait for a process, and kill it if it takes longer, since Python would wait for it at its own end.
+
+    Args:
+        process (`multiprocessing.Process`): The process.
+        seconds (`float`): How long it may take.
+
+    Returns:
+        `int`: its exit code, which is negative if it was killed.
+    """
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.support.browser import FluxPage, missing_browser, open_browser, serve_tiny
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while Playwright runs, no other test can run a loop of events.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     missing = missing_browser()
     if missing and os.environ.get("FLUX_EXT_BROWSER") != "required":
@@ -19,13 +20,13 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serve_tiny(tmp_path_factory.mktemp("server")) as address:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def context(browser: Any, server: str) -> Iterator[Any]:
     viewport = {"width": 1440, "height": 900}
     context = browser.new_context(viewport=viewport, accept_downloads=True, reduced_motion="reduce")

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from benchmarks.support.processes import start_process
+from benchmarks.support.processes import end_of, start_process
 
 
 pytestmark = pytest.mark.slow
@@ -31,8 +31,7 @@ def train(*arguments: str) -> None:
 def run(out: Path) -> str:
     printed = out / "printed.txt"
     process = start_process(train, "--out", str(out), "--quick", "--device", "cpu", output=printed)
-    process.join()
-    assert process.exitcode == 0, printed.read_text()[-3000:]
+    assert end_of(process, 900) == 0, printed.read_text()[-3000:]
     return printed.read_text()
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
-from benchmarks.support.processes import start_process
+from benchmarks.support.processes import end_of, start_process
 from diffusers_flux_ext.server.launch import JobServer, address_of, open_socket
 from diffusers_flux_ext.server.limits import Limits
 from diffusers_flux_ext.server.records import Record
@@ -82,8 +82,7 @@ def test_a_server_that_is_told_to_stop_ends_soon_although_somebody_listens(start
         next(lines)
         begun = time.monotonic()
         os.kill(process.pid, signal.SIGTERM)
-        process.join(20)
-        assert process.exitcode in (0, -signal.SIGTERM)
+        assert end_of(process, 20) in (0, -signal.SIGTERM)
         assert time.monotonic() - begun < 10
         assert "event: done" not in list(lines)
     _, client = start()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from benchmarks.support.processes import start_process
+from benchmarks.support.processes import end_of, start_process
 from diffusers_flux_ext.cli.main import main
 from tests.jobs.batch.killed_runs import kill_runs
 
@@ -20,9 +20,8 @@ def images(folder):
 
 def test_processes_that_are_killed_at_random_lose_nothing(tmp_path):
     process = start_process(kill_runs, tmp_path, output=tmp_path / "printed.txt")
-    process.join(300)
-    printed = (tmp_path / "printed.txt").read_text()
-    assert process.exitcode == 0, printed
+    code, printed = end_of(process, 300), (tmp_path / "printed.txt").read_text()
+    assert code == 0, printed
     kills, out = int(printed.split()[-1]), tmp_path / "out"
     assert kills
     assert images(out) == images(tmp_path / "whole")
@@ -48,14 +47,11 @@ def test_the_command_goes_on_after_it_was_killed(tmp_path):
         process = start_process(main, [*command, str(out)], output=tmp_path / "printed.txt")
         while process.is_alive() and len(list(out.glob("*.json"))) < wanted:
             time.sleep(0.01)
-        process.join(rng.uniform(0, 0.3))
-        process.kill()
-        process.join()
+        end_of(process, rng.uniform(0, 0.3))
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.json")}
     last = start_process(main, [*command, str(out)], output=tmp_path / "printed.txt")
-    last.join(900)
-    printed = (tmp_path / "printed.txt").read_text()
-    assert last.exitcode == 0, printed
+    code, printed = end_of(last, 900), (tmp_path / "printed.txt").read_text()
+    assert code == 0, printed
     assert "6 done of 6" in printed
     assert all(file.stat().st_mtime_ns == changed for file, changed in before.items())
     whole = images(tmp_path / "whole")
