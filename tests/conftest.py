@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by their method, and those that compare bits, which other processors' kernels may round otherwise."""
-    _mark_long(config, items)
+    _mark_long(items)
     known: dict[CodeType, bool] = {}
     for item in items:
         if METHODS in item.path.parents[1:]:
@@ -60,17 +60,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker("training") is None)
 
 
-def _mark_long(config: pytest.Config, items: list[pytest.Item]) -> None:
+def _mark_long(items: list[pytest.Item]) -> None:
     """Mark the tests that `long.txt` names, which take too long for an answer while one works."""
-    listed, families = set(LONG.read_text(encoding="utf-8").split()), set(map(_family, items))
+    listed = set(LONG.read_text(encoding="utf-8").split())
     for item in items:
         if _family(item) in listed and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.long)
-    whole = {family.partition("::")[0] for family in families}
-    gone = sorted(name for name in listed - families if name.partition("::")[0] in whole)
-    if gone and not any("::" in argument for argument in config.args):
-        raise pytest.UsageError(f"{LONG.name} names tests that do not exist: {gone}. Correct or remove the lines.")
 
 
 def _sample_families(config: pytest.Config, items: list[pytest.Item]) -> None:
