@@ -61,7 +61,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "trainable_models": Argument("`train.weights` for `dit`; a condition's module with `train: true` for others"),
     "find_unused_parameters": _automatic("set where it is needed", flag=True),
     "weight_decay": Argument("`optimizer.weight_decay`"),
-    "task": Argument("`sft`; `sft:data_process` and `sft:train` are `data.cache` and `--stage`"),
+    "task": Argument("`sft`; `sft:data_process` and `sft:train` are `data.cache` and `--stage`; else see `distill`"),
     "customized_optimizer": Argument("`optimizer.name`, as `module.Class`"),
     "output_path": Argument("`output`"),
     "remove_prefix_in_ckpt": _automatic("files are written in the layouts of `export.formats`"),
@@ -279,7 +279,10 @@ def _read_logs(reader: _Reader) -> None:
 def _read_task(reader: _Reader) -> None:
     task = reader.values.get("task", "sft")
     if task not in ("sft", "sft:data_process", "sft:train"):
-        raise ConfigurationError(f"--task is {task!r}; expected 'sft', 'sft:data_process' or 'sft:train'.")
+        raise ConfigurationError(
+            f"--task is {task!r}; expected 'sft', 'sft:data_process' or 'sft:train'. A distillation has other inputs "
+            f"here, which docs/training_distill.md explains: write its `distill` section by hand."
+        )
     if ":" in task:
         reader.put("data.cache", f"{reader.content['output']}/cache")
         reader.notes.append("Run it with `--stage cache` first, or let one run do both.")

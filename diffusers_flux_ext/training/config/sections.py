@@ -12,6 +12,7 @@ from ..losses import errors, levels, weighting
 from ..optim import OptimizerSettings, schedule
 from ..trained import INPUT_CHANNELS, LoRAOptions
 from .sample_sections import ConditionSection, DataSection, Section
+from .task_sections import DistillSection
 
 
 class Named(BaseModel):
@@ -248,6 +249,7 @@ class TrainingConfig(Section):
         data (`DataSection`): The samples.
         conditions (`list[ConditionSection]`): Conditions of every sample.
         train (`TrainSection`): What is trained.
+        distill (`DistillSection`, *optional*): Distillation, in place of learning the samples' images.
         loss (`LossSection`): The loss.
         optimizer (`OptimizerSettings`): The optimizer.
         schedule (`Named`):
@@ -263,6 +265,7 @@ class TrainingConfig(Section):
     data: DataSection
     conditions: list[ConditionSection] = []
     train: TrainSection = TrainSection()
+    distill: DistillSection | None = None
     loss: LossSection = LossSection()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Named = Named(name="constant")
@@ -295,7 +298,26 @@ class TrainingConfig(Section):
             raise ValueError("validation needs `data.held_out` samples")
         if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
             raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
+        if self.distill is not None:
+            self._check_distill()
         return self
+
+    def _check_distill(self) -> None:
+        if self.data.cache is None:
+            raise ValueError("`distill` keeps what the teacher draws beside the samples; set `data.cache`")
+        usual = LossSection()
+        idle = {
+            "loss.levels": self.loss.levels != usual.levels,
+            "loss.weighting": self.loss.weighting != usual.weighting,
+            "data.posterior": self.data.posterior,
+            "preserved sources": any(source.preserved for source in self.data.sources),
+            "dropout of conditions": any(condition.dropout for condition in self.conditions),
+        }
+        if found := [name for name, given in idle.items() if given]:
+            raise ValueError(
+                f"got `distill` with {', '.join(found)}, which are for learning images; the noise levels are those of "
+                f"the student's steps, and its target is the teacher's, so leave them out"
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the trained weights; a run resumes under the same identity only.

@@ -19,10 +19,12 @@ from ..assemble import BatchMaker
 from ..checkpoint import CheckpointFolder
 from ..columns_read import check_columns
 from ..config.sections import TrainingConfig
-from ..data import DataReport, SampleLoader, TrainingData, describe_buckets
+from ..data import BatchPlan, CachedSamples, DataReport, SampleLoader, TrainingData, describe_buckets
+from ..distill import DistillationBatchMaker
 from ..draws import Draws
 from ..frozen import check_storage, store_frozen
 from ..losses import draw_levels, errors, levels, weighting
+from ..losses.levels import ShiftedLevels
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
 from ..text import TextEncoding
@@ -33,9 +35,10 @@ from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encod
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
 from .processes import WRITERS, check_logs
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
+from .teaching import Lessons, check_steps, negative_prompt, teach
 from .templates import ConditionTemplate, condition_class, make_templates
 from .trainer import RunSettings, Trainer
-from .validation import ValidationImages, ValidationLoss
+from .validation import ValidationDistance, ValidationImages, ValidationLoss
 
 
 logger = logging.get_logger(__name__)
@@ -105,6 +108,7 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
     check_storage(config.model.storage)
     for condition in config.conditions:
         check_columns(condition_class(condition.type), condition.inputs)
+    check_steps(config)
     check_logs(config.run.logs)
     _check_output(Path(config.output))
     return open_data(config, Draws(config.seed))
@@ -133,18 +137,11 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     templates, modules = make_templates(config.conditions, pipe.transformer, config.seed, DTYPES[config.model.dtype])
     encoders_to(pipe, device)
     _move([each for template in templates for each in template.encoders.values()], device)
-    processes = (
-        {}
-        if accelerator is None
-        else {
-            "process": accelerator.process_index,
-            "processes": accelerator.num_processes,
-            "wait": accelerator.wait_for_everyone,
-        }
-    )
+    processes = _processes(accelerator)
     encoders = pipe if hashes is None else partial(load_encoders, config.model, pipe.transformer, device)
     samples = make_samples(config, data, encoders, templates, hashes, **processes)
-    if until_cache:
+    negative = negative_prompt(config, encoders)
+    if until_cache and config.distill is None:
         return None
     if config.data.cache is not None:
         drop_encoders(pipe)
@@ -153,11 +150,21 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         # After the templates: an untrained ControlNet is a copy of the blocks as they are.
         store_frozen(pipe.transformer, config.model.storage)
     pipe.transformer.to(device)
-    parts = _trained(config, pipe, modules)
-    trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
     conditions = [template.bare() for template in templates]
     _move([each for template in templates for each in template.modules.values()], device)
-    drawn = levels(config.loss.levels.name, **config.loss.levels.options)
+    chosen, held = split(samples, config.data, draws)
+    part = Part(samples, chosen)
+    plan = make_plan(part, config.run, draws, 1 if accelerator is None else accelerator.num_processes)
+    updates = _updates(config, part, plan)
+    if config.distill is not None and isinstance(samples, CachedSamples):
+        lessons = Lessons(part, plan, updates, held)
+        samples = teach(config, config.distill, pipe, conditions, samples, lessons, negative, **processes)
+        part = Part(samples, chosen)
+        if until_cache:
+            return None
+    parts = _trained(config, pipe, modules)
+    trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
+    drawn = _levels(config)
     training = FluxTraining(
         pipe.transformer,
         conditions,
@@ -171,26 +178,11 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         training.add_module(NAME, fusion.module)
     training.train(False)
     trained.train()
-    chosen, held = split(samples, config.data, draws)
-    part = Part(samples, chosen)
-    plan = make_plan(part, config.run, draws, 1 if accelerator is None else accelerator.num_processes)
-    updates = config.run.updates or plan.updates_before(config.run.epochs or 0)
-    if updates == 0:
-        raise ValueError(
-            f"With `run.epochs` at {config.run.epochs}, {len(part)} samples fill no update of {plan.total} samples. "
-            f"Take more epochs, or lower `run.batch_size` or `run.accumulation`."
-        )
     loader = SampleLoader(
         part, plan, conditions, draws, config.data.captions,
         0 if accelerator is None else accelerator.process_index, config.data.workers,
     )  # fmt: skip
-    maker = BatchMaker(
-        draws,
-        partial(_draw, drawn, config.loss.stratified),
-        DTYPES[config.model.dtype],
-        config.model.guidance if pipe.transformer.config.guidance_embeds else None,
-        [template.section.dropout for template in templates],
-    )
+    maker = _maker(config, drawn, pipe.transformer.config.guidance_embeds, templates)
     trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator)
     trainer.resume()
     trainer.monitor = _monitor(config, trainer, accelerator)
@@ -198,6 +190,48 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
     report = "\n".join([str(data_report), describe_buckets(plan, epochs), describe_trained(trained)])
     return Run(config, trainer, training, trained, _info(config, data, updates), report)
+
+
+def _processes(accelerator: Any) -> dict[str, Any]:
+    if accelerator is None:
+        return {}
+    return {
+        "process": accelerator.process_index,
+        "processes": accelerator.num_processes,
+        "wait": accelerator.wait_for_everyone,
+    }
+
+
+def _updates(config: TrainingConfig, part: Part, plan: BatchPlan) -> int:
+    updates = config.run.updates or plan.updates_before(config.run.epochs or 0)
+    if updates == 0:
+        raise ValueError(
+            f"With `run.epochs` at {config.run.epochs}, {len(part)} samples fill no update of {plan.total} samples. "
+            f"Take more epochs, or lower `run.batch_size` or `run.accumulation`."
+        )
+    return updates
+
+
+def _levels(config: TrainingConfig) -> ShiftedLevels:
+    if config.distill is not None:
+        # A student's steps are equally likely.
+        return levels("uniform")
+    return levels(config.loss.levels.name, **config.loss.levels.options)
+
+
+def _maker(
+    config: TrainingConfig, drawn: ShiftedLevels, guided: bool, templates: Sequence[ConditionTemplate]
+) -> BatchMaker:
+    shared: dict[str, Any] = {
+        "draws": Draws(config.seed),
+        "levels": partial(_draw, drawn, config.loss.stratified),
+        "dtype": DTYPES[config.model.dtype],
+        "guidance": config.model.guidance if guided else None,
+        "condition_dropout": [template.section.dropout for template in templates],
+    }
+    if config.distill is None:
+        return BatchMaker(**shared)
+    return DistillationBatchMaker(**shared, method=config.distill.method)
 
 
 def _draw(
@@ -297,7 +331,8 @@ def _validation(
     if not held or not trainer.is_main or not (section.every or section.images_every):
         return None
     kept = [samples.sample(index) for index in held]
-    loss = ValidationLoss(training, kept, maker, config.seed)
+    make: Any = ValidationLoss if config.distill is None else ValidationDistance
+    loss = make(training, kept, maker, config.seed)
     images = ValidationImages(
         training, pipe.vae, pipe.scheduler, kept[: section.images], Path(config.output) / "images",
         [next((text for text in sample.prompts if text), "") for sample in kept[: section.images]], config.seed,

@@ -100,7 +100,8 @@ def open_data(config: TrainingConfig, draws: Draws) -> tuple[TrainingData, DataR
 
 def encode_options(config: TrainingConfig) -> EncodeOptions:
     """Return what is computed of each sample."""
-    return EncodeOptions(config.data.text_length, config.data.posterior, DTYPES[config.model.dtype])
+    guided = config.distill is not None and config.distill.teacher.guided
+    return EncodeOptions(config.data.text_length, config.data.posterior, DTYPES[config.model.dtype], guided)
 
 
 def make_samples(
