@@ -91,18 +91,39 @@ def _train(config: Any, args: argparse.Namespace) -> int:
         sys.stdout.write(dry_run(config))
         return 0
     accelerator = make_accelerator(config)
+    if config.differential is not None:
+        return _train_differential(config, args, accelerator)
     run = build_run(config, accelerator, until_cache=args.stage == "cache")
     if run is None:
         sys.stdout.write(f"All samples are encoded in {config.data.cache}\n")
         return 0
-    main = run.trainer.is_main
-    if main:
-        sys.stdout.write(run.report + "\n")
-        sys.stdout.flush()
+    if run.trainer.is_main:
+        _say(run.report)
     written = run()
+    return _end(written, run.trainer.is_main, f" after update {run.trainer.step}")
+
+
+def _train_differential(config: Any, args: argparse.Namespace, accelerator: Any) -> int:
+    from ..training.run.differential import run_differential
+
+    if args.stage == "cache":
+        raise CommandLineError(
+            "`--stage cache` encodes the samples of one run, and `differential` has several. Leave it out: each run "
+            "fills the cache when it begins."
+        )
+    main = accelerator is None or bool(accelerator.is_main_process)
+    return _end(run_differential(config, accelerator, _say if main else lambda text: None), main)
+
+
+def _end(written: list[Path], main: bool, when: str = "") -> int:
     if main:
         for path in written:
-            sys.stdout.write(f"Wrote {path}\n")
+            _say(f"Wrote {path}")
         if not written:
-            sys.stdout.write(f"Stopped and saved after update {run.trainer.step}. The same command goes on.\n")
+            _say(f"Stopped and saved{when}. The same command goes on.")
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

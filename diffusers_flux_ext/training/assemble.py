@@ -94,6 +94,7 @@ class BatchMaker:
             preserved=samples.preserved,
             indices=samples.indices,
             texts=samples.texts,
+            strength=samples.strength,
         )
 
     def _way(self, samples: SampleBatch, place: Place) -> Way:

@@ -47,6 +47,7 @@ class TrainingSample:
         weight (`float`, defaults to 1.0): Weight of the sample's loss.
         preserved (`bool`, defaults to `False`): Whether the base's own prediction is the target.
         path (`TeacherPath`, *optional*): What a student imitates, in distillation.
+        strength (`float`, defaults to 1.0): How strongly a slider acts on it, in [-1, 1].
     """
 
     index: int
@@ -60,6 +61,7 @@ class TrainingSample:
     weight: float = 1.0
     preserved: bool = False
     path: TeacherPath | None = None
+    strength: float = 1.0
 
     def signature(self) -> tuple[Any, ...]:
         """Return what must agree within a batch: the size, the text's length and the shapes of all conditions.
@@ -98,6 +100,8 @@ class TrainingBatch:
         schedule (`torch.Tensor` of shape `(steps + 1,)`, *optional*):
             Falling noise levels of a sampler. With them the loss is that of what the sampler makes of `noise`,
             compared with `latents`; `sigma` only serves reports.
+        strength (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            What a slider's LoRA is scaled by; 1 by default.
     """
 
     latents: torch.Tensor
@@ -115,6 +119,7 @@ class TrainingBatch:
     indices: torch.Tensor | None = None
     texts: Sequence[str] | None = None
     schedule: torch.Tensor | None = None
+    strength: torch.Tensor | None = None
 
     @property
     def size(self) -> int:

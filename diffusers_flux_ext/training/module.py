@@ -52,6 +52,8 @@ class FluxTraining(torch.nn.Module):
             Makes a context in which the transformer is the untrained base, for samples whose target is the base's own
             prediction. By default adapters are disabled there.
         text (`TextEncoding`, *optional*): Text encoders that are trained; batches then need texts.
+        strengths (`Callable`, *optional*):
+            Takes the strengths of a batch's samples before they run; see [`Strengths.set`].
 
     Raises:
         ValueError: if a condition changes latents after a step, or a cache skips parts of the transformer.
@@ -66,6 +68,7 @@ class FluxTraining(torch.nn.Module):
         weighting: Weighting | None = None,
         base: Callable[[], AbstractContextManager[Any]] | None = None,
         text: torch.nn.Module | None = None,
+        strengths: Callable[[torch.Tensor | None], None] | None = None,
     ) -> None:
         super().__init__()
         self._conditions = tuple(check_conditions(list(conditions)))
@@ -76,6 +79,7 @@ class FluxTraining(torch.nn.Module):
         self.condition_modules = torch.nn.ModuleDict(condition_modules(self._conditions))
         self.text = text
         self._errors, self._weighting = errors, weighting
+        self.set_strengths = strengths or (lambda values: None)
         self._base = base or (lambda: _without_adapters(transformer))
         self._stack = ExitStack()
         self._stack.enter_context(regional_attention(transformer))
@@ -122,6 +126,7 @@ class FluxTraining(torch.nn.Module):
         Raises:
             ValueError: if the batch does not fit the transformer or the conditions.
         """
+        self.set_strengths(batch.strength)
         sigma = batch.sigma if batch.schedule is None else torch.zeros_like(batch.sigma)
         if batch.schedule is None:
             step, target = self._step(batch)

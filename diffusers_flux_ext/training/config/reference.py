@@ -70,8 +70,8 @@ ARGUMENTS: Mapping[str, Argument] = {
     "lora_target_modules": Argument("`train.lora.targets`: the recipes' list is the preset `reference`"),
     "lora_rank": Argument("`train.lora.rank`; alpha is the rank"),
     "lora_checkpoint": Argument("`train.init_from`"),
-    "preset_lora_path": _refused("fuse the LoRA and save the pipeline, then train on that"),
-    "preset_lora_model": _refused("fuse the LoRA and save the pipeline, then train on that"),
+    "preset_lora_path": Argument("`train.base_loras.0.path`, with `fused: true`"),
+    "preset_lora_model": Argument("`dit` only; see `preset_lora_path`"),
     "use_gradient_checkpointing": Argument("`model.gradient_checkpointing`", flag=True),
     "use_gradient_checkpointing_offload": _refused(_STREAMING, flag=True),
     "gradient_accumulation_steps": Argument("`run.accumulation`"),
@@ -266,6 +266,10 @@ def _read_trained(reader: _Reader) -> None:
             "--lora_target_modules names other layers than the recipes. Give `train.lora.targets` by hand, in "
             "diffusers' names."
         )
+    if "preset_lora_path" in values:
+        if values.get("preset_lora_model", "dit") != "dit":
+            raise ConfigurationError(f"--preset_lora_model is {values['preset_lora_model']!r}; expected 'dit'.")
+        reader.put("train.base_loras", [{"path": values["preset_lora_path"], "fused": True}])
     reader.put(f"train.{_LORA_MODELS[base]}", {**chosen, "rank": int(values.get("lora_rank", 32))})
     formats = ["kohya"] if "align_to_opensource_format" in values else ["diffsynth"]
     reader.put("export.formats", formats)

@@ -12,7 +12,7 @@ from ..losses import errors, levels, weighting
 from ..optim import OptimizerSettings, schedule
 from ..trained import INPUT_CHANNELS, LoRAOptions
 from .sample_sections import ConditionSection, DataSection, Section
-from .task_sections import DistillSection
+from .task_sections import DifferentialSection, DistillSection
 
 
 class Named(BaseModel):
@@ -77,6 +77,32 @@ class FusionSection(Section):
     path: str | None = None
 
 
+class BaseLoRASection(Section):
+    """A LoRA that acts in training and stays as it is; the result is trained on top of it, without it.
+
+    Args:
+        path (`str`): The file, in any layout.
+        weight (`float`): How strongly it acts.
+        fused (`bool`):
+            Whether it is added to the weights, rounded once to their data type, instead of being kept beside them in
+            float32. That is faster, and it may be of any kind.
+    """
+
+    path: str
+    weight: float = 1.0
+    fused: bool = False
+
+
+class SliderSection(Section):
+    """A slider: the LoRA acts on each sample with a strength of its own.
+
+    Args:
+        column (`str`): The column of the strengths, numbers from -1 to 1.
+    """
+
+    column: str = "strength"
+
+
 class TrainSection(Section):
     """What is trained, besides modules of conditions with `train: true`.
 
@@ -87,6 +113,8 @@ class TrainSection(Section):
         weights (`list[str]`, *optional*): Weights of the transformer itself, by patterns; `["*"]` is all.
         fusion (`FusionSection`, *optional*): LoRA-Fusion's gates, in float32.
         init_from (`str`, *optional*): A LoRA to start from.
+        base_loras (`list[BaseLoRASection]`, *optional*): LoRAs of the transformer that lie under `lora`.
+        slider (`SliderSection`, *optional*): Makes `lora` a slider.
     """
 
     lora: LoRAOptions | None = None
@@ -95,6 +123,8 @@ class TrainSection(Section):
     weights: list[str] | None = None
     fusion: FusionSection | None = None
     init_from: str | None = None
+    base_loras: list[BaseLoRASection] | None = None
+    slider: SliderSection | None = None
 
     @property
     def loras(self) -> dict[Component, LoRAOptions]:
@@ -105,6 +135,12 @@ class TrainSection(Section):
             "text_encoder_2": self.text_encoder_2_lora,
         }
         return {name: options for name, options in given.items() if options is not None}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a LoRA of the transformer, of the kind `"lora"`, is all that is trained here."""
+        loras = self.loras
+        return loras.keys() == {"transformer"} and loras["transformer"].kind == "lora"
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSection:
@@ -117,6 +153,12 @@ class TrainSection(Section):
             )
         if self.init_from is not None and not self.loras:
             raise ValueError("got `init_from` without `lora`, `text_encoder_lora` or `text_encoder_2_lora`")
+        if self.base_loras and self.lora is None:
+            raise ValueError("got `base_loras` without `lora`, which is trained on top of them")
+        if self.slider is not None and (
+            self.loras.keys() != {"transformer"} or self.loras["transformer"].kind != "lora"
+        ):
+            raise ValueError("got `slider`, which needs `lora` of the kind 'lora', and no LoRA of a text encoder")
         return self
 
 
@@ -250,6 +292,8 @@ class TrainingConfig(Section):
         conditions (`list[ConditionSection]`): Conditions of every sample.
         train (`TrainSection`): What is trained.
         distill (`DistillSection`, *optional*): Distillation, in place of learning the samples' images.
+        differential (`DifferentialSection`, *optional*):
+            A LoRA of what two sets of images differ in, which takes the place of `data.sources`.
         loss (`LossSection`): The loss.
         optimizer (`OptimizerSettings`): The optimizer.
         schedule (`Named`):
@@ -266,6 +310,7 @@ class TrainingConfig(Section):
     conditions: list[ConditionSection] = []
     train: TrainSection = TrainSection()
     distill: DistillSection | None = None
+    differential: DifferentialSection | None = None
     loss: LossSection = LossSection()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Named = Named(name="constant")
@@ -300,7 +345,23 @@ class TrainingConfig(Section):
             raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
         if self.distill is not None:
             self._check_distill()
+        if self.differential is not None:
+            self._check_differential()
+        elif not self.data.sources:
+            raise ValueError("`data.sources` is empty; give at least one source of samples")
         return self
+
+    def _check_differential(self) -> None:
+        if self.data.sources:
+            raise ValueError("got `differential` with `data.sources`; its pairs have sources of their own")
+        modules = [module for condition in self.conditions for module in condition.modules.values() if module.train]
+        if not self.train.is_plain or modules:
+            raise ValueError(
+                "got `differential`, which trains LoRAs of the transformer and nothing else; give `train.lora` of the "
+                "kind 'lora'"
+            )
+        if self.distill is not None or self.train.slider is not None:
+            raise ValueError("got `differential` with `distill` or `train.slider`; give one of them")
 
     def _check_distill(self) -> None:
         if self.data.cache is None:
@@ -310,6 +371,7 @@ class TrainingConfig(Section):
             "loss.levels": self.loss.levels != usual.levels,
             "loss.weighting": self.loss.weighting != usual.weighting,
             "data.posterior": self.data.posterior,
+            "train.slider": self.train.slider is not None,
             "preserved sources": any(source.preserved for source in self.data.sources),
             "dropout of conditions": any(condition.dropout for condition in self.conditions),
         }

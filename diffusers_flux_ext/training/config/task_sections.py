@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ..distill import TeacherOptions
-from .sample_sections import Section
+from .sample_sections import Section, SourceSection
 
 
 class TeacherSection(Section):
@@ -70,3 +70,46 @@ class DistillSection(Section):
                 f"teacher; expected at most as many"
             )
         return self
+
+
+class PairSection(Section):
+    """Two sets of images that differ in what is to be learnt.
+
+    Args:
+        first (`SourceSection`, *optional*): The images without it, on which a first LoRA is trained; or `lora`.
+        lora (`str`, *optional*): The first LoRA, if there is one already.
+        second (`SourceSection`): The images with it.
+    """
+
+    first: SourceSection | None = None
+    lora: str | None = None
+    second: SourceSection
+
+    @model_validator(mode="after")
+    def _one_first(self) -> PairSection:
+        if (self.first is None) == (self.lora is None):
+            raise ValueError("got both or neither of `first` and `lora`; expected one of them")
+        return self
+
+
+class DifferentialSection(Section):
+    """A LoRA of a difference: what a second LoRA adds to a first one that has learnt all the rest.
+
+    For each pair a LoRA is trained on the first images, and another one on top of it on the second images. The result
+    is the mean of the second ones.
+
+    Args:
+        pairs (`list[PairSection]`): The pairs.
+        first_updates (`int`, *optional*): Updates of first LoRAs, by default those of `run`.
+        fused (`bool`):
+            Whether first LoRAs are added to the weights, which is faster and rounds, instead of being kept beside
+            them.
+        rank (`int`, *optional*):
+            Highest rank of the mean of several pairs, cut by its singular values; by default it is exact, and ranks
+            add up.
+    """
+
+    pairs: list[PairSection] = Field(min_length=1)
+    first_updates: int | None = Field(default=None, ge=1)
+    fused: bool = False
+    rank: int | None = Field(default=None, ge=1)

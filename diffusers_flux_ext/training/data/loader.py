@@ -38,6 +38,7 @@ class SampleBatch:
         preserved (`torch.Tensor` of shape `(batch_size,)`): Boolean; see [`TrainingSample`].
         indices (`torch.Tensor` of shape `(batch_size,)`): The samples' numbers.
         path (`TeacherPath`, *optional*): What a student imitates, in distillation.
+        strength (`torch.Tensor` of shape `(batch_size,)`, *optional*): How strongly a slider acts on each sample.
     """
 
     height: int
@@ -54,6 +55,7 @@ class SampleBatch:
     preserved: torch.Tensor
     indices: torch.Tensor
     path: TeacherPath | None = None
+    strength: torch.Tensor | None = None
 
 
 def stack_samples(
@@ -92,6 +94,7 @@ def stack_samples(
         torch.tensor([sample.preserved for sample in samples]),
         torch.tensor([sample.index for sample in samples]),
         _stacked_paths([sample.path for sample in samples]),
+        torch.tensor([float(sample.strength) for sample in samples]),
     )
 
 

@@ -28,7 +28,18 @@ from ..losses.levels import ShiftedLevels
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
 from ..text import TextEncoding
-from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedModule, TrainedTogether, TrainedWeights, add_lora
+from ..trained import (
+    ExportInfo,
+    Strengths,
+    Trained,
+    TrainedLoRA,
+    TrainedModule,
+    TrainedTogether,
+    TrainedWeights,
+    add_lora,
+    fuse_under,
+    lay_under,
+)
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
@@ -109,6 +120,9 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
     for condition in config.conditions:
         check_columns(condition_class(condition.type), condition.inputs)
     check_steps(config)
+    for lora in config.train.base_loras or []:
+        if not Path(lora.path).exists():
+            raise FileNotFoundError(f"There is no `{lora.path}`, which `train.base_loras` names. Give a file.")
     check_logs(config.run.logs)
     _check_output(Path(config.output))
     return open_data(config, Draws(config.seed))
@@ -134,6 +148,9 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
     hashes = recall_hashes(config)
     pipe = load_pipeline(config.model, **({} if hashes is None else dict.fromkeys(spared_encoders(config))))
+    under = config.train.base_loras or []
+    if fused := {each.path: each.weight for each in under if each.fused}:
+        fuse_under(pipe.transformer, fused)
     templates, modules = make_templates(config.conditions, pipe.transformer, config.seed, DTYPES[config.model.dtype])
     encoders_to(pipe, device)
     _move([each for template in templates for each in template.encoders.values()], device)
@@ -150,6 +167,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         # After the templates: an untrained ControlNet is a copy of the blocks as they are.
         store_frozen(pipe.transformer, config.model.storage)
     pipe.transformer.to(device)
+    for number, each in enumerate(each for each in under if not each.fused):
+        lay_under(pipe.transformer, each.path, f"base_{number}", each.weight)
     conditions = [template.bare() for template in templates]
     _move([each for template in templates for each in template.modules.values()], device)
     chosen, held = split(samples, config.data, draws)
@@ -172,6 +191,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
         base=_base_of(trained, any(source.preserved for source in config.data.sources)),
         text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
+        strengths=Strengths(parts["lora"]).set if config.train.slider is not None else None,
     )
     if isinstance(fusion := parts.get(NAME), TrainedModule):
         # They run in hooks of the transformer, and only what is in this module is shared by processes.

@@ -12,6 +12,7 @@ from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
 from ..frozen import planned_bytes
 from .build import check_run
+from .differential import check_differential, stages
 from .model import DTYPES
 from .samples import data_hash
 
@@ -31,6 +32,9 @@ def dry_run(config: TrainingConfig) -> str:
     Raises:
         ValueError: if something is wrong.
     """
+    if config.differential is not None:
+        check_differential(config)
+        return "\n".join(f"{stage.name}\n{_without_loras(stage.config)}" for stage in stages(config))
     data, report = check_run(config)
     transformer = empty_transformer(config.model)
     lines = [str(report), f"Hash of the data: {data_hash(data)}"]
@@ -56,6 +60,11 @@ def dry_run(config: TrainingConfig) -> str:
     held = f", {config.data.held_out} of them held out" if config.data.held_out else ""
     lines.append(f"Samples: {len(data.items)}{held}; seed {config.seed}")
     return "\n".join(lines) + "\n"
+
+
+def _without_loras(config: TrainingConfig) -> str:
+    # Those of earlier runs do not exist yet, and all others have been found.
+    return dry_run(config.model_copy(update={"train": config.train.model_copy(update={"base_loras": None})}))
 
 
 def empty_transformer(section: ModelSection) -> Any:

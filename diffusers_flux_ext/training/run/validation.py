@@ -164,6 +164,7 @@ class ValidationImages:
 
     def _image(self, pipe: FluxConditionedPipeline, sample: TrainingSample, seed: int) -> Image.Image:
         text = next((text for text in sample.prompts if text), "")
+        self.training.set_strengths(torch.tensor([sample.strength]))
         images = draw_sample(
             pipe, self.training.conditions, sample, text, num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale, generator=torch.Generator("cpu").manual_seed(seed),

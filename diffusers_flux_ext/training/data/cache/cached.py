@@ -144,6 +144,7 @@ class CachedSamples:
             file.get_tensor(f"{start}/mask") if about["mask"] else None,
             entry["weight"],
             entry["preserved"],
+            strength=entry.get("strength", 1.0),
         )
 
     def fetch(self, index: int, epoch: int, texts: Sequence[str]) -> TrainingSample:

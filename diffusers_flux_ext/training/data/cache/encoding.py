@@ -147,6 +147,7 @@ def encode_images(
         None if loaded.mask is None else _token_weights(loaded.mask, canvas.token_size),
         loaded.weight,
         loaded.preserved,
+        strength=loaded.strength,
     )
 
 
