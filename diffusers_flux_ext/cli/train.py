@@ -33,6 +33,9 @@ def add_train_command(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path, nargs="?", help="YAML or JSON file")
     parser.add_argument("changes", nargs="*", metavar="ENTRY=VALUE", help="entries to replace, like optimizer.lr=1e-4")
     parser.add_argument("--stage", choices=["cache", "train"], default="train", help="stop after encoding the samples")
+    parser.add_argument(
+        "--memory", metavar="AMOUNT", help="memory of the GPU, like 12GB: choose settings that fit (train.memory)"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="check everything, report on model and data, and stop")
     parser.add_argument("--example-data", type=Path, metavar="DIR", help="write a data set of drawn shapes and stop")
@@ -75,7 +78,8 @@ def run_train(args: argparse.Namespace) -> int:
         raise CommandLineError(
             f"There is no file `{args.config}`. Give a configuration in YAML or JSON; `docs/training.md` has one."
         )
-    config = read_config(args.config, args.changes)
+    changes = args.changes if args.memory is None else [*args.changes, f"train.memory={args.memory}"]
+    config = read_config(args.config, changes)
     if args.print_config:
         sys.stdout.write(print_config(config))
         return 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ...lora.keys import Component
 from ..losses import errors, levels, weighting
+from ..memory.plan import read_budget
 from ..optim import OptimizerSettings, schedule
 from ..trained import INPUT_CHANNELS, LoRAOptions
 from .sample_sections import ConditionSection, DataSection, Section
@@ -42,7 +43,8 @@ class ModelSection(Section):
         device (`str`): `"auto"` takes the best one.
         guidance (`float` or two, *optional*):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
-        gradient_checkpointing (`bool`): Whether blocks run again in the backward pass, which saves memory.
+        gradient_checkpointing (`bool` or `int`):
+            Whether blocks run again in the backward pass, which saves memory; a number for one of so many blocks.
         widen (`str` or `int`, *optional*):
             Further input channels of `"control"`, `"fill"` or `"flex"` models, or their whole number; they begin as
             zeros.
@@ -54,7 +56,7 @@ class ModelSection(Section):
     storage: Literal["fp8", "nf4"] | None = None
     device: str = "auto"
     guidance: float | tuple[float, float] | None = 1.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     widen: str | int | None = None
 
     @field_validator("widen")
@@ -115,6 +117,9 @@ class TrainSection(Section):
         init_from (`str`, *optional*): A LoRA to start from.
         base_loras (`list[BaseLoRASection]`, *optional*): LoRAs of the transformer that lie under `lora`.
         slider (`SliderSection`, *optional*): Makes `lora` a slider.
+        memory (`str`, *optional*):
+            Memory of the GPU, such as `"12GB"`: storage, checkpointing, batches and cache are chosen so that the run
+            fits, with as many samples in an update as before.
     """
 
     lora: LoRAOptions | None = None
@@ -125,6 +130,14 @@ class TrainSection(Section):
     init_from: str | None = None
     base_loras: list[BaseLoRASection] | None = None
     slider: SliderSection | None = None
+    memory: str | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _is_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_budget(value)
+        return value
 
     @property
     def loras(self) -> dict[Component, LoRAOptions]:
@@ -343,6 +356,11 @@ class TrainingConfig(Section):
             raise ValueError("validation needs `data.held_out` samples")
         if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
             raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
+        if self.train.memory is not None and (self.train.loras.keys() != {"transformer"} or self.conditions):
+            raise ValueError(
+                "got `train.memory`, which plans a LoRA of the transformer without conditions; choose "
+                "`model.storage`, `model.gradient_checkpointing`, `run.batch_size` and `data.cache` by hand"
+            )
         if self.distill is not None:
             self._check_distill()
         if self.differential is not None:

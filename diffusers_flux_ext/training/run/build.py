@@ -42,9 +42,10 @@ from ..trained import (
 )
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
+from .memory import fit_memory
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
-from .processes import WRITERS, check_logs
+from .processes import WRITERS, check_logs, check_sharding
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
 from .teaching import Lessons, check_steps, negative_prompt, teach
 from .templates import ConditionTemplate, condition_class, make_templates
@@ -144,6 +145,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         ConfigurationChangedError: if the output folder belongs to a run of another configuration.
     """
     data, data_report = check_run(config)
+    config, memory = fit_memory(config, data)
+    check_sharding(config, accelerator)
     draws = Draws(config.seed)
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
     hashes = recall_hashes(config)
@@ -208,7 +211,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     trainer.monitor = _monitor(config, trainer, accelerator)
     trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
     epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
-    report = "\n".join([str(data_report), describe_buckets(plan, epochs), describe_trained(trained)])
+    lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained)]
+    report = "\n".join(lines if memory is None else [*lines, memory.describe()])
     return Run(config, trainer, training, trained, _info(config, data, updates), report)
 
 
