@@ -114,7 +114,7 @@ class TrainingData:
         """
         if self.strength is None:
             return 1.0
-        value = row.values.get(self.strength)
+        value: Any = row.values.get(self.strength)
         # Tables of text, such as csv, hold numbers as texts.
         with suppress(TypeError, ValueError):
             if not isinstance(value, bool) and -1 <= float(value) <= 1:

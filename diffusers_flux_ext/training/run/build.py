@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from ...condition import FluxCondition
 from ..assemble import BatchMaker
 from ..checkpoint import CheckpointFolder
 from ..columns_read import check_columns
 from ..config.sections import TrainingConfig
 from ..data import BatchPlan, CachedSamples, DataReport, SampleLoader, TrainingData, describe_buckets
-from ..distill import DistillationBatchMaker
 from ..draws import Draws
 from ..frozen import check_storage, store_frozen
-from ..losses import draw_levels, errors, levels, weighting
-from ..losses.levels import ShiftedLevels
+from ..losses import errors, weighting
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
 from ..text import TextEncoding
@@ -40,6 +39,7 @@ from ..trained import (
     fuse_under,
     lay_under,
 )
+from .batches import drawn_levels, make_batches
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
 from .memory import fit_memory
@@ -151,8 +151,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
     hashes = recall_hashes(config)
     pipe = load_pipeline(config.model, **({} if hashes is None else dict.fromkeys(spared_encoders(config))))
-    under = config.train.base_loras or []
-    if fused := {each.path: each.weight for each in under if each.fused}:
+    if fused := {each.path: each.weight for each in config.train.base_loras or [] if each.fused}:
         fuse_under(pipe.transformer, fused)
     templates, modules = make_templates(config.conditions, pipe.transformer, config.seed, DTYPES[config.model.dtype])
     encoders_to(pipe, device)
@@ -166,12 +165,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     if config.data.cache is not None:
         drop_encoders(pipe)
         templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
-    if config.model.storage is not None:
-        # After the templates: an untrained ControlNet is a copy of the blocks as they are.
-        store_frozen(pipe.transformer, config.model.storage)
-    pipe.transformer.to(device)
-    for number, each in enumerate(each for each in under if not each.fused):
-        lay_under(pipe.transformer, each.path, f"base_{number}", each.weight)
+    _lay_out(config, pipe, device)
     conditions = [template.bare() for template in templates]
     _move([each for template in templates for each in template.modules.values()], device)
     chosen, held = split(samples, config.data, draws)
@@ -186,16 +180,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
             return None
     parts = _trained(config, pipe, modules)
     trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
-    drawn = _levels(config)
-    training = FluxTraining(
-        pipe.transformer,
-        conditions,
-        errors(config.loss.error.name, **config.loss.error.options),
-        weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
-        base=_base_of(trained, any(source.preserved for source in config.data.sources)),
-        text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
-        strengths=Strengths(parts["lora"]).set if config.train.slider is not None else None,
-    )
+    training = _training(config, pipe, conditions, parts, trained)
     if isinstance(fusion := parts.get(NAME), TrainedModule):
         # They run in hooks of the transformer, and only what is in this module is shared by processes.
         training.add_module(NAME, fusion.module)
@@ -205,7 +190,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         part, plan, conditions, draws, config.data.captions,
         0 if accelerator is None else accelerator.process_index, config.data.workers,
     )  # fmt: skip
-    maker = _maker(config, drawn, pipe.transformer.config.guidance_embeds, templates)
+    maker = make_batches(config, drawn_levels(config), pipe.transformer.config.guidance_embeds, templates)
     trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator)
     trainer.resume()
     trainer.monitor = _monitor(config, trainer, accelerator)
@@ -214,6 +199,37 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained)]
     report = "\n".join(lines if memory is None else [*lines, memory.describe()])
     return Run(config, trainer, training, trained, _info(config, data, updates), report)
+
+
+def _lay_out(config: TrainingConfig, pipe: Any, device: torch.device) -> None:
+    """Bring the transformer into the state that everything is trained on."""
+    if config.model.storage is not None:
+        # After the templates: an untrained ControlNet is a copy of the blocks as they are.
+        store_frozen(pipe.transformer, config.model.storage)
+    pipe.transformer.to(device)
+    under = [each for each in config.train.base_loras or [] if not each.fused]
+    for number, each in enumerate(under):
+        lay_under(pipe.transformer, each.path, f"base_{number}", each.weight)
+
+
+def _training(
+    config: TrainingConfig, pipe: Any, conditions: Sequence[FluxCondition], parts: Mapping[str, Trained],
+    trained: Trained,
+) -> FluxTraining:  # fmt: skip
+    drawn = drawn_levels(config)
+    return FluxTraining(
+        pipe.transformer,
+        conditions,
+        errors(config.loss.error.name, **config.loss.error.options),
+        weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
+        base=_base_of(trained, any(source.preserved for source in config.data.sources)),
+        text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
+        strengths=_strengths(config, parts.get("lora")),
+    )
+
+
+def _strengths(config: TrainingConfig, lora: Trained | None) -> Callable[[torch.Tensor | None], None] | None:
+    return Strengths(lora).set if config.train.slider is not None and isinstance(lora, TrainedLoRA) else None
 
 
 def _processes(accelerator: Any) -> dict[str, Any]:
@@ -234,34 +250,6 @@ def _updates(config: TrainingConfig, part: Part, plan: BatchPlan) -> int:
             f"Take more epochs, or lower `run.batch_size` or `run.accumulation`."
         )
     return updates
-
-
-def _levels(config: TrainingConfig) -> ShiftedLevels:
-    if config.distill is not None:
-        # A student's steps are equally likely.
-        return levels("uniform")
-    return levels(config.loss.levels.name, **config.loss.levels.options)
-
-
-def _maker(
-    config: TrainingConfig, drawn: ShiftedLevels, guided: bool, templates: Sequence[ConditionTemplate]
-) -> BatchMaker:
-    shared: dict[str, Any] = {
-        "draws": Draws(config.seed),
-        "levels": partial(_draw, drawn, config.loss.stratified),
-        "dtype": DTYPES[config.model.dtype],
-        "guidance": config.model.guidance if guided else None,
-        "condition_dropout": [template.section.dropout for template in templates],
-    }
-    if config.distill is None:
-        return BatchMaker(**shared)
-    return DistillationBatchMaker(**shared, method=config.distill.method)
-
-
-def _draw(
-    drawn: Any, stratified: bool, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int
-) -> torch.Tensor:
-    return draw_levels(drawn, draws, update, positions, total, tokens, stratified).float()
 
 
 def _move(modules: Sequence[Any], device: torch.device) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from ...checkpoints.writing import save_tensors
 from ...lora.tools.algebra import merge_loras
-from ..config.sections import BaseLoRASection, TrainingConfig
+from ..config.sections import TrainingConfig
 from ..config.task_sections import DifferentialSection, PairSection
+from ..config.train_section import BaseLoRASection
 from .build import Run, build_run, check_run
 from .model import DTYPES
 
