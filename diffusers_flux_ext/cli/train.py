@@ -33,6 +33,9 @@ def add_train_command(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path, nargs="?", help="YAML or JSON file")
     parser.add_argument("changes", nargs="*", metavar="ENTRY=VALUE", help="entries to replace, like optimizer.lr=1e-4")
     parser.add_argument("--stage", choices=["cache", "train"], default="train", help="stop after encoding the samples")
+    parser.add_argument(
+        "--memory", metavar="AMOUNT", help="memory of the GPU, like 12GB: choose settings that fit (train.memory)"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="check everything, report on model and data, and stop")
     parser.add_argument("--example-data", type=Path, metavar="DIR", help="write a data set of drawn shapes and stop")
@@ -75,7 +78,8 @@ def run_train(args: argparse.Namespace) -> int:
         raise CommandLineError(
             f"There is no file `{args.config}`. Give a configuration in YAML or JSON; `docs/training.md` has one."
         )
-    config = read_config(args.config, args.changes)
+    changes = args.changes if args.memory is None else [*args.changes, f"train.memory={args.memory}"]
+    config = read_config(args.config, changes)
     if args.print_config:
         sys.stdout.write(print_config(config))
         return 0
@@ -91,18 +95,39 @@ def _train(config: Any, args: argparse.Namespace) -> int:
         sys.stdout.write(dry_run(config))
         return 0
     accelerator = make_accelerator(config)
+    if config.differential is not None:
+        return _train_differential(config, args, accelerator)
     run = build_run(config, accelerator, until_cache=args.stage == "cache")
     if run is None:
         sys.stdout.write(f"All samples are encoded in {config.data.cache}\n")
         return 0
-    main = run.trainer.is_main
-    if main:
-        sys.stdout.write(run.report + "\n")
-        sys.stdout.flush()
+    if run.trainer.is_main:
+        _say(run.report)
     written = run()
+    return _end(written, run.trainer.is_main, f" after update {run.trainer.step}")
+
+
+def _train_differential(config: Any, args: argparse.Namespace, accelerator: Any) -> int:
+    from ..training.run.differential import run_differential
+
+    if args.stage == "cache":
+        raise CommandLineError(
+            "`--stage cache` encodes the samples of one run, and `differential` has several. Leave it out: each run "
+            "fills the cache when it begins."
+        )
+    main = accelerator is None or bool(accelerator.is_main_process)
+    return _end(run_differential(config, accelerator, _say if main else lambda text: None), main)
+
+
+def _end(written: list[Path], main: bool, when: str = "") -> int:
     if main:
         for path in written:
-            sys.stdout.write(f"Wrote {path}\n")
+            _say(f"Wrote {path}")
         if not written:
-            sys.stdout.write(f"Stopped and saved after update {run.trainer.step}. The same command goes on.\n")
+            _say(f"Stopped and saved{when}. The same command goes on.")
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -31,6 +31,23 @@ class Place:
     total: int
 
 
+@dataclass(frozen=True, eq=False)
+class Way:
+    """From where to where the samples of a batch go, and where on the way they are; see [`TrainingBatch`].
+
+    Args:
+        latents (`torch.Tensor` of shape `(batch_size, length, 64)`): The end.
+        noise (`torch.Tensor` of the same shape): The beginning.
+        sigma (`torch.Tensor` of shape `(batch_size,)`): Noise levels.
+        schedule (`torch.Tensor` of shape `(steps + 1,)`, *optional*): Noise levels of a sampler.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+    schedule: torch.Tensor | None = None
+
+
 @dataclass(frozen=True)
 class BatchMaker:
     """Makes batches of samples; what it draws depends on the seed, the update and the samples' places alone.
@@ -60,14 +77,13 @@ class BatchMaker:
         Returns:
             `TrainingBatch`: on the CPU.
         """
-        latents = samples.latents
-        if samples.deviation is not None:
-            latents = latents + samples.deviation * self._normal("posterior", place, latents)
+        way = self._way(samples, place)
         return TrainingBatch(
-            latents=latents,
-            noise=self._normal("noise", place, latents),
-            sigma=self.levels(self.draws, place.update, place.positions, place.total, latents.shape[1]),
-            latent_ids=latent_ids(samples.height, samples.width, latents.shape[1]),
+            latents=way.latents,
+            noise=way.noise,
+            sigma=way.sigma,
+            schedule=way.schedule,
+            latent_ids=latent_ids(samples.height, samples.width, way.latents.shape[1]),
             prompt_embeds=samples.prompt_embeds.to(self.dtype),
             pooled_prompt_embeds=samples.pooled_prompt_embeds.to(self.dtype),
             guidance=self._guidance(place),
@@ -78,7 +94,17 @@ class BatchMaker:
             preserved=samples.preserved,
             indices=samples.indices,
             texts=samples.texts,
+            strength=samples.strength,
         )
+
+    def _way(self, samples: SampleBatch, place: Place) -> Way:
+        latents = samples.latents
+        if samples.deviation is not None:
+            latents = latents + samples.deviation * self._normal("posterior", place, latents)
+        return Way(latents, self._normal("noise", place, latents), self._levels(place, latents.shape[1]))
+
+    def _levels(self, place: Place, tokens: int) -> torch.Tensor:
+        return self.levels(self.draws, place.update, place.positions, place.total, tokens)
 
     def _keys(self, place: Place) -> list[tuple[int, int]]:
         return [(place.update, position) for position in place.positions]

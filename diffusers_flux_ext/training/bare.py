@@ -1,10 +1,14 @@
-"""Conditions without a user's inputs, which training runs on tensors that were encoded earlier."""
+"""Conditions without a user's inputs, which run on tensors that were encoded earlier."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
+
+import torch
 
 from ..condition import FluxCondition
 from ..former_arguments import present_arguments
@@ -56,3 +60,22 @@ def _default(each: Field[Any]) -> Any:
     if each.default is not MISSING:
         return each.default
     return each.default_factory() if each.default_factory is not MISSING else None
+
+
+def with_encoded(condition: FluxCondition, encoded: Mapping[str, torch.Tensor]) -> FluxCondition:
+    """Return a condition whose `encode` gives tensors that were encoded earlier.
+
+    Args:
+        condition (`FluxCondition`): The condition, which may be bare.
+        encoded (`Mapping[str, torch.Tensor]`): What another instance encoded for one sample.
+
+    Returns:
+        `FluxCondition`: for a call with one image.
+    """
+    made = copy.copy(condition)
+
+    def encode(parts: Any, canvas: Any) -> dict[str, torch.Tensor]:
+        return {name: value.to(canvas.device) for name, value in encoded.items()}
+
+    object.__setattr__(made, "encode", encode)
+    return made

@@ -13,6 +13,20 @@ from ..condition import FluxCondition
 
 
 @dataclass(frozen=True, eq=False)
+class TeacherPath:
+    """Where a teacher's sampler passes from noise to an image.
+
+    Args:
+        states (`torch.Tensor` of shape `(batch_size, steps + 1, length, 64)`):
+            Packed latents at the borders of the student's steps: the noise first, the teacher's image last.
+        sigmas (`torch.Tensor` of shape `(steps + 1,)`): Noise levels there, falling.
+    """
+
+    states: torch.Tensor
+    sigmas: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class TrainingSample:
     """What stage one knows of a sample: everything frozen models compute, so all of it can be cached.
 
@@ -32,6 +46,8 @@ class TrainingSample:
         mask (`torch.Tensor` of shape `(1, length)`, *optional*): Weights of the tokens in the loss, in [0, 1].
         weight (`float`, defaults to 1.0): Weight of the sample's loss.
         preserved (`bool`, defaults to `False`): Whether the base's own prediction is the target.
+        path (`TeacherPath`, *optional*): What a student imitates, in distillation.
+        strength (`float`, defaults to 1.0): How strongly a slider acts on it, in [-1, 1].
     """
 
     index: int
@@ -44,6 +60,8 @@ class TrainingSample:
     mask: torch.Tensor | None = None
     weight: float = 1.0
     preserved: bool = False
+    path: TeacherPath | None = None
+    strength: float = 1.0
 
     def signature(self) -> tuple[Any, ...]:
         """Return what must agree within a batch: the size, the text's length and the shapes of all conditions.
@@ -79,6 +97,11 @@ class TrainingBatch:
             Boolean. True takes the base's own prediction as the target.
         indices (`torch.Tensor` of shape `(batch_size,)`, *optional*): The samples' numbers in the data set.
         texts (`Sequence[str]`, *optional*): The captions, for text encoders that are trained.
+        schedule (`torch.Tensor` of shape `(steps + 1,)`, *optional*):
+            Falling noise levels of a sampler. With them the loss is that of what the sampler makes of `noise`,
+            compared with `latents`; `sigma` only serves reports.
+        strength (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            What a slider's LoRA is scaled by; 1 by default.
     """
 
     latents: torch.Tensor
@@ -95,6 +118,8 @@ class TrainingBatch:
     preserved: torch.Tensor | None = None
     indices: torch.Tensor | None = None
     texts: Sequence[str] | None = None
+    schedule: torch.Tensor | None = None
+    strength: torch.Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from ..encoded import EncodedConditions
 from .batch import TrainingBatch
 from .losses import errors as choose_errors
 from .losses import round_to
+from .sampler import sample_through
 
 
 Errors = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -51,6 +52,8 @@ class FluxTraining(torch.nn.Module):
             Makes a context in which the transformer is the untrained base, for samples whose target is the base's own
             prediction. By default adapters are disabled there.
         text (`TextEncoding`, *optional*): Text encoders that are trained; batches then need texts.
+        strengths (`Callable`, *optional*):
+            Takes the strengths of a batch's samples before they run; see [`Strengths.set`].
 
     Raises:
         ValueError: if a condition changes latents after a step, or a cache skips parts of the transformer.
@@ -65,6 +68,7 @@ class FluxTraining(torch.nn.Module):
         weighting: Weighting | None = None,
         base: Callable[[], AbstractContextManager[Any]] | None = None,
         text: torch.nn.Module | None = None,
+        strengths: Callable[[torch.Tensor | None], None] | None = None,
     ) -> None:
         super().__init__()
         self._conditions = tuple(check_conditions(list(conditions)))
@@ -75,6 +79,7 @@ class FluxTraining(torch.nn.Module):
         self.condition_modules = torch.nn.ModuleDict(condition_modules(self._conditions))
         self.text = text
         self._errors, self._weighting = errors, weighting
+        self.set_strengths = strengths or (lambda values: None)
         self._base = base or (lambda: _without_adapters(transformer))
         self._stack = ExitStack()
         self._stack.enter_context(regional_attention(transformer))
@@ -121,32 +126,58 @@ class FluxTraining(torch.nn.Module):
         Raises:
             ValueError: if the batch does not fit the transformer or the conditions.
         """
-        step, target = self._step(batch)
-        prediction = self._predict(step, batch)
+        self.set_strengths(batch.strength)
+        sigma = batch.sigma if batch.schedule is None else torch.zeros_like(batch.sigma)
+        if batch.schedule is None:
+            step, target = self._step(batch)
+            prediction = self._predict(step, batch)
+            target = self._target(batch, target)
+        else:
+            prediction, target = self._sampled(batch, batch.schedule), batch.latents
         wide = torch.promote_types(prediction.dtype, torch.float32)
-        target = self._target(batch, target).to(wide)
-        errors = self._errors(prediction.to(wide), target, batch.sigma.to(wide), batch.mask)
+        errors = self._errors(prediction.to(wide), target.to(wide), sigma.to(wide), batch.mask)
         if not weighted:
             return errors
-        for factor in (None if self._weighting is None else self._weighting(batch.sigma), batch.weight):
+        for factor in (None if self._weighting is None else self._weighting(sigma), batch.weight):
             errors = errors if factor is None else errors * factor.to(errors)
         return errors
 
     def _step(self, batch: TrainingBatch) -> tuple[DenoisingStep, torch.Tensor]:
-        prompt_embeds, pooled = batch.prompt_embeds, batch.pooled_prompt_embeds
-        dtype = prompt_embeds.dtype
-        if self.text is not None:
-            prompt_embeds, pooled = (each.to(dtype) for each in self.text(_texts(batch)))
+        prompt = self._prompt(batch)
         # The model gets this level in its own data type, so noise must be mixed at the rounded one.
-        sigma = round_to(batch.sigma, dtype)
+        sigma = round_to(batch.sigma, prompt.hidden_states.dtype)
         level = sigma.to(batch.latents.dtype)[:, None, None]
         noisy = (1 - level) * batch.latents + level * batch.noise
-        text_ids = batch.latent_ids.new_zeros(prompt_embeds.shape[1], 3)
-        prompt = PromptEmbeds(prompt_embeds, pooled, text_ids)
-        step = DenoisingStep(
-            0, 1, "cond", sigma.to(dtype), noisy.to(dtype), batch.latent_ids, prompt, self._guidance(batch)
+        return self._at(batch, prompt, sigma, noisy), batch.noise - batch.latents
+
+    def _at(
+        self, batch: TrainingBatch, prompt: PromptEmbeds, sigma: torch.Tensor, latents: torch.Tensor, index: int = 0,
+        num_steps: int = 1,
+    ) -> DenoisingStep:  # fmt: skip
+        dtype, guidance = prompt.hidden_states.dtype, self._guidance(batch)
+        return DenoisingStep(
+            index, num_steps, "cond", sigma.to(dtype), latents.to(dtype), batch.latent_ids, prompt, guidance
         )
-        return step, batch.noise - batch.latents
+
+    def _prompt(self, batch: TrainingBatch) -> PromptEmbeds:
+        prompt_embeds, pooled = batch.prompt_embeds, batch.pooled_prompt_embeds
+        if self.text is not None:
+            prompt_embeds, pooled = (each.to(prompt_embeds.dtype) for each in self.text(_texts(batch)))
+        return PromptEmbeds(prompt_embeds, pooled, batch.latent_ids.new_zeros(prompt_embeds.shape[1], 3))
+
+    def _sampled(self, batch: TrainingBatch, schedule: torch.Tensor) -> torch.Tensor:
+        if batch.preserved is not None and bool(batch.preserved.any()):
+            raise ValueError(
+                "The batch has a `schedule`, so its target is what the sampler should make, but some samples are "
+                "`preserved`, whose target is the base's velocity. Train them in batches of their own."
+            )
+        prompt, num_steps = self._prompt(batch), len(schedule) - 1
+
+        def velocity(latents: torch.Tensor, levels: torch.Tensor, index: int) -> torch.Tensor:
+            sigma = round_to(levels, prompt.hidden_states.dtype)
+            return self._predict(self._at(batch, prompt, sigma, latents, index, num_steps), batch)
+
+        return sample_through(batch.noise, schedule, velocity)
 
     def _guidance(self, batch: TrainingBatch) -> torch.Tensor | None:
         takes = bool(getattr(self.transformer, "config", {}).get("guidance_embeds", False))

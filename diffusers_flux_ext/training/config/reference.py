@@ -61,7 +61,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "trainable_models": Argument("`train.weights` for `dit`; a condition's module with `train: true` for others"),
     "find_unused_parameters": _automatic("set where it is needed", flag=True),
     "weight_decay": Argument("`optimizer.weight_decay`"),
-    "task": Argument("`sft`; `sft:data_process` and `sft:train` are `data.cache` and `--stage`"),
+    "task": Argument("`sft`; `sft:data_process` and `sft:train` are `data.cache` and `--stage`; else see `distill`"),
     "customized_optimizer": Argument("`optimizer.name`, as `module.Class`"),
     "output_path": Argument("`output`"),
     "remove_prefix_in_ckpt": _automatic("files are written in the layouts of `export.formats`"),
@@ -70,8 +70,8 @@ ARGUMENTS: Mapping[str, Argument] = {
     "lora_target_modules": Argument("`train.lora.targets`: the recipes' list is the preset `reference`"),
     "lora_rank": Argument("`train.lora.rank`; alpha is the rank"),
     "lora_checkpoint": Argument("`train.init_from`"),
-    "preset_lora_path": _refused("fuse the LoRA and save the pipeline, then train on that"),
-    "preset_lora_model": _refused("fuse the LoRA and save the pipeline, then train on that"),
+    "preset_lora_path": Argument("`train.base_loras.0.path`, with `fused: true`"),
+    "preset_lora_model": Argument("`dit` only; see `preset_lora_path`"),
     "use_gradient_checkpointing": Argument("`model.gradient_checkpointing`", flag=True),
     "use_gradient_checkpointing_offload": _refused(_STREAMING, flag=True),
     "gradient_accumulation_steps": Argument("`run.accumulation`"),
@@ -266,6 +266,10 @@ def _read_trained(reader: _Reader) -> None:
             "--lora_target_modules names other layers than the recipes. Give `train.lora.targets` by hand, in "
             "diffusers' names."
         )
+    if "preset_lora_path" in values:
+        if values.get("preset_lora_model", "dit") != "dit":
+            raise ConfigurationError(f"--preset_lora_model is {values['preset_lora_model']!r}; expected 'dit'.")
+        reader.put("train.base_loras", [{"path": values["preset_lora_path"], "fused": True}])
     reader.put(f"train.{_LORA_MODELS[base]}", {**chosen, "rank": int(values.get("lora_rank", 32))})
     formats = ["kohya"] if "align_to_opensource_format" in values else ["diffsynth"]
     reader.put("export.formats", formats)
@@ -279,7 +283,10 @@ def _read_logs(reader: _Reader) -> None:
 def _read_task(reader: _Reader) -> None:
     task = reader.values.get("task", "sft")
     if task not in ("sft", "sft:data_process", "sft:train"):
-        raise ConfigurationError(f"--task is {task!r}; expected 'sft', 'sft:data_process' or 'sft:train'.")
+        raise ConfigurationError(
+            f"--task is {task!r}; expected 'sft', 'sft:data_process' or 'sft:train'. A distillation has other inputs "
+            f"here, which docs/training_distill.md explains: write its `distill` section by hand."
+        )
     if ":" in task:
         reader.put("data.cache", f"{reader.content['output']}/cache")
         reader.notes.append("Run it with `--stage cache` first, or let one run do both.")

@@ -106,7 +106,7 @@ class DataSection(Section):
         held_out (`int`): Samples that are left out of training, for validation.
     """
 
-    sources: list[SourceSection] = Field(min_length=1)
+    sources: list[SourceSection] = []
     sizes: SizesSection = SizesSection(buckets=FreeBuckets())
     captions: Captions = Captions()
     transform: Transform = Transform()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ...lora.keys import Component
 from ..losses import errors, levels, weighting
 from ..optim import OptimizerSettings, schedule
-from ..trained import INPUT_CHANNELS, LoRAOptions
+from ..trained import INPUT_CHANNELS
 from .sample_sections import ConditionSection, DataSection, Section
+from .task_sections import DifferentialSection, DistillSection
+from .train_section import TrainSection
 
 
 class Named(BaseModel):
@@ -41,7 +42,8 @@ class ModelSection(Section):
         device (`str`): `"auto"` takes the best one.
         guidance (`float` or two, *optional*):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
-        gradient_checkpointing (`bool`): Whether blocks run again in the backward pass, which saves memory.
+        gradient_checkpointing (`bool` or `int`):
+            Whether blocks run again in the backward pass, which saves memory; a number for one of so many blocks.
         widen (`str` or `int`, *optional*):
             Further input channels of `"control"`, `"fill"` or `"flex"` models, or their whole number; they begin as
             zeros.
@@ -53,7 +55,7 @@ class ModelSection(Section):
     storage: Literal["fp8", "nf4"] | None = None
     device: str = "auto"
     guidance: float | tuple[float, float] | None = 1.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     widen: str | int | None = None
 
     @field_validator("widen")
@@ -62,61 +64,6 @@ class ModelSection(Section):
         if isinstance(value, str) and value not in INPUT_CHANNELS:
             raise ValueError(f"got {value!r}; expected one of {sorted(INPUT_CHANNELS)}, or a number of channels")
         return value
-
-
-class FusionSection(Section):
-    """LoRA-Fusion's gates over LoRAs that stay as they are.
-
-    Args:
-        loras (`list[str]`): Files of the LoRAs, in any layout.
-        path (`str`, *optional*): Gates to start from, a folder or the published file; new ones by default.
-    """
-
-    loras: list[str] = Field(min_length=1)
-    path: str | None = None
-
-
-class TrainSection(Section):
-    """What is trained, besides modules of conditions with `train: true`.
-
-    Args:
-        lora (`LoRAOptions`, *optional*): A LoRA of the transformer.
-        text_encoder_lora (`LoRAOptions`, *optional*): A LoRA of CLIP.
-        text_encoder_2_lora (`LoRAOptions`, *optional*): A LoRA of T5.
-        weights (`list[str]`, *optional*): Weights of the transformer itself, by patterns; `["*"]` is all.
-        fusion (`FusionSection`, *optional*): LoRA-Fusion's gates, in float32.
-        init_from (`str`, *optional*): A LoRA to start from.
-    """
-
-    lora: LoRAOptions | None = None
-    text_encoder_lora: LoRAOptions | None = None
-    text_encoder_2_lora: LoRAOptions | None = None
-    weights: list[str] | None = None
-    fusion: FusionSection | None = None
-    init_from: str | None = None
-
-    @property
-    def loras(self) -> dict[Component, LoRAOptions]:
-        """Options of LoRAs by model."""
-        given: dict[Component, LoRAOptions | None] = {
-            "transformer": self.lora,
-            "text_encoder": self.text_encoder_lora,
-            "text_encoder_2": self.text_encoder_2_lora,
-        }
-        return {name: options for name, options in given.items() if options is not None}
-
-    @model_validator(mode="after")
-    def _fits(self) -> TrainSection:
-        if self.lora is not None and self.weights is not None:
-            raise ValueError("got `lora` and `weights`; a LoRA is trained on frozen weights, so give one of them")
-        if self.fusion is not None and (self.loras or self.weights is not None):
-            raise ValueError(
-                "got `fusion` with LoRAs or `weights` that are trained; gates are trained on what they weigh, so "
-                "train one after the other"
-            )
-        if self.init_from is not None and not self.loras:
-            raise ValueError("got `init_from` without `lora`, `text_encoder_lora` or `text_encoder_2_lora`")
-        return self
 
 
 class LossSection(Section):
@@ -248,6 +195,9 @@ class TrainingConfig(Section):
         data (`DataSection`): The samples.
         conditions (`list[ConditionSection]`): Conditions of every sample.
         train (`TrainSection`): What is trained.
+        distill (`DistillSection`, *optional*): Distillation, in place of learning the samples' images.
+        differential (`DifferentialSection`, *optional*):
+            A LoRA of what two sets of images differ in, which takes the place of `data.sources`.
         loss (`LossSection`): The loss.
         optimizer (`OptimizerSettings`): The optimizer.
         schedule (`Named`):
@@ -263,6 +213,8 @@ class TrainingConfig(Section):
     data: DataSection
     conditions: list[ConditionSection] = []
     train: TrainSection = TrainSection()
+    distill: DistillSection | None = None
+    differential: DifferentialSection | None = None
     loss: LossSection = LossSection()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Named = Named(name="constant")
@@ -295,7 +247,48 @@ class TrainingConfig(Section):
             raise ValueError("validation needs `data.held_out` samples")
         if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
             raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
+        if self.train.memory is not None and (self.train.loras.keys() != {"transformer"} or self.conditions):
+            raise ValueError(
+                "got `train.memory`, which plans a LoRA of the transformer without conditions; choose "
+                "`model.storage`, `model.gradient_checkpointing`, `run.batch_size` and `data.cache` by hand"
+            )
+        if self.distill is not None:
+            self._check_distill()
+        if self.differential is not None:
+            self._check_differential()
+        elif not self.data.sources:
+            raise ValueError("`data.sources` is empty; give at least one source of samples")
         return self
+
+    def _check_differential(self) -> None:
+        if self.data.sources:
+            raise ValueError("got `differential` with `data.sources`; its pairs have sources of their own")
+        modules = [module for condition in self.conditions for module in condition.modules.values() if module.train]
+        if not self.train.is_plain or modules:
+            raise ValueError(
+                "got `differential`, which trains LoRAs of the transformer and nothing else; give `train.lora` of the "
+                "kind 'lora'"
+            )
+        if self.distill is not None or self.train.slider is not None:
+            raise ValueError("got `differential` with `distill` or `train.slider`; give one of them")
+
+    def _check_distill(self) -> None:
+        if self.data.cache is None:
+            raise ValueError("`distill` keeps what the teacher draws beside the samples; set `data.cache`")
+        usual = LossSection()
+        idle = {
+            "loss.levels": self.loss.levels != usual.levels,
+            "loss.weighting": self.loss.weighting != usual.weighting,
+            "data.posterior": self.data.posterior,
+            "train.slider": self.train.slider is not None,
+            "preserved sources": any(source.preserved for source in self.data.sources),
+            "dropout of conditions": any(condition.dropout for condition in self.conditions),
+        }
+        if found := [name for name, given in idle.items() if given]:
+            raise ValueError(
+                f"got `distill` with {', '.join(found)}, which are for learning images; the noise levels are those of "
+                f"the student's steps, and its target is the teacher's, so leave them out"
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the trained weights; a run resumes under the same identity only.

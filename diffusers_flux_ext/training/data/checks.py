@@ -76,6 +76,7 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
         try:
             captions, others = data.texts(entry, index, row), _other_texts(data, row)
             header = _check_files(data, entry, row, decode)
+            data.strength_of(row)
             data.add(entry, index, header)
         except (ValueError, OSError) as error:
             bad.problems.append(_named(row.name, error))
@@ -96,7 +97,8 @@ def check_data(data: TrainingData, bad: BadSamples | None = None, decode: bool =
 
 def _check_columns(data: TrainingData, columns: set[str]) -> None:
     captions = () if data.captions.allow_missing else data.captions.columns
-    missing = sorted({data.columns.target, *data.needed, *captions} - columns)
+    strength = () if data.strength is None else (data.strength,)
+    missing = sorted({data.columns.target, *data.needed, *captions, *strength} - columns)
     if columns and missing:
         near = difflib.get_close_matches(missing[0], columns, 1)
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...checkpoints.messages import shorten
 from ..draws import Draws
 from .buckets import ReferenceSizes, Size, Sizes
 from .captions import TRIGGER, Captions
@@ -41,6 +42,7 @@ class TrainingData:
         variants (`int`, defaults to 1):
             How many variants of a sample a varying transform draws; visits take them in turn.
         opted_out (`tuple[str, ...]`): What else may not be mirrored, such as names of conditions.
+        strength (`str`, *optional*): The column that says how strongly a slider acts on a sample, in [-1, 1].
     """
 
     entries: Sequence[Entry]
@@ -53,6 +55,7 @@ class TrainingData:
     images: ImageOptions = field(default_factory=ImageOptions)
     variants: int = 1
     opted_out: tuple[str, ...] = ()
+    strength: str | None = None
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -96,6 +99,29 @@ class TrainingData:
         options = self.entries[entry]
         number = _row_number(entry, index)
         return self.captions.variants(row.name, row.values, self.draws, number, options.prefix, options.trigger)
+
+    def strength_of(self, row: Row) -> float:
+        """Return how strongly a slider acts on a row.
+
+        Args:
+            row (`Row`): The row.
+
+        Returns:
+            `float`: in [-1, 1]; 1 if there is no column of strengths.
+
+        Raises:
+            ValueError: if the row has no number in this range.
+        """
+        if self.strength is None:
+            return 1.0
+        value: Any = row.values.get(self.strength)
+        # Tables of text, such as csv, hold numbers as texts.
+        with suppress(TypeError, ValueError):
+            if not isinstance(value, bool) and -1 <= float(value) <= 1:
+                return float(value)
+        raise ValueError(
+            f"{row.name}: the strength `{self.strength}` must be a number from -1 to 1, got {shorten(repr(value))}."
+        )
 
     def add(self, entry: int, index: int, header: Header) -> None:
         """Add the samples of a row, at all its sizes and repeats.
@@ -160,6 +186,7 @@ class TrainingData:
             opened(mask)[0] if mask is not None and row.references(mask) else None,
             entry.weight,
             entry.preserved,
+            self.strength_of(row),
         )
 
     def header(self, entry: int, row: Row, column: str, reference: str) -> Header:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...condition import FluxCondition
-from ..batch import TrainingSample, stack_conditions
+from ..batch import TeacherPath, TrainingSample, stack_conditions
 from ..draws import Draws
 from .batches import BatchPlan
 from .captions import Captions
@@ -37,6 +37,8 @@ class SampleBatch:
         weight (`torch.Tensor` of shape `(batch_size,)`): Weights of the samples.
         preserved (`torch.Tensor` of shape `(batch_size,)`): Boolean; see [`TrainingSample`].
         indices (`torch.Tensor` of shape `(batch_size,)`): The samples' numbers.
+        path (`TeacherPath`, *optional*): What a student imitates, in distillation.
+        strength (`torch.Tensor` of shape `(batch_size,)`, *optional*): How strongly a slider acts on each sample.
     """
 
     height: int
@@ -52,6 +54,8 @@ class SampleBatch:
     weight: torch.Tensor
     preserved: torch.Tensor
     indices: torch.Tensor
+    path: TeacherPath | None = None
+    strength: torch.Tensor | None = None
 
 
 def stack_samples(
@@ -89,7 +93,17 @@ def stack_samples(
         torch.tensor([sample.weight for sample in samples]),
         torch.tensor([sample.preserved for sample in samples]),
         torch.tensor([sample.index for sample in samples]),
+        _stacked_paths([sample.path for sample in samples]),
+        torch.tensor([float(sample.strength) for sample in samples]),
     )
+
+
+def _stacked_paths(paths: Sequence[TeacherPath | None]) -> TeacherPath | None:
+    given = [path for path in paths if path is not None]
+    if not given:
+        return None
+    # Noise levels follow from the size, which is the same for all samples of a batch.
+    return TeacherPath(torch.cat([path.states for path in given]), given[0].sigmas)
 
 
 def _stacked(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

@@ -115,6 +115,7 @@ class LoadedSample:
         mask (`PIL.Image.Image`, *optional*): What counts in the loss.
         weight (`float`): Weight of its loss.
         preserved (`bool`): Whether the base's own prediction is the target.
+        strength (`float`): How strongly a slider acts on it, in [-1, 1].
     """
 
     index: int
@@ -125,3 +126,4 @@ class LoadedSample:
     mask: Image.Image | None = None
     weight: float = 1.0
     preserved: bool = False
+    strength: float = 1.0

@@ -15,27 +15,42 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from ...condition import FluxCondition
 from ..assemble import BatchMaker
 from ..checkpoint import CheckpointFolder
 from ..columns_read import check_columns
 from ..config.sections import TrainingConfig
-from ..data import DataReport, SampleLoader, TrainingData, describe_buckets
+from ..data import BatchPlan, CachedSamples, DataReport, SampleLoader, TrainingData, describe_buckets
 from ..draws import Draws
 from ..frozen import check_storage, store_frozen
-from ..losses import draw_levels, errors, levels, weighting
+from ..losses import errors, weighting
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
 from ..text import TextEncoding
-from ..trained import ExportInfo, Trained, TrainedLoRA, TrainedModule, TrainedTogether, TrainedWeights, add_lora
+from ..trained import (
+    ExportInfo,
+    Strengths,
+    Trained,
+    TrainedLoRA,
+    TrainedModule,
+    TrainedTogether,
+    TrainedWeights,
+    add_lora,
+    fuse_under,
+    lay_under,
+)
+from .batches import drawn_levels, make_batches
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
+from .memory import fit_memory
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
-from .processes import WRITERS, check_logs
+from .processes import WRITERS, check_logs, check_sharding
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
+from .teaching import Lessons, check_steps, negative_prompt, teach
 from .templates import ConditionTemplate, condition_class, make_templates
 from .trainer import RunSettings, Trainer
-from .validation import ValidationImages, ValidationLoss
+from .validation import ValidationDistance, ValidationImages, ValidationLoss
 
 
 logger = logging.get_logger(__name__)
@@ -105,6 +120,10 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
     check_storage(config.model.storage)
     for condition in config.conditions:
         check_columns(condition_class(condition.type), condition.inputs)
+    check_steps(config)
+    for lora in config.train.base_loras or []:
+        if not Path(lora.path).exists():
+            raise FileNotFoundError(f"There is no `{lora.path}`, which `train.base_loras` names. Give a file.")
     check_logs(config.run.logs)
     _check_output(Path(config.output))
     return open_data(config, Draws(config.seed))
@@ -126,84 +145,111 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         ConfigurationChangedError: if the output folder belongs to a run of another configuration.
     """
     data, data_report = check_run(config)
+    config, memory = fit_memory(config, data)
+    check_sharding(config, accelerator)
     draws = Draws(config.seed)
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
     hashes = recall_hashes(config)
     pipe = load_pipeline(config.model, **({} if hashes is None else dict.fromkeys(spared_encoders(config))))
+    if fused := {each.path: each.weight for each in config.train.base_loras or [] if each.fused}:
+        fuse_under(pipe.transformer, fused)
     templates, modules = make_templates(config.conditions, pipe.transformer, config.seed, DTYPES[config.model.dtype])
     encoders_to(pipe, device)
     _move([each for template in templates for each in template.encoders.values()], device)
-    processes = (
-        {}
-        if accelerator is None
-        else {
-            "process": accelerator.process_index,
-            "processes": accelerator.num_processes,
-            "wait": accelerator.wait_for_everyone,
-        }
-    )
+    processes = _processes(accelerator)
     encoders = pipe if hashes is None else partial(load_encoders, config.model, pipe.transformer, device)
     samples = make_samples(config, data, encoders, templates, hashes, **processes)
-    if until_cache:
+    negative = negative_prompt(config, encoders)
+    if until_cache and config.distill is None:
         return None
     if config.data.cache is not None:
         drop_encoders(pipe)
         templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
+    _lay_out(config, pipe, device)
+    conditions = [template.bare() for template in templates]
+    _move([each for template in templates for each in template.modules.values()], device)
+    chosen, held = split(samples, config.data, draws)
+    part = Part(samples, chosen)
+    plan = make_plan(part, config.run, draws, 1 if accelerator is None else accelerator.num_processes)
+    updates = _updates(config, part, plan)
+    if config.distill is not None and isinstance(samples, CachedSamples):
+        lessons = Lessons(part, plan, updates, held)
+        samples = teach(config, config.distill, pipe, conditions, samples, lessons, negative, **processes)
+        part = Part(samples, chosen)
+        if until_cache:
+            return None
+    parts = _trained(config, pipe, modules)
+    trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
+    training = _training(config, pipe, conditions, parts, trained)
+    if isinstance(fusion := parts.get(NAME), TrainedModule):
+        # They run in hooks of the transformer, and only what is in this module is shared by processes.
+        training.add_module(NAME, fusion.module)
+    training.train(False)
+    trained.train()
+    loader = SampleLoader(
+        part, plan, conditions, draws, config.data.captions,
+        0 if accelerator is None else accelerator.process_index, config.data.workers,
+    )  # fmt: skip
+    maker = make_batches(config, drawn_levels(config), pipe.transformer.config.guidance_embeds, templates)
+    trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator)
+    trainer.resume()
+    trainer.monitor = _monitor(config, trainer, accelerator)
+    trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
+    epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
+    lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained)]
+    report = "\n".join(lines if memory is None else [*lines, memory.describe()])
+    return Run(config, trainer, training, trained, _info(config, data, updates), report)
+
+
+def _lay_out(config: TrainingConfig, pipe: Any, device: torch.device) -> None:
+    """Bring the transformer into the state that everything is trained on."""
     if config.model.storage is not None:
         # After the templates: an untrained ControlNet is a copy of the blocks as they are.
         store_frozen(pipe.transformer, config.model.storage)
     pipe.transformer.to(device)
-    parts = _trained(config, pipe, modules)
-    trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
-    conditions = [template.bare() for template in templates]
-    _move([each for template in templates for each in template.modules.values()], device)
-    drawn = levels(config.loss.levels.name, **config.loss.levels.options)
-    training = FluxTraining(
+    under = [each for each in config.train.base_loras or [] if not each.fused]
+    for number, each in enumerate(under):
+        lay_under(pipe.transformer, each.path, f"base_{number}", each.weight)
+
+
+def _training(
+    config: TrainingConfig, pipe: Any, conditions: Sequence[FluxCondition], parts: Mapping[str, Trained],
+    trained: Trained,
+) -> FluxTraining:  # fmt: skip
+    drawn = drawn_levels(config)
+    return FluxTraining(
         pipe.transformer,
         conditions,
         errors(config.loss.error.name, **config.loss.error.options),
         weighting(config.loss.weighting.name, drawn, **config.loss.weighting.options),
         base=_base_of(trained, any(source.preserved for source in config.data.sources)),
         text=TextEncoding(pipe, config.data.text_length) if set(config.train.loras) - {"transformer"} else None,
+        strengths=_strengths(config, parts.get("lora")),
     )
-    if isinstance(fusion := parts.get(NAME), TrainedModule):
-        # They run in hooks of the transformer, and only what is in this module is shared by processes.
-        training.add_module(NAME, fusion.module)
-    training.train(False)
-    trained.train()
-    chosen, held = split(samples, config.data, draws)
-    part = Part(samples, chosen)
-    plan = make_plan(part, config.run, draws, 1 if accelerator is None else accelerator.num_processes)
+
+
+def _strengths(config: TrainingConfig, lora: Trained | None) -> Callable[[torch.Tensor | None], None] | None:
+    return Strengths(lora).set if config.train.slider is not None and isinstance(lora, TrainedLoRA) else None
+
+
+def _processes(accelerator: Any) -> dict[str, Any]:
+    if accelerator is None:
+        return {}
+    return {
+        "process": accelerator.process_index,
+        "processes": accelerator.num_processes,
+        "wait": accelerator.wait_for_everyone,
+    }
+
+
+def _updates(config: TrainingConfig, part: Part, plan: BatchPlan) -> int:
     updates = config.run.updates or plan.updates_before(config.run.epochs or 0)
     if updates == 0:
         raise ValueError(
             f"With `run.epochs` at {config.run.epochs}, {len(part)} samples fill no update of {plan.total} samples. "
             f"Take more epochs, or lower `run.batch_size` or `run.accumulation`."
         )
-    loader = SampleLoader(
-        part, plan, conditions, draws, config.data.captions,
-        0 if accelerator is None else accelerator.process_index, config.data.workers,
-    )  # fmt: skip
-    maker = BatchMaker(
-        draws,
-        partial(_draw, drawn, config.loss.stratified),
-        DTYPES[config.model.dtype],
-        config.model.guidance if pipe.transformer.config.guidance_embeds else None,
-        [template.section.dropout for template in templates],
-    )
-    trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator)
-    trainer.resume()
-    trainer.monitor = _monitor(config, trainer, accelerator)
-    trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
-    epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
-    report = "\n".join([str(data_report), describe_buckets(plan, epochs), describe_trained(trained)])
-    return Run(config, trainer, training, trained, _info(config, data, updates), report)
-
-
-def _draw(
-    drawn: Any, stratified: bool, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int
-) -> torch.Tensor:
-    return draw_levels(drawn, draws, update, positions, total, tokens, stratified).float()
+    return updates
 
 
 def _move(modules: Sequence[Any], device: torch.device) -> None:
@@ -297,7 +343,8 @@ def _validation(
     if not held or not trainer.is_main or not (section.every or section.images_every):
         return None
     kept = [samples.sample(index) for index in held]
-    loss = ValidationLoss(training, kept, maker, config.seed)
+    make: Any = ValidationLoss if config.distill is None else ValidationDistance
+    loss = make(training, kept, maker, config.seed)
     images = ValidationImages(
         training, pipe.vae, pipe.scheduler, kept[: section.images], Path(config.output) / "images",
         [next((text for text in sample.prompts if text), "") for sample in kept[: section.images]], config.seed,

@@ -53,8 +53,9 @@ def remember_hashes(config: TrainingConfig, hashes: Mapping[str, str]) -> None:
 
 
 def spared_encoders(config: TrainingConfig) -> tuple[str, ...]:
-    """Return the encoders that a run with a complete cache does without: validation images need the VAE."""
-    return TEXT_MODELS if config.validation.images_every else (*TEXT_MODELS, "vae")
+    """Return the encoders that a run with a complete cache does without: what draws images needs the VAE."""
+    draws = config.validation.images_every or config.distill is not None
+    return TEXT_MODELS if draws else (*TEXT_MODELS, "vae")
 
 
 def model_folder(section: ModelSection) -> Path | None:

@@ -10,7 +10,7 @@ from ...lora.loading.load import load_lora
 from ...methods.loading import load_module
 from ...methods.lora_fusion.gates import FluxLoRAFusion
 from ...methods.lora_fusion.hook import enable_lora_fusion
-from ..config.sections import FusionSection
+from ..config.train_section import FusionSection
 from ..trained import TrainedModule, from_scratch
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from diffusers import FluxTransformer2DModel
 
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ...tiny import named_model
+from ..checkpointing import checkpoint_blocks
 from ..config.sections import ModelSection
 from ..trained import widen_x_embedder
 
@@ -43,7 +46,7 @@ def load_pipeline(section: ModelSection, **given: Any) -> Any:
     if section.widen is not None:
         widen_x_embedder(pipe.transformer, section.widen)
     if section.gradient_checkpointing:
-        pipe.transformer.enable_gradient_checkpointing()
+        checkpoint_blocks(pipe.transformer, int(section.gradient_checkpointing))
     return pipe
 
 
@@ -101,3 +104,19 @@ def drop_encoders(pipe: Any) -> None:
             pipe.register_modules(**{name: None})
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def empty_transformer(section: ModelSection) -> Any:
+    """Return the transformer without weights, on the meta device.
+
+    Args:
+        section (`ModelSection`): The model.
+
+    Returns:
+        `FluxTransformer2DModel`
+    """
+    path = named_model(section.path)
+    options = {} if section.revision is None else {"revision": section.revision}
+    config = FluxTransformer2DModel.load_config(path, subfolder="transformer", **options)
+    with init_empty_weights(include_buffers=True), torch.device("meta"):
+        return FluxTransformer2DModel.from_config(config)

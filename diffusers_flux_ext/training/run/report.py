@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from accelerate import init_empty_weights
-from diffusers import FluxTransformer2DModel
-
-from ...tiny import named_model
-from ..config.sections import ModelSection, TrainingConfig
+from ..config.sections import TrainingConfig
 from ..frozen import planned_bytes
 from .build import check_run
-from .model import DTYPES
+from .differential import check_differential, stages
+from .memory import fit_memory
+from .model import DTYPES, empty_transformer
 from .samples import data_hash
 
 
@@ -31,7 +26,11 @@ def dry_run(config: TrainingConfig) -> str:
     Raises:
         ValueError: if something is wrong.
     """
+    if config.differential is not None:
+        check_differential(config)
+        return "\n".join(f"{stage.name}\n{_without_loras(stage.config)}" for stage in stages(config))
     data, report = check_run(config)
+    config, plan = fit_memory(config, data)
     transformer = empty_transformer(config.model)
     lines = [str(report), f"Hash of the data: {data_hash(data)}"]
     total = sum(parameter.numel() for parameter in transformer.parameters())
@@ -53,22 +52,13 @@ def dry_run(config: TrainingConfig) -> str:
     lines.append(f"Values, gradients and two moments in float32: {trained * 16 / GIB:.2f} GiB")
     tokens = max(((item.size[0] // 16) * (item.size[1] // 16) for item in data.items), default=0)
     lines.append(f"Largest image: {tokens} tokens, beside {config.data.text_length} of text")
+    if plan is not None:
+        lines.append(plan.describe())
     held = f", {config.data.held_out} of them held out" if config.data.held_out else ""
     lines.append(f"Samples: {len(data.items)}{held}; seed {config.seed}")
     return "\n".join(lines) + "\n"
 
 
-def empty_transformer(section: ModelSection) -> Any:
-    """Return the transformer without weights, on the meta device.
-
-    Args:
-        section (`ModelSection`): The model.
-
-    Returns:
-        `FluxTransformer2DModel`
-    """
-    path = named_model(section.path)
-    options = {} if section.revision is None else {"revision": section.revision}
-    config = FluxTransformer2DModel.load_config(path, subfolder="transformer", **options)
-    with init_empty_weights(include_buffers=True), torch.device("meta"):
-        return FluxTransformer2DModel.from_config(config)
+def _without_loras(config: TrainingConfig) -> str:
+    # Those of earlier runs do not exist yet, and all others have been found.
+    return dry_run(config.model_copy(update={"train": config.train.model_copy(update={"base_loras": None})}))

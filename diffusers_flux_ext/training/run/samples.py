@@ -93,6 +93,7 @@ def open_data(config: TrainingConfig, draws: Draws) -> tuple[TrainingData, DataR
     data = TrainingData(
         entries, draws, section.sizes.rule, section.transform, section.captions, section.columns, tuple(needed),
         section.images, section.variants, tuple(each.type for each in config.conditions if not each.allow_flip),
+        None if config.train.slider is None else config.train.slider.column,
     )  # fmt: skip
     report = check_data(data, BadSamples(section.on_bad_sample, section.bad_limit), section.decode)
     return data, report
@@ -100,7 +101,8 @@ def open_data(config: TrainingConfig, draws: Draws) -> tuple[TrainingData, DataR
 
 def encode_options(config: TrainingConfig) -> EncodeOptions:
     """Return what is computed of each sample."""
-    return EncodeOptions(config.data.text_length, config.data.posterior, DTYPES[config.model.dtype])
+    guided = config.distill is not None and config.distill.teacher.guided
+    return EncodeOptions(config.data.text_length, config.data.posterior, DTYPES[config.model.dtype], guided)
 
 
 def make_samples(

@@ -1,10 +1,9 @@
-"""Validation: the loss of held-out samples at fixed noise, and images through the ordinary pipeline."""
+"""Validation: the loss of held-out samples, a student's distance, and images through the ordinary pipeline."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ...checkpoints.writing import written_at_once
-from ...condition import FluxCondition
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..assemble import BatchMaker, Place
 from ..batch import TrainingSample
 from ..data import SampleBatch, Visit, stack_samples
+from ..distill import DistillationBatchMaker
+from ..drawing import draw_sample, drawing_pipeline
 from ..draws import Draws
 from ..module import FluxTraining
 
@@ -58,15 +58,10 @@ class ValidationLoss:
         rows = []
         for sample in self.samples:
             # One sample at a time, so that the result does not depend on how samples are batched.
-            stacked = self._stacked(sample)
+            stacked = _stacked(self.training, sample)
             batches = [maker(stacked, Place(each, [sample.index], 1)).to(device) for each in range(len(self.sigmas))]
             rows.append(torch.cat([self.training.losses(batch, weighted=False) for batch in batches]).cpu())
         return torch.stack(rows)
-
-    def _stacked(self, sample: TrainingSample) -> SampleBatch:
-        text = next((text for text in sample.prompts if text), "")
-        plain = replace(sample, preserved=False)
-        return stack_samples([plain], (Visit(sample.index, 0),), [text], self.training.conditions)
 
     def _levels(self, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int) -> torch.Tensor:
         return torch.full((len(positions),), float(self.sigmas[update]))
@@ -87,23 +82,43 @@ class ValidationLoss:
         return values
 
 
-def with_encoded(condition: FluxCondition, encoded: Mapping[str, torch.Tensor]) -> FluxCondition:
-    """Return a condition whose `encode` gives tensors that were encoded earlier.
+@dataclass(frozen=True)
+class ValidationDistance:
+    """How far the whole sampler of a student ends from its teacher's images, from the same noise.
 
     Args:
-        condition (`FluxCondition`): The condition, which may be bare.
-        encoded (`Mapping[str, torch.Tensor]`): What another instance encoded for one sample.
-
-    Returns:
-        `FluxCondition`: for a call with one image.
+        training (`FluxTraining`): The module.
+        samples (`Sequence[TrainingSample]`): The held-out samples, with the teacher's paths.
+        make_batch (`DistillationBatchMaker`): Makes batches.
+        seed (`int`, defaults to 0): Seed of what is drawn, such as an embedded guidance in a range.
     """
-    made = copy.copy(condition)
 
-    def encode(parts: Any, canvas: Any) -> dict[str, torch.Tensor]:
-        return {name: value.to(canvas.device) for name, value in encoded.items()}
+    training: FluxTraining
+    samples: Sequence[TrainingSample]
+    make_batch: DistillationBatchMaker
+    seed: int = 0
 
-    object.__setattr__(made, "encode", encode)
-    return made
+    @torch.no_grad()
+    def __call__(self, step: int) -> dict[str, float]:
+        """Return the mean squared difference of the latents.
+
+        Args:
+            step (`int`): Number of finished updates; the result does not depend on it.
+
+        Returns:
+            `dict[str, float]`
+        """
+        maker = replace(self.make_batch, draws=Draws(self.seed), method="end_to_end")
+        device = next(self.training.transformer.parameters()).device
+        batches = [maker(_stacked(self.training, each), Place(0, [each.index], 1)) for each in self.samples]
+        losses = [self.training.losses(batch.to(device), weighted=False) for batch in batches]
+        return {"validation/loss": float(torch.cat(losses).mean())}
+
+
+def _stacked(training: FluxTraining, sample: TrainingSample) -> SampleBatch:
+    text = next((text for text in sample.prompts if text), "")
+    plain = replace(sample, preserved=False)
+    return stack_samples([plain], (Visit(sample.index, 0),), [text], training.conditions)
 
 
 @dataclass(frozen=True)
@@ -138,11 +153,7 @@ class ValidationImages:
         Returns:
             `list[PIL.Image.Image]`
         """
-        pipe = FluxConditionedPipeline(
-            scheduler=copy.deepcopy(self.scheduler), vae=self.vae, text_encoder=None, tokenizer=None,
-            text_encoder_2=None, tokenizer_2=None, transformer=self.training.transformer,
-        )  # fmt: skip
-        pipe.set_progress_bar_config(disable=True)
+        pipe = drawing_pipeline(self.training.transformer, self.vae, self.scheduler)
         modes = [(module, module.training) for module in self.training.modules()]
         self.training.eval()
         try:
@@ -152,23 +163,13 @@ class ValidationImages:
                 module.training = mode
 
     def _image(self, pipe: FluxConditionedPipeline, sample: TrainingSample, seed: int) -> Image.Image:
-        device: Any = pipe.device
-        dtype: Any = self.training.transformer.dtype
         text = next((text for text in sample.prompts if text), "")
-        hidden_states, pooled = sample.prompts[text]
-        drawn: Any = pipe(
-            prompt_embeds=hidden_states.to(device, dtype),
-            pooled_prompt_embeds=pooled.to(device, dtype),
-            height=sample.height,
-            width=sample.width,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            max_sequence_length=min(512, hidden_states.shape[1]),
-            # What a sample does not have encodes nothing.
-            conditions=[with_encoded(*each) for each in zip(self.training.conditions, sample.conditions) if each[1]],
-        )
-        image: Image.Image = drawn.images[0]
+        self.training.set_strengths(torch.tensor([sample.strength]))
+        images = draw_sample(
+            pipe, self.training.conditions, sample, text, num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale, generator=torch.Generator("cpu").manual_seed(seed),
+        )  # fmt: skip
+        image: Image.Image = images[0]
         return image
 
     def __call__(self, step: int, average: Callable[[], Any] | None = None) -> list[Path]:

@@ -9,7 +9,9 @@ from .options import LoRAOptions
 from .presets import LORA_PRESETS
 from .protocol import Trained, mark_trainable
 from .scratch import from_scratch, trainable_modules
+from .strengths import Strengths
 from .together import TrainedTogether
+from .underlay import fuse_under, lay_under
 from .widen import INPUT_CHANNELS, widen_x_embedder
 
 
@@ -18,6 +20,7 @@ __all__ = [
     "LORA_PRESETS",
     "ExportInfo",
     "LoRAOptions",
+    "Strengths",
     "Trained",
     "TrainedLoRA",
     "TrainedModule",
@@ -27,6 +30,8 @@ __all__ = [
     "export_lora",
     "export_module",
     "from_scratch",
+    "fuse_under",
+    "lay_under",
     "mark_trainable",
     "trainable_modules",
     "widen_x_embedder",

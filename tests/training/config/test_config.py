@@ -228,6 +228,14 @@ def test_models_in_fp8_are_stored_so_where_the_transformer_is_among_them():
         assert config.model.storage == storage
 
 
+def test_a_preset_lora_lies_under_the_trained_one():
+    line = "--dataset_metadata_path a --lora_base_model dit --preset_lora_path first.safetensors"
+    (under,) = read_config(yaml.safe_load(from_reference_args(f"{line} --preset_lora_model dit"))).train.base_loras
+    assert (under.path, under.weight, under.fused) == ("first.safetensors", 1.0, True)
+    with pytest.raises(ConfigurationError, match="--preset_lora_model is 'text_encoder'; expected 'dit'"):
+        from_reference_args(f"{line} --preset_lora_model text_encoder")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from benchmarks.support.tiny.lora_encoder import tiny_lora
 from diffusers_flux_ext import FluxConditionedPipeline
 from diffusers_flux_ext.testing import tiny_pipeline
-from diffusers_flux_ext.training.config.sections import FusionSection
+from diffusers_flux_ext.training.config.train_section import FusionSection
 from diffusers_flux_ext.training.run.fusion import add_fusion
 from diffusers_flux_ext.training.trained import from_scratch
 

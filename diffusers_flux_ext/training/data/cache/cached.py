@@ -88,6 +88,26 @@ class CachedSamples:
         )
         return about["height"], about["width"], (self._manifest["text_length"],), not about["mask"], shapes
 
+    def content(self, index: int, epoch: int, text: str) -> tuple[str, str]:
+        """Return the names by content of a visit of a sample, and of one of its captions.
+
+        Args:
+            index (`int`): The sample's number.
+            epoch (`int`): Which visit; variants of a varying transform take turns.
+            text (`str`): The caption.
+
+        Returns:
+            `tuple[str, str]`: they depend on the files, what was done to them, the models and the options alone.
+
+        Raises:
+            IndexError: if there is no such sample.
+            KeyError: if the caption is not stored.
+        """
+        entry = self._entry(index)
+        _, repeat, repeats = self._manifest["items"][index]
+        key: str = entry["keys"][(epoch * repeats + repeat) % len(entry["keys"])]
+        return key, entry["prompts"][text]
+
     def sample(self, index: int, epoch: int = 0, texts: Sequence[str] | None = None) -> TrainingSample:
         """Read a sample.
 
@@ -105,8 +125,7 @@ class CachedSamples:
             KeyError: if a caption is not stored.
         """
         entry = self._entry(index)
-        _, repeat, repeats = self._manifest["items"][index]
-        key = entry["keys"][(epoch * repeats + repeat) % len(entry["keys"])]
+        key, _ = self.content(index, epoch, "")
         about = self._manifest["samples"][key]
         file, start = self._shard(about["file"]), f"samples/{key}"
         conditions = tuple(
@@ -125,6 +144,7 @@ class CachedSamples:
             file.get_tensor(f"{start}/mask") if about["mask"] else None,
             entry["weight"],
             entry["preserved"],
+            strength=entry.get("strength", 1.0),
         )
 
     def fetch(self, index: int, epoch: int, texts: Sequence[str]) -> TrainingSample:

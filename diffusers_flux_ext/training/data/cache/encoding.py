@@ -34,6 +34,8 @@ class EncodeOptions:
             Whether to keep the standard deviation of the latents, so that training can sample them.
         dtype (`torch.dtype`, *optional*):
             Data type of what text encoders and conditions return, by default T5's. Latents are float32.
+        guided (`bool`, defaults to `False`):
+            Whether conditions also encode what classifier-free guidance needs of them, for a teacher.
 
     Raises:
         ValueError: if an option is out of range.
@@ -42,6 +44,7 @@ class EncodeOptions:
     text_length: int = 512
     posterior: bool = False
     dtype: torch.dtype | None = None
+    guided: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.text_length <= 512:
@@ -127,7 +130,7 @@ def encode_images(
     latents, deviation = _encode_target(pipe, loaded.image, options.posterior)
     canvas = Canvas(
         height, width, 1, 1, pipe._execution_device, options.dtype or pipe.text_encoder_2.dtype,
-        token_size=2 * pipe.vae_scale_factor, max_sequence_length=options.text_length,
+        token_size=2 * pipe.vae_scale_factor, max_sequence_length=options.text_length, guided=options.guided,
     )  # fmt: skip
     try:
         encoded = [each.encode(pipe, canvas) for each in make_conditions(loaded.row)]
@@ -144,6 +147,7 @@ def encode_images(
         None if loaded.mask is None else _token_weights(loaded.mask, canvas.token_size),
         loaded.weight,
         loaded.preserved,
+        strength=loaded.strength,
     )
 
 

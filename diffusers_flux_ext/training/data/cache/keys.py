@@ -131,6 +131,6 @@ def sample_key(
         [
             VERSION, "sample", files, values, columns, roles, item.size, asdict(drawn), transform, own_sizes,
             asdict(data.images), models, conditions, options.text_length, options.posterior,
-            str(options.dtype),
+            str(options.dtype), *(["guided"] if options.guided else []),
         ]
     )  # fmt: skip

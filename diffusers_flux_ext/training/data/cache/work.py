@@ -23,6 +23,7 @@ class _Opened:
 
     name: str
     texts: list[str]
+    strength: float
     keys: list[str] = field(default_factory=list)
     missing: dict[str, LoadedSample] = field(default_factory=dict)
 
@@ -103,7 +104,7 @@ class Work:
         mask = data.columns.loss_mask
         used = {data.columns.target, *data.needed, *([] if mask is None else [mask])}
         files = self.hashes.of_row(data.entries[item.entry].source, row, used)
-        opened = _Opened(row.name, data.texts(item.entry, item.row, row))
+        opened = _Opened(row.name, data.texts(item.entry, item.row, row), data.strength_of(row))
         for variant in range(data.variants if data.transform.varies else 1):
             key = sample_key(data, item, variant, files, self.models, self.conditions, self.options)
             opened.keys.append(key)
@@ -126,6 +127,7 @@ class Work:
             "prompts": {text: self._prompt(text) for text in ("", *opened.texts)},
             "weight": entry.weight,
             "preserved": entry.preserved,
+            "strength": opened.strength,
         }
 
     def _prompt(self, text: str) -> str:
