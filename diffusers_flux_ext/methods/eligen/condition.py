@@ -117,8 +117,9 @@ class EntityRegions(FluxCondition):
             texts = [prompts[entity] if entity < len(prompts) else "" for prompts, _ in samples for entity in entities]
             embeds, visible = pipe.encode_text(texts, length, canvas, self._hides_padding(canvas))
             for column, entity in enumerate(entities):
-                own, seen = (None if each is None else each[column :: len(entities)] for each in (embeds, visible))
-                if self._own_lengths:
+                own = embeds[column :: len(entities)]
+                seen = None if visible is None else visible[column :: len(entities)]
+                if self._own_lengths and seen is not None:
                     own, seen = without_padding(own, seen)
                 encoded[f"entity_{entity}"] = canvas.per_sample(own)
                 if seen is not None:
