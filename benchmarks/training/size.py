@@ -31,14 +31,16 @@ def half_side(image: np.ndarray) -> float:
     return float(((right - left) * (bottom - top)) ** 0.5 / 2)
 
 
-def measured_sizes(halves: Sequence[float], shown: Sequence[flux_shapes.Scene]) -> list[float]:
+def measured_sizes(
+    halves: Sequence[float], shown: Sequence[flux_shapes.Scene], radii: tuple[float, float] = RADII
+) -> list[float]:
     """Return sizes as values: a triangle's box is flatter than that of a circle of the same size."""
     sizes = []
     for half, scene in zip(halves, shown, strict=True):
         left, top, right, bottom = scene.objects[0].extent
         expected = ((right - left) * (bottom - top)) ** 0.5 / 2
         radius = scene.objects[0].radius * half / expected
-        sizes.append((radius - RADII[0]) / (RADII[1] - RADII[0]))
+        sizes.append((radius - radii[0]) / (radii[1] - radii[0]))
     return sizes
 
 

@@ -67,7 +67,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("tiny_controlnet", "beside", 40, ["optimizer.lr=0.003", COLUMNS]),
         ("tiny_size", "sizes", 24, ["optimizer.lr=0.004"]),
         ("tiny_eligen_lora", "beside", 30, ["optimizer.lr=0.003", "conditions.0.dropout=0", COLUMNS, BOXES]),
-        ("tiny_control_size", "sizes", 24, ["optimizer.lr=0.003"]),
+        ("tiny_marks_and_size", "sizes", 24, ["optimizer.lr=0.003", "loss.levels.shift=3"]),
     ],
 )
 def test_the_conditions_lower_the_held_out_loss(
