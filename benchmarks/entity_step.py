@@ -104,12 +104,13 @@ def own_sides(transformer: Any, step: EntityStep) -> dict[str, Side]:
     return {"dense mask": lambda: step(transformer, caches["dense mask"]), "ours": ours}
 
 
-def reference_side(dit: Any, step: EntityStep) -> Side:
+def reference_side(dit: Any, step: EntityStep, gradients: bool = False) -> Side:
     """Return the reference's model function on the same inputs.
 
     Args:
         dit (`torch.nn.Module`): The reference's transformer.
         step (`EntityStep`): The inputs.
+        gradients (`bool`, defaults to `False`): Whether its result can be sent backward.
 
     Returns:
         `Callable`
@@ -127,4 +128,4 @@ def reference_side(dit: Any, step: EntityStep) -> Side:
         "guidance": step.step.guidance,
         "text_ids": prompt.ids[None].to(step.latents),
     }
-    return lambda: reference_velocity(dit, **inputs, **named)
+    return lambda: reference_velocity(dit, gradients, **inputs, **named)

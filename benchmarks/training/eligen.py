@@ -24,7 +24,7 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
 
     def drawn(part: Any) -> list[np.ndarray]:
         entities = [flux_shapes.entity_prompts(shown[index]) for index in part]
-        regions = EntityRegions(entities, [boxes[index] for index in part], max_sequence_length=16)
+        regions = EntityRegions(entities, [boxes[index] for index in part], max_sequence_length=8)
         return draw(pipe, [texts[index] for index in part], part, conditions=[regions], true_cfg_scale=2.0)
 
     def share(index: int, image: np.ndarray) -> float:

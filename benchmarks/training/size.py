@@ -5,21 +5,29 @@ python -m benchmarks.training.size --work proofs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from diffusers import AutoencoderKL
 
 from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
 from benchmarks.training.intervals import interval, spearman
 from benchmarks.training.runner import Bound, Proof, main
 from benchmarks.training.shipped import FILE
 from benchmarks.training.worlds import RADII, size_of, sized
-from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, flux_shapes
+from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, flux_shapes, tiny_flux_path
+from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 
 
 LADDER = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Values of one prompt."""
+
+
+RULER_MARKS = 31
+"""Radii that the VAE is asked about for each shape."""
 
 
 def half_side(image: np.ndarray) -> float:
@@ -31,15 +39,36 @@ def half_side(image: np.ndarray) -> float:
     return float(((right - left) * (bottom - top)) ** 0.5 / 2)
 
 
-def measured_sizes(halves: Sequence[float], shown: Sequence[flux_shapes.Scene]) -> list[float]:
-    """Return sizes as values: a triangle's box is flatter than that of a circle of the same size."""
-    sizes = []
-    for half, scene in zip(halves, shown, strict=True):
-        left, top, right, bottom = scene.objects[0].extent
-        expected = ((right - left) * (bottom - top)) ** 0.5 / 2
-        radius = scene.objects[0].radius * half / expected
-        sizes.append((radius - RADII[0]) / (RADII[1] - RADII[0]))
-    return sizes
+@functools.cache
+def ruler(shape: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `half_side` finds in true images of a shape after the VAE, rising, and the radii they have.
+
+    The VAE loses thin corners, so that a perfect star of a radius looks smaller than a perfect square of it.
+    """
+    radii = np.linspace(*RADII, RULER_MARKS)
+    scenes_of = [Scene("white", (ShapeObject(shape, "red", "", (64.0, 64.0), float(radius)),)) for radius in radii]
+    pixels = np.stack([np.asarray(flux_shapes.render(scene)) for scene in scenes_of])
+    halves = np.array([half_side(image) for image in through_vae(pixels)])
+    return np.maximum.accumulate(halves), radii
+
+
+def through_vae(pixels: np.ndarray) -> np.ndarray:
+    """Encode and decode images of shape `(images, height, width, 3)`, bytes; return them as floats in [0, 1]."""
+    vae = AutoencoderKL.from_pretrained(tiny_flux_path(), subfolder="vae")
+    with torch.no_grad():
+        images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        shown = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1) / 2 + 0.5
+    return shown.permute(0, 2, 3, 1).numpy()
+
+
+def measured_sizes(
+    halves: Sequence[float], shown: Sequence[flux_shapes.Scene], radii: tuple[float, float] = RADII
+) -> list[float]:
+    """Return sizes as values, by what true images of the same shape look like after the VAE; see [`ruler`]."""
+    return [
+        float(np.interp(half, *ruler(scene.objects[0].shape)) - radii[0]) / (radii[1] - radii[0])
+        for half, scene in zip(halves, shown, strict=True)
+    ]
 
 
 def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:

@@ -1,4 +1,4 @@
-"""Time and memory of an update: the trainer against a plain loop, plans against a dense mask, checkpointing, caches.
+"""Time and memory of an update: the trainer against a plain loop, plans against the reference, checkpointing, caches.
 
 python -m benchmarks.training.speed --work proofs --write docs/training_proofs.md
 """
@@ -18,19 +18,20 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.utils import logging
 
+from benchmarks.entity_step import make_entity_step, own_sides, reference_side
 from benchmarks.memory import peak_mib, reset_peak
 from benchmarks.methods import write_between_markers
+from benchmarks.support.reference.dit import reference_dit
 from benchmarks.training.runner import RECIPES
 from benchmarks.training.worlds import TABLE, WORLDS
-from diffusers_flux_ext import Contribution, DenoisingStep, PlanCache, PromptEmbeds, TokenGroup, predict_velocity
-from diffusers_flux_ext.attention.processor import regional_attention
-from diffusers_flux_ext.methods.eligen.condition import entity_rules
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.run.build import Run, build_run
 
 
 MARKERS = ("<!-- speed: begin -->\n", "<!-- speed: end -->")
 RECIPE = RECIPES / "tiny_style_lora.yaml"
+ENTITIES = (0, 3, 6)
+NAMES = {"reference": "the reference's module", "dense mask": "stock transformer, dense mask", "ours": "plans"}
 MEMORY_SIDE, MEMORY_BATCH = 512, 2
 
 
@@ -96,36 +97,23 @@ def trainer_against_loop(work: Path, repeats: int) -> dict[str, float]:
         return interleaved({"plain loop": loop, "trainer": update}, repeats)
 
 
-def plans_against_mask(repeats: int, image_side: int = 32, length: int = 128, entities: int = 3) -> dict[str, float]:
-    """Time forward and backward passes with entities, with and without a dense mask."""
+def entity_passes(entities: int, repeats: int, image_side: int = 32, length: int = 128) -> dict[str, float]:
+    """Time forward and backward passes of all weights: the reference's module, the stock one with a mask, and ours."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         num_layers=1, num_single_layers=2, attention_head_dim=128, num_attention_heads=2, joint_attention_dim=64,
         pooled_projection_dim=32, guidance_embeds=True,
     )  # fmt: skip
-    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(image_side).float(), torch.arange(image_side).float())
-    zeros = torch.zeros(length, 3)
-    prompt = PromptEmbeds(torch.randn(1, length, 64), torch.randn(1, 32), zeros)
-    latents = torch.randn(1, image_side**2, 64)
-    step = DenoisingStep(0, 1, "cond", torch.tensor([0.5]), latents, ids, prompt, torch.tensor([3.5]))
-    groups, rules = [], []
-    for index in range(entities):
-        mask = torch.zeros(1, image_side, image_side, dtype=torch.bool)
-        mask[:, 8:22, index * 10 : index * 10 + 10] = True
-        groups.append(TokenGroup(f"entity_{index}", torch.randn(1, length, 64), zeros))
-        rules += entity_rules(f"entity_{index}", mask.flatten(1))
-    contribution = Contribution(text=groups, rules=rules)
-    caches = {"dense mask": PlanCache(), "plans": PlanCache()}
+    step = make_entity_step(transformer, image_side, length, entities)
+    dit = reference_dit(transformer).requires_grad_(True)
+    sides = {"reference": reference_side(dit, step, gradients=True), **own_sides(transformer, step)}
 
     def passes(name: str) -> None:
-        predict_velocity(transformer, step, [contribution], caches[name]).pow(2).mean().backward()
-        transformer.zero_grad()
+        sides[name]().pow(2).mean().backward()
+        for module in (transformer, dit):
+            module.zero_grad()
 
-    def plans(number: int) -> None:
-        with regional_attention(transformer):
-            passes("plans")
-
-    return interleaved({"dense mask": lambda number: passes("dense mask"), "plans": plans}, repeats)
+    return interleaved({name: lambda number, name=name: passes(name) for name in sides}, repeats)  # type: ignore[misc]
 
 
 def peak(work: Path, checkpointing: bool, cached: bool) -> float:
@@ -154,14 +142,17 @@ def run_for_memory(work: Path, which: str) -> float:
 def table(work: Path, repeats: int) -> str:
     """Measure everything and return the tables."""
     times = trainer_against_loop(work, repeats)
-    regions = plans_against_mask(repeats)
     lines = ["| update | seconds of processor time | ratio |\n", "|---|---|---|\n"]
     for name, seconds in times.items():
         ratio = seconds / times["plain loop"]
         lines.append(f"| style LoRA, batch of 16, {name} | {seconds:.3f} | {ratio:.2f} |\n")
-    for name, seconds in regions.items():
-        ratio = seconds / regions["dense mask"]
-        lines.append(f"| 3 entities, 1024 image tokens, {name} | {seconds:.3f} | {ratio:.2f} |\n")
+    for entities in ENTITIES:
+        passes = entity_passes(entities, repeats)
+        for name, seconds in passes.items():
+            lines.append(
+                f"| {entities} entities, 1024 image tokens, {NAMES[name]} | {seconds:.3f} "
+                f"| {seconds / passes['reference']:.2f} |\n"
+            )
     lines += ["\n", "| gradient checkpointing | samples | peak memory, MiB |\n", "|---|---|---|\n"]
     for cached in (True, False):
         for checkpointing in (False, True):

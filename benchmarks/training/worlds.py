@@ -6,10 +6,11 @@ dark images into others. So the worlds here vary what it can draw.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from diffusers_flux_ext.flux_shapes import Scene
 from diffusers_flux_ext.training.data import write_example_data
 
 
+BORDER = 1.15
+"""Least distance of an object's middle from the border, in radii."""
+
 RADII = (14.0, 44.0)
 """Range of an object's radius in pixels where its size is an attribute of 0 to 1."""
+
+PLACED_RADII, PLACES = (14.0, 34.0), (42.0, 86.0)
+"""Ranges in pixels of an object's radius, and of its middle from left to right; both are attributes of 0 to 1."""
+
+MARK = 6
+"""Half the length of the strokes that mark a place, in pixels."""
 
 STRIPE = 8
 """Height of a stripe in pixels: that of one latent."""
@@ -48,6 +58,23 @@ def sized(rng: random.Random, held_out: bool) -> Scene:
     return replace(scene, objects=(item,))
 
 
+def sized_anywhere(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one object of any size at any place; its caption names neither."""
+    scene = sized(rng, held_out)
+    border = BORDER * scene.objects[0].radius
+    side = flux_shapes.CANVAS_SIZE
+    center = (rng.uniform(border, side - border), rng.uniform(border, side - border))
+    return replace(scene, objects=(replace(scene.objects[0], center=center),))
+
+
+def sized_and_placed(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one object that has a size and a place from left to right; its caption names neither."""
+    scene = centred(rng, held_out)
+    center = (rng.uniform(*PLACES), flux_shapes.CANVAS_SIZE / 2)
+    item = replace(scene.objects[0], size="", center=center, radius=rng.uniform(*PLACED_RADII))
+    return replace(scene, objects=(item,))
+
+
 def crossed(rng: random.Random, held_out: bool) -> Scene:
     """Return a scene of a cross, which the tiny model has never seen."""
     while True:
@@ -57,10 +84,31 @@ def crossed(rng: random.Random, held_out: bool) -> Scene:
             return scene
 
 
-def size_of(scene: Scene) -> float:
+def part_of(value: float, ends: tuple[float, float]) -> float:
+    """Return where a value lies between two ends, from 0 to 1."""
+    low, high = ends
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def size_of(scene: Scene, radii: tuple[float, float] = RADII) -> float:
     """Return the size of the first object as a value from 0 to 1."""
-    low, high = RADII
-    return min(max((scene.objects[0].radius - low) / (high - low), 0.0), 1.0)
+    return part_of(scene.objects[0].radius, radii)
+
+
+def place_of(scene: Scene) -> float:
+    """Return how far to the right the first object is, as a value from 0 to 1."""
+    return part_of(scene.objects[0].center[0], PLACES)
+
+
+def marked(scene: Scene) -> Image.Image:
+    """Draw a white cross in the middle of the object: its place, and nothing of its size and shape."""
+    left, top, right, bottom = scene.objects[0].extent
+    x, y = (left + right) / 2, (top + bottom) / 2
+    image = Image.new("RGB", (flux_shapes.CANVAS_SIZE,) * 2)
+    pen = ImageDraw.Draw(image)
+    pen.line((x - MARK, y, x + MARK, y), fill="white", width=3)
+    pen.line((x, y - MARK, x, y + MARK), fill="white", width=3)
+    return image
 
 
 def striped(scene: Scene) -> Image.Image:
@@ -84,12 +132,16 @@ class World:
         seed (`int`): Seed.
         scene (`Callable`): Draws a scene, held out or not.
         render (`Callable`): Draws its image.
+        control (`Callable`): Draws its control image.
+        values (`dict[str, Callable]`): Attributes of a scene by the names of their columns.
     """
 
     count: int
     seed: int
     scene: Callable[[random.Random, bool], Scene] = centred
     render: Callable[[Scene], Image.Image] = flux_shapes.render
+    control: Callable[[Scene], Image.Image] = flux_shapes.render_outlines
+    values: Mapping[str, Callable[[Scene], float]] = field(default_factory=lambda: {"size": size_of})
 
     def write(self, folder: Path) -> None:
         """Draw the images, unless that was done before.
@@ -107,7 +159,7 @@ class World:
 
     def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
         scene = self.scene(rng, False)
-        for kind, image in (("images", self.render(scene)), ("outlines", flux_shapes.render_outlines(scene))):
+        for kind, image in (("images", self.render(scene)), ("outlines", self.control(scene))):
             (root / kind).mkdir(parents=True, exist_ok=True)
             image.save(root / kind / name)
         files = {"image": f"images/{name}", "controlnet_image": f"outlines/{name}"}
@@ -115,7 +167,7 @@ class World:
 
     def columns(self, scene: Scene) -> dict[str, Any]:
         """Return what else a row has."""
-        return {"size": round(size_of(scene), 3)}
+        return {name: round(value(scene), 3) for name, value in self.values.items()}
 
 
 @dataclass(frozen=True)
@@ -141,11 +193,18 @@ class FreeWorld:
 WORLDS: dict[str, World | FreeWorld] = {
     "outlines": FreeWorld(960, 11),
     "singles": World(960, 17, anywhere),
-    "stripes": World(480, 12, render=striped),
-    "sizes": World(640, 13, sized),
+    "stripes": World(960, 12, render=striped),
+    "sizes": World(960, 13, sized),
     "crosses": World(480, 14, crossed),
     "old_shapes": World(480, 15),
-    "entities": FreeWorld(1500, 16),
+    "sizes_and_places": World(
+        1500,
+        18,
+        sized_and_placed,
+        values={"size": functools.partial(size_of, radii=PLACED_RADII), "place": place_of},
+    ),
+    "marks": World(1500, 19, sized_anywhere, control=marked),
+    "entities": FreeWorld(6000, 16, (2, 3)),
 }
 """The data sets by name."""
 

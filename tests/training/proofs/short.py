@@ -16,6 +16,7 @@ from diffusers_flux_ext.training.run.templates import make_templates
 from diffusers_flux_ext.training.run.validation import ValidationLoss
 
 
+SEEDS = (0, 1, 2)
 RECIPES = Path(__file__).parents[3] / "examples" / "training"
 HELD_OUT = 20
 SIGMAS = (0.4, 0.7, 0.9)
@@ -66,6 +67,32 @@ def prepare(recipe: str, folder: Path, tables: Sequence[Path], updates: int, *ch
     _, held = split(samples, config.data, Draws(config.seed))
     kept = [samples.sample(index) for index in held]
     return Short(run, ValidationLoss(run.training, kept, run.trainer.make_batch, sigmas=SIGMAS))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Held-out losses before and after the short runs of all seeds, one number per sample and run.
+
+    Args:
+        before (`torch.Tensor`): Before training.
+        after (`torch.Tensor`): After it.
+        shuffled (`torch.Tensor`): After it, each sample with the conditions of the next one.
+    """
+
+    before: torch.Tensor
+    after: torch.Tensor
+    shuffled: torch.Tensor
+
+
+def train_all_seeds(recipe: str, folder: Path, tables: Sequence[Path], updates: int, *changes: str) -> Losses:
+    """Train a recipe for each seed, which share a cache, and return the losses before and after."""
+    rows = []
+    for seed in SEEDS:
+        short = prepare(recipe, folder, tables, updates, f"seed={seed}", f"output={folder / str(seed)}", *changes)
+        before = short.losses()
+        short.run()
+        rows.append((before, short.losses(), short.losses(short.shuffled())))
+    return Losses(*(torch.cat(each) for each in zip(*rows, strict=True)))
 
 
 def falls(before: torch.Tensor, after: torch.Tensor) -> float:

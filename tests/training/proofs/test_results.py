@@ -1,15 +1,30 @@
 """The numbers of docs/training_proofs.md: where they come from, and how they are computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from benchmarks.training.attributes import middle
 from benchmarks.training.drawing import Measured, scenes
 from benchmarks.training.intervals import interval, spearman
 from benchmarks.training.runner import Bound
 from benchmarks.training.shipped import FILE, lay_out
+from benchmarks.training.size import half_side, measured_sizes, through_vae
 from benchmarks.training.style import stripes
 from benchmarks.training.table import table
-from benchmarks.training.worlds import centred, striped
+from benchmarks.training.worlds import (
+    PLACED_RADII,
+    RADII,
+    centred,
+    marked,
+    place_of,
+    size_of,
+    sized,
+    sized_and_placed,
+    sized_anywhere,
+    striped,
+)
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.training.config import read_config
 from tests.fixtures.documentation import ROOT
@@ -61,6 +76,23 @@ def test_stripes_are_told_from_plain_objects():
     }
     assert min(found["striped"]) > 0.9
     assert max(map(abs, found["plain"])) < 0.1
+
+
+def test_true_images_have_their_own_sizes_and_places():
+    for draw_scene, radii in ((sized, RADII), (sized_and_placed, PLACED_RADII)):
+        shown = scenes(8, draw_scene)
+        images = through_vae(np.stack([np.asarray(flux_shapes.render(scene)) for scene in shown]))
+        found = measured_sizes([half_side(image) for image in images], shown, radii)
+        np.testing.assert_allclose(found, [size_of(scene, radii) for scene in shown], atol=0.08)
+    np.testing.assert_allclose([middle(image) for image in images], [place_of(scene) for scene in shown], atol=0.06)
+
+
+def test_a_mark_says_the_place_alone():
+    one, other = scenes(2, sized_anywhere)
+    moved = replace(one, objects=(replace(one.objects[0], radius=20.0, shape="circle", center=(50.0, 70.0)),))
+    larger = replace(one, objects=(replace(moved.objects[0], radius=30.0, shape="square"),))
+    assert np.array_equal(np.asarray(marked(moved)), np.asarray(marked(larger)))
+    assert not np.array_equal(np.asarray(marked(moved)), np.asarray(marked(other)))
 
 
 def test_a_bound_is_reached_when_the_whole_interval_lies_inside():
