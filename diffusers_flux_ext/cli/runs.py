@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_folder
-from .engines import add_engine_flags, allow_files, check_engine, choose_device, make_engine, stopped_by_sigterm
+from .engines import (
+    add_engine_flags,
+    allow_files,
+    check_engine,
+    choose_device,
+    is_url,
+    make_engine,
+    stopped_by_sigterm,
+)
 from .errors import CommandLineError, in_flags, in_short, one_line, report
 from .extras import check_jobs_extra
 from .parsing import parse_gib, parse_positive

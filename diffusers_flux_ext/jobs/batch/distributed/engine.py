@@ -22,7 +22,7 @@ class RayEngine:
     fails with it, goes to another one.
 
     Args:
-        make_runner (`Callable`): Returns a `JobRunner`; it is called in each actor, so that it must be importable there.
+        make_runner (`Callable`): Returns a `JobRunner`; called in each actor; it must be importable there.
         workers (`int`, *optional*): Actors; as many as the cluster has GPUs, or one, by default.
         tries (`int`, *optional*, defaults to 3): How often a job is tried until it counts as failed.
         timeout (`float`, *optional*): Seconds, loading included, after which a job's actor counts as lost.

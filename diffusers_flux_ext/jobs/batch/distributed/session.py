@@ -123,8 +123,8 @@ class Session:
         ours, theirs = versions(), about["versions"]
         if ours != theirs:
             raise WorkersError(
-                f"{seat.place} has other versions, which may draw other pixels: got {theirs}, expected {ours}. Install "
-                "the same ones on all machines."
+                f"{seat.place} has other versions, which may draw other pixels: got {theirs}, expected {ours}. "
+                "Install the same ones on all machines."
             )
         self._failed_starts, self._last_start = 0, time.monotonic()
         self._idle.append(seat)
@@ -159,9 +159,7 @@ class Session:
         self._replace(seat)
         if work is not None:
             times = self._tried[work.name] + 1
-            self._retry(
-                work, WorkerLost(f"workers ended while they drew it, {times} in a row; the last one: {reason}")
-            )
+            self._retry(work, WorkerLost(f"its workers ended or failed, {times} of them; the last one: {reason}"))
         elif seat.node is None:
             self._failed_starts += 1
             if self._failed_starts >= STARTS * max(len(self.crew.seats), 1):

@@ -42,11 +42,12 @@ class LeaseStore(Protocol):
 class FolderLease:
     """Claims of all jobs of a folder at once.
 
-    Few stores can create a file only if it is missing, and fewer can replace it only if it is unchanged, so that claims
-    by job would need a guarantee that is not there. The first claim waits until no other process writes the folder. A
-    process that is gone is recognised by its file, which has not changed for `lease` seconds; clocks need not agree.
-    Where a store cannot create exclusively, two processes that begin within the same second see each other after
-    `settle` seconds, and one of them waits. A process that was taken for gone, and was not, is told with its next claim.
+    Few stores can create a file only if it is missing, and fewer can replace it only if it is unchanged, so that
+    claims by job would need a guarantee that is not there. The first claim waits until no other process writes the
+    folder. A process that is gone is recognised by its file, which has not changed for `lease` seconds; clocks need
+    not agree. Where a store cannot create exclusively, two processes that begin within the same second see each other
+    after `settle` seconds, and one of them waits. A process that was taken for gone, and was not, is told with its
+    next claim.
 
     Args:
         store (`LeaseStore`): The folder.

@@ -13,8 +13,8 @@ from .lease import FolderLease
 class RemoteStore:
     """A folder on an object store or another remote file system.
 
-    What is there is listed once, and only what has been listed or written since is looked at: a store is written by one
-    process at a time, see [`~lease.FolderLease`].
+    What is there is listed once, and only what has been listed or written since is looked at: a store is written by
+    one process at a time, see [`~lease.FolderLease`].
 
     Args:
         filesystem (`fsspec.AbstractFileSystem`): The file system.
