@@ -110,13 +110,16 @@ class FolderLease:
 
     def _acquire(self) -> None:
         token, watched, since = secrets.token_hex(8), None, time.monotonic()
-        while not self._created(token):
+        while True:
             content = self.store.read_now(LEASE)
-            if content != watched:
-                if watched is None and content is not None:
+            if content is None:
+                if self._created(token):
+                    break
+            elif content != watched:
+                if watched is None:
                     logger.warning("%s is written by %s; waiting for it", self.store.where(""), _named(content))
                 watched, since = content, time.monotonic()
-            elif content is not None and (_is_dead(content) or time.monotonic() - since >= self.lease):
+            elif _is_dead(content) or time.monotonic() - since >= self.lease:
                 self.store.remove_now(LEASE)
                 continue
             time.sleep(self.pause)
