@@ -1,4 +1,4 @@
-"""Lists and results on stores that fsspec knows by a URL: what is promised there, and what one process sees of another."""
+"""Lists and results on stores that fsspec knows by a URL, and what one process sees of another there."""
 
 import io
 import json
