@@ -22,7 +22,7 @@ class Died(Exception):
 
 
 class Actor:
-    """Stands for an actor: answers in a thread, dies for `die ...`, is silent for `hang ...`, breaks for `break ...`."""
+    """Stands for an actor: answers in a thread; dies for `die`, is silent for `hang`, `gone`; breaks for `break`."""
 
     def __init__(self, cluster, number):
         self.cluster, self.number = cluster, number
