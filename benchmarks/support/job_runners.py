@@ -53,3 +53,21 @@ class ColorRunner:
         with path.open("a") as log:
             log.write(f"{prompt}\n")
         return before
+
+
+class NotingRunner:
+    """A `JobRunner` on the CPU that notes what it begins.
+
+    Args:
+        log (`str`): A file that gets a line for each job that is begun.
+    """
+
+    def __init__(self, log: str) -> None:
+        from diffusers_flux_ext.jobs import JobRunner
+
+        self.log, self.runner = log, JobRunner(device="cpu")
+
+    def run(self, job: Any, files: Any, on_step: Any = None) -> Any:
+        with Path(self.log).open("a") as log:
+            log.write(f"{job.call.seed.root}\n")
+        return self.runner.run(job, files, on_step=on_step)

@@ -79,6 +79,7 @@ def test_what_is_drawn_leaves_no_note(tmp_path):
     assert not list((tmp_path / "out").glob(".*.starts"))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_by_its_job(tmp_path):
     path = write(tmp_path, "kill it", "a")
     command = [sys.executable, "-c", DRAW, str(path), str(tmp_path / "out")]
