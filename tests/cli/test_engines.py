@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import pytest
 
 from diffusers_flux_ext.cli import engines
@@ -89,6 +90,17 @@ def test_no_process_group_is_left_to_wait_for(monkeypatch):
     engines.choose_device(args)
     assert (args.device, args.title) == ("cpu", "flux-ext run [1]")
     assert not any(name in os.environ for name in engines.GROUP_VARIABLES)
+
+
+def test_lists_and_results_on_a_store(listed, capsys):
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/cli/jobs.jsonl", (listed / "jobs.jsonl").read_bytes())
+    assert main(["run", "memory://cli/jobs.jsonl", "--out", "memory://cli/out", "--device", "cpu"]) == 0
+    assert "4 done of 4: memory://cli/out/results.jsonl" in capsys.readouterr().out
+    assert main(["run", "memory://cli/jobs.jsonl", "--dry-run", "--out", "memory://cli/out"]) == 0
+    assert capsys.readouterr().out.count(": done") == 4
+    assert main(["run", "memory://cli/none.jsonl", "--out", "memory://cli/out"]) == 2
+    memory.rm("/cli", recursive=True)
 
 
 def images(folder):

@@ -49,6 +49,7 @@ class Ledger:
         self._old_errors = {work.name: folder.error(work.name) for work in works} if retry_failed else {}
         self._handed_out: set[str] = set()
         self._begun: set[str] = set()
+        self._works = works
         self.open = [work for work in works if not self.is_settled(work)]
 
     def is_settled(self, work: Work) -> bool:
@@ -141,6 +142,14 @@ class Ledger:
         for name in list(self._begun):
             self._settle(name)
         self.claims.release_all()
+
+    def sweep(self) -> None:
+        """Remove what killed processes left behind beside jobs that are settled."""
+        names = {work.name for work in self._works}
+        for name in names & self.claims.taken():
+            if self.claims.take(name):
+                self.folder.count_start(name, 0)
+                self.claims.release(name)
 
     def _settle(self, name: str) -> None:
         if name in self._begun:

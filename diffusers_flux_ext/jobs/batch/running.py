@@ -79,6 +79,7 @@ class Run:
 
         try:
             engine.run(self._ledger.hand_out(), report)
+            self._ledger.sweep()
             # Who finds it claimed leaves it to the process that writes it now.
             if self._ledger.claims.take(SUMMARY):
                 write_summary(self.listed, self.folder)

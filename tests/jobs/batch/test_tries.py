@@ -20,6 +20,15 @@ Run(read_listed(read_entries(sys.argv[1])), sys.argv[2], tries=1)(LocalEngine(Co
 """
 
 
+HOLD = """
+import os, sys
+from pathlib import Path
+from diffusers_flux_ext.jobs.batch.claims import Claims
+Claims(Path(sys.argv[1]), 60.0).take(sys.argv[2])
+os.kill(os.getpid(), 9)
+"""
+
+
 def write(folder, *prompts):
     path = folder / "jobs.jsonl"
     jobs = [{"model": "tiny", "call": {"prompt": prompt}} for prompt in prompts]
@@ -64,6 +73,18 @@ def test_a_job_that_ends_its_processes_is_set_aside_and_can_be_retried(tmp_path)
     assert not list((tmp_path / "out").glob(".*.starts"))
     # Tried again on demand, from the beginning.
     end(path, tries=2, retry_failed=True)
+
+
+def test_a_process_that_is_killed_after_it_wrote_leaves_nothing_for_ever(tmp_path):
+    path = write(tmp_path, "a", "b")
+    lines = start(path, tries=2)(LocalEngine(Runner()))
+    out, name = tmp_path / "out", lines[0]["name"]
+    ended = subprocess.Popen([sys.executable, "-c", HOLD, str(out / ".claims"), name], cwd=ROOT)
+    ended.wait()
+    (out / f".{name}.starts").write_text("1")
+    assert list(out.glob(".claims/*"))
+    start(path, tries=2)(LocalEngine(Runner()))
+    assert not [*out.glob(".claims/*"), *out.glob(".*.starts")]
 
 
 def test_an_interruption_does_not_count(tmp_path):
