@@ -24,7 +24,8 @@ HOLD = """
 import os, sys
 from pathlib import Path
 from diffusers_flux_ext.jobs.batch.claims import Claims
-Claims(Path(sys.argv[1]), 60.0).take(sys.argv[2])
+claims = Claims(Path(sys.argv[1]), 60.0)
+claims.take(sys.argv[2])
 os.kill(os.getpid(), 9)
 """
 

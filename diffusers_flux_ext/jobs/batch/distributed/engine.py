@@ -93,7 +93,8 @@ def _connected(address: str | None, workers: int) -> Iterator[Any]:
         ray.init(
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own)
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # Ray raises `Exception` itself where its own processes do not start in time.
         raise WorkersError(f"the Ray cluster {address or 'of this machine'} cannot be used: {error}") from error
     try:
         yield ray
