@@ -49,13 +49,14 @@ def write_list(folder: Path, count: int) -> Path:
 
 
 def kill_workers(stop: threading.Event, rng: random.Random, pauses: float, most: int, killed: list[int]) -> None:
-    """Kill a worker that draws after random pauses, until it is enough."""
+    """Kill a worker, whatever it does, after random pauses, until it is enough."""
     while len(killed) < most and not stop.wait(rng.uniform(0.5, 1.5) * pauses):
         titles = [(each.pid, " ".join(each.info["cmdline"] or [])) for each in psutil.process_iter(["cmdline"])]
-        drawing = sorted(pid for pid, title in titles if title.startswith(f"{ACTOR}.draw"))
-        if drawing:
-            psutil.Process(rng.choice(drawing)).kill()
-            killed.append(drawing[0])
+        workers = sorted(pid for pid, title in titles if title.startswith(ACTOR))
+        if workers:
+            chosen = rng.choice(workers)
+            psutil.Process(chosen).kill()
+            killed.append(chosen)
 
 
 def chaos(count: int, kills: int, pause: float, make: Callable[[str], Any], workers: int) -> dict[str, Any]:
@@ -212,7 +213,10 @@ def main() -> None:
     torch.set_num_threads(1)
     # As this process, to compare them; Ray puts workers behind all others.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    for section, make in (("chaos", NotingRunner), ("quick-chaos", ColorRunner)):
+    runners: dict[str, Callable[[str], Any]] = {
+        "chaos": NotingRunner, "quick-chaos": functools.partial(ColorRunner, seconds=0.05),
+    }  # fmt: skip
+    for section, make in runners.items():
         if section in args.sections:
             found = chaos(args.jobs, args.kills, args.pause, make, 2)
             show([list(found), [f"{value:.0f}" if isinstance(value, float) else value for value in found.values()]])
