@@ -53,14 +53,17 @@ class EntityStep:
         return predict_velocity(transformer, self.step, [self.contribution], cache)
 
 
-def make_entity_step(transformer: Any, side: int, text_tokens: int, entities: int) -> EntityStep:
+def make_entity_step(
+    transformer: Any, side: int, text_tokens: int, entities: int, entity_tokens: int | None = None
+) -> EntityStep:
     """Draw the inputs of a step.
 
     Args:
         transformer (`FluxTransformer2DModel`): Says sizes, device and data type.
         side (`int`): Tokens on a side of the image.
-        text_tokens (`int`): Of the prompt, and of each entity.
+        text_tokens (`int`): Of the prompt.
         entities (`int`): How many.
+        entity_tokens (`int`, *optional*): Of each entity; as many as the prompt's by default.
 
     Returns:
         `EntityStep`
@@ -72,17 +75,19 @@ def make_entity_step(transformer: Any, side: int, text_tokens: int, entities: in
         return torch.randn(shape, generator=generator).to(weight)
 
     latents = normal(1, 16, 2 * side, 2 * side)
-    prompt, texts = (normal(1, *many, text_tokens, config.joint_attention_dim) for many in ((), (entities,)))
+    length = text_tokens if entity_tokens is None else entity_tokens
+    prompt = normal(1, text_tokens, config.joint_attention_dim)
+    texts = normal(1, entities, length, config.joint_attention_dim)
     masks = entity_masks(entities, side)
     packed = latents.view(1, 16, side, 2, side, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, side * side, 64)
     ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side).float(), torch.arange(side).float())
-    zeros = torch.zeros(text_tokens, 3, device=weight.device)
+    zeros, entity_zeros = (torch.zeros(count, 3, device=weight.device) for count in (text_tokens, length))
     timestep, guidance = (torch.tensor([value]).to(weight) for value in (0.5, 3.5))
     embeds = PromptEmbeds(prompt, normal(1, config.pooled_projection_dim), zeros)
     step = DenoisingStep(0, 1, "cond", timestep, packed, ids.to(weight.device), embeds, guidance)
     names = [f"entity_{index}" for index in range(entities)]
     contribution = Contribution(
-        text=[TokenGroup(name, texts[:, index], zeros) for index, name in enumerate(names)],
+        text=[TokenGroup(name, texts[:, index], entity_zeros) for index, name in enumerate(names)],
         rules=[rule for name, mask in zip(names, masks) for rule in entity_rules(name, mask.flatten()[None])],
     )
     return EntityStep(latents, texts, masks, step, contribution)

@@ -3,15 +3,18 @@
 Run from the repository's root with the reference package installed (see the README's second command):
 
     python -m benchmarks.step --part calls --image-size 256 --repeats 15
+    python -m benchmarks.step --part parts --image-size 256 --repeats 15
     python -m benchmarks.step --part overhead --repeats 41
     python -m benchmarks.step --part curves --image-size 384 --image benchmarks/conditions.png
 """
 
 import argparse
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,10 @@ def make_pipes(args: argparse.Namespace, tiny: bool = False) -> tuple[Any, Any, 
 
 def make_calls(args: argparse.Namespace, size: int, tiny: bool = False) -> dict[str, Side]:
     """Return a whole call of each side: prompt, steps, decoding."""
-    reference, stock, ours = make_pipes(args, tiny)
+    return _calls(args, size, *make_pipes(args, tiny))
+
+
+def _calls(args: argparse.Namespace, size: int, reference: Any, stock: Any, ours: Any) -> dict[str, Side]:
     shared = {"height": size, "width": size, "num_inference_steps": args.steps}
     given = {"max_sequence_length": args.text_tokens, "output_type": "pt", **shared}
     theirs = {"t5_sequence_length": args.text_tokens, "progress_bar_cmd": list, **shared}
@@ -67,6 +73,63 @@ def interleave(sides: dict[str, Side], repeats: int) -> dict[str, list[float]]:
             if repeat:
                 seconds[name].append(time.process_time() - start)
     return seconds
+
+
+@contextmanager
+def timed(owner: Any, name: str, seconds: list[float]) -> Iterator[None]:
+    """Append the processor seconds of each call of a method."""
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def measured(*given: Any, **named: Any) -> Any:
+        start = time.process_time()
+        result = function(*given, **named)
+        seconds.append(time.process_time() - start)
+        return result
+
+    setattr(owner, name, measured)
+    try:
+        yield
+    finally:
+        # A module's own attribute hides the method of its class.
+        if hasattr(type(owner), name):
+            delattr(owner, name)
+        else:
+            setattr(owner, name, function)
+
+
+def table_of_parts(args: argparse.Namespace) -> str:
+    """Return where a whole call spends its time, in the reference, in diffusers and in ours."""
+    size = args.image_size
+    reference, stock, ours = make_pipes(args)
+    places: dict[str, dict[str, tuple[Any, str]]] = {
+        "reference": {"transformer": (reference, "model_fn"), "decoder": (reference.vae_decoder, "forward")},
+        **{
+            name: {"transformer": (pipe.transformer, "forward"), "decoder": (pipe.vae, "decode")}
+            for name, pipe in (("diffusers", stock), ("ours", ours))
+        },
+    }
+    sides = {name: side for name, side in _calls(args, size, reference, stock, ours).items() if name in places}
+    found: dict[str, dict[str, list[float]]] = {name: {"call": [], "transformer": [], "decoder": []} for name in sides}
+
+    def run(name: str) -> None:
+        parts: dict[str, list[float]] = {part: [] for part in places[name]}
+        with ExitStack() as stack:
+            for part, (owner, method) in places[name].items():
+                stack.enter_context(timed(owner, method, parts[part]))
+            start = time.process_time()
+            sides[name]()
+            found[name]["call"].append(time.process_time() - start)
+        for part, seconds in parts.items():
+            found[name][part].append(sum(seconds))
+
+    interleave({name: functools.partial(run, name) for name in sides}, args.repeats)
+    lines = ["| | call, s | transformer, s | decoder, s | rest, s |\n", "|---|---|---|---|---|\n"]
+    for name, parts in found.items():
+        call, *inside = (statistics.median(seconds[1:]) for seconds in parts.values())
+        cells = [f"{seconds:.4f}" for seconds in (call, *inside, call - sum(inside))]
+        lines.append(f"| {name} | {' | '.join(cells)} |\n")
+    return "".join(lines)
 
 
 def paired(one: list[float], other: list[float]) -> float:
@@ -142,7 +205,7 @@ def table_of_curves(curves: dict[str, list[float]]) -> str:
 def parse_args() -> argparse.Namespace:
     """Return sizes and repeats."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["calls", "overhead", "curves"], default="calls")
+    parser.add_argument("--part", choices=["calls", "parts", "overhead", "curves"], default="calls")
     parser.add_argument("--image-size", type=int, default=256, help="side in pixels; 16 pixels a token")
     parser.add_argument("--text-tokens", type=int, default=128)
     parser.add_argument("--width", type=int, default=512)
@@ -164,7 +227,7 @@ def main() -> None:
             draw_curves(curves, "cost of a step, in steps without conditions", args.image)
         made = table_of_curves(curves)
     else:
-        made = {"calls": table_of_calls, "overhead": table_of_overhead}[args.part](args)
+        made = {"calls": table_of_calls, "parts": table_of_parts, "overhead": table_of_overhead}[args.part](args)
     sys.stdout.write(made + "\n")
 
 

@@ -29,15 +29,17 @@ DEFAULT_TILE_SIZE = 1024
 class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
     r"""The FLUX.1 autoencoder: [`~diffusers.AutoencoderKL`] with a different way of tiling.
 
-    Tile size and stride are given in image pixels, for encoding and decoding alike. All tiles have full size: the last
-    one of a row or column is moved inward instead of being cut. Overlaps are blended with weights that fall linearly
-    towards a tile's inner borders, over half a stride. Tiles are processed one by one into an output buffer, so peak
+    Tile size and stride are given in image pixels, for encoding and decoding alike. As few tiles as possible, equally
+    large to within one latent cell, just cover the image, so that none is narrow, and nothing is computed twice beyond
+    the overlap. Overlaps are blended with weights that fall linearly towards a tile's inner borders, over
+    half a stride. Tiles are processed one by one into an output buffer, so peak
     memory is that of one tile plus the image. An image that fits into a tile is processed whole, and without
     tiling the model is the base class. Weights and config are those of `AutoencoderKL`; either class loads the other's
     folders and takes the other's config, without changing its values.
 
     The blending is that of DiffSynth-Studio, except that it also covers positions which a stride does not reach, and
-    that weights do not fall towards the borders of the image (see `ramp_image_borders` of [`enable_tiling`]).
+    that tiles are equal, and that weights do not fall towards the borders of the image (see `ramp_image_borders` of
+    [`enable_tiling`]).
 
     Args:
         in_channels (`int`, *optional*, defaults to 3):
@@ -170,14 +172,16 @@ class AutoencoderKLFlux(StockConfigMixin, AutoencoderKL):
 
         Args:
             tile_size (`int`, *optional*, defaults to 1024):
-                Side of a tile in image pixels, a multiple of [`cell_size`]. Memory grows with its square; smaller
-                tiles see less of the image, which shows as slight differences in tone.
+                Largest side of a tile in image pixels, a multiple of [`cell_size`]. Memory grows with its square;
+                smaller tiles see less of the image, which shows as slight differences in tone.
             tile_stride (`int`, *optional*):
-                Distance between tiles in image pixels, a multiple of [`cell_size`], at most `tile_size`. Three
-                quarters of `tile_size` by default. Smaller strides blend over a wider overlap and take longer.
+                `tile_size` less the overlap of neighbouring tiles, in image pixels, a multiple of [`cell_size`], at
+                most `tile_size`. Three quarters of `tile_size` by default. Smaller strides blend over a wider overlap
+                and take longer.
             ramp_image_borders (`bool`, *optional*, defaults to `False`):
-                Let the weights fall towards the borders of the image too. This reproduces DiffSynth-Studio, at the
-                price of seams where an overlap meets the border of the image.
+                Reproduce DiffSynth-Studio: tiles of full size, the last one moved inward, and weights that fall
+                towards the borders of the image too. It takes longer, and leaves seams where an overlap meets the
+                border of the image.
 
         Raises:
             ValueError: If the size or the stride is impossible.

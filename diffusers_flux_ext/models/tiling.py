@@ -4,27 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 
-def tile_starts(size: int, tile: int, stride: int) -> list[int]:
-    """Start of the tiles along one axis: every `stride`, and a last tile that is moved inward to end at the border.
+def equal_spans(size: int, tile: int, stride: int) -> list[slice]:
+    """Cut one axis into as few spans as full tiles would take, all equally long to within one cell.
+
+    Full tiles overlap more than asked wherever the axis is no sum of strides, and what they overlap is computed twice;
+    these overlap by `tile - stride` everywhere.
 
     Args:
         size (`int`):
             Length of the axis, at least 1.
         tile (`int`):
-            Length of a tile, at least 1. An axis that is not longer is covered by a single tile.
+            Most that a span may have, at least 1. An axis that is not longer is one span.
         stride (`int`):
-            Distance between tiles, from 1 to `tile`.
+            `tile` less the overlap, from 1 to `tile`.
 
     Returns:
-        `list[int]`: Ascending starts. Every tile lies inside the axis at full length; together they cover it.
+        `list[slice]`: Ascending spans of at least half a tile, which together cover the axis.
     """
     if size <= tile:
-        return [0]
-    return [*range(0, size - tile, stride), size - tile]
+        return [slice(0, size)]
+    overlap = tile - stride
+    count = -(-(size - overlap) // stride)
+    borders = [number * (size - overlap) // count for number in range(count + 1)]
+    return [slice(start, stop + overlap) for start, stop in pairwise(borders)]
+
+
+def full_spans(size: int, tile: int, stride: int) -> list[slice]:
+    """Cut one axis into full tiles, as DiffSynth-Studio does: one every `stride`, the last one moved inward.
+
+    Args:
+        size (`int`):
+            Length of the axis, at least 1.
+        tile (`int`):
+            Length of a tile, at least 1. An axis that is not longer is one span.
+        stride (`int`):
+            Distance between tiles, from 1 to `tile`; less before the last one.
+
+    Returns:
+        `list[slice]`: Ascending spans, which together cover the axis.
+    """
+    if size <= tile:
+        return [slice(0, size)]
+    return [slice(start, start + tile) for start in [*range(0, size - tile, stride), size - tile]]
 
 
 def _axis_weights(start: int, tile: int, size: int, ramp: int, ramp_outer: bool) -> torch.Tensor:
@@ -45,14 +71,14 @@ class TileGrid:
         height (`int`), width (`int`):
             Size of the plane in cells.
         tile (`int`):
-            Side of a tile in cells. A plane that is smaller along one axis has tiles of its own length there.
+            Largest side of a tile in cells.
         stride (`int`):
-            Distance between tiles in cells, from 1 to `tile`.
+            `tile` less the overlap of neighbours in cells, from 1 to `tile`.
         scale (`int`):
             A processed tile has `scale` pixels per cell.
         ramp_outer (`bool`):
-            Whether weights also fall towards the borders of the plane, as in DiffSynth-Studio. Near them overlaps are
-            then averaged instead of faded over.
+            Whether tiles and weights are DiffSynth-Studio's: tiles of full size, and weights that fall towards the
+            borders of the plane, too. Near them overlaps are then averaged instead of faded over.
     """
 
     height: int
@@ -64,11 +90,11 @@ class TileGrid:
 
     def windows(self) -> list[tuple[slice, slice]]:
         """Return the tiles, row by row, as slices of cells."""
-        tall, wide = min(self.tile, self.height), min(self.tile, self.width)
+        spans = full_spans if self.ramp_outer else equal_spans
         return [
-            (slice(top, top + tall), slice(left, left + wide))
-            for top in tile_starts(self.height, self.tile, self.stride)
-            for left in tile_starts(self.width, self.tile, self.stride)
+            (rows, columns)
+            for rows in spans(self.height, self.tile, self.stride)
+            for columns in spans(self.width, self.tile, self.stride)
         ]
 
     def weights(self, rows: slice, columns: slice) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Laws of `TileGrid` for all sizes, tiles and strides."""
 
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_flux_ext.models.tiling import TileGrid, tile_starts
+from diffusers_flux_ext.models.tiling import TileGrid, equal_spans, full_spans
 
 
 @st.composite
@@ -25,13 +26,13 @@ def grids(draw: st.DrawFn) -> TileGrid:
 
 @given(grids())
 @settings(max_examples=60, deadline=None)
-def test_tiles_have_full_size_and_cover_the_plane(grid: TileGrid) -> None:
+def test_tiles_are_no_larger_than_asked_and_cover_the_plane(grid: TileGrid) -> None:
     covered = torch.zeros(grid.height, grid.width, dtype=torch.bool)
     for rows, columns in grid.windows():
-        assert rows.stop - rows.start == min(grid.tile, grid.height)
-        assert columns.stop - columns.start == min(grid.tile, grid.width)
-        assert 0 <= rows.start <= rows.stop <= grid.height
-        assert 0 <= columns.start <= columns.stop <= grid.width
+        for cells, size in ((rows, grid.height), (columns, grid.width)):
+            assert 0 <= cells.start < cells.stop <= size
+            length, most = cells.stop - cells.start, min(grid.tile, size)
+            assert length == most if grid.ramp_outer else most / 2 <= length <= most
         covered[rows, columns] = True
     assert covered.all()
 
@@ -41,7 +42,7 @@ def test_tiles_have_full_size_and_cover_the_plane(grid: TileGrid) -> None:
 def test_weights_are_positive_and_at_most_one(grid: TileGrid) -> None:
     for rows, columns in grid.windows()[:9]:
         weights = grid.weights(rows, columns)
-        assert weights.shape == (min(grid.tile, grid.height) * grid.scale, min(grid.tile, grid.width) * grid.scale)
+        assert weights.shape == tuple((cells.stop - cells.start) * grid.scale for cells in (rows, columns))
         assert weights.min() > 0
         assert weights.max() <= 1
 
@@ -60,13 +61,28 @@ def test_equal_tiles_give_their_plane_back(grid: TileGrid, batch: int) -> None:
     torch.testing.assert_close(grid.blend(cut), plane)
 
 
-@given(st.integers(1, 400), st.integers(1, 60), st.data())
-@settings(max_examples=60, deadline=None)
-def test_no_more_tiles_than_needed(size: int, tile: int, data: st.DataObject) -> None:
-    stride = data.draw(st.integers(1, tile))
-    starts = tile_starts(size, tile, stride)
-    assert starts == sorted(set(starts))
-    assert len(starts) == 1 + max(0, -(-(size - tile) // stride))
+AXES = {"size": st.integers(1, 400), "tile": st.integers(1, 60), "share": st.floats(0, 1)}
+
+
+@given(**AXES)
+@settings(max_examples=100, deadline=None)
+def test_no_more_tiles_than_needed(size: int, tile: int, share: float) -> None:
+    stride = 1 + round(share * (tile - 1))
+    for spans in (equal_spans(size, tile, stride), full_spans(size, tile, stride)):
+        assert spans == sorted(spans, key=lambda span: span.start)
+        assert len(spans) == 1 + max(0, -(-(size - tile) // stride))
+
+
+@given(**AXES)
+@settings(max_examples=100, deadline=None)
+def test_equal_spans_overlap_as_asked_and_compute_no_more_than_diffusers(size: int, tile: int, share: float) -> None:
+    stride = 1 + round(share * (tile - 1))
+    spans = equal_spans(size, tile, stride)
+    lengths = [span.stop - span.start for span in spans]
+    assert max(lengths) - min(lengths) <= 1
+    assert {one.stop - other.start for one, other in pairwise(spans)} <= {tile - stride}
+    # diffusers starts a tile at every stride and cuts what lies beyond the border.
+    assert sum(lengths) <= sum(min(tile, size - start) for start in range(0, size, stride))
 
 
 @pytest.mark.parametrize("ramp_outer", [False, True])
@@ -111,7 +127,7 @@ def test_one_tile_is_alive_at_a_time() -> None:
 
     def process(rows: slice, columns: slice) -> torch.Tensor:
         assert not any(tile() is not None for tile in tiles)
-        tile = torch.ones(1, 1, 4, 4)
+        tile = torch.ones(1, 1, rows.stop - rows.start, columns.stop - columns.start)
         tiles.append(weakref.ref(tile))
         return tile
 

@@ -23,6 +23,8 @@ from ...sequence import AttentionRule, Contribution, padding_rules
 
 logger = logging.get_logger(__name__)
 
+AUTO = "auto"
+
 
 @former_arguments({"negative": {True: "own", False: None}}, on_negative="negative")
 @dataclass(frozen=True, eq=False)
@@ -42,19 +44,22 @@ class EntityRegions(FluxCondition):
             `(left, top, right, bottom)` in pixels or fractions of the canvas. Regions may overlap.
         negative (`"own"` or `None`, *optional*):
             What the unconditional branch gets: regions of its own, each with the global negative prompt, or none.
-        max_sequence_length (`int` or `Sequence[int]`, *optional*):
+        max_sequence_length (`int`, `Sequence[int]` or `"auto"`, *optional*):
             Text tokens of an entity, at most 512; one number for all, or one per entity. `None` takes the pipeline's.
+            `"auto"` gives each entity as many tokens as its text has, up to the pipeline's number, and no padding:
+            far fewer tokens, but the LoRA was trained with padding.
         mask_padding (`bool`, *optional*):
-            Whether to hide the padding of the entities' texts. `None` takes the pipeline's.
+            Whether to hide the padding of the entities' texts. `None` takes the pipeline's. `"auto"` leaves none.
 
     Raises:
-        ValueError: if the lists are empty, their lengths differ, or a sequence length is out of range.
+        ValueError: if the lists are empty, their lengths differ, a sequence length is out of range, or padding is
+            asked for beside `max_sequence_length="auto"`.
     """
 
     prompts: Sequence[str] | Sequence[Sequence[str]]
     masks: Sequence[RegionMask] | Sequence[Sequence[RegionMask]]
     negative: Literal["own"] | None = None
-    max_sequence_length: int | Sequence[int] | None = None
+    max_sequence_length: int | Sequence[int] | Literal["auto"] | None = None
     mask_padding: bool | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +82,11 @@ class EntityRegions(FluxCondition):
         check_choice("`negative` of EntityRegions", self.negative, ("own", None))
         if self.mask_padding is not None:
             check_flag("`mask_padding` of EntityRegions", self.mask_padding)
+            if self._own_lengths and not self.mask_padding:
+                raise ValueError(
+                    "`mask_padding` of EntityRegions is False, but max_sequence_length='auto' leaves no padding to be "
+                    "seen. Leave `mask_padding` out, or give `max_sequence_length` as a number."
+                )
         self._lengths(None)
 
     def demand(self, prompt_tokens: int) -> Demand:
@@ -94,7 +104,8 @@ class EntityRegions(FluxCondition):
         Returns:
             `dict[str, torch.Tensor]`: `"masks"` of shape `(1 or num_samples, entities, num_tokens)`, boolean, and for
             each entity `"entity_<i>"` of shape `(1 or num_samples, length, 4096)` and, if padding is hidden,
-            `"visible_<i>"` of shape `(1 or num_samples, length)`, boolean.
+            `"visible_<i>"` of shape `(1 or num_samples, length)`, boolean. With `"auto"`, `length` is that of the
+            longest text among the samples, and shorter ones have hidden padding.
         """
         samples = self._samples()
         masks = torch.stack([self._token_masks(masks, canvas) for _, masks in samples])
@@ -104,12 +115,14 @@ class EntityRegions(FluxCondition):
             by_length.setdefault(length, []).append(index)
         for length, entities in by_length.items():
             texts = [prompts[entity] if entity < len(prompts) else "" for prompts, _ in samples for entity in entities]
-            hidden = canvas.mask_padding if self.mask_padding is None else self.mask_padding
-            embeds, visible = pipe.encode_text(texts, length, canvas, hidden)
+            embeds, visible = pipe.encode_text(texts, length, canvas, self._hides_padding(canvas))
             for column, entity in enumerate(entities):
-                encoded[f"entity_{entity}"] = canvas.per_sample(embeds[column :: len(entities)])
-                if visible is not None:
-                    encoded[f"visible_{entity}"] = canvas.per_sample(visible[column :: len(entities)])
+                own, seen = (None if each is None else each[column :: len(entities)] for each in (embeds, visible))
+                if self._own_lengths:
+                    own, seen = without_padding(own, seen)
+                encoded[f"entity_{entity}"] = canvas.per_sample(own)
+                if seen is not None:
+                    encoded[f"visible_{entity}"] = canvas.per_sample(seen)
         return encoded
 
     def contribute(self, encoded: Mapping[str, torch.Tensor], step: DenoisingStep) -> Contribution:
@@ -165,10 +178,19 @@ class EntityRegions(FluxCondition):
         """Entities of the sample that has most."""
         return max(len(prompts) for prompts, _ in self._samples())
 
+    @property
+    def _own_lengths(self) -> bool:
+        return self.max_sequence_length == AUTO
+
+    def _hides_padding(self, canvas: Canvas) -> bool:
+        return self._own_lengths or (canvas.mask_padding if self.mask_padding is None else self.mask_padding)
+
     def _lengths(self, default: int | None) -> list[int]:
-        if self.max_sequence_length is None:
+        if self.max_sequence_length is None or self._own_lengths:
             return [] if default is None else [default] * self.num_entities
         what, given = "`max_sequence_length` of EntityRegions", self.max_sequence_length
+        if isinstance(given, str):
+            raise ValueError(f"{what} is {given!r}. Give a number of tokens, one per entity, or {AUTO!r}.")
         if not isinstance(given, (list, tuple)):
             return [read_count(what, given, 1, 512)] * self.num_entities
         if len(given) != self.num_entities:
@@ -185,6 +207,21 @@ class EntityRegions(FluxCondition):
                     f"its prompt changes nothing. A token is {canvas.token_size} pixels wide; white is inside."
                 )
         return tokens
+
+
+def without_padding(tokens: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cut texts off where the longest of them ends.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(samples, length, width)`): Hidden states.
+        visible (`torch.Tensor` of shape `(samples, length)`): Where they are not padding, boolean.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor or None]`: both, shorter; no second one if no padding is left.
+    """
+    longest = int(visible.sum(dim=1).max())
+    tokens, visible = tokens[:, :longest], visible[:, :longest]
+    return tokens, None if bool(visible.all()) else visible
 
 
 def entity_rules(name: str, mask: torch.Tensor) -> list[AttentionRule]:

@@ -106,6 +106,31 @@ def test_entities_may_have_different_text_lengths(pipe):
     assert (images - pipe(**call_kwargs(conditions=[same])).images).abs().max() > 0
 
 
+def test_own_lengths_are_those_of_the_texts_without_padding(pipe):
+    own = EntityRegions(["a red dog", "a bird"], [LEFT, RIGHT], max_sequence_length="auto")
+    counts = [len(ids) for ids in pipe.tokenizer_2(list(own.prompts)).input_ids]
+    assert len(set(counts)) == 2
+    given = EntityRegions(list(own.prompts), own.masks, max_sequence_length=counts)
+    hidden = EntityRegions(list(own.prompts), own.masks, max_sequence_length=16, mask_padding=True)
+    images = pipe(**call_kwargs(conditions=[own])).images
+    for same in (given, hidden):
+        torch.testing.assert_close(images, pipe(**call_kwargs(conditions=[same])).images, atol=1e-4, rtol=0)
+
+
+def test_own_lengths_do_not_depend_on_the_rest_of_the_batch(pipe):
+    prompts, masks = [["a red dog", "a bird"], ["a very large and very green house"]], [[LEFT, RIGHT], [RIGHT]]
+    texts = ["one", "two"]
+
+    def draw(part, generator):
+        condition = EntityRegions(prompts[part], masks[part], max_sequence_length="auto")
+        options = {"prompt": texts[part], "generator": generator, "max_sequence_length": 24}
+        return pipe(**call_kwargs(conditions=[condition], **options)).images
+
+    together = draw(slice(None), [seeded(0), seeded(1)])
+    for index in range(2):
+        torch.testing.assert_close(together[index : index + 1], draw(index, seeded(index)), atol=1e-4, rtol=0)
+
+
 def test_on_negative_changes_only_guided_pictures(pipe):
     assert torch.equal(
         pipe(**call_kwargs(entities_on_negative=True, **ENTITIES)).images, pipe(**call_kwargs(**ENTITIES)).images
@@ -217,6 +242,10 @@ def test_bad_sequence_lengths():
         EntityRegions(["a"], [LEFT], max_sequence_length=513)
     with pytest.raises(ValueError, match="3 numbers for 1"):
         EntityRegions(["a"], [LEFT], max_sequence_length=[1, 2, 3])
+    with pytest.raises(ValueError, match="'long'. Give a number of tokens, one per entity, or 'auto'"):
+        EntityRegions(["a"], [LEFT], max_sequence_length="long")
+    with pytest.raises(ValueError, match="leaves no padding to be seen. Leave `mask_padding` out"):
+        EntityRegions(["a"], [LEFT], max_sequence_length="auto", mask_padding=False)
 
 
 def test_a_prompt_that_is_too_long_is_named(pipe, warnings):
