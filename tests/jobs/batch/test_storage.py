@@ -249,6 +249,21 @@ def test_without_exclusive_creation_one_of_two_that_begin_together_waits(memory,
     taken[1][1].release_all()
 
 
+class Older(MemoryFileSystem):
+    """Does not know how to create exclusively."""
+
+    cachable = False
+
+    def pipe_file(self, path, value):
+        super().pipe_file(path, value)
+
+
+def test_packages_that_cannot_create_exclusively_are_written_to(memory):
+    found = RemoteStore(Older(), "/bucket/out", "older://out")
+    assert [found.create("a", b"1"), found.create("a", b"2")] == [True, False]
+    assert found.read_now("a") == b"1"
+
+
 def test_two_runs_into_one_store_draw_each_job_once(memory):
     many = [job(str(number)) for number in range(12)]
     memory.pipe_file("/bucket/lists/many.jsonl", "".join(f"{json.dumps(line)}\n" for line in many).encode())
