@@ -224,7 +224,6 @@ def test_a_process_that_was_taken_for_gone_is_told(memory):
 class Careless(MemoryFileSystem):
     """Lets two processes create the same file at once, as stores without exclusive creation do."""
 
-    cachable = False
     together = threading.Barrier(2)
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
@@ -251,8 +250,6 @@ def test_without_exclusive_creation_one_of_two_that_begin_together_waits(memory,
 
 class Older(MemoryFileSystem):
     """Does not know how to create exclusively."""
-
-    cachable = False
 
     def pipe_file(self, path, value):
         super().pipe_file(path, value)
