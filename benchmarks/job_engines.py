@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import psutil
 import torch
 from diffusers.utils import logging
 
-from benchmarks.support.job_runners import ColorRunner, NotingRunner
+from benchmarks.support.job_runners import ColorRunner, NoiseRunner, NotingRunner
 from benchmarks.support.scaling import Costs, simulate
 from diffusers_flux_ext.jobs import JobRunner
 from diffusers_flux_ext.jobs.batch import LocalEngine, Run, read_entries, read_listed
@@ -35,6 +36,8 @@ from diffusers_flux_ext.jobs.batch.distributed.parcel import draw_parcel, pack
 
 CALL = {"width": 128, "height": 128, "num_inference_steps": 2, "max_sequence_length": 32}
 ACTOR = "ray::Worker"
+# Enough for memory to be seen.
+LISTED, CLAIMED = 5000, 500
 
 
 def write_list(folder: Path, count: int) -> Path:
@@ -48,15 +51,24 @@ def write_list(folder: Path, count: int) -> Path:
     return path
 
 
+def own_workers() -> list[psutil.Process]:
+    """Return the processes of actors on the Ray that this process started."""
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(each.cmdline()).startswith(ACTOR):
+                found.append(each)
+    return found
+
+
 def kill_workers(stop: threading.Event, rng: random.Random, pauses: float, most: int, killed: list[int]) -> None:
     """Kill a worker, whatever it does, after random pauses, until it is enough."""
     while len(killed) < most and not stop.wait(rng.uniform(0.5, 1.5) * pauses):
-        titles = [(each.pid, " ".join(each.info["cmdline"] or [])) for each in psutil.process_iter(["cmdline"])]
-        workers = sorted(pid for pid, title in titles if title.startswith(ACTOR))
+        workers = sorted(own_workers(), key=lambda each: each.pid)
         if workers:
             chosen = rng.choice(workers)
-            psutil.Process(chosen).kill()
-            killed.append(chosen)
+            chosen.kill()
+            killed.append(chosen.pid)
 
 
 def chaos(count: int, kills: int, pause: float, make: Callable[[str], Any], workers: int) -> dict[str, Any]:
@@ -121,21 +133,21 @@ def file_operations(count: int) -> float:
 
 def costs(count: int) -> Costs:
     """Measure what a job costs the process that hands out and writes."""
-    _, ray_seconds = timed(count, RayEngine(functools.partial(ColorRunner, size=1024), 1))
+    _, ray_seconds = timed(count, RayEngine(NoiseRunner, 1))
     with tempfile.TemporaryDirectory() as name:
-        path = write_list(Path(name), count)
+        path = write_list(Path(name), LISTED)
         memory = psutil.Process().memory_info().rss
         start = time.process_time()
         listed = read_listed(read_entries(path))
-        read_seconds = (time.process_time() - start) / count
-        bytes_per_job = (psutil.Process().memory_info().rss - memory) / count
+        read_seconds = (time.process_time() - start) / LISTED
+        bytes_per_job = (psutil.Process().memory_info().rss - memory) / LISTED
         claims = Claims(Path(name) / "claims", 60.0)
         start = time.process_time()
         memory = psutil.Process().memory_info().rss
-        for each in listed[:500]:
+        for each in listed[:CLAIMED]:
             claims.take(each.name)
-        claim_bytes = (psutil.Process().memory_info().rss - memory) / min(count, 500)
-        claim_seconds = (time.process_time() - start) / min(count, 500)
+        claim_bytes = (psutil.Process().memory_info().rss - memory) / CLAIMED
+        claim_seconds = (time.process_time() - start) / CLAIMED
         claims.release_all()
         assert listed[0].work is not None
         parcel = pack(listed[0].work)
@@ -150,22 +162,6 @@ def costs(count: int) -> Costs:
         result_bytes=len(drawn["images"][0][0]),
         file_operations=file_operations(50),
     )
-
-
-class NoiseRunner(ColorRunner):
-    """Draws 1024 x 1024 pixels that compress about as badly as a photograph."""
-
-    def run(self, job: Any, files: Any, on_step: Any = None) -> Any:
-        """Draw."""
-        from PIL import Image
-
-        result = super().run(job, files)
-        noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))[None]
-        pixels = torch.nn.functional.interpolate(noise, size=(1024, 1024), mode="bicubic")[0].clamp(0, 1)
-        pixels = pixels + 0.02 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1))
-        array = (pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
-        result.images = [Image.fromarray(array)]
-        return result
 
 
 def show(rows: Sequence[Sequence[Any]]) -> None:
@@ -226,9 +222,9 @@ def main() -> None:
     if {"overhead", "scaling"} & set(args.sections):
         found_costs = costs(args.timed)
         if "overhead" in args.sections:
-            local = statistics.median(timed(args.timed, LocalEngine(ColorRunner(size=1024)))[1] for _ in range(3))
-            show([("cost", "value"), ("this process, all of a job without drawing, ms", f"{1000 * local:.1f}"),
-                  *found_costs.rows()])  # fmt: skip
+            local = statistics.median(timed(args.timed, LocalEngine(NoiseRunner()))[1] for _ in range(3))
+            alone = ("the same in one process, which encodes images as well, ms", f"{1000 * local:.1f}")
+            show([("cost", "value"), *found_costs.rows(), alone])
         if "scaling" in args.sections:
             show_scaling(found_costs, args.job_seconds, 40_000)
 
