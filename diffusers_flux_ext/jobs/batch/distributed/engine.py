@@ -88,7 +88,10 @@ def _connected(address: str | None, workers: int) -> Iterator[Any]:
         yield ray
         return
     own: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray puts workers behind all other processes, so that on a busy machine they may never start.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(
             address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else own)
