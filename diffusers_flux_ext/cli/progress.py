@@ -84,7 +84,7 @@ class Progress:
         if outcome.error is not None:
             self.failed += 1
             self._line(f"{place}: failed: {in_short(outcome.error)}")
-        elif not self.is_shown:
+        elif outcome.result is not None and not self.is_shown:
             self._line(f"{self.done}/{self.total} {place}: {outcome.result.seconds:.1f} s")
 
     def _line(self, text: str) -> None:

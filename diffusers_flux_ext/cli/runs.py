@@ -9,6 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_folder
+from .engines import (
+    add_engine_flags,
+    allow_files,
+    check_engine,
+    choose_device,
+    is_url,
+    make_engine,
+    stopped_by_sigterm,
+)
 from .errors import CommandLineError, in_flags, in_short, one_line, report
 from .extras import check_jobs_extra
 from .parsing import parse_gib, parse_positive
@@ -22,6 +31,9 @@ examples:
   flux-ext run jobs.jsonl --out images
   flux-ext run jobs.yaml --out images --retry-failed
   flux-ext run jobs.jsonl --dry-run
+  flux-ext run jobs.jsonl --out images --engine ray --workers 8 --ray-address auto
+  accelerate launch --num_processes 8 -m diffusers_flux_ext.cli.main run jobs.jsonl --out images --engine accelerate
+  flux-ext run s3://bucket/jobs.jsonl --out s3://bucket/images
   generate_jobs | flux-ext run - --out images
 
 A run that was interrupted goes on where it stopped, and several processes may share a folder: the same command does
@@ -47,28 +59,30 @@ def add_run_command(commands: Any) -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "jobs",
-        type=Path,
         metavar="JOBS",
-        help="a file of JSON lines, a YAML or JSON file with a list, a folder of job files, or - for the input",
+        help="a file of JSON lines, a YAML or JSON file with a list, a folder of job files, a URL of either, or - for "
+        "the input",
     )
-    add("--out", type=Path, metavar="DIR", help="folder of the results")
+    add("--out", metavar="DIR", help="folder of the results, or its URL")
     add("--retry-failed", action="store_true", help="draw again what failed before")
     add("--dry-run", action="store_true", help="check all jobs and print what each needs, without loading weights")
     add("--vram", type=parse_gib, metavar="GIB", help="budget of the card for jobs that name none")
     add("--keep", type=parse_positive, default=1, metavar="N", help="models kept in memory (default: 1)")
     add("--device", help="torch device (default: cuda, mps or cpu, the first there is)")
+    add_engine_flags(parser)
     return parser
 
 
 def check_run(args: argparse.Namespace) -> None:
     """Check `flux-ext run`; raises [`CommandLineError`]."""
     check_jobs_extra()
-    if str(args.jobs) != STDIN and not args.jobs.exists():
+    if args.jobs != STDIN and not is_url(args.jobs) and not Path(args.jobs).exists():
         raise CommandLineError(f"there is no file or folder {args.jobs}")
     if args.out is None and not args.dry_run:
         raise CommandLineError("--out is missing: give the folder of the results")
-    if args.out is not None:
-        check_folder("--out", args.out)
+    if args.out is not None and not is_url(args.out):
+        check_folder("--out", Path(args.out))
+    check_engine(args)
 
 
 def run_run(args: argparse.Namespace) -> int:
@@ -84,7 +98,10 @@ def run_run(args: argparse.Namespace) -> int:
         raise CommandLineError(f"{args.jobs} holds no job that is right")
     try:
         return _dry_run(listed, args) if args.dry_run else _draw(listed, args)
-    except OSError as error:
+    except ValueError as error:
+        # The URL of the results is of an unknown kind.
+        raise CommandLineError(one_line(str(error))) from None
+    except (OSError, RuntimeError) as error:
         # What was drawn so far is kept; the same command goes on.
         return report(error, args)
 
@@ -124,15 +141,15 @@ def _in_words(found: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def _draw(listed: Sequence[Listed], args: argparse.Namespace) -> int:
-    from ..jobs import JobRunner
-    from ..jobs.batch import LocalEngine, Run
+    from ..jobs.batch import Run
     from .progress import Progress
 
-    run: Run = Run(listed, args.out, args.retry_failed)
-    runner = JobRunner(device=args.device, vram_gib=args.vram, keep=args.keep)
-    with Progress(args.title, len(run.works), len(run.works) - len(run.open)) as progress:
-        lines = run(LocalEngine(runner, progress.start, progress.step if progress.is_shown else None), progress.finish)
+    choose_device(args)
+    run: Run = Run(listed, args.out, args.retry_failed, tries=None if args.engine == "ray" else args.tries)
+    allow_files(args.workers or 0)
+    with stopped_by_sigterm(), Progress(args.title, len(run.works), len(run.works) - len(run.open)) as progress:
+        lines = run(make_engine(args, progress), progress.finish)
     counts = {status: sum(line["status"] == status for line in lines) for status in ("done", "failed", "open")}
     words = [f"{count} {status}" for status, count in counts.items() if count or status == "done"]
-    sys.stdout.write(f"{', '.join(words)} of {len(lines)}: {(args.out / 'results.jsonl').resolve()}\n")
+    sys.stdout.write(f"{', '.join(words)} of {len(lines)}: {run.folder.store.where('results.jsonl')}\n")
     return 0 if counts["done"] == len(lines) else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import PurePath
 from typing import Any, Protocol
 
@@ -48,6 +48,27 @@ def described(job: Described, files: JobFiles) -> dict[str, Any]:
         `dict[str, Any]`: a job, too.
     """
     return _with_inputs(job, lambda value, field: _by_name(value, files.digest(value, field), field))
+
+
+def with_contents(job: Described, files: JobFiles, contents: MutableMapping[str, bytes]) -> dict[str, Any]:
+    """Return a job with its inputs by name and SHA-256, as in `described` but with whole paths of models.
+
+    Args:
+        job (`Job`): The job.
+        files ([`JobFiles`]): Its files.
+        contents (`MutableMapping[str, bytes]`): Takes the content of each input, by SHA-256.
+
+    Returns:
+        `dict[str, Any]`: a job with the same digest, which gives images with the same metadata.
+    """
+
+    def by_content(value: Any, field: str) -> dict[str, str]:
+        data = files.read(value, field)
+        digest = hashlib.sha256(data).hexdigest()
+        contents[digest] = data
+        return _by_name(value, digest, field)
+
+    return _with_inputs(job, by_content, whole_paths=True)
 
 
 def canonical_digest(job: Described, files: JobFiles | None = None) -> str:

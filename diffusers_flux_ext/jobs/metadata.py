@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -29,9 +30,6 @@ def save_result_image(
 ) -> None:
     """Write an image of a job, whole or not at all, with the job in its metadata.
 
-    Boxes, strokes and polygons stand in it as they are; other inputs by their names and the SHA-256 of their content.
-    Of paths that are absolute only the last part is kept.
-
     Args:
         image (`PIL.Image.Image`): The image.
         path (`str` or `os.PathLike`): The file; its folder must exist.
@@ -42,6 +40,29 @@ def save_result_image(
     Raises:
         JobError: if an input is missing, or the job is too long for the metadata of a JPEG file.
         OSError: if the file cannot be written.
+    """
+    data = encode_result_image(image, job, index, files)
+    with written_at_once(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def encode_result_image(image: Image.Image, job: Job, index: int = 0, files: JobFiles | None = None) -> bytes:
+    """Return an image of a job as the content of a file, with the job in its metadata.
+
+    Boxes, strokes and polygons stand in it as they are; other inputs by their names and the SHA-256 of their content.
+    Of paths that are absolute only the last part is kept.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        job (`Job`): The job, whose `output` says in which format.
+        index (`int`, defaults to 0): Which image of the job it is.
+        files ([`JobFiles`], *optional*): The files of the job.
+
+    Returns:
+        `bytes`
+
+    Raises:
+        JobError: if an input is missing, or the job is too long for the metadata of a JPEG file.
     """
     text = json.dumps(described(job, files or JobFiles()), sort_keys=True)
     options: dict[str, Any] = {}
@@ -55,8 +76,9 @@ def save_result_image(
         if job.output.format == "jpeg" and len(exif.tobytes()) > MOST_JPEG_METADATA:
             raise JobError.of("output.format", "is `jpeg`, which cannot hold a job so long; take `png` or `webp`")
         options |= {"exif": exif, "quality": job.output.quality or 95}
-    with written_at_once(path) as temporary:
-        image.save(temporary, FORMATS[job.output.format], **options)
+    buffer = io.BytesIO()
+    image.save(buffer, FORMATS[job.output.format], **options)
+    return buffer.getvalue()
 
 
 def is_image(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from ..files import JobFiles
 from ..reading import read_job
 from .engine import Work
 from .lists import Entry
+from .storage import files_beside
 
 
 # 80 bits: among a million jobs two different ones share a name with a chance of one to a trillion.
@@ -47,15 +49,20 @@ def read_listed(entries: Sequence[Entry]) -> list[Listed]:
     Returns:
         `list[Listed]`: one for each.
     """
-    return [_listed(entry) for entry in entries]
+    found: dict[str, JobFiles] = {}
+    for entry in entries:
+        base = os.fspath(entry.base)
+        if base not in found:
+            found[base] = files_beside(base)
+    return [_listed(entry, found[os.fspath(entry.base)]) for entry in entries]
 
 
-def _listed(entry: Entry) -> Listed:
+def _listed(entry: Entry, files: JobFiles) -> Listed:
     wrong = wrong_name(entry)
     try:
         if entry.problem is not None:
             raise JobError.of("", entry.problem)
-        job, files = read_job(entry.content), JobFiles(entry.base)
+        job = read_job(entry.content)
         digest = job.digest(files)
     except (OSError, ValueError) as error:
         return Listed(entry.place, wrong, wrong, error=error)

@@ -19,6 +19,7 @@ from ..errors import JobError
 from ..placeholders import Unknown, placeholder
 from .listed import Listed
 from .results import ResultFolder
+from .storage import located
 
 
 # A plan with everything on the card at once, which tells what is needed without any streaming.
@@ -32,13 +33,13 @@ RELEASED: dict[str, dict[str, Any]] = {
 
 
 def needs(
-    listed: Sequence[Listed], folder: Path | None = None, vram_gib: float | None = None
+    listed: Sequence[Listed], folder: str | os.PathLike[str] | None = None, vram_gib: float | None = None
 ) -> Iterator[dict[str, Any]]:
     """Say of each entry of a list what it needs.
 
     Args:
         listed (`Sequence[Listed]`): The list.
-        folder (`Path`, *optional*): Where results may be already; it is only read.
+        folder (`str` or `os.PathLike`, *optional*): Where results may be already, a folder or a URL; it is only read.
         vram_gib (`float`, *optional*): The budget of jobs that name none.
 
     Yields:
@@ -47,10 +48,15 @@ def needs(
             `height`, `images`, `steps` and, where all sizes are known, `weights_gib` and `peak_gib`; otherwise
             `unknown` says what is not known. `message` says what is wrong.
     """
-    results = ResultFolder(folder) if folder is not None and folder.is_dir() else None
+    results = ResultFolder(folder) if folder is not None and _is_there(folder) else None
     plans: dict[str, dict[str, Any]] = {}
     for each in listed:
         yield {"place": each.place, "name": each.name, **_needs(each, results, vram_gib, plans)}
+
+
+def _is_there(folder: str | os.PathLike[str]) -> bool:
+    found = located(folder)
+    return found.is_dir() if isinstance(found, Path) else True
 
 
 def _needs(

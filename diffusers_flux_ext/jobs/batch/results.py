@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ...checkpoints.writing import numbered, written_at_once
+from ...checkpoints.writing import numbered
+from .engine import Encoded
+from .storage import Store, open_store
 
 
 RECORD, ERROR = ".json", ".error.json"
-CLAIMS = ".claims"
+STARTS = ".starts"
 
 
 class ResultFolder:
@@ -24,14 +25,13 @@ class ResultFolder:
     A job that failed has `<name>.error.json`.
 
     Args:
-        path (`Path`): The folder; it is made if it is missing.
+        place (`str` or `os.PathLike`): The folder or its URL; a local one is made if it is missing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        self.store: Store = open_store(place)
         # Hashing thousands of images takes a while; once is enough for a run.
         self._verified: dict[str, dict[str, Any]] = {}
-        path.mkdir(parents=True, exist_ok=True)
 
     def record(self, name: str, digest: str) -> dict[str, Any] | None:
         """Return a job's record if all of its images are there as they were written, and `None` otherwise.
@@ -42,7 +42,7 @@ class ResultFolder:
         """
         if name in self._verified:
             return self._verified[name]
-        found = _read(self.path / f"{name}{RECORD}")
+        found = self._read(f"{name}{RECORD}")
         try:
             if found is None or found["digest"] != digest or not all(map(self._is_whole, found["images"])):
                 return None
@@ -53,8 +53,7 @@ class ResultFolder:
 
     def _is_whole(self, image: Mapping[str, Any]) -> bool:
         # Names come from a file: only those of this folder count.
-        path = self.path / Path(image["file"]).name
-        return path.is_file() and sha256_of(path) == image["sha256"]
+        return self.store.is_as_written(Path(image["file"]).name, image["sha256"], image.get("bytes"))
 
     def error(self, name: str) -> dict[str, Any] | None:
         """Return the record of a failure.
@@ -62,23 +61,15 @@ class ResultFolder:
         Args:
             name (`str`): The job's name.
         """
-        return _read(self.path / f"{name}{ERROR}")
+        return self._read(f"{name}{ERROR}")
 
-    def save(
-        self,
-        name: str,
-        images: Sequence[Image.Image],
-        suffix: str,
-        write: Callable[[Image.Image, Path, int], Any],
-        record: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    def save(self, name: str, images: Sequence[Encoded], suffix: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Write a job's images and its record, and remove its error.
 
         Args:
             name (`str`): The job's name.
-            images (`Sequence[PIL.Image.Image]`): Its images.
+            images (`Sequence[Encoded]`): Its images.
             suffix (`str`): Their suffix, such as `".png"`.
-            write (`Callable`): Writes an image, to a path, by its number.
             record (`Mapping[str, Any]`): What else the record holds.
 
         Returns:
@@ -86,11 +77,11 @@ class ResultFolder:
         """
         written = []
         for index, image in enumerate(images):
-            path = self.path / numbered(f"{name}{suffix}", index, len(images))
-            write(image, path, index)
-            written.append(
-                {"file": path.name, "sha256": sha256_of(path), "width": image.width, "height": image.height}
-            )
+            file = numbered(f"{name}{suffix}", index, len(images))
+            self.store.write(file, image.data)
+            digest = hashlib.sha256(image.data).hexdigest()
+            size = {"bytes": len(image.data), "width": image.width, "height": image.height}
+            written.append({"file": file, "sha256": digest, **size})
         whole = {**record, "images": written}
         self._write(f"{name}{RECORD}", whole)
         self.forget_error(name)
@@ -111,27 +102,36 @@ class ResultFolder:
         Args:
             name (`str`): The job's name.
         """
-        (self.path / f"{name}{ERROR}").unlink(missing_ok=True)
+        self.store.remove(f"{name}{ERROR}")
+
+    def starts(self, name: str) -> int:
+        """Return how often a job was begun by processes that ended while they drew it.
+
+        Args:
+            name (`str`): The job's name.
+        """
+        text = self.store.read(f".{name}{STARTS}") or b""
+        return int(text) if text.isdigit() else 0
+
+    def count_start(self, name: str, count: int) -> None:
+        """Write down how often a job was begun; 0 removes the note.
+
+        Args:
+            name (`str`): The job's name.
+            count (`int`): How often.
+        """
+        if count:
+            self.store.write(f".{name}{STARTS}", str(count).encode())
+        else:
+            self.store.remove(f".{name}{STARTS}")
+
+    def _read(self, file: str) -> dict[str, Any] | None:
+        """Read a record; what is missing or broken counts as none."""
+        try:
+            content = json.loads(self.store.read(file) or b"")
+        except ValueError:
+            return None
+        return content if isinstance(content, dict) else None
 
     def _write(self, file: str, record: Mapping[str, Any]) -> None:
-        with written_at_once(self.path / file) as temporary:
-            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file's content in hexadecimal.
-
-    Args:
-        path (`Path`): The file.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read a record; what is missing or broken counts as none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        self.store.write(file, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())

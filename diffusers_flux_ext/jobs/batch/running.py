@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..metadata import save_result_image
 from .engine import Engine, Outcome, Work
 from .ledger import LEASE, PAUSE, Ledger, described
 from .listed import Listed
 from .results import ResultFolder
-from .summary import summarize, write_summary
+from .summary import SUMMARY, summarize, write_summary
 
 
 class Run:
@@ -22,19 +21,23 @@ class Run:
 
     Args:
         listed (`Sequence[Listed]`): The list.
-        folder (`Path`): Where the results go.
+        folder (`str` or `os.PathLike`): Where the results go: a folder, or a URL that fsspec knows.
         retry_failed (`bool`, *optional*, defaults to `False`): Whether jobs that failed before are drawn again.
         lease (`float`, *optional*, defaults to 60): Seconds after which a job of a machine that is gone is taken over.
         pause (`float`, *optional*, defaults to 0.5): Seconds between looks at what other processes hold.
+        tries (`int`, *optional*):
+            How many processes may end while they draw a job until it counts as failed; for engines that draw in their
+            own process.
     """
 
     def __init__(
         self,
         listed: Sequence[Listed],
-        folder: Path,
+        folder: str | os.PathLike[str],
         retry_failed: bool = False,
         lease: float = LEASE,
         pause: float = PAUSE,
+        tries: int | None = None,
     ) -> None:
         self.listed = listed
         self.folder = ResultFolder(folder)
@@ -44,7 +47,7 @@ class Run:
                 works.setdefault(each.name, each.work)
         self.works = list(works.values())
         self._record_wrong_entries()
-        self._ledger = Ledger(self.works, self.folder, _write, retry_failed, lease, pause)
+        self._ledger = Ledger(self.works, self.folder, retry_failed, lease, pause, tries)
 
     @property
     def open(self) -> list[Work]:
@@ -76,11 +79,10 @@ class Run:
 
         try:
             engine.run(self._ledger.hand_out(), report)
+            self._ledger.sweep()
+            # Who finds it claimed leaves it to the process that writes it now.
+            if self._ledger.claims.take(SUMMARY):
+                write_summary(self.listed, self.folder)
         finally:
-            self._ledger.claims.release_all()
-        write_summary(self.listed, self.folder)
+            self._ledger.give_up()
         return summarize(self.listed, self.folder)
-
-
-def _write(work: Work, image: Any, path: Path, index: int) -> None:
-    save_result_image(image, path, work.job, index, work.files)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...checkpoints.writing import numbered, written_at_once
+from ...checkpoints.writing import numbered
 from .listed import Listed
 from .results import ResultFolder
 from .sheet import PAGE, contact_sheets
 
 
 MANIFEST, SHEET = "results.jsonl", "contact_sheet.png"
+SUMMARY = "summary"
+"""The name of the claim on writing both."""
 
 
 def summarize(listed: Sequence[Listed], folder: ResultFolder) -> list[dict[str, Any]]:
@@ -48,36 +51,37 @@ def _state(each: Listed, folder: ResultFolder) -> dict[str, Any]:
     return {"status": "open"}
 
 
-def write_summary(listed: Sequence[Listed], folder: ResultFolder) -> list[Path]:
-    """Write the manifest and the contact sheet.
+def write_summary(listed: Sequence[Listed], folder: ResultFolder) -> list[str]:
+    """Write the contact sheet and then the manifest, unless they are there and say the same.
 
     Args:
         listed (`Sequence[Listed]`): The list.
         folder (`ResultFolder`): The results.
 
     Returns:
-        `list[Path]`: the files; the sheet has several pages for more than 96 images.
+        `list[str]`: the names of the files; the sheet has several pages for more than 96 images.
     """
     lines = summarize(listed, folder)
-    manifest = folder.path / MANIFEST
-    with written_at_once(manifest) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    manifest = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     shown = [
         found for each, line in zip(listed, lines) if "same_as" not in line for found in _shown(each, line, folder)
     ]
-    pages = -(-len(shown) // PAGE)
-    written = [manifest]
-    for index, page in enumerate(contact_sheets(shown)):
-        path = folder.path / numbered(SHEET, index, pages)
-        with written_at_once(path) as temporary:
-            page.save(temporary)
-        written.append(path)
-    return written
+    count = -(-len(shown) // PAGE)
+    pages = [numbered(SHEET, index, count) for index in range(count)]
+    if folder.store.read(MANIFEST) != manifest or not set(pages) <= set(folder.store.names()):
+        for name, page in zip(pages, contact_sheets(shown)):
+            buffer = io.BytesIO()
+            page.save(buffer, "PNG")
+            folder.store.write(name, buffer.getvalue())
+        folder.store.write(MANIFEST, manifest)
+    return [MANIFEST, *pages]
 
 
-def _shown(each: Listed, line: dict[str, Any], folder: ResultFolder) -> list[tuple[Path | None, str]]:
+def _shown(
+    each: Listed, line: dict[str, Any], folder: ResultFolder
+) -> list[tuple[Callable[[], bytes | None] | None, str]]:
     if line["status"] != "done":
         return [(None, f"{each.place}: {line['status']}")]
     prompt = "" if each.work is None else each.work.job.to_dict()["call"].get("prompt") or ""
     text = prompt if isinstance(prompt, str) else " | ".join(prompt)
-    return [(folder.path / image["file"], text or each.name) for image in line["images"]]
+    return [(functools.partial(folder.store.read, image["file"]), text or each.name) for image in line["images"]]

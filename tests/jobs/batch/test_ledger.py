@@ -2,34 +2,25 @@
 
 import json
 import threading
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 from PIL import Image
 
 from diffusers_flux_ext.checkpoints.writing import numbered
-from diffusers_flux_ext.jobs.batch.engine import LocalEngine, Outcome, Work
+from diffusers_flux_ext.jobs import JobFiles, read_job
+from diffusers_flux_ext.jobs.batch.engine import LocalEngine, Work, draw
 from diffusers_flux_ext.jobs.batch.ledger import Ledger
 from diffusers_flux_ext.jobs.batch.results import ERROR, RECORD, ResultFolder
 from diffusers_flux_ext.jobs.errors import JobError, Problem
 
 
-@dataclass(frozen=True)
-class Stand:
-    """Stands for a job: only what the bookkeeping looks at."""
-
-    prompt: str
-    model: str = "m"
-    output: ClassVar[SimpleNamespace] = SimpleNamespace(format="png")
-
-    def to_dict(self):
-        return {"model": {"path": self.model}, "call": {"prompt": self.prompt}}
+def job(prompt, model="m"):
+    return read_job({"model": model, "call": {"prompt": prompt}})
 
 
 def works(*prompts, model="m"):
-    return [Work(f"name-{prompt}", f"digest-{prompt}", prompt, Stand(prompt, model), None) for prompt in prompts]
+    return [Work(f"name-{prompt}", f"digest-{prompt}", prompt, job(prompt, model), JobFiles()) for prompt in prompts]
 
 
 class Runner:
@@ -39,17 +30,18 @@ class Runner:
         self.drawn = []
 
     def run(self, job, files, on_step=None):
-        self.drawn.append(job.prompt)
-        if job.prompt == "bad":
+        prompt = job.call.prompt
+        self.drawn.append(prompt)
+        if prompt == "bad":
             raise RuntimeError("out of luck")
-        if job.prompt == "wrong":
+        if prompt == "wrong":
             raise JobError([Problem("call.image", "got nothing")])
-        images = [Image.new("RGB", (8, 4))] * (2 if job.prompt == "two" else 1)
+        images = [Image.new("RGB", (8, 4))] * (2 if prompt == "two" else 1)
         return SimpleNamespace(images=images, seeds=list(range(len(images))), seconds=0.5)
 
 
 def ledger(folder, listed, **options):
-    return Ledger(listed, ResultFolder(folder), lambda work, image, path, index: image.save(path), **options)
+    return Ledger(listed, ResultFolder(folder), **options)
 
 
 def run(folder, listed, runner=None, **options):
@@ -107,7 +99,7 @@ def test_a_failure_is_written_down_and_the_others_are_drawn(tmp_path):
     wrong = json.loads((tmp_path / f"name-wrong{ERROR}").read_text())
     assert wrong["problems"] == [{"field": "call.image", "message": "got nothing"}]
     assert wrong["traceback"] == ""
-    assert wrong["job"]["call"] == {"prompt": "wrong"}
+    assert wrong["job"]["call"]["prompt"] == "wrong"
 
 
 def test_failures_are_retried_once_per_run_and_only_on_demand(tmp_path):
@@ -115,17 +107,19 @@ def test_failures_are_retried_once_per_run_and_only_on_demand(tmp_path):
     assert run(tmp_path, works("bad")) == []
     assert run(tmp_path, works("bad"), retry_failed=True) == ["bad"]
     mended = Runner()
-    mended.run = lambda job, files, on_step=None: Runner().run(Stand("fine"), files)
+    mended.run = lambda job, files, on_step=None: Runner().run(
+        read_job({"model": "m", "call": {"prompt": "fine"}}), files
+    )
     run(tmp_path, works("bad"), mended, retry_failed=True)
     assert files(tmp_path) == ["name-bad.json", "name-bad.png"]
 
 
 def test_a_full_disk_ends_the_run_and_gives_up_the_claim_of_nothing_that_was_written(tmp_path):
     book = ledger(tmp_path, works("a"))
-    book._write = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    book.folder.store.write = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     with pytest.raises(OSError, match="No space"):
         LocalEngine(Runner()).run(book.hand_out(), book.report)
-    book.claims.release_all()
+    book.give_up()
     assert run(tmp_path, works("a")) == ["a"]
 
 
@@ -160,7 +154,7 @@ def test_an_engine_may_take_several_jobs_before_it_reports(tmp_path):
     book = ledger(tmp_path, works("a", "b", "c"))
     taken = list(book.hand_out())
     for work in reversed(taken):
-        book.report(Outcome(work, Runner().run(work.job, None)))
+        book.report(draw(Runner(), work))
     assert run(tmp_path, works("a", "b", "c")) == []
 
 

@@ -123,5 +123,5 @@ def test_a_sheet_shows_results_and_what_failed(tmp_path):
 
 def test_many_results_have_several_sheets(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    pages = list(contact_sheets([(tmp_path / "a.png", "a text that is long " * 20)] * 100))
+    pages = list(contact_sheets([((tmp_path / "a.png").read_bytes, "a text that is long " * 20)] * 100))
     assert [page.height for page in pages] == [12 + 12 * 248, 12 + 248]
