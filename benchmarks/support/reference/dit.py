@@ -61,7 +61,7 @@ def reference_dit(transformer: FluxTransformer2DModel, share: bool = False) -> n
     return dit.eval().requires_grad_(False)
 
 
-def reference_velocity(dit: nn.Module, gradients: bool = False, **inputs: torch.Tensor | None) -> torch.Tensor:
+def reference_velocity(dit: nn.Module, gradients: bool = False, /, **inputs: torch.Tensor | None) -> torch.Tensor:
     """Runs the reference's model function: `latents` (B, C, H, W), `timestep` in [0, 1000], `guidance` unscaled."""
     with torch.set_grad_enabled(gradients):
         return flux_image.model_fn_flux_image(dit=dit, **inputs)
