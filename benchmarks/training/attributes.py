@@ -21,6 +21,9 @@ from diffusers_flux_ext import AttributeValueEncoder, AttributeValues, flux_shap
 
 RECIPE = "tiny_attributes"
 NAMES = ("size", "place")
+LADDERS = 4
+"""One of so many prompts is drawn with several values of one attribute."""
+
 UNCHANGED = 0.1
 """Largest change of an attribute, of 1, that counts as none: 2 pixels of the size, 4 of the place."""
 
@@ -58,7 +61,7 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
         pairs = list(zip(values[name], following[name], strict=True))
         bounds.append(Bound(f"Spearman of value and {name}, over all prompts", interval(pairs, spearman), low=0.95))
     for name, other in (NAMES, NAMES[::-1]):
-        given = [{name: value, other: values[other][item]} for item in range(items) for value in LADDER]
+        given = [{name: value, other: values[other][item]} for item in range(items // LADDERS) for value in LADDER]
         rows = run(f"{name} varies", given, each=len(LADDER))
         found = {measure: np.reshape(numbers, (-1, len(LADDER))) for measure, numbers in rows.items()}
         inside = [spearman(np.stack([np.asarray(LADDER), row], axis=1)) for row in found[name]]
