@@ -45,7 +45,16 @@ def written_at_once(target: str | os.PathLike[str], overwrite: bool = True) -> I
             _give_usual_rights(folder, temporary)
             os.replace(temporary, final)
     finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    try:
         shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        # Whoever interrupts gets a clean folder, too.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

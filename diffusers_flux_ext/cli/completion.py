@@ -21,7 +21,7 @@ examples:
 zsh reads the folder once `fpath+=~/.zfunc` stands before `compinit` in ~/.zshrc.
 """
 SHELLS = ("bash", "zsh", "fish")
-_FILES = re.compile(r"\b(PATH|IMAGE|MASK|FILE|DIR)\b")
+_FILES = re.compile(r"\b(PATH|IMAGE|MASK|FILE|DIR|JOBS)\b")
 
 
 def add_completion_command(commands: Any, build_parser: Callable[[], argparse.ArgumentParser]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import stat
 
 import pytest
@@ -151,3 +152,18 @@ def test_a_conversion_asks_before_it_replaces_a_file(tmp_path, capsys):
     assert "img_in.weight" in load_file(path)
     with pytest.raises(SystemExit):
         convert([str(path), str(tmp_path / "folder"), "--overwrite"])
+
+
+def test_an_interruption_while_the_temporary_folder_is_removed_leaves_none(tmp_path, monkeypatch):
+    remove, calls = shutil.rmtree, []
+
+    def interrupted(folder, **options):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), written_at_once(tmp_path / "file") as path:
+        path.write_text("whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

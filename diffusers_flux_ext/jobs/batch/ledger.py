@@ -110,8 +110,9 @@ class Ledger:
             return True
         count = self.folder.starts(work.name)
         if count < self.tries:
-            self.folder.count_start(work.name, count + 1)
+            # First, so that an interruption from here on takes the note back.
             self._begun.add(work.name)
+            self.folder.count_start(work.name, count + 1)
             return True
         error = ProcessEnded(
             f"{count} processes ended while they drew it, for example for want of memory; "
@@ -153,8 +154,8 @@ class Ledger:
 
     def _settle(self, name: str) -> None:
         if name in self._begun:
-            self._begun.remove(name)
             self.folder.count_start(name, 0)
+            self._begun.remove(name)
 
     def _failure(self, work: Work, error: Exception | None) -> dict[str, Any]:
         return {**_stamp(work), **described(error or RuntimeError("no result")), "job": work.job.to_dict()}
