@@ -21,7 +21,6 @@ from diffusers.utils import logging
 from benchmarks.entity_step import make_entity_step, own_sides, reference_side
 from benchmarks.memory import peak_mib, reset_peak
 from benchmarks.methods import write_between_markers
-from benchmarks.support.reference.dit import reference_dit
 from benchmarks.training.runner import RECIPES
 from benchmarks.training.worlds import TABLE, WORLDS
 from diffusers_flux_ext.training.config import read_config
@@ -99,6 +98,9 @@ def trainer_against_loop(work: Path, repeats: int) -> dict[str, float]:
 
 def entity_passes(entities: int, repeats: int, image_side: int = 32, length: int = 128) -> dict[str, float]:
     """Time forward and backward passes of all weights: the reference's module, the stock one with a mask, and ours."""
+    # Not above: it would count in the memory of the other measurements.
+    from benchmarks.support.reference.dit import reference_dit
+
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         num_layers=1, num_single_layers=2, attention_head_dim=128, num_attention_heads=2, joint_attention_dim=64,
