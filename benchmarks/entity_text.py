@@ -6,7 +6,6 @@ python -m benchmarks.entity_text --scenes 128
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from benchmarks.eligen import tiny_transformer
 from benchmarks.entity_step import make_entity_step, own_sides
 from benchmarks.training.drawing import BATCH, draw, load_pipeline
 from benchmarks.training.intervals import interval
+from benchmarks.training.speed import interleaved
 from diffusers_flux_ext import EntityRegions, flux_shapes, tiny_flux_path
 
 
@@ -75,17 +75,10 @@ def step_table(repeats: int) -> str:
     lines = ["| entities | 512 tokens each, s | 12 tokens each, s | ratio |\n", "|---|---|---|---|\n"]
     for entities in (3, 6):
         sides = {
-            tokens: own_sides(transformer, make_entity_step(transformer, SIDE, PROMPT, entities, tokens))["ours"]
+            str(tokens): own_sides(transformer, make_entity_step(transformer, SIDE, PROMPT, entities, tokens))["ours"]
             for tokens in (PROMPT, OWN)
         }
-        seconds: dict[int, list[float]] = {tokens: [] for tokens in sides}
-        for repeat in range(repeats + 1):
-            for tokens, side in sides.items():
-                begun = time.process_time()
-                side()
-                if repeat:
-                    seconds[tokens].append(time.process_time() - begun)
-        full, own = (statistics.median(seconds[tokens]) for tokens in (PROMPT, OWN))
+        full, own = interleaved(sides, repeats).values()
         lines.append(f"| {entities} | {full:.3f} | {own:.3f} | {own / full:.2f} |\n")
     return "".join(lines)
 

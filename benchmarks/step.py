@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import FluxControlNetModel, FluxPipeline
@@ -87,15 +88,8 @@ def timed(owner: Any, name: str, seconds: list[float]) -> Iterator[None]:
         seconds.append(time.process_time() - start)
         return result
 
-    setattr(owner, name, measured)
-    try:
+    with mock.patch.object(owner, name, measured):
         yield
-    finally:
-        # A module's own attribute hides the method of its class.
-        if hasattr(type(owner), name):
-            delattr(owner, name)
-        else:
-            setattr(owner, name, function)
 
 
 def table_of_parts(args: argparse.Namespace) -> str:

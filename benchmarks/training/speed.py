@@ -6,6 +6,7 @@ python -m benchmarks.training.speed --work proofs --write docs/training_proofs.m
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import subprocess
 import sys
@@ -34,13 +35,13 @@ NAMES = {"reference": "the reference's module", "dense mask": "stock transformer
 MEMORY_SIDE, MEMORY_BATCH = 512, 2
 
 
-def interleaved(sides: Mapping[str, Callable[[int], object]], repeats: int) -> dict[str, float]:
+def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return median seconds of processor time of each side; sides take turns, the first turn is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name in list(sides)[:: 1 if repeat % 2 else -1]:
             start = time.process_time()
-            sides[name](repeat)
+            sides[name]()
             if repeat:
                 seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -74,7 +75,7 @@ def trainer_against_loop(work: Path, repeats: int) -> dict[str, float]:
     batch = trainer.make_batch(samples, place)
     text_ids = torch.zeros(batch.prompt_embeds.shape[1], 3)
 
-    def loop(number: int) -> None:
+    def loop() -> None:
         sigma = torch.rand(len(batch.latents))
         noise = torch.randn_like(batch.latents)
         level = sigma[:, None, None]
@@ -88,7 +89,7 @@ def trainer_against_loop(work: Path, repeats: int) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    def update(number: int) -> None:
+    def update() -> None:
         trainer._update(trainer.step)
         trainer.step += 1
 
@@ -115,7 +116,7 @@ def entity_passes(entities: int, repeats: int, image_side: int = 32, length: int
         for module in (transformer, dit):
             module.zero_grad()
 
-    return interleaved({name: lambda number, name=name: passes(name) for name in sides}, repeats)  # type: ignore[misc]
+    return interleaved({name: functools.partial(passes, name) for name in sides}, repeats)
 
 
 def peak(work: Path, checkpointing: bool, cached: bool) -> float:

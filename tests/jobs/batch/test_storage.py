@@ -154,13 +154,19 @@ def lease(seconds=60.0):
     return FolderLease(store(), seconds, 0.02)
 
 
+def taking(other):
+    """Start a thread that takes a lease; return it, and what it will have got."""
+    taken = []
+    waiting = threading.Thread(target=lambda: taken.append(other.take("a")))
+    waiting.start()
+    return waiting, taken
+
+
 def test_one_process_at_a_time_writes_a_store(memory):
     one, other = lease(), lease()
     assert one.take("a")
     assert not one.take("a")
-    taken = []
-    waiting = threading.Thread(target=lambda: taken.append(other.take("a")))
-    waiting.start()
+    waiting, taken = taking(other)
     waiting.join(0.3)
     assert not taken
     one.release_all()
@@ -197,9 +203,7 @@ def test_a_store_is_taken_over_at_once_from_a_process_of_this_machine_that_has_e
 def test_a_heartbeat_keeps_the_lease(memory):
     one, other = lease(0.6), lease(0.6)
     assert one.take("a")
-    taken = []
-    waiting = threading.Thread(target=lambda: taken.append(other.take("a")))
-    waiting.start()
+    waiting, taken = taking(other)
     waiting.join(1.5)
     assert not taken
     one.release_all()
