@@ -1,6 +1,5 @@
 """`flux-ext train` from files to files: caches, resuming, processes, and what is refused."""
 
-import json
 import os
 import random
 import signal
@@ -21,66 +20,12 @@ from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.training.data import write_example_data
 from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, add_lora, from_scratch
 from tests.fixtures.trained import shake
-
-
-FILES = ["image", "eligen_entity_masks", "controlnet_image", "kontext_images"]
-REGIONS = {
-    "type": "EntityRegions",
-    "inputs": {"prompts": "eligen_entity_prompts", "masks": "eligen_entity_masks"},
-    "options": {"max_sequence_length": 8},
-    "dropout": 0.2,
-}
+from tests.fixtures.training_runs import REGIONS, content, curve, result, train, train_on_the_cpu, write
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return str(write_example_data(tmp_path_factory.mktemp("data") / "shapes", 9))
-
-
-def content(data, folder, **changes):
-    made = {
-        "output": str(folder / "run"),
-        "model": {"path": "tiny"},
-        "data": {
-            "sources": [{"path": data, "file_columns": FILES}],
-            "sizes": {"listed": {"listed": [[64, 64]]}},
-            "text_length": 16,
-            "captions": {"dropout": 0.2},
-            "held_out": 1,
-        },
-        "train": {"lora": {"rank": 2, "targets": "attention", "blocks": ["transformer_blocks.0"]}},
-        "optimizer": {"lr": 0.01},
-        "run": {"updates": 4, "save_every": 2, "log_every": 1},
-    }
-    for name, value in changes.items():
-        made[name] = {**made.get(name, {}), **value} if isinstance(value, dict) else value
-    return made
-
-
-def write(folder, made):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "train.yaml"
-    path.write_text(yaml.safe_dump(made))
-    return str(path)
-
-
-def train(folder, made, *changes):
-    return main(["train", write(folder, made), *changes])
-
-
-def train_on_the_cpu(path):
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
-    return main(["train", path])
-
-
-def curve(folder):
-    lines = (folder / "run" / "logs" / "log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
-
-
-def result(folder):
-    return load_file(folder / "run" / "result" / "pytorch_lora_weights.safetensors")
 
 
 def same(one, other):
