@@ -6,4 +6,12 @@ from .paths import DistilledSamples, TeacherPaths
 from .teacher import Teacher, TeacherOptions, states_at
 
 
-__all__ = ["DistillationBatchMaker", "DistilledSamples", "StudentLevels", "Teacher", "TeacherOptions", "TeacherPaths", "states_at"]
+__all__ = [
+    "DistillationBatchMaker",
+    "DistilledSamples",
+    "StudentLevels",
+    "Teacher",
+    "TeacherOptions",
+    "TeacherPaths",
+    "states_at",
+]

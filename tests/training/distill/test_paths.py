@@ -12,7 +12,13 @@ from diffusers_flux_ext.training import Draws, FluxTraining, TrainingSample, sta
 from diffusers_flux_ext.training.assemble import Place
 from diffusers_flux_ext.training.batch import TeacherPath
 from diffusers_flux_ext.training.data import Visit, stack_samples
-from diffusers_flux_ext.training.distill import DistillationBatchMaker, StudentLevels, Teacher, TeacherOptions, states_at
+from diffusers_flux_ext.training.distill import (
+    DistillationBatchMaker,
+    StudentLevels,
+    Teacher,
+    TeacherOptions,
+    states_at,
+)
 from diffusers_flux_ext.training.distill.batches import straight_way
 from diffusers_flux_ext.training.drawing import drawing_pipeline
 from diffusers_flux_ext.training.sampler import sample_through
