@@ -18,7 +18,18 @@ from benchmarks.training.runner import RESULTS
 
 
 MARKERS = ("<!-- proofs: begin -->\n", "<!-- proofs: end -->")
-ORDER = ("controlnet", "style", "size", "attributes", "eligen", "new_shape", "together", "differences", "distill")
+ORDER = (
+    "controlnet",
+    "style",
+    "size",
+    "attributes",
+    "eligen",
+    "new_shape",
+    "together",
+    "differences",
+    "distill",
+    "precision",
+)
 
 
 def number(value: float, unit: str) -> str:
