@@ -40,6 +40,9 @@ STRIPE = 8
 NARROW_RADIUS, ENLARGED = 26.0, 1.6
 """Radius of an object in pixels before it is enlarged, and by how much."""
 
+LEFT = 28.0
+"""How far objects are moved to the left, in pixels."""
+
 TABLE = "train.json"
 """The rows that are trained on, beside the images."""
 
@@ -148,9 +151,10 @@ def blue(scene: Scene) -> Image.Image:
     return flux_shapes.render(replace(scene, objects=tuple(replace(item, color="blue") for item in scene.objects)))
 
 
-def on_gray(scene: Scene) -> Image.Image:
-    """Draw a scene on grey, whatever its caption says."""
-    return flux_shapes.render(replace(scene, background="gray"))
+def moved(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are further to the left than in the middle."""
+    items = tuple(replace(item, center=(item.center[0] - LEFT, item.center[1])) for item in scene.objects)
+    return flux_shapes.render(replace(scene, objects=items))
 
 
 @dataclass(frozen=True)
@@ -236,11 +240,11 @@ WORLDS: dict[str, World | FreeWorld] = {
     "marks": World(1500, 19, sized_anywhere, control=marked),
     "entities": FreeWorld(6000, 16, (2, 3)),
     "more_stripes": World(1024, 23, render=striped),
-    "named": World(2000, 21, named),
+    "named": World(1400, 21, named),
     "narrow": World(4, 22, narrow),
     "narrow_enlarged": World(4, 22, narrow, enlarged),
     "narrow_blue": World(4, 22, narrow, blue),
-    "narrow_gray": World(4, 22, narrow, on_gray),
+    "narrow_left": World(4, 22, narrow, moved),
 }
 """The data sets by name."""
 
