@@ -1,6 +1,6 @@
 """AttriCtrl: the size and the place of an object follow two values; no prompt names them.
 
-They are drawn with guidance, as the tiny model usually is: without it orange stars on yellow are too faint to be found.
+They are drawn with guidance, as usual for the tiny model: without it orange stars on yellow are too faint to be found.
 
 python -m benchmarks.training.attributes --work proofs
 """
