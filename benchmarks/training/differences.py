@@ -53,8 +53,8 @@ class Attribute:
     Args:
         is_there (`Callable`): Whether an image has it, by what was measured of the base's image and of this one.
         rest (`tuple[str, ...]`): What it should leave as it was.
-        strength (`float`): What the differential LoRA is drawn with, since a difference of four pairs is faint at 1; the
-            plain one is drawn at 1, where it spoils a third of the rest already.
+        strength (`float`): What the differential LoRA is drawn with, since a difference of four pairs is faint at 1;
+            the plain one is drawn at 1, where it spoils a third of the rest already.
     """
 
     is_there: Callable[[Measure, Measure], bool]
