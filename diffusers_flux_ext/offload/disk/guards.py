@@ -81,9 +81,7 @@ def _refuse(name: str, reason: str, *args: Any, **kwargs: Any) -> None:
     raise RuntimeError(f"`{name}` was called on a module that is streamed from disk: {reason}.")
 
 
-def _refuse_load(
-    weights: Mapping[str, Any], module: nn.Module, state_dict: Mapping[str, Any], *args: Any
-) -> None:
+def _refuse_load(weights: Mapping[str, Any], module: nn.Module, state_dict: Mapping[str, Any], *args: Any) -> None:
     given = [key for key in state_dict if key.replace(".base_layer.", ".") in weights]
     if given:
         raise RuntimeError(

@@ -87,8 +87,8 @@ def _pin(buffer: Tensor) -> None:
     code = int(cuda.cudaHostRegister(address, buffer.nbytes, 0))
     if code:
         logger.warning(
-            f"{buffer.nbytes / 2**20:.0f} MiB of host memory could not be pinned (CUDA's error {code}), so that copies "
-            f"to the GPU are slower. Close other programs, or let more memory be locked."
+            f"{buffer.nbytes / 2**20:.0f} MiB of host memory could not be pinned (CUDA's error {code}), so copies to "
+            f"the GPU are slower. Close other programs, or let more memory be locked."
         )
         return
     weakref.finalize(buffer, cuda.cudaHostUnregister, address)
