@@ -64,6 +64,6 @@ def describe_streaming(stream: DiskStream | None, resident: int) -> str:
     total = sum(block.size for block in stream.blocks)
     source = "host memory" if all(block.kept is not None for block in stream.blocks) else "disk"
     return (
-        f"{len(stream.blocks)} blocks are streamed from {source}, {total / 1e9:.2f} GB in each direction of a batch, "
+        f"{len(stream.blocks)} blocks are streamed from {source}, {total / 1e9:.2f} GB in each pass of a batch, "
         f"beside {resident / 1e9:.2f} GB that may stay."
     )

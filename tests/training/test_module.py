@@ -162,8 +162,8 @@ def test_what_cannot_train_is_refused():
 
 @pytest.mark.parametrize("name", get_args(CacheSection.model_fields["name"].annotation))
 def test_a_cache_that_skips_blocks_is_refused(name):
-    options = {"num_inference_steps": 3, "mag_ratios": torch.ones(3)} if name == "mag" else {}
-    section, pipe = CacheSection(name=name, **options), tiny_pipeline(FluxConditionedPipeline)
+    needed = {"mag": {"num_inference_steps": 3, "mag_ratios": torch.ones(3)}, "tea": {"threshold": 0.2}}
+    section, pipe = CacheSection(name=name, **needed.get(name, {})), tiny_pipeline(FluxConditionedPipeline)
     kind = type(cache_config(section, pipe)).__name__
     with running_with(section, pipe), pytest.raises(ValueError, match=rf"{kind}.*no gradients.*disable_cache"):
         FluxTraining(pipe.transformer)
