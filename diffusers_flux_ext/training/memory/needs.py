@@ -91,7 +91,9 @@ def predict(
     streamed = streamed_bytes(transformer, setting, dtype)
     out = 2 * setting.batch_size * sum(waiting) if setting.offload else 0
     return Needs(
-        weights=planned_bytes(transformer, setting.storage, dtype) - sum(streamed) + 2 * max(streamed, default=0),
+        weights=planned_bytes(transformer, setting.storage, dtype)
+        - sum(streamed)
+        + min(2, len(streamed)) * max(streamed, default=0),
         trained=trained,
         encoders=0 if setting.cache else encoders,
         activations=setting.batch_size * (activations.outside + kept),

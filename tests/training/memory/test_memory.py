@@ -125,7 +125,7 @@ def smaller(setting):
 @pytest.mark.parametrize(
     ("budget", "setting", "said"),
     [
-        ("9.1GB", Setting("nf4", 1, offload=True), "storage nf4, checkpointing all blocks with inputs in host memory"),
+        ("8GB", Setting("nf4", 1, offload=True), "storage nf4, checkpointing all blocks with inputs in host memory"),
         ("5GB", Setting("fp8", 1, resident=11 * 10**8), "fp8, all but 1.1 GB of blocks streamed, checkpointing all"),
         ("3GB", Setting("fp8", 1, offload=True, resident=2 * 10**8), "all but 0.2 GB of blocks streamed"),
     ],
@@ -155,7 +155,7 @@ def test_predicted_weights_of_streamed_blocks_are_those_that_are_there(storage, 
     assert predicted.weights == there
     whole = predict(tiny_transformer(0), counts, Setting(storage, 1), torch.float32, 0, 0)
     waiting = predict(tiny_transformer(0), counts, Setting(storage, 1, offload=True), torch.float32, 0, 0)
-    assert predicted.weights < whole.weights
+    assert (predicted.weights < whole.weights) == (share == 0)
     assert waiting.activations < whole.activations
     blocks = len(transformer.transformer_blocks) * [counts.double_input]
     blocks += len(transformer.single_transformer_blocks) * [counts.single_input]
@@ -211,7 +211,7 @@ def test_a_run_takes_what_the_plan_says(data, tmp_path, capsys, monkeypatch):
 def test_a_run_streams_where_the_plan_says(data, tmp_path, monkeypatch):
     plan = choose_setting(read_budget("3GB"), smaller, 0)
     monkeypatch.setattr(memory, "choose_setting", lambda *args, **options: plan)
-    run = build_run(read_config(content(data, tmp_path, data={"cache": str(tmp_path / "cache")})))
+    run = build_run(read_config(content(data, tmp_path)))
     assert (run.config.model.resident, run.config.model.offload_activations) == ("0.2GB", True)
     # The tiny model's blocks take less than that.
     assert "All blocks stay on the device" in run.report
