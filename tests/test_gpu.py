@@ -128,7 +128,7 @@ def test_streamed_training_is_that_of_the_device_with_less_memory(storage, tmp_p
     for name in ("memory", "disk"):
         assert found[name][1] < found["whole"][1]
         for one, other in zip(found[name][0], found["whole"][0], strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=0)
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def _train_steps(storage, resident, folder, offload):

@@ -91,4 +91,5 @@ def _pin(buffer: Tensor) -> None:
             f"the GPU are slower. Close other programs, or let more memory be locked."
         )
         return
-    weakref.finalize(buffer, cuda.cudaHostUnregister, address)
+    # When the process ends, the driver does so itself.
+    weakref.finalize(buffer, cuda.cudaHostUnregister, address).atexit = False

@@ -89,11 +89,10 @@ def predict(
     # are there twice: that which comes in, and that which goes out.
     working = (activations.largest_block if again else 0) + 2 * activations.largest
     streamed = streamed_bytes(transformer, setting, dtype)
+    there = min(2, len(streamed)) * max(streamed, default=0)
     out = 2 * setting.batch_size * sum(waiting) if setting.offload else 0
     return Needs(
-        weights=planned_bytes(transformer, setting.storage, dtype)
-        - sum(streamed)
-        + min(2, len(streamed)) * max(streamed, default=0),
+        weights=planned_bytes(transformer, setting.storage, dtype) - sum(streamed) + there,
         trained=trained,
         encoders=0 if setting.cache else encoders,
         activations=setting.batch_size * (activations.outside + kept),
