@@ -17,9 +17,10 @@ from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.config.reading import ConfigurationError
 from diffusers_flux_ext.training.data import write_example_data
 from diffusers_flux_ext.training.frozen import store_frozen
-from diffusers_flux_ext.training.memory import Setting
+from diffusers_flux_ext.training.memory import MemoryPlan, Needs, Setting
 from diffusers_flux_ext.training.memory.needs import streamed_bytes
 from diffusers_flux_ext.training.run.build import build_run
+from diffusers_flux_ext.training.run.peaks import StagePeaks
 from diffusers_flux_ext.training.run.processes import check_sharding
 from diffusers_flux_ext.training.run.report import dry_run
 from diffusers_flux_ext.training.streaming import describe_streaming, stream_blocks
@@ -240,6 +241,30 @@ def test_a_report_has_the_peaks_of_both_stages(data, tmp_path, capsys):
     assert written["training"]["measured"] is None
     assert written["training"]["predicted"] > 0
     assert written["encoding"]["predicted"] > 0
+
+
+def test_measured_peaks_stand_beside_predicted_ones(tmp_path, monkeypatch):
+    """With a counter in place of a card's."""
+    counted = iter([3 * 10**9, 2 * 10**9])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(counted))
+    plan, path = MemoryPlan(8 * 10**9, Setting(), Needs(10**9, 0, 0, 10**8, 0), 4 * 10**9), tmp_path / "memory.json"
+    encoded, trained = (StagePeaks(torch.device("cuda"), plan) for _ in range(2))
+    with encoded.stage("encoding"):
+        pass
+    assert "Peak while training: not run, 1.1 GB predicted" in encoded.describe()
+    encoded.write(path)
+    with trained.stage("training"):
+        pass
+    assert "Peak while training: 2.0 GB measured, 1.1 GB predicted" in trained.describe()
+    trained.write(path)
+    # What another command measured stays.
+    assert json.loads(path.read_text()) == {
+        "encoding": {"predicted": 4 * 10**9, "measured": 3 * 10**9},
+        "training": {"predicted": 11 * 10**8, "measured": 2 * 10**9},
+    }
+    StagePeaks(CPU, None).write(tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 @pytest.mark.parametrize(
