@@ -10,11 +10,11 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from ...checkpoints.packed_weights import check_not_packed
-from ..claims import check_unclaimed
 from .attach import attach
 from .files import ALIGNMENT
 from .plan import Slot, StreamingPlan, choose_blocks, split_weights
 from .stream import DiskStream
+from .streaming import check_free
 from .weights import StreamedBlock, StreamedWeight
 
 
@@ -42,7 +42,7 @@ def stream_from_memory(
         ValueError: If the module is quantised, is offloaded in another way, or has no such blocks.
     """
     check_not_packed(module, "be streamed from host memory", "Load its unquantised weights.")
-    check_unclaimed(module)
+    check_free(module)
     streamed, _ = split_weights(module, choose_blocks(module, blocks))
     held = [_hold(name, slots, device) for name, slots in streamed.items()]
     # Nothing is read from files, so the buffer on the way is empty.

@@ -184,7 +184,10 @@ def test_gradients_without_blocks_that_run_again_are_refused():
     transformer = tiny_transformer(0).requires_grad_(True)
     with pytest.raises(ValueError, match="must be frozen, but `transformer_blocks.0"):
         stream_blocks(transformer, CPU, 0)
-    assert stream_blocks(transformer, CPU, sum(SIZES.values())) is None
+    assert stream_blocks(transformer.requires_grad_(False), CPU, sum(SIZES.values())) is None
+    stream_blocks(transformer, CPU, 0)
+    with pytest.raises(ValueError, match="is streamed already. Call `stop_disk_streaming`"):
+        stream_blocks(transformer, CPU, 0)
     assert "none is streamed" in describe_streaming(None, 0)
 
 
