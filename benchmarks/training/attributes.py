@@ -1,5 +1,7 @@
 """AttriCtrl: the size and the place of an object follow two values; no prompt names them.
 
+They are drawn with guidance, as usual for the tiny model: without it orange stars on yellow are too faint to be found.
+
 python -m benchmarks.training.attributes --work proofs
 """
 

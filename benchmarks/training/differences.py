@@ -46,11 +46,6 @@ def not_blue(rng: random.Random, held_out: bool) -> Scene:
             return scene
 
 
-STRENGTHS = {"plain": 1.0, "differential": 2.0}
-"""What LoRAs are drawn with: a difference of four pairs is faint at 1, where a plain LoRA spoils a third of the
-rest already."""
-
-
 @dataclass(frozen=True)
 class Attribute:
     """What the second images have.
@@ -58,19 +53,23 @@ class Attribute:
     Args:
         is_there (`Callable`): Whether an image has it, by what was measured of the base's image and of this one.
         rest (`tuple[str, ...]`): What it should leave as it was.
+        strength (`float`): What the differential LoRA is drawn with, since a difference of four pairs is faint at 1;
+            the plain one is drawn at 1, where it spoils a third of the rest already.
     """
 
     is_there: Callable[[Measure, Measure], bool]
     rest: tuple[str, ...]
+    strength: float
 
 
 ATTRIBUTES = {
     "enlarged": Attribute(
         lambda before, after: after["half"] > (1 + ENLARGED) / 2 * before["half"],
         ("shape", "place", "background", "color"),
+        2.0,
     ),
-    "blue": Attribute(lambda before, after: after["color"] == "blue", ("shape", "place", "background")),
-    "left": Attribute(lambda before, after: _x(before) - _x(after) > LEFT / 2, ("shape", "background", "color")),
+    "blue": Attribute(lambda before, after: after["color"] == "blue", ("shape", "place", "background"), 2.0),
+    "left": Attribute(lambda before, after: _x(before) - _x(after) > LEFT / 2, ("shape", "background", "color"), 1.5),
 }
 
 
@@ -118,7 +117,7 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
     base, bounds = run("base"), []
     for name, attribute in ATTRIBUTES.items():
         rows: list[list[float]] = [[] for _ in base]
-        for kind, strength in STRENGTHS.items():
+        for kind, strength in (("plain", 1.0), ("differential", attribute.strength)):
             for row, before, after in zip(rows, base, run(f"{kind}_{name}", strength), strict=True):
                 row += [float(attribute.is_there(before, after)), change(before, after, attribute.rest)]
         bounds += _bounds(name, rows)
