@@ -26,6 +26,7 @@ class FP8Linear(nn.Linear):
     """
 
     scale: torch.Tensor
+    streams_bytes = True
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
