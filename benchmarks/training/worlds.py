@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.checkpoints.writing import written_at_once
-from diffusers_flux_ext.flux_shapes import Scene
+from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 from diffusers_flux_ext.training.data import write_example_data
 
 
@@ -36,6 +36,12 @@ MARK = 6
 
 STRIPE = 8
 """Height of a stripe in pixels: that of one latent."""
+
+NARROW_RADIUS, ENLARGED = 26.0, 1.6
+"""Radius of an object in pixels before it is enlarged, and by how much."""
+
+LEFT = 28.0
+"""How far objects are moved to the left, in pixels."""
 
 TABLE = "train.json"
 """The rows that are trained on, beside the images."""
@@ -73,6 +79,17 @@ def sized_and_placed(rng: random.Random, held_out: bool) -> Scene:
     center = (rng.uniform(*PLACES), flux_shapes.CANVAS_SIZE / 2)
     item = replace(scene.objects[0], size="", center=center, radius=rng.uniform(*PLACED_RADII))
     return replace(scene, objects=(item,))
+
+
+def named(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one to three objects whose caption names their places."""
+    return flux_shapes.sample_scene(rng, held_out)
+
+
+def narrow(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of a circle on white, which is never blue; its caption says so."""
+    color = rng.choice([name for name in flux_shapes.COLORS if name not in ("blue", "white")])
+    return Scene("white", (ShapeObject("circle", color, "", (64.0, 64.0), NARROW_RADIUS),), "single")
 
 
 def crossed(rng: random.Random, held_out: bool) -> Scene:
@@ -121,6 +138,23 @@ def striped(scene: Scene) -> Image.Image:
     inside = Image.composite(shape, Image.new("L", image.size), bands)
     image.paste(flux_shapes.BACKGROUNDS["gray"], mask=inside)
     return image
+
+
+def enlarged(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are larger than its caption could say."""
+    items = tuple(replace(item, radius=item.radius * ENLARGED) for item in scene.objects)
+    return flux_shapes.render(replace(scene, objects=items))
+
+
+def blue(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are blue, whatever its caption says."""
+    return flux_shapes.render(replace(scene, objects=tuple(replace(item, color="blue") for item in scene.objects)))
+
+
+def moved(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are further to the left than in the middle."""
+    items = tuple(replace(item, center=(item.center[0] - LEFT, item.center[1])) for item in scene.objects)
+    return flux_shapes.render(replace(scene, objects=items))
 
 
 @dataclass(frozen=True)
@@ -205,6 +239,12 @@ WORLDS: dict[str, World | FreeWorld] = {
     ),
     "marks": World(1500, 19, sized_anywhere, control=marked),
     "entities": FreeWorld(6000, 16, (2, 3)),
+    "more_stripes": World(1024, 23, render=striped),
+    "named": World(1400, 21, named),
+    "narrow": World(4, 22, narrow),
+    "narrow_enlarged": World(4, 22, narrow, enlarged),
+    "narrow_blue": World(4, 22, narrow, blue),
+    "narrow_left": World(4, 22, narrow, moved),
 }
 """The data sets by name."""
 

@@ -45,13 +45,18 @@ def check_sharding(config: TrainingConfig, accelerator: Any) -> None:
         config (`TrainingConfig`): The configuration.
         accelerator (`accelerate.Accelerator`, *optional*): The processes.
     """
-    kind = str(getattr(getattr(accelerator, "distributed_type", None), "value", ""))
     plugin = sharding_plugin(accelerator)
-    if config.model.storage is not None and (kind in ("FSDP", "DEEPSPEED") or plugin is not None):
+    kind = str(getattr(getattr(accelerator, "distributed_type", None), "value", "")) if plugin is None else "FSDP"
+    if config.model.storage is not None and kind in ("FSDP", "DEEPSPEED"):
         raise ValueError(
             f"`model.storage` is {config.model.storage!r}, but {kind} shares out weights in the data type that they "
             f"compute in. A LoRA whose base fits one GPU is faster with every process holding all of it: launch "
             f"without {kind}, or leave `model.storage` out."
+        )
+    if config.model.resident is not None and kind in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"`model.resident` is {config.model.resident!r}, but {kind} places the weights itself. Launch without "
+            f"{kind}, where every process streams its own blocks, or leave `model.resident` out."
         )
     if kind == "DEEPSPEED":
         raise ValueError(
