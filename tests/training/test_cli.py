@@ -136,6 +136,8 @@ def test_another_configuration_does_not_go_on(whole, data, capsys):
     made = content(data, whole, conditions=[REGIONS], run={"average": {"decay": 0.5}})
     assert train(whole, made, "optimizer.lr=0.02") == 1
     assert "`optimizer.lr` 0.01 (now 0.02)" in capsys.readouterr().err
+    assert train(whole, made, "run.accumulation=2") == 1
+    assert "`run.accumulation * processes` 1 (now 2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,17 @@ def test_wrong_runs_say_so_and_write_nothing(data, tmp_path, capsys, changes, me
     assert train(tmp_path, content(data, tmp_path), *changes) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_entries_may_follow_options(data, tmp_path, capsys):
+    path = write(tmp_path, content(data, tmp_path))
+    assert main(["train", path, "run.updates=2", "--print-config", "run.batch_size=3"]) == 0
+    run = yaml.safe_load(capsys.readouterr().out)["run"]
+    assert (run["updates"], run["batch_size"]) == (2, 3)
+    for wrong in (["--frobnicate=3"], ["--dry-run", "frobnicate"]):
+        with pytest.raises(SystemExit):
+            main(["train", path, *wrong])
+        assert f"unrecognized arguments: {wrong[-1]}" in capsys.readouterr().err
 
 
 def test_a_dry_run_loads_no_weights(data, tmp_path, capsys):

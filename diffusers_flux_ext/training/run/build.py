@@ -337,9 +337,17 @@ def _trainer(
     return Trainer(
         training, trained, build_optimizer(trained.named_parameters(), config.optimizer), updates, maker,
         RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad, section.fused_backward),
-        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), config.identity(),
+        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), _identity(config, accelerator),
         lambda update: rates(update, count), average, accelerator=accelerator,
     )  # fmt: skip
+
+
+def _identity(config: TrainingConfig, accelerator: Any) -> dict[str, Any]:
+    """Return what a run goes on under: other processes may take it over if an update has as many batches as before."""
+    whole = config.identity()
+    processes = 1 if accelerator is None else accelerator.num_processes
+    whole["run"]["accumulation * processes"] = whole["run"].pop("accumulation") * processes
+    return whole
 
 
 def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Monitor:
