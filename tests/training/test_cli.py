@@ -253,7 +253,7 @@ def test_two_processes_equal_one(whole, data, tmp_path):
             forking()
             alone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "two"}
             config = LaunchConfig(1, 1, 2, start_method="forkserver", monitor_interval=0.1, **alone)
-            assert elastic_launch(config, train_on_the_cpu)(path) == {0: 0, 1: 0}
+            assert elastic_launch(config, train_on_the_cpu)(path, {}) == {0: 0, 1: 0}
         curves.append((curve(folder), result(folder)))
     assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-5)
     for name, value in curves[0][1].items():

@@ -3,6 +3,7 @@
 import re
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.data import write_example_data
-from diffusers_flux_ext.training.run import sharding
+from diffusers_flux_ext.training.run import build, sharding
 from diffusers_flux_ext.training.run.sharding import check_sharding, shard, warn_if_needless
 from tests.fixtures.documentation import ROOT
-from tests.fixtures.training_runs import REGIONS, content, curve, train_on_the_cpu, write
+from tests.fixtures.training_runs import LAUNCH, REGIONS, content, curve, train_on_the_cpu, write
 
 
 FILES = ROOT / "examples" / "training" / "accelerate"
@@ -37,20 +38,21 @@ def data(tmp_path_factory):
     return str(write_example_data(tmp_path_factory.mktemp("data") / "shapes", 7))
 
 
-def launched(monkeypatch, name):
-    """Take over the environment that `accelerate launch` makes of a shipped file."""
+def train_and_count(path, launch):
+    """Train, and count how often weights were shared out."""
+    with mock.patch.object(build, "shard", wraps=shard) as shared:
+        return train_on_the_cpu(path, launch), shared.call_count
+
+
+def train_as_two(path, name):
+    """Train in two processes with the environment that `accelerate launch` makes of a shipped file."""
+    forking()
     file = str(FILES / f"{name}.yaml")
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", file, "-m", "train"]))
-    for key, value in prepare_multi_gpu_env(args).items():
-        if key.startswith(("ACCELERATE_", "FSDP_")):
-            monkeypatch.setenv(key, value)
-
-
-def train_as_two(path):
-    forking()
+    launch = {key: value for key, value in prepare_multi_gpu_env(args).items() if key.startswith(LAUNCH)}
     alone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "shared"}
     config = LaunchConfig(1, 1, 2, start_method="forkserver", monitor_interval=0.1, **alone)
-    assert elastic_launch(config, train_on_the_cpu)(path) == {0: 0, 1: 0}
+    assert elastic_launch(config, train_and_count)(path, launch) == {0: (0, 1), 1: (0, 1)}
 
 
 def made(data, folder, kind, **run):
@@ -83,20 +85,18 @@ def lose_the_second_half(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "file"), [("lora", "fsdp2"), ("full", "fsdp2"), ("full", "fsdp2_keep_weights")])
-def test_weights_that_are_shared_out_train_as_those_of_one_process(data, tmp_path, monkeypatch, kind, file):
+def test_weights_that_are_shared_out_train_as_those_of_one_process(data, tmp_path, kind, file):
     one = made(data, tmp_path / "one", kind, accumulation=2)
     assert main(["train", write(tmp_path / "one", one)]) == 0
-    launched(monkeypatch, file)
     path = write(tmp_path / "two", made(data, tmp_path / "two", kind, accumulation=1))
-    train_as_two(path)
+    train_as_two(path, file)
     check_same(tmp_path / "one", tmp_path / "two")
     lose_the_second_half(tmp_path / "two")
-    train_as_two(path)
+    train_as_two(path, file)
     check_same(tmp_path / "one", tmp_path / "two")
     if kind == "lora":
         # One process takes over from two, and holds all weights.
         lose_the_second_half(tmp_path / "two")
-        monkeypatch.delenv("ACCELERATE_USE_FSDP")
         assert main(["train", path, "run.accumulation=2"]) == 0
         check_same(tmp_path / "one", tmp_path / "two")
 
