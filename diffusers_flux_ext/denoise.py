@@ -16,6 +16,7 @@ from .attention.plan import AttentionPlan, build_attention_plan
 from .attention.processor import all_run_plans, attention_processors, check_image_prompts_run
 from .caches.rules import check_cache_allows_residuals
 from .joining import check_group, check_tensor, join, join_ids, sort
+from .parallel.budgets import fit_budgets
 from .sequence import Contribution, JointLayout, TokenGroup, padding_rules
 
 
@@ -228,6 +229,7 @@ def prepare_call(
         batch_size,
     )
     check_runs_split(transformer, contributions, layout, step.prompt.mask is not None)
+    fit_budgets(transformer, batch_size, layout.total - layout.num_text_tokens, layout.num_text_tokens)
     split = split_tokens(transformer, layout, step.latents.device)
     text_ids = join_ids(text)
     plan = _plan(transformer, step, contributions, layout, text_ids, plan_cache or PlanCache())

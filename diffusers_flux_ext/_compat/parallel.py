@@ -13,6 +13,11 @@ from diffusers.models._modeling_parallel import ParallelConfig
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 
+# Where a transformer keeps what it knows about other processes: diffusers, cache-dit, and this package.
+RANKS = "_flux_ext_ranks"
+SHARING_MARKS = ("_parallel_config", "_parallelism_config", RANKS)
+
+
 def split_degree(transformer: torch.nn.Module) -> int:
     """Return the number of devices that each sequence is split over; 1 without context parallelism."""
     config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)

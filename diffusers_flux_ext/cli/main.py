@@ -23,7 +23,7 @@ from .plan import add_plan_command, run_plan
 from .quiet import quiet_libraries
 from .runs import add_run_command, check_run, run_run
 from .serve import add_serve_command, run_serve
-from .train import add_train_command, run_train
+from .train import add_train_command, run_train, take_changes
 
 
 EXAMPLES = """\
@@ -96,7 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `int`: the exit code: 0 done, 1 the work failed, 2 the command line is wrong, 130 interrupted.
     """
     _load_installed_methods()
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(arguments)
+    rest = take_changes(args, rest) if args.command == "train" else rest
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Prefix of messages.
     below = getattr(args, f"{args.command}_command", None)
     args.title = " ".join(["flux-ext", args.command, *filter(None, [below])])

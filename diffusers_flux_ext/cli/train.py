@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def add_train_command(commands: Any) -> argparse.ArgumentParser:
         "--from-reference-args", metavar="ARGS", help="print the configuration of a command line of DiffSynth-Studio"
     )
     return parser
+
+
+def take_changes(args: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Take entries of the configuration that follow an option, where argparse expects no more of them.
+
+    Args:
+        args (`argparse.Namespace`): The command line; gets the entries.
+        rest (`Sequence[str]`): What argparse did not know.
+
+    Returns:
+        `list[str]`: what is no entry.
+    """
+    entries = [word for word in rest if "=" in word and not word.startswith("-")]
+    args.changes = [*args.changes, *entries]
+    return [word for word in rest if word not in entries]
 
 
 def run_train(args: argparse.Namespace) -> int:

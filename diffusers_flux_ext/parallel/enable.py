@@ -12,7 +12,8 @@ from diffusers import ContextParallelConfig
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .._compat.parallel import split_degree, split_no_more, split_over
-from .ranks import Ranks, ranks_of, set_ranks
+from .budgets import share_budgets
+from .ranks import Ranks, device_of, ranks_of, set_ranks
 
 
 class ParallelMixin:
@@ -31,7 +32,9 @@ class ParallelMixin:
         """Draw each image on several devices, one process each, that all make the same call.
 
         Start the processes with `torchrun` or `accelerate launch`, call `torch.distributed.init_process_group`, load
-        the pipeline in each, and call this after it is on its device. Every process returns the whole image.
+        the pipeline in each, and call this after it is on its device. Every process returns the whole image. A VRAM
+        budget of the pipeline is planned again for this process's share of the tokens; those of other processes may
+        be larger or smaller.
 
         Args:
             ulysses_degree (`int`, defaults to 1):
@@ -46,12 +49,13 @@ class ParallelMixin:
 
         Raises:
             RuntimeError: if `torch.distributed` is not initialised, or the transformer is parallel already.
-            ValueError: if the number of processes is not that of the devices asked for.
+            ValueError: if there are not as many processes as devices asked for, or budgets do not fit together.
+            VRAMBudgetError: if the budget is too small for the share; other processes raise a `RuntimeError` then.
         """
         _check_arguments(ulysses_degree, cfg_parallel, ulysses_anything, timeout)
         if ranks_of(self.transformer) is not None or split_degree(self.transformer) > 1:
             raise RuntimeError("The transformer is parallel already. Call `disable_parallelism` first.")
-        device = next(self.transformer.parameters()).device
+        device = device_of(self.transformer)
         shape = (1 + cfg_parallel, 1, ulysses_degree)
         mesh = _mesh(dist.group.WORLD, device.type, shape)
         if ulysses_degree > 1:
@@ -60,8 +64,13 @@ class ParallelMixin:
             )
             split_over(self.transformer, config, device.type)
         branches = mesh["branches"].get_group() if cfg_parallel else None
-        set_ranks(self.transformer, Ranks(dist.group.WORLD, device, branches, timeout))
+        set_ranks(self.transformer, ranks := Ranks(dist.group.WORLD, device, branches, timeout))
         _limit_waiting(mesh, timeout)
+        try:
+            share_budgets(ranks, self.transformer)
+        except Exception:
+            self.disable_parallelism()
+            raise
 
     def disable_parallelism(self) -> None:
         """Undo [`enable_parallelism`]; without it nothing happens."""

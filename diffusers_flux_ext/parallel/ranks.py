@@ -14,10 +14,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from .._compat.parallel import split_settings
-
-
-_RANKS = "_flux_ext_ranks"
+from .._compat import vram_budget_of
+from .._compat.parallel import RANKS, split_settings
 
 
 @dataclass(eq=False)
@@ -30,12 +28,17 @@ class Ranks:
         branches (`torch.distributed.ProcessGroup`, *optional*):
             With the branches of guidance side by side, this process and the one with the other branch.
         timeout (`float`, *optional*): Seconds that one waits for the others, for messages.
+
+    Attributes:
+        largest (`tuple[int, ...]`, *optional*):
+            Samples, image and text tokens that the call under way was found to have room for.
     """
 
     group: Any
     device: torch.device
     branches: Any = None
     timeout: float | None = None
+    largest: tuple[int, ...] | None = field(default=None, init=False)
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -96,6 +99,7 @@ class Ranks:
         try:
             self._check_same(arguments)
             self._share_random_state()
+            self.largest = None
             yield
         finally:
             self._busy.release()
@@ -148,21 +152,27 @@ def ranks_of(transformer: torch.nn.Module) -> Ranks | None:
     Returns:
         `Ranks` or `None`
     """
-    known: Ranks | None = transformer.__dict__.get(_RANKS)
+    known: Ranks | None = transformer.__dict__.get(RANKS)
     settings = split_settings(transformer)
     if known is not None or settings is None:
         return known
-    device = next(transformer.parameters()).device
-    set_ranks(transformer, Ranks(settings.group, device))
+    set_ranks(transformer, Ranks(settings.group, device_of(transformer)))
     return ranks_of(transformer)
+
+
+def device_of(transformer: torch.nn.Module) -> torch.device:
+    """Return where a transformer runs; under a VRAM budget its weights may be in host memory."""
+    budget = vram_budget_of({"transformer": transformer})
+    device: torch.device = next(transformer.parameters()).device if budget is None else budget.device
+    return device
 
 
 def set_ranks(transformer: torch.nn.Module, ranks: Ranks | None) -> None:
     """Remember the processes that a transformer runs on together; `None` forgets them."""
-    transformer.__dict__.pop(_RANKS, None)
+    transformer.__dict__.pop(RANKS, None)
     if ranks is not None:
         # Not a part of the module.
-        object.__setattr__(transformer, _RANKS, ranks)
+        object.__setattr__(transformer, RANKS, ranks)
 
 
 def _number(digest: bytes) -> int:

@@ -99,11 +99,12 @@ class FluxTraining(torch.nn.Module):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+    def forward(self, batch: TrainingBatch, weighted: bool = True) -> torch.Tensor:
         """Compute the loss of each sample.
 
         Args:
             batch (`TrainingBatch`): The batch, on the transformer's device.
+            weighted (`bool`, defaults to `True`): Whether to apply the weights of noise levels and samples.
 
         Returns:
             `torch.Tensor` of shape `(batch_size,)`, float32 or wider.
@@ -111,7 +112,7 @@ class FluxTraining(torch.nn.Module):
         Raises:
             ValueError: if the batch does not fit the transformer or the conditions.
         """
-        return self.losses(batch)
+        return self.losses(batch, weighted)
 
     def losses(self, batch: TrainingBatch, weighted: bool = True) -> torch.Tensor:
         """Compute the loss of each sample, with or without its weights.

@@ -1,6 +1,5 @@
 """`flux-ext train` from files to files: caches, resuming, processes, and what is refused."""
 
-import json
 import os
 import random
 import signal
@@ -21,66 +20,12 @@ from diffusers_flux_ext.cli.main import main
 from diffusers_flux_ext.training.data import write_example_data
 from diffusers_flux_ext.training.trained import ExportInfo, LoRAOptions, add_lora, from_scratch
 from tests.fixtures.trained import shake
-
-
-FILES = ["image", "eligen_entity_masks", "controlnet_image", "kontext_images"]
-REGIONS = {
-    "type": "EntityRegions",
-    "inputs": {"prompts": "eligen_entity_prompts", "masks": "eligen_entity_masks"},
-    "options": {"max_sequence_length": 8},
-    "dropout": 0.2,
-}
+from tests.fixtures.training_runs import REGIONS, content, curve, result, train, train_on_the_cpu, write
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return str(write_example_data(tmp_path_factory.mktemp("data") / "shapes", 9))
-
-
-def content(data, folder, **changes):
-    made = {
-        "output": str(folder / "run"),
-        "model": {"path": "tiny"},
-        "data": {
-            "sources": [{"path": data, "file_columns": FILES}],
-            "sizes": {"listed": {"listed": [[64, 64]]}},
-            "text_length": 16,
-            "captions": {"dropout": 0.2},
-            "held_out": 1,
-        },
-        "train": {"lora": {"rank": 2, "targets": "attention", "blocks": ["transformer_blocks.0"]}},
-        "optimizer": {"lr": 0.01},
-        "run": {"updates": 4, "save_every": 2, "log_every": 1},
-    }
-    for name, value in changes.items():
-        made[name] = {**made.get(name, {}), **value} if isinstance(value, dict) else value
-    return made
-
-
-def write(folder, made):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "train.yaml"
-    path.write_text(yaml.safe_dump(made))
-    return str(path)
-
-
-def train(folder, made, *changes):
-    return main(["train", write(folder, made), *changes])
-
-
-def train_on_the_cpu(path):
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
-    return main(["train", path])
-
-
-def curve(folder):
-    lines = (folder / "run" / "logs" / "log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
-
-
-def result(folder):
-    return load_file(folder / "run" / "result" / "pytorch_lora_weights.safetensors")
 
 
 def same(one, other):
@@ -191,6 +136,8 @@ def test_another_configuration_does_not_go_on(whole, data, capsys):
     made = content(data, whole, conditions=[REGIONS], run={"average": {"decay": 0.5}})
     assert train(whole, made, "optimizer.lr=0.02") == 1
     assert "`optimizer.lr` 0.01 (now 0.02)" in capsys.readouterr().err
+    assert train(whole, made, "run.accumulation=2") == 1
+    assert "`run.accumulation * processes` 1 (now 2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -219,6 +166,17 @@ def test_wrong_runs_say_so_and_write_nothing(data, tmp_path, capsys, changes, me
     assert train(tmp_path, content(data, tmp_path), *changes) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_entries_may_follow_options(data, tmp_path, capsys):
+    path = write(tmp_path, content(data, tmp_path))
+    assert main(["train", path, "run.updates=2", "--print-config", "run.batch_size=3"]) == 0
+    run = yaml.safe_load(capsys.readouterr().out)["run"]
+    assert (run["updates"], run["batch_size"]) == (2, 3)
+    for wrong in (["--frobnicate=3"], ["--dry-run", "frobnicate"]):
+        with pytest.raises(SystemExit):
+            main(["train", path, *wrong])
+        assert f"unrecognized arguments: {wrong[-1]}" in capsys.readouterr().err
 
 
 def test_a_dry_run_loads_no_weights(data, tmp_path, capsys):
@@ -295,7 +253,7 @@ def test_two_processes_equal_one(whole, data, tmp_path):
             forking()
             alone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "two"}
             config = LaunchConfig(1, 1, 2, start_method="forkserver", monitor_interval=0.1, **alone)
-            assert elastic_launch(config, train_on_the_cpu)(path) == {0: 0, 1: 0}
+            assert elastic_launch(config, train_on_the_cpu)(path, {}) == {0: 0, 1: 0}
         curves.append((curve(folder), result(folder)))
     assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-5)
     for name, value in curves[0][1].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
+from ..._compat.parallel import split_degree
 from ..claims import check_movable, check_unclaimed
-from .demand import is_autoencoder, larger
+from .demand import is_autoencoder, is_denoiser, larger
 from .estimate import Workload, set_tiling
 from .placed_model import PlacedModel, fingerprint
 from .placement import LOOP
@@ -79,6 +81,30 @@ class VRAMBudget:
                 other.evict_streamed()
         part.load()
 
+    def fit(self, batch_size: int, image_tokens: int, text_tokens: int) -> None:
+        """Plan again if a call of the transformer is larger than planned, or shared by another number of devices.
+
+        Args:
+            batch_size (`int`): Samples of the call.
+            image_tokens (`int`): Image tokens of all devices together.
+            text_tokens (`int`): Text tokens of all devices together.
+
+        Raises:
+            VRAMBudgetError: if the budget is too small.
+        """
+        found = self._larger_than_planned(batch_size, image_tokens, text_tokens)
+        workload, devices = found or self.plan.workload, self._devices
+        if found is not None or workload.devices != devices:
+            self.rebuild(replace(workload, devices=devices))
+
+    def limit_tile(self, tile: int) -> None:
+        """Decode in tiles that are not larger than others use, and plan again.
+
+        Args:
+            tile (`int`): Side of the tiles in pixels.
+        """
+        self.rebuild(replace(self.plan.workload, largest_tile=tile))
+
     def rebuild(self, workload: Workload | None = None) -> None:
         """Plan again for the current models.
 
@@ -127,12 +153,25 @@ class VRAMBudget:
         image, text = inputs.get("hidden_states"), inputs.get("encoder_hidden_states")
         if self.parts[name].plan.phase != LOOP or image is None or text is None or image.ndim != 3:
             return None
-        found = larger(self.plan.workload, image.shape[0], image.shape[1], text.shape[1])
+        if is_denoiser(self.modules[name]) and (devices := self._devices) != self.plan.workload.devices:
+            return replace(self.plan.workload, devices=devices)
+        if is_denoiser(self.modules[name]) and devices > 1:
+            # These may be a share of the tokens; all processes asked each other before.
+            return None
+        return self._larger_than_planned(image.shape[0], image.shape[1], text.shape[1])
+
+    @property
+    def _devices(self) -> int:
+        """Devices that share the transformer's tokens."""
+        return max((split_degree(module) for module in self.modules.values() if is_denoiser(module)), default=1)
+
+    def _larger_than_planned(self, batch_size: int, image_tokens: int, text_tokens: int) -> Workload | None:
+        found = larger(self.plan.workload, batch_size, image_tokens, text_tokens)
         if found is not None:
             logger.warning(
                 f"The VRAM plan was made for a batch of {self.plan.workload.batch} with "
                 f"{self.plan.workload.image_tokens} image and {self.plan.workload.text_tokens} text tokens, got "
-                f"{image.shape[0]}, {image.shape[1]} and {text.shape[1]}: planning again. To avoid this, give "
+                f"{batch_size}, {image_tokens} and {text_tokens}: planning again. To avoid this, give "
                 f"`height`, `width`, `batch` and `conditions` to `enable_vram_budget`."
             )
         return found

@@ -30,8 +30,9 @@ logger = logging.get_logger(__name__)
 
 
 def workload_of(
-    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Demand] = ()
-) -> Workload:
+    conditions: Sequence[Any], height: int, width: int, batch: int, prompt_tokens: int, added: Sequence[Demand] = (),
+    devices: int = 1,
+) -> Workload:  # fmt: skip
     """Return the workload of a call with conditions."""
     everything = [*(_demand(each, prompt_tokens) for each in conditions), *added]
     seen_tokens = max([prompt_tokens, *(each.prompt_tokens for each in everything)])
@@ -49,6 +50,7 @@ def workload_of(
         held_bytes=batch * sum(each.held_bytes for each in everything),
         texts=max([1, *(each.texts for each in everything)]),
         masked=any(each.masked for each in everything),
+        devices=devices,
     )
 
 
@@ -239,6 +241,8 @@ def autoencoder_need(name: str, module: nn.Module, workload: Workload, available
     need, tile = need_of(name, module, workload, None), None
     for tile in TILE_SIZES:
         if tile is not None and tile >= max(workload.height, workload.width) and workload.batch == 1:
+            continue
+        if workload.largest_tile is not None and (tile is None or tile > workload.largest_tile):
             continue
         need = need_of(name, module, workload, None, tile)
         if need.total + need.activations <= available:

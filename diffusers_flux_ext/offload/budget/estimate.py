@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from ..._compat.parallel import SHARING_MARKS
 from ...checkpoints.packed_weights import GGUF, PlannedLinear, packed_layers, packing_of, stored_bytes
 from ...lora.loading.clock import TimestepClock
 from ..blocks import FP8, LEAVES, compute_dtype, streamable_blocks
@@ -46,6 +47,8 @@ class Workload:
         texts (`int`): Texts that T5 encodes at once.
         held_bytes (`int`): Bytes that conditions hold on the card for all steps.
         masked (`bool`): Whether conditions restrict who sees whom, which may take a mask of all pairs of tokens.
+        devices (`int`): Devices that share the tokens of the transformer, each with its part.
+        largest_tile (`int`, *optional*): Side of the autoencoder's tiles in pixels, where larger ones may not be used.
     """
 
     height: int = 1024
@@ -60,6 +63,8 @@ class Workload:
     texts: int = 1
     held_bytes: int = 0
     masked: bool = False
+    devices: int = 1
+    largest_tile: int | None = None
 
     @property
     def canvas_tokens(self) -> int:
@@ -70,6 +75,11 @@ class Workload:
     def image_tokens(self) -> int:
         """Tokens of the image and of the references."""
         return self.canvas_tokens * (1 + self.canvases) + self.reference_tokens
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """Text and image tokens of one device; the largest, where they cannot be shared evenly."""
+        return -(-self.text_tokens // self.devices), -(-self.image_tokens // self.devices)
 
 
 def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = None) -> tuple[int, bool]:
@@ -93,7 +103,23 @@ def activation_bytes(module: nn.Module, workload: Workload, tile: int | None = N
         _TRACED[key] = peak_bytes(call(meta_copy(module)))
         if len(_TRACED) > TRACES_KEPT:
             del _TRACED[next(iter(_TRACED))]
-    return _TRACED[key] + plane, False
+    return _TRACED[key] + plane + _exchanged_bytes(module, workload), False
+
+
+def _exchanged_bytes(module: Any, workload: Workload) -> int:
+    """Count what a transformer holds besides while devices exchange heads for tokens.
+
+    Queries, keys and values of one layer are joined, sent, received and sorted; all four are there at once.
+    """
+    if workload.devices == 1 or not _is_shared(module):
+        return 0
+    text, image = workload.shares
+    return int(12 * workload.batch * (text + image) * module.inner_dim * compute_dtype(module).itemsize)
+
+
+def _is_shared(module: Any) -> bool:
+    """Whether devices share the tokens of a module: those of a transformer, but not of a ControlNet."""
+    return hasattr(module, "transformer_blocks") and not hasattr(module, "controlnet_x_embedder")
 
 
 def residual_bytes(module: Any, workload: Workload) -> int:
@@ -138,6 +164,9 @@ def meta_copy(module: nn.Module) -> Any:
                 memo[id(hooks)] = OrderedDict()
     for holder, name in _streaming_marks(module):
         memo[id(holder[name])] = None
+    for name in SHARING_MARKS:
+        # They hold process groups, and processors refer to them, too. The copy runs alone.
+        memo[id(module.__dict__.get(name))] = None
     stream = stream_of(module)
     for weight in (weight for block in (stream.blocks if stream else ()) for weight in block.weights):
         away = weight.owner.__dict__[weight.attribute]
@@ -224,8 +253,9 @@ def _denoise(module: Any, workload: Workload) -> Callable[[], Any]:
     """Return one call of a transformer or a ControlNet."""
     config, batch = module.config, workload.batch
     is_net = hasattr(module, "controlnet_x_embedder")
-    image = workload.canvas_tokens if is_net else workload.image_tokens
-    text = workload.prompt_tokens + workload.appended_tokens if is_net else workload.text_tokens
+    text, image = workload.shares
+    if is_net:
+        text, image = workload.prompt_tokens + workload.appended_tokens, workload.canvas_tokens
 
     def call() -> Any:
         inputs: dict[str, Any] = {
@@ -240,8 +270,9 @@ def _denoise(module: Any, workload: Workload) -> Callable[[], Any]:
         if is_net:
             inputs |= _control(module, workload)
         elif workload.masked:
-            pairs = torch.zeros(1, 1, text + image, text + image, dtype=torch.bool, device="meta")
-            inputs["joint_attention_kwargs"] = {"attention_mask": pairs}
+            whole = workload.text_tokens + workload.image_tokens
+            pairs = torch.zeros(1, 1, whole, whole, dtype=torch.bool, device="meta")
+            inputs["joint_attention_kwargs"] = {"attention_mask": pairs[..., : text + image, : text + image]}
         return module(**inputs)
 
     return call

@@ -195,6 +195,7 @@ class VRAMPlan:
             "height": self.workload.height,
             "width": self.workload.width,
             "batch": self.workload.batch,
+            "devices": self.workload.devices,
             "text_tokens": self.workload.text_tokens,
             "image_tokens": self.workload.image_tokens,
             "vae_tile": self.vae_tile,
@@ -213,9 +214,10 @@ class VRAMPlan:
     def __str__(self) -> str:
         work = self.workload
         tile = "untiled" if self.vae_tile is None else f"in tiles of {self.vae_tile} pixels"
+        shared = "" if work.devices == 1 else f" shared by {work.devices} devices"
         lines = [
             f"Budget {self.budget_gib:g} GiB, predicted peak {self.peak_gib:.2f} GiB: {work.width} x {work.height}, "
-            f"batch {work.batch}, {work.text_tokens} text and {work.image_tokens} image tokens, VAE {tile}.",
+            f"batch {work.batch}, {work.text_tokens} text and {work.image_tokens} image tokens{shared}, VAE {tile}.",
             f"Host memory for the weights: {self.host_gib:.2f} GiB. Copied to the card per step: "
             f"{self.streamed_gib:.2f} GiB.",
             "",

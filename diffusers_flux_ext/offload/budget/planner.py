@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..._compat.parallel import split_degree
 from ...checkpoints.packed_weights import check_not_packed
 from ...condition import check_conditions
 from ...demand import Demand
 from ..disk.stream import stream_of
-from .demand import autoencoder_need, is_autoencoder, need_of, planned_modules, storage_of, workload_of
+from .demand import autoencoder_need, is_autoencoder, is_denoiser, need_of, planned_modules, storage_of, workload_of
 from .estimate import Workload
 from .placement import Need, mark_staying, phase_plans, place, send_to_disk, smallest_phases
 from .plan import GIB, ComponentPlan, PhasePlan, VRAMBudgetError, VRAMPlan
@@ -37,6 +38,7 @@ def plan_vram(
     offload_dir: str | os.PathLike[str] | None = None,
     max_sequence_length: int = 512,
     added: Sequence[Demand] = (),
+    ulysses_degree: int | None = None,
 ) -> VRAMPlan:
     """Plan where the weights of a pipeline are, so that a call stays within a budget.
 
@@ -59,6 +61,9 @@ def plan_vram(
         offload_dir (`str` or `os.PathLike`, *optional*): Folder for blocks that do not fit into host memory.
         max_sequence_length (`int`, *optional*, defaults to 512): Text tokens of the prompt.
         added (`Sequence[Demand]`, *optional*): Demands of conditions that are not passed in `conditions`.
+        ulysses_degree (`int`, *optional*):
+            Devices that will share the tokens (`enable_parallelism`), each of which has this budget; by default those
+            that do already.
 
     Returns:
         `VRAMPlan`: print it to read it.
@@ -69,6 +74,8 @@ def plan_vram(
         ValueError: if an argument is out of range.
     """
     _check(budget_gib=budget_gib, height=height, width=width, batch=batch, max_sequence_length=max_sequence_length)
+    if ulysses_degree is not None:
+        _check(ulysses_degree=ulysses_degree)
     if ram_budget_gib is not None:
         _check(ram_budget_gib=ram_budget_gib)
         if offload_dir is None:
@@ -87,7 +94,8 @@ def plan_vram(
     options = {"conditions": conditions, "storage_dtype": storage_dtype, "ram_budget_gib": ram_budget_gib}
     own = getattr(pipe, "demand", None)
     added = [*added, *([] if own is None else [own(max_sequence_length)])]
-    workload = workload_of(conditions, height, width, batch, max_sequence_length, added)
+    devices = ulysses_degree or max((split_degree(each) for each in modules.values() if is_denoiser(each)), default=1)
+    workload = workload_of(conditions, height, width, batch, max_sequence_length, added, devices)
     return plan_modules(
         modules, budget_gib, workload, None if offload_dir is None else os.fspath(offload_dir), options
     )

@@ -29,7 +29,10 @@ def pack_state(state: Any, tensors: dict[str, torch.Tensor], prefix: str) -> Any
         while prefix in tensors:
             # Keys may contain the dot that joins them.
             prefix += "'"
-        tensors[prefix] = state.detach().cpu().contiguous().clone()
+        whole: Any = state.detach()
+        # With FSDP2 all processes come here together.
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        tensors[prefix] = whole.cpu().contiguous().clone()
         return {"tensor": prefix}
     if isinstance(state, PLAIN):
         return {"value": state} if not isinstance(state, float) else {"float": state.hex()}

@@ -204,5 +204,8 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
     if max_norm is not None and not max_norm > 0:
         raise ValueError(f"`max_norm` must be above 0, or None for no limit, got {max_norm}.")
     if max_norm is not None:
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    else:
+        norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ...checkpoints.messages import list_keys
 
@@ -92,7 +93,10 @@ class ExponentialMovingAverage:
         if differ:
             raise ValueError(f"These averages do not belong to the parameters: {list_keys(differ)} differ.")
         for name, average in own.items():
-            average.copy_(state[name])
+            value, target = state[name], average
+            if isinstance(target, DTensor):
+                value = distribute_tensor(value.to(target), target.device_mesh, target.placements)
+            target.copy_(value)
 
     @torch.no_grad()
     def _assign(self, values: list[torch.Tensor]) -> None:

@@ -47,8 +47,9 @@ from .memory import fit_memory
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
 from .peaks import StagePeaks
-from .processes import WRITERS, check_logs, check_sharding
+from .processes import WRITERS, check_logs
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
+from .sharding import check_sharding, memory_of, shard, sharding_plugin, warn_if_needless, without_gathered
 from .teaching import Lessons, check_steps, negative_prompt, teach
 from .templates import ConditionTemplate, condition_class, make_templates
 from .trainer import RunSettings, Trainer
@@ -96,7 +97,9 @@ class Run:
                 self.peaks.write(Path(self.config.output) / "logs" / "memory.json")
             if not done:
                 return []
-            return self.export() if self.trainer.is_main else []
+            # Weights that are shared out are gathered by all processes together.
+            written = self.export() if self.trainer.is_main or self.trainer.is_sharded else []
+            return written if self.trainer.is_main else []
 
     def export(self) -> list[Path]:
         """Write what was trained.
@@ -178,7 +181,11 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     if config.data.cache is not None:
         drop_encoders(pipe)
         templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
-    _lay_out(config, pipe, device)
+    sharding = sharding_plugin(accelerator)
+    if sharding is not None:
+        warn_if_needless(config, pipe.transformer, memory_of(device))
+    # What is shared out comes to the device block by block.
+    _lay_out(config, pipe, device if sharding is None else torch.device("cpu"))
     conditions = [template.bare() for template in templates]
     _move([each for template in templates for each in template.modules.values()], device)
     chosen, held = split(samples, config.data, draws)
@@ -203,6 +210,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         training.to(device)
     training.train(False)
     trained.train()
+    if sharding is not None:
+        shard(training, sharding, device)
     loader = SampleLoader(
         part, plan, conditions, draws, config.data.captions,
         0 if accelerator is None else accelerator.process_index, config.data.workers,
@@ -328,9 +337,17 @@ def _trainer(
     return Trainer(
         training, trained, build_optimizer(trained.named_parameters(), config.optimizer), updates, maker,
         RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad, section.fused_backward),
-        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), config.identity(),
+        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), _identity(config, accelerator),
         lambda update: rates(update, count), average, accelerator=accelerator,
     )  # fmt: skip
+
+
+def _identity(config: TrainingConfig, accelerator: Any) -> dict[str, Any]:
+    """Return what a run goes on under: other processes may take it over if an update has as many batches as before."""
+    whole = config.identity()
+    processes = 1 if accelerator is None else accelerator.num_processes
+    whole["run"]["accumulation * processes"] = whole["run"].pop("accumulation") * processes
+    return whole
 
 
 def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Monitor:
@@ -367,7 +384,7 @@ def _validation(
     maker: BatchMaker,
 ) -> Callable[[int], Mapping[str, float]] | None:  # fmt: skip
     section = config.validation
-    if not held or not trainer.is_main or not (section.every or section.images_every):
+    if not held or not (trainer.is_main or trainer.is_sharded) or not (section.every or section.images_every):
         return None
     kept = [samples.sample(index) for index in held]
     make: Any = ValidationLoss if config.distill is None else ValidationDistance
@@ -381,7 +398,8 @@ def _validation(
     def validate(step: int) -> Mapping[str, float]:
         if section.images_every and step % section.images_every == 0:
             images(step, None if trainer.average is None else trainer.average.applied)
-        with nullcontext() if trainer.average is None else trainer.average.applied():
+        averaged = nullcontext() if trainer.average is None else trainer.average.applied()
+        with averaged, without_gathered(training):
             return loss(step) if section.every and step % section.every == 0 else {}
 
     return validate

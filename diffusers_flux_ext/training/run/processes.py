@@ -36,27 +36,6 @@ def check_logs(names: Sequence[str]) -> None:
                 raise ImportError(f"`run.logs` has {name!r}, which needs `pip install {name.replace('_', '-')}`.")
 
 
-def check_sharding(config: TrainingConfig, accelerator: Any) -> None:
-    """Raise a `ValueError` if weights in fewer bits, or weights that are streamed, were to be shared out.
-
-    Args:
-        config (`TrainingConfig`): The configuration.
-        accelerator (`accelerate.Accelerator`, *optional*): The processes.
-    """
-    kind = str(getattr(getattr(accelerator, "distributed_type", None), "value", ""))
-    if config.model.storage is not None and kind in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            f"`model.storage` is {config.model.storage!r}, but {kind} shares out weights in the data type that they "
-            f"compute in. A LoRA whose base fits one GPU is faster with every process holding all of it: launch "
-            f"without {kind}, or leave `model.storage` out."
-        )
-    if config.model.resident is not None and kind in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            f"`model.resident` is {config.model.resident!r}, but {kind} places the weights itself. Launch without "
-            f"{kind}, where every process streams its own blocks, or leave `model.resident` out."
-        )
-
-
 def make_accelerator(config: TrainingConfig) -> Any:
     """Return an `Accelerator` if there are several processes or trackers, else `None`.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from diffusers.utils import logging
+from torch.distributed.fsdp import FSDPModule
 
 from ...checkpoints.writing import save_tensors
 from ..assemble import BatchMaker, Place
@@ -20,6 +21,7 @@ from ..module import FluxTraining
 from ..optim import FusedBackward, averaged_weights, clip_gradients, set_rates
 from ..trained.protocol import Trained, state_of
 from .monitor import Monitor
+from .sharding import shared_states, summing
 
 
 logger = logging.get_logger(__name__)
@@ -127,7 +129,9 @@ class Trainer:
         self._fused = FusedBackward(self.optimizers, max_grad_norm=settings.clip) if settings.fused else None
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group.setdefault("peak_lr", group["lr"])
-        self._module: Any = training if accelerator is None else accelerator.prepare(training)
+        self.is_sharded = isinstance(training, FSDPModule)
+        alone = accelerator is None or self.is_sharded
+        self._module: Any = training if alone else accelerator.prepare(training)
         self._device = next(training.transformer.parameters()).device if accelerator is None else accelerator.device
 
     @property
@@ -179,7 +183,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; the main process does, the others wait."""
-        if self.is_main:
+        # Weights that are shared out are gathered by all processes together.
+        if self.is_main or self.is_sharded:
             tensors: dict[str, torch.Tensor] = {}
             states = [
                 pack_state(optimizer.state_dict(), tensors, f"{number}")
@@ -195,7 +200,8 @@ class Trainer:
                 "bad_in_a_row": self._bad_in_a_row,
                 "monitor": self.monitor.state(),
             }
-            self.checkpoints.save(self.step, state, files)
+            if self.is_main:
+                self.checkpoints.save(self.step, state, files)
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
@@ -205,7 +211,8 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"The checkpoint `{checkpoint.path}` belongs to other parameters: {error}") from error
         for optimizer, tree in zip(self.optimizers, checkpoint.state["optimizers"], strict=True):
-            optimizer.load_state_dict(unpack_state(tree, checkpoint.files["optimizer"]))
+            state = unpack_state(tree, checkpoint.files["optimizer"])
+            optimizer.load_state_dict(shared_states(optimizer, state))
         if self.average is not None:
             self.average.load(checkpoint.files["average"])
         self.monitor.load(checkpoint.state["monitor"])
@@ -256,7 +263,7 @@ class Trainer:
         for number, (samples, place) in enumerate(batches):
             batch = self.make_batch(samples, place).to(self._device)
             self._made.append(batch)
-            with self._synchronised(number == len(batches) - 1):
+            with summing(self._module, self.accelerator, number == len(batches) - 1):
                 loss = self._module(batch)
                 # Gradients are averaged over processes, and this one has only its share of the samples.
                 self._backward(loss.sum() * (processes / place.total))
@@ -272,11 +279,6 @@ class Trainer:
             # The parameters would be stepped before anybody looks at their gradients.
             return
         loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
-
-    def _synchronised(self, now: bool) -> AbstractContextManager[Any]:
-        if now or self.accelerator is None:
-            return nullcontext()
-        return self.accelerator.no_sync(self._module)
 
     def _keep_bad(self, update: int) -> None:
         """Write the batches of an update whose gradient is not finite, for a look at them."""

@@ -60,7 +60,7 @@ class ValidationLoss:
             # One sample at a time, so that the result does not depend on how samples are batched.
             stacked = _stacked(self.training, sample)
             batches = [maker(stacked, Place(each, [sample.index], 1)).to(device) for each in range(len(self.sigmas))]
-            rows.append(torch.cat([self.training.losses(batch, weighted=False) for batch in batches]).cpu())
+            rows.append(torch.cat([self.training(batch, weighted=False) for batch in batches]).cpu())
         return torch.stack(rows)
 
     def _levels(self, draws: Draws, update: int, positions: Sequence[int], total: int, tokens: int) -> torch.Tensor:

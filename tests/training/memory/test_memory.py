@@ -26,7 +26,7 @@ from diffusers_flux_ext.training.memory import (
 )
 from diffusers_flux_ext.training.run import memory
 from diffusers_flux_ext.training.run.build import build_run
-from diffusers_flux_ext.training.run.processes import check_sharding
+from diffusers_flux_ext.training.run.sharding import check_sharding
 from diffusers_flux_ext.training.streaming import stream_blocks
 from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 from tests.training.samples import CANVAS, batch

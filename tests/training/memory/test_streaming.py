@@ -21,8 +21,8 @@ from diffusers_flux_ext.training.memory import MemoryPlan, Needs, Setting
 from diffusers_flux_ext.training.memory.needs import streamed_bytes
 from diffusers_flux_ext.training.run.build import build_run
 from diffusers_flux_ext.training.run.peaks import StagePeaks
-from diffusers_flux_ext.training.run.processes import check_sharding
 from diffusers_flux_ext.training.run.report import dry_run
+from diffusers_flux_ext.training.run.sharding import check_sharding
 from diffusers_flux_ext.training.streaming import describe_streaming, stream_blocks
 from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 from tests.training.samples import bare, batch, encode

@@ -1,0 +1,114 @@
+"""VRAM budgets of the processes that draw one image together: each keeps its own, and all agree before a step."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .._compat import vram_budget_of
+from .._compat.parallel import split_degree, split_settings
+from .ranks import Ranks, ranks_of
+
+
+UNTILED = 2**31
+
+
+def fit_budgets(transformer: torch.nn.Module, batch_size: int, num_image: int, num_text: int) -> None:
+    """Before a call of the transformer that is larger than those before it, check that every process has room for it.
+
+    Each process plans its budget again if it must. Processes that share tokens ask each other, since one that stopped
+    alone would leave the others waiting in the middle of a layer.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer; on one process nothing happens.
+        batch_size (`int`): Samples of the call.
+        num_image (`int`): Image tokens of all processes together, references included.
+        num_text (`int`): Text tokens of all processes together.
+
+    Raises:
+        VRAMBudgetError: if this process's budget is too small for its share.
+        RuntimeError: on the others, then.
+        ValueError: on all, if weights are stored in different data types, or only some have the budget for an untiled
+            autoencoder and others have none.
+    """
+    ranks, degree = ranks_of(transformer), split_degree(transformer)
+    if ranks is None:
+        return
+    before, size = ranks.largest, (batch_size, num_image, num_text)
+    if before is None:
+        group = ranks.group
+    elif degree > 1 and any(new > old for new, old in zip(size, before)):
+        # The other branch of guidance may have other tokens, and hears of failures by `exchange_branches`.
+        settings = split_settings(transformer)
+        group = ranks.group if settings is None else settings.group
+    else:
+        return
+    ranks.largest = size if before is None else tuple(max(pair) for pair in zip(size, before))
+    _agree(ranks, group, transformer, size)
+
+
+def share_budgets(ranks: Ranks, transformer: torch.nn.Module) -> None:
+    """Plan the budgets of all processes for their shares of the tokens, when they begin to share them.
+
+    Args:
+        ranks (`Ranks`): The processes.
+        transformer (`torch.nn.Module`): The transformer, whose tokens are shared already.
+
+    Raises:
+        VRAMBudgetError: if this process's budget is too small.
+        RuntimeError, ValueError: as for [`fit_budgets`].
+    """
+    _agree(ranks, ranks.group, transformer, (0, 0, 0))
+
+
+def _agree(ranks: Ranks, group: Any, transformer: torch.nn.Module, size: tuple[int, int, int]) -> None:
+    budget, error = vram_budget_of({"transformer": transformer}), None
+    try:
+        if budget is not None:
+            budget.fit(*size)
+    except ValueError as raised:
+        # The others wait for an answer, whatever has happened here.
+        error = raised
+    own = torch.tensor([error is not None, budget is not None, _tile(budget), _storage(budget)], device=ranks.device)
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, own, group=group)
+    failed, has_budget, tiles, storage = (each.tolist() for each in torch.stack(every).unbind(1))
+    if error is not None:
+        raise error
+    if any(failed):
+        numbers = [dist.get_global_rank(group, index) for index, value in enumerate(failed) if value]
+        raise RuntimeError(
+            f"The VRAM budget of process {numbers} is too small for this call: its message has the smallest that "
+            f"works. Nothing was computed. Give it that, or make a smaller call on all processes."
+        )
+    if len(set(storage)) > 1:
+        raise ValueError(
+            "The processes that draw one image together store weights in different data types, so that their parts "
+            "would not be of one model. Give all of them the same `storage_dtype`; budgets in GiB may differ."
+        )
+    if min(tiles) < UNTILED and not all(has_budget):
+        raise ValueError(
+            f"The autoencoder decodes in tiles of {min(tiles)} pixels on processes with a small VRAM budget, but "
+            f"process {has_budget.index(0)} has no budget, so that the processes would return different images. Give "
+            f"all of them one."
+        )
+    if budget is not None and min(tiles) < _tile(budget):
+        budget.limit_tile(min(tiles))
+
+
+def _tile(budget: Any) -> int:
+    return UNTILED if budget is None else budget.plan.vae_tile or UNTILED
+
+
+def _storage(budget: Any) -> int:
+    """Return a number that stands for the data types that a budget stores weights in."""
+    stored = {} if budget is None else {each.name: str(each.storage_dtype) for each in budget.plan.components}
+    digest = hashlib.blake2b(repr(sorted(filter(_is_stored, stored.items()))).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _is_stored(entry: tuple[str, str]) -> bool:
+    return entry[1] != "None"
