@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from benchmarks.training import tasks
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.checkpoints.writing import written_at_once
 from diffusers_flux_ext.flux_shapes import Scene
@@ -123,25 +124,19 @@ def striped(scene: Scene) -> Image.Image:
     return image
 
 
-@dataclass(frozen=True)
-class World:
-    """A data set of images of one object.
+def save(image: Image.Image, path: Path, root: Path) -> str:
+    """Save an image, and return its path from the data set's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path.relative_to(root).as_posix()
 
-    Args:
-        count (`int`): Images.
-        seed (`int`): Seed.
-        scene (`Callable`): Draws a scene, held out or not.
-        render (`Callable`): Draws its image.
-        control (`Callable`): Draws its control image.
-        values (`dict[str, Callable]`): Attributes of a scene by the names of their columns.
-    """
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A data set that is drawn row by row."""
 
     count: int
     seed: int
-    scene: Callable[[random.Random, bool], Scene] = centred
-    render: Callable[[Scene], Image.Image] = flux_shapes.render
-    control: Callable[[Scene], Image.Image] = flux_shapes.render_outlines
-    values: Mapping[str, Callable[[Scene], float]] = field(default_factory=lambda: {"size": size_of})
 
     def write(self, folder: Path) -> None:
         """Draw the images, unless that was done before.
@@ -158,16 +153,56 @@ class World:
             (root / TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
     def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class World(_Drawn):
+    """A data set of images of one object.
+
+    Args:
+        count (`int`): Images.
+        seed (`int`): Seed.
+        scene (`Callable`): Draws a scene, held out or not.
+        render (`Callable`): Draws its image.
+        control (`Callable`): Draws its control image.
+        values (`dict[str, Callable]`): Attributes of a scene by the names of their columns.
+    """
+
+    scene: Callable[[random.Random, bool], Scene] = centred
+    render: Callable[[Scene], Image.Image] = flux_shapes.render
+    control: Callable[[Scene], Image.Image] = flux_shapes.render_outlines
+    values: Mapping[str, Callable[[Scene], float]] = field(default_factory=lambda: {"size": size_of})
+
+    def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
         scene = self.scene(rng, False)
-        for kind, image in (("images", self.render(scene)), ("outlines", self.control(scene))):
-            (root / kind).mkdir(parents=True, exist_ok=True)
-            image.save(root / kind / name)
-        files = {"image": f"images/{name}", "controlnet_image": f"outlines/{name}"}
+        images = {"image": ("images", self.render(scene)), "controlnet_image": ("outlines", self.control(scene))}
+        files = {column: save(image, root / kind / name, root) for column, (kind, image) in images.items()}
         return {**files, "prompt": flux_shapes.caption(scene, rng), **self.columns(scene)}
 
     def columns(self, scene: Scene) -> dict[str, Any]:
         """Return what else a row has."""
         return {name: round(value(scene), 3) for name, value in self.values.items()}
+
+
+@dataclass(frozen=True)
+class TaskWorld(_Drawn):
+    """A data set of images that are asked for with given images.
+
+    Args:
+        count (`int`): Images.
+        seed (`int`): Seed.
+        task (`Callable`): Draws a task, held out or not.
+    """
+
+    task: Callable[[random.Random, bool], tasks.Task]
+
+    def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
+        task = self.task(rng, False)
+        images = {"image": flux_shapes.render(task.scene), **task.given}
+        return {column: save(image, root / column / name, root) for column, image in images.items()} | {
+            "prompt": task.prompt
+        }
 
 
 @dataclass(frozen=True)
@@ -190,7 +225,7 @@ class FreeWorld:
             write_example_data(folder, self.count, self.seed, flux_shapes.SHAPES, ("plain",), None, self.objects)
 
 
-WORLDS: dict[str, World | FreeWorld] = {
+WORLDS: dict[str, World | TaskWorld | FreeWorld] = {
     "outlines": FreeWorld(960, 11),
     "singles": World(960, 17, anywhere),
     "stripes": World(960, 12, render=striped),
@@ -205,6 +240,8 @@ WORLDS: dict[str, World | FreeWorld] = {
     ),
     "marks": World(1500, 19, sized_anywhere, control=marked),
     "entities": FreeWorld(6000, 16, (2, 3)),
+    "edits": TaskWorld(3000, 20, tasks.recolored),
+    "holes": TaskWorld(3000, 21, tasks.hole),
 }
 """The data sets by name."""
 
