@@ -16,7 +16,7 @@ from benchmarks.training.runner import RESULTS
 
 
 MARKERS = ("<!-- proofs: begin -->\n", "<!-- proofs: end -->")
-ORDER = ("controlnet", "style", "size", "attributes", "eligen", "new_shape", "together")
+ORDER = ("controlnet", "style", "size", "attributes", "eligen", "new_shape", "together", "edits", "fill")
 
 
 def number(value: float, unit: str) -> str:

@@ -241,7 +241,7 @@ WORLDS: dict[str, World | TaskWorld | FreeWorld] = {
     "marks": World(1500, 19, sized_anywhere, control=marked),
     "entities": FreeWorld(6000, 16, (2, 3)),
     "edits": TaskWorld(3000, 20, tasks.recolored),
-    "holes": TaskWorld(3000, 21, tasks.hole),
+    "holes": TaskWorld(2000, 21, tasks.hole),
 }
 """The data sets by name."""
 
