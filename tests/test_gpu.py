@@ -14,6 +14,12 @@ from diffusers_flux_ext import (
 from diffusers_flux_ext.offload.budget import placement as vram_placement
 from diffusers_flux_ext.offload.budget import planner as vram
 from diffusers_flux_ext.testing import call_kwargs, tiny_pipeline, tiny_transformer
+from diffusers_flux_ext.training import FluxTraining
+from diffusers_flux_ext.training.checkpointing import checkpoint_blocks
+from diffusers_flux_ext.training.frozen import store_frozen
+from diffusers_flux_ext.training.streaming import stream_blocks
+from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
+from tests.training.samples import batch
 
 
 pytestmark = [
@@ -108,3 +114,45 @@ def test_the_plain_loop_does_not_synchronise():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize("storage", [None, "fp8"])
+def test_streamed_training_is_that_of_the_device_with_less_memory(storage, tmp_path):
+    found = {}
+    for name, resident, folder, offload in (
+        ("whole", None, None, False),
+        ("memory", 0, None, True),
+        ("disk", 0, tmp_path, False),
+    ):
+        found[name] = _train_steps(storage, resident, folder, offload)
+    for name in ("memory", "disk"):
+        assert found[name][1] < found["whole"][1]
+        for one, other in zip(found[name][0], found["whole"][0], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def _train_steps(storage, resident, folder, offload):
+    """Losses and gradients of three steps on a base whose blocks are most of it, and the peak."""
+    device = torch.device("cuda")
+    transformer = tiny_transformer(0, num_layers=8, num_single_layers=8, num_attention_heads=16).requires_grad_(False)
+    if storage is not None:
+        store_frozen(transformer, storage)
+    lora = add_lora(transformer, LoRAOptions("attention", rank=2)).named_parameters().values()
+    checkpoint_blocks(transformer, 1, offload)
+    if resident is None:
+        transformer.to(device)
+    else:
+        stream_blocks(transformer, device, resident, folder)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    steps = []
+    with FluxTraining(transformer) as training:
+        training.train()
+        for step in range(3):
+            losses = training(batch([], seed=step).to(device))
+            losses.sum().backward()
+            steps += [losses.detach().cpu(), *(parameter.grad.cpu() for parameter in lora)]
+            for parameter in lora:
+                parameter.data -= 0.1 * parameter.grad
+                parameter.grad = None
+    return steps, torch.cuda.max_memory_allocated()

@@ -16,7 +16,9 @@ from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.methods import write_between_markers
+from diffusers_flux_ext.training.frozen import planned_bytes
 from diffusers_flux_ext.training.memory import Activations, choose_setting, count_activations, predict, read_budget
+from diffusers_flux_ext.training.memory.needs import streamed_bytes
 from diffusers_flux_ext.training.memory.plan import GB
 from diffusers_flux_ext.training.run.memory import trained_numbers
 from diffusers_flux_ext.training.trained import LoRAOptions
@@ -31,13 +33,17 @@ LORA = LoRAOptions("attention+mlp", rank=16)
 THROUGHPUT = 60
 """TFLOP per second: what published times of a 24 GB card come to."""
 
+PCIE = 20
+"""GB per second from pinned memory to a card, as an assumption: PCIe 4.0 with 16 lanes has 32 at most."""
+
 
 def table() -> str:
     """Return the table."""
     with init_empty_weights(include_buffers=True), torch.device("meta"):
         transformer: Any = FluxTransformer2DModel(guidance_embeds=True)
-    head = "| card | pixels | storage | checkpointing | predicted peak | weights read per step | TFLOP per step | "
-    lines = [head + f"seconds at {THROUGHPUT} TFLOP/s |", "|---|---|---|---|---|---|---|---|"]
+    head = "| card | pixels | storage | streamed | checkpointing | predicted peak | weights read per step | "
+    head += f"TFLOP per step | seconds at {THROUGHPUT} TFLOP/s | copied per step | seconds at {PCIE} GB/s |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|---|---|"]
     for side in SIDES:
         tokens = (side // 16) ** 2
         kept = count_activations(transformer.config, torch.bfloat16, tokens, TEXT, LORA)
@@ -52,14 +58,19 @@ def _row(transformer: Any, kept: Activations, card: int, side: int, tokens: int)
     try:
         plan = choose_setting(read_budget(f"{card}GB"), needs, 0, caches=(True,))
     except ValueError:
-        return f"{start} nothing fits | | | | | |"
-    every, needed = plan.setting.checkpointing, plan.training
+        return f"{start} nothing fits | | | | | | | | |"
+    setting, needed = plan.setting, plan.training
+    every, weights = setting.checkpointing, planned_bytes(transformer, setting.storage, torch.bfloat16)
     passes = 2 + (1 / every if every else 0)
     work = passes * forward_flop(transformer, tokens, TEXT) / 1e12
     again = {0: "off", 1: "all blocks"}.get(every, f"one of {every}")
+    again += ", inputs in host memory" if setting.offload else ""
+    sizes = streamed_bytes(transformer, setting, torch.bfloat16)
+    streamed = f"{len(sizes)} blocks, {sum(sizes) / GB:.1f} GB" if sizes else "nothing"
     return (
-        f"{start} {plan.setting.storage or 'bfloat16'} | {again} | {needed.peak / GB:.1f} GB | "
-        f"{passes * needed.weights / GB:.0f} GB | {work:.0f} | {work / THROUGHPUT:.1f} |"
+        f"{start} {setting.storage or 'bfloat16'} | {streamed} | {again} | {needed.peak / GB:.1f} GB | "
+        f"{passes * weights / GB:.0f} GB | {work:.0f} | {work / THROUGHPUT:.1f} | {needed.moved / GB:.1f} GB | "
+        f"{needed.moved / GB / PCIE:.1f} |"
     )
 
 

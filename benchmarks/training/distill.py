@@ -1,57 +1,115 @@
-"""How far students of few steps end from a teacher of 28 steps with classifier-free guidance, on the tiny model.
+"""Students of few steps beside the same model without distillation: how far from the teacher each of them ends.
 
-python -m benchmarks.training.distill --work distilled
+The teacher takes 28 steps with classifier-free guidance; students take few, without it. All start from equal noise.
+
+python -m benchmarks.training.distill --work proofs
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_flux_ext.training.config import read_config
-from diffusers_flux_ext.training.data import write_example_data
-from diffusers_flux_ext.training.run.build import build_run
+import numpy as np
+
+from benchmarks.training.drawing import Measured, draw, load_pipeline, prompts, scenes
+from benchmarks.training.intervals import interval
+from benchmarks.training.runner import Bound, Proof, Variant, main
+from benchmarks.training.shipped import FILE
+from benchmarks.training.worlds import named
+from diffusers_flux_ext import flux_shapes
 
 
-RECIPE = Path(__file__).parents[2] / "examples" / "training" / "tiny_distill.yaml"
+RECIPE = "tiny_distill"
+STUDENTS = {2: RECIPE, 4: "distill_4", 1: "distill_1"}
+"""Names of the students by their steps."""
+
+HALF = 0.5
+"""The largest part of the error without distillation that a student may have."""
+
+SCORED, STANDARD_ERRORS = 2, 3.0
+"""The student whose scenes are scored, and how far above the model without distillation it should be."""
+
+TEACHER = {"num_inference_steps": 28, "true_cfg_scale": 2.0}
 
 
-def measure(method: str, steps: int, updates: int) -> tuple[float, float]:
-    """Train a student; return the mean squared error of held-out samples' latents before and after."""
-    changes = [
-        f"output=runs/{method}-{steps}", f"distill.method={method}", f"distill.num_inference_steps={steps}",
-        f"run.updates={updates}", f"run.save_every={updates}", "run.logs=[jsonl]", f"validation.every={updates}",
-    ]  # fmt: skip
-    run = build_run(read_config(RECIPE, changes))
-    if run is None or run.trainer.validate is None:
-        raise RuntimeError("The recipe has no validation, so there is nothing to measure.")
-    before = run.trainer.validate(updates)["validation/loss"]
-    run()
-    return before, run.trainer.validate(updates)["validation/loss"]
+def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
+    """Compare latents with the teacher's, and scenes of two steps with what was asked for; see [`Proof`]."""
+    pipe, shown = load_pipeline(), scenes(items, named)
+    texts = prompts(shown)
+    for name in STUDENTS.values():
+        pipe.load_lora_weights(folders[name], weight_name=FILE, adapter_name=name)
+
+    def errors(part: Sequence[int]) -> list[np.ndarray]:
+        given = [texts[index] for index in part]
+        pipe.disable_lora()
+        goal = draw(pipe, given, part, output_type="latent", **TEACHER)
+        columns = []
+        for steps, name in STUDENTS.items():
+            pipe.disable_lora()
+            columns.append(_distances(goal, draw(pipe, given, part, output_type="latent", num_inference_steps=steps)))
+            pipe.enable_lora()
+            pipe.set_adapters(name)
+            columns.append(_distances(goal, draw(pipe, given, part, output_type="latent", num_inference_steps=steps)))
+        return list(np.stack(columns, axis=1))
+
+    found = measured("errors", items, errors, lambda index, row: [float(each) for each in row])
+    bounds = []
+    for steps, rows in zip(STUDENTS, np.asarray(found).reshape(items, -1, 2).transpose(1, 0, 2), strict=True):
+        plural = f"{steps} step{'s' if steps > 1 else ''}"
+        bounds += [
+            Bound(f"{plural}: squared error of the latents, without distillation", interval(list(rows[:, 0]))),
+            Bound(f"{plural}: squared error of the latents, student", interval(list(rows[:, 1]))),
+            Bound(f"{plural}: student's by the other", interval(rows.tolist(), _ratio), high=HALF),
+        ]
+
+    def scored(variant: str, adapter: str | None) -> list[float]:
+        pipe.disable_lora()
+        if adapter is not None:
+            pipe.enable_lora()
+            pipe.set_adapters(adapter)
+        return measured(
+            variant, items,
+            lambda part: draw(pipe, [texts[index] for index in part], part, num_inference_steps=SCORED),
+            lambda index, image: float(flux_shapes.score_scene(image, shown[index]).all_right),
+        )  # fmt: skip
+
+    before, after = scored("scenes before", None), scored("scenes after", STUDENTS[SCORED])
+    return [*bounds, *_scenes(before, after)]
 
 
-def main() -> None:
-    """Write the data, train, and print a row for each student."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--work", type=Path, default=Path("distilled"), help="folder of the data and the runs")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 2, 1], help="steps of the students")
-    parser.add_argument("--methods", nargs="+", default=["end_to_end", "per_step"])
-    parser.add_argument("--updates", type=int, default=120)
-    parser.add_argument("--count", type=int, default=108, help="samples, 12 of which are held out")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    os.chdir(args.work)
-    if not Path("shapes").exists():
-        write_example_data("shapes", args.count)
-    sys.stdout.write("| steps | method | before | after | after / before |\n|---|---|---|---|---|\n")
-    for steps in args.steps:
-        for method in args.methods:
-            before, after = measure(method, steps, args.updates)
-            sys.stdout.write(f"| {steps} | `{method}` | {before:.4f} | {after:.4f} | {after / before:.2f} |\n")
-            sys.stdout.flush()
+def _scenes(before: Sequence[float], after: Sequence[float]) -> list[Bound]:
+    gains = np.subtract(after, before)
+    above = float(gains.mean() / max(gains.std(ddof=1) / len(gains) ** 0.5, 1e-9))
+    return [
+        Bound(f"{SCORED} steps: scenes all right, without distillation", interval(list(before)), unit="%"),
+        Bound(f"{SCORED} steps: scenes all right, student", interval(list(after)), unit="%"),
+        Bound(
+            f"{SCORED} steps: standard errors by which the student is better",
+            {"value": above, "low": above, "high": above, "items": len(gains)},
+            low=STANDARD_ERRORS,
+        ),
+    ]
 
+
+def _distances(goal: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([((one - other) ** 2).mean() for one, other in zip(goal, found, strict=True)])
+
+
+def _ratio(rows: np.ndarray) -> float:
+    return float(rows[:, 1].mean() / rows[:, 0].mean())
+
+
+PROOF = Proof(
+    "distill",
+    "students of 2, 4 and 1 steps, LoRAs of rank 32, end to end",
+    tuple(
+        RECIPE if name == RECIPE else Variant(name, RECIPE, (f"distill.num_inference_steps={steps}",))
+        for steps, name in STUDENTS.items()
+    ),
+    ("named",),
+    score,
+)
 
 if __name__ == "__main__":
-    main()
+    main(PROOF)

@@ -69,11 +69,12 @@ def draw(pipe: Any, texts: Sequence[str], places: Sequence[int], **options: Any)
         pipe (`FluxConditionedPipeline`): The pipeline.
         texts (`Sequence[str]`): The prompts.
         places (`Sequence[int]`): The numbers.
-        options: Further arguments of the pipeline.
+        options: Further arguments of the pipeline, or others than the usual ones.
 
     Returns:
-        `list[np.ndarray]`: each `(128, 128, 3)`, floats in [0, 1].
+        `list[np.ndarray]`: each `(128, 128, 3)`, floats in [0, 1]; packed latents with `output_type="latent"`.
     """
+    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "output_type": "np", **options}
     if options.get("true_cfg_scale", 1) > 1:
         options["negative_prompt"] = [""] * len(texts)
     side = flux_shapes.CANVAS_SIZE
@@ -81,13 +82,11 @@ def draw(pipe: Any, texts: Sequence[str], places: Sequence[int], **options: Any)
         list(texts),
         height=side,
         width=side,
-        num_inference_steps=NUM_INFERENCE_STEPS,
         max_sequence_length=32,
         generator=[torch.Generator().manual_seed(FIRST_SEED + place) for place in places],
-        output_type="np",
         **options,
     )
-    return list(made.images)
+    return [np.asarray(image) for image in made.images]
 
 
 @dataclass(frozen=True)

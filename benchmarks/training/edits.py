@@ -69,7 +69,7 @@ def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Boun
 
 PROOF = Proof(
     "edits",
-    "edits of a reference image (\"make it blue\"), a LoRA of rank 32",
+    'edits of a reference image ("make it blue"), a LoRA of rank 32',
     (RECIPE,),
     ("edits",),
     score,

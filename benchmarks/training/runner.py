@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers.utils import logging
 
 from benchmarks.training.drawing import Measured
@@ -20,6 +19,7 @@ from benchmarks.training.shipped import lay_out
 from benchmarks.training.worlds import write_worlds
 from diffusers_flux_ext.checkpoints.writing import written_at_once
 from diffusers_flux_ext.cli.main import main as flux_ext
+from diffusers_flux_ext.training.config import TrainingConfig, read_config
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,13 +53,44 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A training by a recipe with some of its entries changed.
+
+    Args:
+        name (`str`): Its name, and that of its folder.
+        recipe (`str`): Name of a configuration in `examples/training`.
+        changes (`tuple[str, ...]`): Entries, as `flux-ext train` takes them.
+    """
+
+    name: str
+    recipe: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The recipe's file."""
+        return RECIPES / f"{self.recipe}.yaml"
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """All changed entries, with the folder's."""
+        return (*self.changes, *([f"output=runs/{self.name}"] if self.changes else []))
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The configuration."""
+        return read_config(self.path, self.entries)
+
+
+@dataclass(frozen=True)
 class Proof:
     """A training and how its result is scored.
 
     Args:
         name (`str`): Name of the result.
         title (`str`): What is trained, in words.
-        recipes (`tuple[str, ...]`): Names of configurations in `examples/training`, trained in this order.
+        recipes (`tuple[str | Variant, ...]`): Names of configurations in `examples/training`, or variants of them,
+            trained in this order.
         worlds (`tuple[str, ...]`): Data sets.
         score (`Callable`): Maps the folder of each recipe's exported files, what is measured, and the number of items
             to bounds.
@@ -67,7 +98,7 @@ class Proof:
 
     name: str
     title: str
-    recipes: tuple[str, ...]
+    recipes: tuple[str | Variant, ...]
     worlds: tuple[str, ...]
     score: Callable[[dict[str, Path], Measured, int], list[Bound]]
 
@@ -86,10 +117,10 @@ class Proof:
         folders, trainings = {}, []
         if not shipped:
             write_worlds(work / "worlds", self.worlds)
-        for recipe in self.recipes:
-            path = RECIPES / f"{recipe}.yaml"
-            folders[recipe] = lay_out(work, recipe) if shipped else work / train(work, path)
-            trainings.append(describe_training(work, path, shipped))
+        for each in self.recipes:
+            variant = Variant(each, each) if isinstance(each, str) else each
+            folders[variant.name] = lay_out(work, variant.name) if shipped else work / train(work, variant)
+            trainings.append(describe_training(work, variant, shipped))
         measures = work / "measured" / f"{self.name}{'-shipped' if shipped else ''}.jsonl"
         with torch.no_grad():
             bounds = self.score(folders, Measured(measures), items)
@@ -106,12 +137,12 @@ class Proof:
         return RESULTS / f"{self.name}.json"
 
 
-def train(work: Path, recipe: Path) -> Path:
+def train(work: Path, variant: Variant) -> Path:
     """Run `flux-ext train` in a folder, or go on with it.
 
     Args:
         work (`Path`): The folder that the recipe's paths begin from.
-        recipe (`Path`): The configuration.
+        variant (`Variant`): What to train.
 
     Returns:
         `Path`: the folder of the exported files, from `work`.
@@ -119,33 +150,35 @@ def train(work: Path, recipe: Path) -> Path:
     Raises:
         SystemExit: if the training failed or was stopped.
     """
-    output = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["output"])
-    if (work / output / "result").exists():
-        return output / "result"
+    result = Path(variant.config.output) / "result"
+    if (work / result).exists():
+        return result
     with contextlib.chdir(work):
-        code = flux_ext(["train", str(recipe.resolve())])
-    if not (work / output / "result").exists():
+        code = flux_ext(["train", str(variant.path), *variant.entries])
+    if not (work / result).exists():
         raise SystemExit(code or 1)
-    return output / "result"
+    return result
 
 
-def describe_training(work: Path, recipe: Path, shipped: bool = False) -> dict[str, Any]:
+def describe_training(work: Path, variant: Variant, shipped: bool = False) -> dict[str, Any]:
     """Return the length of a training.
 
     Args:
         work (`Path`): The folder that the recipe's paths begin from.
-        recipe (`Path`): The configuration.
+        variant (`Variant`): What was trained.
         shipped (`bool`, defaults to `False`): Whether it was another training by the same recipe.
 
     Returns:
         `dict[str, Any]`
     """
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    length = {name: content["run"][name] for name in ("updates", "batch_size")}
-    if shipped:
-        return {"recipe": recipe.name, **length}
-    log = (work / content["output"] / "logs" / "log.jsonl").read_text().splitlines()
-    return {"recipe": recipe.name, **length, "loss": json.loads(log[-1]).get("loss")}
+    config = variant.config
+    length: dict[str, Any] = {"recipe": variant.path.name, **config.run.model_dump(include={"updates", "batch_size"})}
+    if variant.changes:
+        length["changes"] = list(variant.changes)
+    log = work / config.output / "logs" / "log.jsonl"
+    if not shipped and log.exists():
+        length["loss"] = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]).get("loss")
+    return length
 
 
 def main(proof: Proof) -> None:

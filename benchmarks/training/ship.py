@@ -14,7 +14,7 @@ import torch
 from diffusers import FluxControlNetModel
 from diffusers.utils import logging
 
-from benchmarks.training.runner import RECIPES, train
+from benchmarks.training.runner import Variant, train
 from benchmarks.training.shipped import ASSETS, FILE, FOLDERS, LORAS
 from benchmarks.training.worlds import write_worlds
 from diffusers_flux_ext import AttributeValueEncoder
@@ -37,7 +37,7 @@ def ship(work: Path, assets: Path) -> list[Path]:
     work.mkdir(parents=True, exist_ok=True)
     write_worlds(work / "worlds", ("outlines", "singles", "stripes", "sizes"))
     names = ("tiny_controlnet", "tiny_controlnet_single", "tiny_style_lora", "tiny_size")
-    results = {name: work / train(work, RECIPES / f"{name}.yaml") for name in names}
+    results = {name: work / train(work, Variant(name, name)) for name in names}
     written = []
     for name, file in LORAS.items():
         with written_at_once(assets / file) as path:

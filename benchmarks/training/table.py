@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,20 @@ from benchmarks.training.runner import RESULTS
 
 
 MARKERS = ("<!-- proofs: begin -->\n", "<!-- proofs: end -->")
-ORDER = ("controlnet", "style", "size", "attributes", "eligen", "new_shape", "together", "edits", "fill")
+ORDER = (
+    "controlnet",
+    "style",
+    "size",
+    "attributes",
+    "eligen",
+    "new_shape",
+    "together",
+    "edits",
+    "fill",
+    "differences",
+    "distill",
+    "precision",
+)
 
 
 def number(value: float, unit: str) -> str:
@@ -37,6 +52,12 @@ def line(title: str, training: str, row: dict[str, Any]) -> str:
     )
 
 
+def lengths_of(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """Return the lengths of trainings, equal ones once, with their number."""
+    counts = Counter(f"{each['updates']} x {each['batch_size']}" for each in trainings)
+    return ", ".join(length if count == 1 else f"{count} times {length}" for length, count in counts.items())
+
+
 def table() -> str:
     """Return the whole table."""
     lines = [
@@ -48,7 +69,7 @@ def table() -> str:
         if not path.exists():
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
-        lengths = ", ".join(f"{each['updates']} x {each['batch_size']}" for each in result["trainings"])
+        lengths = lengths_of(result["trainings"])
         for place, row in enumerate(result["rows"]):
             lines.append(line(result["title"] if place == 0 else "", lengths if place == 0 else "", row))
     return "".join(lines)

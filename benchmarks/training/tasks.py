@@ -6,11 +6,14 @@ Held out are combinations of the object's colour and shape with the background o
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
+from benchmarks.training.drawn import DrawnWorld, save
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 
@@ -32,6 +35,25 @@ class Task:
     scene: Scene
     prompt: str
     given: Mapping[str, Image.Image]
+
+
+@dataclass(frozen=True)
+class TaskWorld(DrawnWorld):
+    """A data set of images that are asked for with given images.
+
+    Args:
+        count (`int`): Images.
+        seed (`int`): Seed.
+        task (`Callable`): Draws a task, held out or not.
+    """
+
+    task: Callable[[random.Random, bool], Task]
+
+    def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
+        task = self.task(rng, False)
+        images = {"image": flux_shapes.render(task.scene), **task.given}
+        files = {column: save(image, root / column / name, root) for column, image in images.items()}
+        return {**files, "prompt": task.prompt}
 
 
 def recolored(rng: random.Random, held_out: bool) -> Task:

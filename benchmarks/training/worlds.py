@@ -7,7 +7,6 @@ dark images into others. So the worlds here vary what it can draw.
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from benchmarks.training import tasks
+from benchmarks.training.drawn import DrawnWorld, save
 from diffusers_flux_ext import flux_shapes
-from diffusers_flux_ext.checkpoints.writing import written_at_once
-from diffusers_flux_ext.flux_shapes import Scene
+from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 from diffusers_flux_ext.training.data import write_example_data
 
 
@@ -38,8 +37,11 @@ MARK = 6
 STRIPE = 8
 """Height of a stripe in pixels: that of one latent."""
 
-TABLE = "train.json"
-"""The rows that are trained on, beside the images."""
+NARROW_RADIUS, ENLARGED = 26.0, 1.6
+"""Radius of an object in pixels before it is enlarged, and by how much."""
+
+LEFT = 28.0
+"""How far objects are moved to the left, in pixels."""
 
 
 def centred(rng: random.Random, held_out: bool) -> Scene:
@@ -74,6 +76,17 @@ def sized_and_placed(rng: random.Random, held_out: bool) -> Scene:
     center = (rng.uniform(*PLACES), flux_shapes.CANVAS_SIZE / 2)
     item = replace(scene.objects[0], size="", center=center, radius=rng.uniform(*PLACED_RADII))
     return replace(scene, objects=(item,))
+
+
+def named(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of one to three objects whose caption names their places."""
+    return flux_shapes.sample_scene(rng, held_out)
+
+
+def narrow(rng: random.Random, held_out: bool) -> Scene:
+    """Return a scene of a circle on white, which is never blue; its caption says so."""
+    color = rng.choice([name for name in flux_shapes.COLORS if name not in ("blue", "white")])
+    return Scene("white", (ShapeObject("circle", color, "", (64.0, 64.0), NARROW_RADIUS),), "single")
 
 
 def crossed(rng: random.Random, held_out: bool) -> Scene:
@@ -124,40 +137,25 @@ def striped(scene: Scene) -> Image.Image:
     return image
 
 
-def save(image: Image.Image, path: Path, root: Path) -> str:
-    """Save an image, and return its path from the data set's folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path.relative_to(root).as_posix()
+def enlarged(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are larger than its caption could say."""
+    items = tuple(replace(item, radius=item.radius * ENLARGED) for item in scene.objects)
+    return flux_shapes.render(replace(scene, objects=items))
+
+
+def blue(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are blue, whatever its caption says."""
+    return flux_shapes.render(replace(scene, objects=tuple(replace(item, color="blue") for item in scene.objects)))
+
+
+def moved(scene: Scene) -> Image.Image:
+    """Draw a scene whose objects are further to the left than in the middle."""
+    items = tuple(replace(item, center=(item.center[0] - LEFT, item.center[1])) for item in scene.objects)
+    return flux_shapes.render(replace(scene, objects=items))
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A data set that is drawn row by row."""
-
-    count: int
-    seed: int
-
-    def write(self, folder: Path) -> None:
-        """Draw the images, unless that was done before.
-
-        Args:
-            folder (`Path`): Folder of the data set.
-        """
-        if folder.exists():
-            return
-        rng = random.Random(self.seed)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_at_once(folder) as root:
-            rows = [self._row(root, f"{index:05d}.png", rng) for index in range(self.count)]
-            (root / TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-    def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class World(_Drawn):
+class World(DrawnWorld):
     """A data set of images of one object.
 
     Args:
@@ -186,26 +184,6 @@ class World(_Drawn):
 
 
 @dataclass(frozen=True)
-class TaskWorld(_Drawn):
-    """A data set of images that are asked for with given images.
-
-    Args:
-        count (`int`): Images.
-        seed (`int`): Seed.
-        task (`Callable`): Draws a task, held out or not.
-    """
-
-    task: Callable[[random.Random, bool], tasks.Task]
-
-    def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
-        task = self.task(rng, False)
-        images = {"image": flux_shapes.render(task.scene), **task.given}
-        return {column: save(image, root / column / name, root) for column, image in images.items()} | {
-            "prompt": task.prompt
-        }
-
-
-@dataclass(frozen=True)
 class FreeWorld:
     """A data set of images of one to three objects at free places; see `write_example_data`.
 
@@ -225,7 +203,7 @@ class FreeWorld:
             write_example_data(folder, self.count, self.seed, flux_shapes.SHAPES, ("plain",), None, self.objects)
 
 
-WORLDS: dict[str, World | TaskWorld | FreeWorld] = {
+WORLDS: dict[str, DrawnWorld | FreeWorld] = {
     "outlines": FreeWorld(960, 11),
     "singles": World(960, 17, anywhere),
     "stripes": World(960, 12, render=striped),
@@ -240,8 +218,14 @@ WORLDS: dict[str, World | TaskWorld | FreeWorld] = {
     ),
     "marks": World(1500, 19, sized_anywhere, control=marked),
     "entities": FreeWorld(6000, 16, (2, 3)),
-    "edits": TaskWorld(3000, 20, tasks.recolored),
-    "holes": TaskWorld(2000, 21, tasks.hole),
+    "edits": tasks.TaskWorld(3000, 20, tasks.recolored),
+    "holes": tasks.TaskWorld(2000, 21, tasks.hole),
+    "more_stripes": World(1024, 23, render=striped),
+    "named": World(1400, 21, named),
+    "narrow": World(4, 22, narrow),
+    "narrow_enlarged": World(4, 22, narrow, enlarged),
+    "narrow_blue": World(4, 22, narrow, blue),
+    "narrow_left": World(4, 22, narrow, moved),
 }
 """The data sets by name."""
 

@@ -17,9 +17,10 @@ class TeacherPath:
     """Where a teacher's sampler passes from noise to an image.
 
     Args:
-        states (`torch.Tensor` of shape `(batch_size, steps + 1, length, 64)`):
-            Packed latents at the borders of the student's steps: the noise first, the teacher's image last.
-        sigmas (`torch.Tensor` of shape `(steps + 1,)`): Noise levels there, falling.
+        states (`torch.Tensor` of shape `(batch_size, steps + 1, length, 64)` or `(batch_size, 2, length, 64)`):
+            Packed latents at the borders of the student's steps, or at the path's ends alone: the noise first, the
+            teacher's image last.
+        sigmas (`torch.Tensor` of shape `(steps + 1,)`): Noise levels at the borders, falling.
     """
 
     states: torch.Tensor

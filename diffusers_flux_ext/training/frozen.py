@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class FP8Linear(nn.Linear):
     """
 
     scale: torch.Tensor
+    streams_bytes = True
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -71,6 +72,8 @@ def _nf4(layer: nn.Linear) -> nn.Module:
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
     made = Linear4bit(*sizes, compute_dtype=layer.weight.dtype, quant_type="nf4")
     made.load_state_dict(layer.state_dict())
+    # Where a CPU has the instructions, weights would be packed anew for inference, without a backward pass.
+    made.support_avx512bf16_for_cpu = False
     # Its weight is packed when the layer comes to a device.
     return made.to(layer.weight.device).requires_grad_(False)
 
@@ -80,6 +83,10 @@ STORAGES: dict[str, Callable[[nn.Linear], nn.Module]] = {"fp8": FP8Linear, "nf4"
 
 BYTES = {"fp8": 1.0, "nf4": 0.5}
 """Bytes of a weight, without its share of the scales."""
+
+
+NF4_BLOCK = 64
+"""Numbers that share a scale."""
 
 
 def check_storage(storage: str | None) -> None:
@@ -102,7 +109,8 @@ def store_frozen(transformer: nn.Module, storage: str) -> None:
             `"fp8"`: 8 bits (e4m3) and a float32 scale for each row. `"nf4"`: bitsandbytes' 4 bits, in blocks of 64.
 
     Raises:
-        ValueError: if the name is unknown, or something is to be trained in the transformer already.
+        ValueError: if the name is unknown, something is to be trained in the transformer already, or a layer's inputs
+            are no multiple of the blocks of 64, which bitsandbytes reads wrongly on CPUs.
         ImportError: if bitsandbytes is not installed.
     """
     make = choose(STORAGES, storage, "storage")
@@ -113,9 +121,21 @@ def store_frozen(transformer: nn.Module, storage: str) -> None:
             f"A transformer is stored in fewer bits only while all of it is frozen, but `{trained[0]}` is trained. "
             f"Freeze it, or add adapters afterwards."
         )
-    for name, layer in _layers(transformer):
+    layers = _layers(transformer)
+    if storage == "nf4":
+        _check_blocks(layers)
+    for name, layer in layers:
         owner, _, last = name.rpartition(".")
         setattr(transformer.get_submodule(owner), last, make(layer))
+
+
+def _check_blocks(layers: Sequence[tuple[str, nn.Linear]]) -> None:
+    for name, layer in layers:
+        if layer.in_features % NF4_BLOCK:
+            raise ValueError(
+                f"`nf4` keeps weights in blocks of {NF4_BLOCK}, but `{name}` has {layer.in_features} inputs, which is "
+                f"no multiple of it; bitsandbytes reads such layers wrongly on CPUs. Take `fp8`."
+            )
 
 
 def planned_bytes(transformer: nn.Module, storage: str | None, dtype: torch.dtype) -> int:

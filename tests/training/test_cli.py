@@ -278,13 +278,15 @@ def test_loras_of_the_text_encoders(data, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(whole, data, tmp_path):
-    """Two processes with one sample each against one that accumulates two."""
+    """Two processes with one sample each, which stream their blocks, against one that accumulates two."""
     curves = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         made = content(data, folder, conditions=[REGIONS], run={"accumulation": 3 - processes})
         # Adam would turn the rounding of tiny gradients into whole steps.
         made["optimizer"] = {"name": "torch.optim.SGD", "lr": 0.1}
+        if processes == 2:
+            made["model"] = {**made["model"], "gradient_checkpointing": True, "resident": "0GB"}
         path = write(folder, made)
         if processes == 1:
             assert main(["train", path]) == 0

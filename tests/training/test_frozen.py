@@ -14,11 +14,17 @@ from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 from .samples import batch
 
 
+def transformer_for(kind):
+    """A frozen transformer; bitsandbytes' blocks of 64 ask for one of twice the width."""
+    if kind != "nf4":
+        return tiny_transformer().requires_grad_(False)
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    return tiny_transformer(attention_head_dim=32, axes_dims_rope=(8, 12, 12)).requires_grad_(False)
+
+
 def stored(kind):
     """A stored transformer, and one of ordinary weights that computes the same."""
-    if kind == "nf4":
-        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
-    transformer = tiny_transformer().requires_grad_(False)
+    transformer = transformer_for(kind)
     plain = copy.deepcopy(transformer)
     store_frozen(transformer, kind)
     for name, layer in transformer.named_modules():
@@ -60,7 +66,7 @@ def test_gradients_of_adapters_are_those_of_a_base_that_was_raised_before(storag
 @pytest.mark.parametrize(("storage", "most"), [("fp8", 0.35), ("nf4", 0.3)])
 def test_the_blocks_take_less_and_stand_for_nearly_the_same_weights(storage, most):
     transformer, plain = stored(storage)
-    before = tiny_transformer()
+    before = transformer_for(storage)
     taken = sum(stored_bytes(each) for each in transformer.transformer_blocks[0].parameters())
     assert taken < most * sum(each.nbytes for each in before.transformer_blocks[0].parameters())
     planned = planned_bytes(before, storage, torch.float32)
@@ -97,3 +103,9 @@ def test_a_base_that_is_trained_is_not_stored_in_fewer_bits():
         store_frozen(tiny_transformer().requires_grad_(True), "fp8")
     with pytest.raises(ValueError, match="'fp9' is not a known storage; did you mean 'fp8'"):
         store_frozen(tiny_transformer().requires_grad_(False), "fp9")
+
+
+def test_layers_that_bitsandbytes_would_read_wrongly_are_refused():
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    with pytest.raises(ValueError, match="blocks of 64, but `.*` has 32 inputs"):
+        store_frozen(tiny_transformer().requires_grad_(False), "nf4")

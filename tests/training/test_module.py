@@ -1,18 +1,20 @@
 """The trained module: the loop's own velocity, conditions left out of samples, losses and what is refused."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
 from benchmarks.support.conditions import CASES, METHODS, pipeline_for
-from diffusers_flux_ext import ControlNetImage, EntityRegions
+from diffusers_flux_ext import ControlNetImage, EntityRegions, FluxConditionedPipeline
 from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.denoise import DenoisingStep, PromptEmbeds, predict_velocity
 from diffusers_flux_ext.encoded import EncodedConditions
-from diffusers_flux_ext.testing import tiny_transformer
+from diffusers_flux_ext.jobs.caching import cache_config, running_with
+from diffusers_flux_ext.jobs.sections import CacheSection
+from diffusers_flux_ext.testing import tiny_pipeline, tiny_transformer
 from diffusers_flux_ext.training import FluxTraining, bare_condition, condition_modules, stack_conditions
 from tests.training.samples import CANVAS, bare, batch, encode
 
@@ -158,11 +160,15 @@ def test_what_cannot_train_is_refused():
         assert training(batch([], guidance=None)).isfinite().all()
 
 
-def test_a_cache_that_skips_blocks_is_refused():
-    transformer = tiny_transformer(0)
-    transformer.enable_cache(FirstBlockCacheConfig(0.2))
-    with pytest.raises(ValueError, match=r"FirstBlockCacheConfig.*no gradients.*disable_cache"):
-        FluxTraining(transformer)
+@pytest.mark.parametrize("name", get_args(CacheSection.model_fields["name"].annotation))
+def test_a_cache_that_skips_blocks_is_refused(name):
+    needed = {"mag": {"num_inference_steps": 3, "mag_ratios": torch.ones(3)}, "tea": {"threshold": 0.2}}
+    section, pipe = CacheSection(name=name, **needed.get(name, {})), tiny_pipeline(FluxConditionedPipeline)
+    kind = type(cache_config(section, pipe)).__name__
+    with running_with(section, pipe), pytest.raises(ValueError, match=rf"{kind}.*no gradients.*disable_cache"):
+        FluxTraining(pipe.transformer)
+    with FluxTraining(pipe.transformer) as training:
+        assert training(batch([])).isfinite().all()
 
 
 def test_a_bare_condition_names_wrong_fields():

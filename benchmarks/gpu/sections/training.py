@@ -15,8 +15,10 @@ from benchmarks.gpu.sections.eligen import compiled_blocks
 from benchmarks.gpu.sizes import Size
 from diffusers_flux_ext.training import FluxTraining, TrainingBatch
 from diffusers_flux_ext.training.assemble import latent_ids
+from diffusers_flux_ext.training.checkpointing import checkpoint_blocks
 from diffusers_flux_ext.training.frozen import store_frozen
 from diffusers_flux_ext.training.optim import OptimizerSettings, build_optimizer
+from diffusers_flux_ext.training.streaming import stream_blocks
 from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 
 
@@ -24,19 +26,23 @@ RANK = 16
 PLAIN = "as they are"
 # Those of `model.storage` of a training's configuration.
 BASES = ("fp8", "nf4")
+STREAMED = "streamed from host memory"
+OFFLOADED = "on, inputs in host memory"
 
 
 def _rows(size: Size) -> Sequence[Row]:
-    cases = [(PLAIN, True, False, 1), (PLAIN, False, False, 1), (PLAIN, True, True, 1), (PLAIN, True, False, 4)]
-    cases += [(base, True, False, 1) for base in BASES]
+    cases = [(PLAIN, "on", False, 1), (PLAIN, "off", False, 1), (PLAIN, "on", True, 1), (PLAIN, "on", False, 4)]
+    cases += [(PLAIN, OFFLOADED, False, 1)]
+    cases += [(base, "on", False, 1) for base in (*BASES, STREAMED, f"fp8, {STREAMED}")]
     if size.is_toy:
-        cases = [(PLAIN, True, False, 1), ("fp8", True, False, 1)]
+        cases = [(PLAIN, "on", False, 1), ("fp8", "on", False, 1), (PLAIN, OFFLOADED, False, 1)]
+        cases += [(f"fp8, {STREAMED}", "on", False, 1)]
     return [
         Row(
             "LoRA",
             {
                 "base": base,
-                "checkpointing": "on" if checkpointing else "off",
+                "checkpointing": checkpointing,
                 "blocks": "compiled" if compiled else "eager",
                 "batch": batch,
                 "rank": RANK,
@@ -65,17 +71,21 @@ def _batch(kit: Kit, config: Any, count: int) -> TrainingBatch:
     )
 
 
-def _measure(kit: Kit, base: str, checkpointing: bool, compiled: bool, batch: int) -> dict[str, Any]:
+def _measure(kit: Kit, base: str, checkpointing: str, compiled: bool, batch: int) -> dict[str, Any]:
     kit.forget()
     transformer = kit.transformer()
     given = _batch(kit, transformer.config, batch)
     with FluxTraining(transformer) as training, torch.no_grad():
         operations = counted(lambda: training(given))
-    if base != PLAIN:
-        _store(transformer, base)
-    if checkpointing:
-        transformer.enable_gradient_checkpointing()
+    for stored in (name for name in BASES if base.startswith(name)):
+        _store(transformer, stored)
+    if checkpointing != "off":
+        checkpoint_blocks(transformer, 1, checkpointing == OFFLOADED)
     lora = add_lora(transformer, LoRAOptions("attention", rank=RANK))
+    if base.endswith(STREAMED):
+        transformer.to("cpu")
+        kit.clock.empty()
+        stream_blocks(transformer, kit.device, 0)
     optimizers = build_optimizer(lora.named_parameters(), OptimizerSettings())
 
     def update() -> None:

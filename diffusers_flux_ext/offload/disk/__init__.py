@@ -1,1 +1,1 @@
-"""Streaming a model's blocks from disk."""
+"""Streaming a model's blocks from disk, or from host memory in training."""

@@ -46,6 +46,7 @@ def attach(
     read_ahead: int = 1,
     staging: int = 2,
     dtype: torch.dtype | None = None,
+    copies: bool = False,
 ) -> DiskStream:
     """Attach a stream that reads a module's blocks as planned.
 
@@ -55,13 +56,14 @@ def attach(
         device (`torch.device`): Where it computes.
         read_ahead (`int`, *optional*, defaults to 1), staging (`int`, *optional*, defaults to 2): See [`DiskStream`].
         dtype (`torch.dtype`, *optional*): Data type that weights outside the blocks compute in.
+        copies (`bool`, *optional*, defaults to `False`): See [`DiskStream`].
 
     Returns:
         `DiskStream`
     """
     _fill_resident(plan, device, dtype)
     paths = {piece.path for block in plan.blocks for piece in block.pieces}
-    stream = DiskStream(plan.blocks, FileReader(paths), device, read_ahead, staging)
+    stream = DiskStream(plan.blocks, FileReader(paths), device, read_ahead, staging, copies)
     for index, block in enumerate(plan.blocks):
         for weight in block.weights:
             weight.take_away(device)

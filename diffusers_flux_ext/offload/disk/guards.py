@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .stream import STREAM, DiskStream
-from .weights import StreamedWeight
+from .weights import StreamedBlock, StreamedWeight
 
 
 _REFUSED = {
@@ -29,7 +29,7 @@ MARKS = (*_GUARDED, _HANDLES, STREAM)
 
 def add_guards(module: nn.Module, stream: DiskStream, folders: set[Path]) -> None:
     """Override methods of `module` with ones that handle streamed weights."""
-    weights = {weight.name: weight for block in stream.blocks for weight in block.weights}
+    weights = {weight.name: (weight, block) for block in stream.blocks for weight in block.weights}
     module.__dict__["_apply"] = partial(_apply, module, stream)
     if hasattr(module, "save_pretrained"):
         module.__dict__["save_pretrained"] = partial(_save_pretrained, module, folders)
@@ -38,8 +38,8 @@ def add_guards(module: nn.Module, stream: DiskStream, folders: set[Path]) -> Non
             module.__dict__[name] = partial(_refuse, name, reason)
     handles = [module.register_load_state_dict_pre_hook(partial(_refuse_load, weights))]
     files = _MappedFiles()
-    for weight in weights.values():
-        handles.append(weight.owner.register_state_dict_post_hook(_StateDictHook(weight, files)))
+    for weight, block in weights.values():
+        handles.append(weight.owner.register_state_dict_post_hook(_StateDictHook(weight, block, files)))
     module.__dict__[_HANDLES] = handles
 
 
@@ -81,9 +81,7 @@ def _refuse(name: str, reason: str, *args: Any, **kwargs: Any) -> None:
     raise RuntimeError(f"`{name}` was called on a module that is streamed from disk: {reason}.")
 
 
-def _refuse_load(
-    weights: Mapping[str, StreamedWeight], module: nn.Module, state_dict: Mapping[str, Any], *args: Any
-) -> None:
+def _refuse_load(weights: Mapping[str, Any], module: nn.Module, state_dict: Mapping[str, Any], *args: Any) -> None:
     given = [key for key in state_dict if key.replace(".base_layer.", ".") in weights]
     if given:
         raise RuntimeError(
@@ -98,8 +96,11 @@ class _MappedFiles:
     def __init__(self) -> None:
         self._files: dict[Path, Any] = {}
 
-    def tensor(self, weight: StreamedWeight) -> Tensor:
+    def tensor(self, weight: StreamedWeight, block: StreamedBlock) -> Tensor:
         """Return a weight as it is stored."""
+        if weight.path is None:
+            assert block.kept is not None
+            return weight.stored(block.kept)
         if weight.path not in self._files:
             self._files[weight.path] = safe_open(weight.path, framework="pt")
         return self._files[weight.path].get_tensor(weight.name)
@@ -108,8 +109,8 @@ class _MappedFiles:
 class _StateDictHook:
     """Adds a streamed weight to the state dict of its owner."""
 
-    def __init__(self, weight: StreamedWeight, files: _MappedFiles) -> None:
-        self._weight, self._files = weight, files
+    def __init__(self, weight: StreamedWeight, block: StreamedBlock, files: _MappedFiles) -> None:
+        self._weight, self._block, self._files = weight, block, files
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-        state_dict[prefix + self._weight.attribute] = self._files.tensor(self._weight)
+        state_dict[prefix + self._weight.attribute] = self._files.tensor(self._weight, self._block)

@@ -25,6 +25,7 @@ class DiskStreamingStats:
         wait_seconds (`float`): Time that computation waited for blocks.
         blocks_waited (`int`): Blocks that were not ready when they were needed.
         blocks_unused (`int`): Blocks that were read ahead but not used.
+        bytes_copied (`int`): Bytes copied from host memory to where blocks compute.
     """
 
     bytes_read: int = 0
@@ -33,6 +34,7 @@ class DiskStreamingStats:
     wait_seconds: float = 0.0
     blocks_waited: int = 0
     blocks_unused: int = 0
+    bytes_copied: int = 0
 
 
 class Slot:
@@ -123,7 +125,7 @@ class Loader:
 
     def __init__(self, reader: FileReader, device: torch.device, staging: Sequence[int], stats: DiskStreamingStats):
         is_cuda = device.type == "cuda"
-        self.device = device
+        self.device, self.stats = device, stats
         self.staged = bool(staging)
         buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda) for size in staging]
         self.reader = _Reader(reader, buffers, stats)
@@ -161,6 +163,7 @@ class Loader:
     def _copy(self, host: Tensor, slot: Slot) -> None:
         # Only this thread waits: first for the last use of the slot, then for its own copy. So what it returns is
         # complete, and the staging buffer is free again.
+        self.stats.bytes_copied += host.nbytes
         if self.stream is None:
             slot.buffer[: len(host)].copy_(host)
             return

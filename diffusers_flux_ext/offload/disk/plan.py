@@ -50,8 +50,19 @@ class StreamingPlan:
     files: Mapping[str, StoredTensor]
 
 
-def _chosen_blocks(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Return a module's blocks, or those that `names` selects, one by one or by their list."""
+def choose_blocks(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Return a module's blocks, or those that `names` selects, one by one or by their list.
+
+    Args:
+        module (`nn.Module`): The module.
+        names (`Sequence[str]`, *optional*): Names of blocks or of their lists.
+
+    Returns:
+        `dict[str, nn.Module]`: Blocks by name.
+
+    Raises:
+        ValueError: If there are none, or a name is unknown.
+    """
     blocks = find_blocks(module)
     if not blocks:
         raise ValueError(f"{type(module).__name__} has no `nn.ModuleList` of blocks, so it cannot be streamed.")
@@ -87,8 +98,18 @@ def _slots(module: nn.Module) -> Iterator[Slot]:
                 yield Slot(owner, attribute, key.replace(".base_layer.", "."))
 
 
-def _split(module: nn.Module, blocks: Mapping[str, nn.Module]) -> tuple[dict[str, list[Slot]], dict[str, list[Slot]]]:
-    """Split the slots into those to stream, by block, and the others, by key. Tied and small weights stay."""
+def split_weights(
+    module: nn.Module, blocks: Mapping[str, nn.Module]
+) -> tuple[dict[str, list[Slot]], dict[str, list[Slot]]]:
+    """Split the slots into those to stream, by block, and the others, by key. Tied and small weights stay.
+
+    Args:
+        module (`nn.Module`): The module.
+        blocks (`Mapping[str, nn.Module]`): Its blocks that are streamed.
+
+    Returns:
+        `tuple[dict[str, list[Slot]], dict[str, list[Slot]]]`
+    """
     slots = list(_slots(module))
     uses: dict[int, int] = {}
     for slot in slots:
@@ -99,7 +120,9 @@ def _split(module: nn.Module, blocks: Mapping[str, nn.Module]) -> tuple[dict[str
     for slot in slots:
         block = next((name for prefix, name in by_name.items() if slot.key.startswith(prefix)), None)
         is_matrix = slot.attribute in slot.owner._parameters and slot.tensor.ndim > 1
-        if block and is_matrix and slot.tensor.is_floating_point() and uses[id(slot.tensor)] == 1:
+        # Only layers that say so compute from bytes alone; others keep tables beside them.
+        moves = slot.tensor.is_floating_point() or getattr(slot.owner, "streams_bytes", False)
+        if block and is_matrix and moves and uses[id(slot.tensor)] == 1:
             streamed[block].append(slot)
         else:
             resident.setdefault(str(id(slot.tensor)), []).append(slot)
@@ -129,7 +152,7 @@ def _check(slots: Sequence[Slot], resident: Mapping[str, Sequence[Slot]], files:
 
 def check_folder(module: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Raise a `ValueError` if the files of a folder do not fit a module, which may be on the meta device."""
-    streamed, resident = _split(module, find_blocks(module))
+    streamed, resident = split_weights(module, find_blocks(module))
     with naming(folder):
         _check([slot for block in streamed.values() for slot in block], resident, read_layout(folder))
 
@@ -158,7 +181,7 @@ def make_plan(
     Raises:
         ValueError: If something does not fit.
     """
-    streamed, resident = _split(module, _chosen_blocks(module, names))
+    streamed, resident = split_weights(module, choose_blocks(module, names))
     slots = [slot for block in streamed.values() for slot in block]
     files: Mapping[str, StoredTensor] = read_layout(source) if source is not None else {}
     if source is not None:
@@ -267,7 +290,7 @@ def block_bytes(module: nn.Module, storage_dtype: torch.dtype | None = None) -> 
     blocks = streamable_blocks(module)
     cast = castable_weights(module) if storage_dtype is not None else set()
     sizes = {}
-    for name, slots in (_split(module, blocks)[0] if blocks else {}).items():
+    for name, slots in (split_weights(module, blocks)[0] if blocks else {}).items():
         each = [slot.tensor for slot in slots]
         stored = storage_dtype.itemsize if storage_dtype else 0
         sizes[name] = sum(t.numel() * stored if id(t) in cast else stored_bytes(t) for t in each)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,11 @@ class DiskStream:
         read_ahead (`int`): Number of blocks that are loaded to the device ahead.
         staging (`int`): Number of buffers in host memory on the way to another device; 2 read one block ahead of
             the copy.
+        copies (`bool`, *optional*, defaults to `False`):
+            Whether blocks are copied to where they compute on a CPU, too, as on every other device.
 
     Attributes:
+        names (`frozenset[str]`): Names of the blocks.
         before (`tuple`, *optional*): Placement before [`~DiskStream.place`], while a plan is in force.
         written (`bool`): Whether the files were written for a VRAM budget, without which weights belong in memory.
     """
@@ -47,7 +52,10 @@ class DiskStream:
         device: torch.device,
         read_ahead: int,
         staging: int = 2,
+        copies: bool = False,
     ) -> None:
+        self.names = frozenset(block.name for block in blocks)
+        self._copies, self._heading = copies, 0
         self.blocks, self.reader, self.device, self.read_ahead = blocks, reader, device, read_ahead
         self.staging, self.written = staging, False
         self.before: tuple[int, int, frozenset[str]] | None = None
@@ -72,8 +80,8 @@ class DiskStream:
 
     @property
     def _staged(self) -> bool:
-        """Whether blocks pass through host memory."""
-        return self.device.type != "cpu"
+        """Whether blocks are copied from host memory to where they compute."""
+        return self._copies or self.device.type != "cpu"
 
     def _needs_slot(self, block: StreamedBlock) -> bool:
         return not block.resident and (self._staged or not block.keep)
@@ -90,14 +98,16 @@ class DiskStream:
             index (`int`): The block.
 
         Raises:
-            RuntimeError: If gradients are enabled, or a file was changed or truncated.
+            RuntimeError: If gradients are enabled outside of [`~DiskStream.heading`], or a file was changed or
+                truncated.
         """
         if index == self.current:
             return
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._heading:
             raise RuntimeError(
-                f"Block `{self.blocks[index].name}` is streamed from disk, so its weights are gone before a backward "
-                "pass could use them. Call the module under `torch.no_grad()`, or `stop_disk_streaming(module)` first."
+                f"Block `{self.blocks[index].name}` is streamed, so its weights are gone before a backward pass could "
+                "use them. Call the module under `torch.no_grad()`, let its blocks run again by "
+                "`training.checkpointing.checkpoint_blocks`, or `stop_disk_streaming(module)` first."
             )
         # Buffers made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
@@ -110,7 +120,7 @@ class DiskStream:
             self._loader = Loader(self.reader, self.device, self._staging_sizes(), self.stats)
             slots = min(self.read_ahead + 1, sum(map(self._needs_slot, self.blocks)))
             self._free = [Slot(self._size, self.device) for _ in range(slots)]
-        if previous is not None:
+        if previous is not None and not self._heading:
             self._following[previous] = index
         there = self._there(self.blocks[index])
         if there is not None:
@@ -165,14 +175,37 @@ class DiskStream:
 
     def _coming(self, index: int) -> StreamedBlock | None:
         """Return the next block after one that has to come from disk."""
-        following = self._following[index]
-        for _ in self.blocks:
+        for following in self._expected(index):
             block = self.blocks[following]
             # One that is kept is read into memory of its own, once.
             if following != index and not block.keep and block.on_device is None:
                 return block
-            following = self._following[following]
         return None
+
+    def _expected(self, index: int) -> Iterator[int]:
+        """Return the blocks that will be needed after one, in their order."""
+        if self._heading:
+            last = len(self.blocks)
+            # A training step goes through the blocks, and back through them.
+            up, down = range(index + 1, last), range(index - 1, -1, -1)
+            yield from chain(up, range(last - 1, -1, -1)) if self._heading > 0 else chain(down, range(last))
+            return
+        for _ in self.blocks:
+            index = self._following[index]
+            yield index
+
+    @contextmanager
+    def heading(self, backwards: bool) -> Iterator[None]:
+        """Let blocks run with gradients inside this context: each runs again before its weights are used backwards.
+
+        Args:
+            backwards (`bool`): Whether the blocks before are needed next, instead of those after.
+        """
+        before, self._heading = self._heading, -1 if backwards else 1
+        try:
+            yield
+        finally:
+            self._heading = before
 
     def _drop_pending(self, index: int) -> None:
         pending = self._pending.pop(index)
@@ -183,13 +216,11 @@ class DiskStream:
     def _next(self, index: int) -> list[int]:
         """Return the blocks to load next."""
         found: list[int] = []
-        following = index
-        for _ in self.blocks:
-            following = self._following[following]
-            if following == index or len(found) == self.read_ahead:
+        for following in self._expected(index):
+            if len(found) == self.read_ahead or (following == index and not self._heading):
                 break
             block = self.blocks[following]
-            if following not in found and self._there(block) is None:
+            if following not in (index, *found) and self._there(block) is None:
                 found.append(following)
         return found
 
@@ -290,7 +321,8 @@ class DiskStream:
 
     def _place(self, device: torch.device, resident: Collection[str], kept: Collection[str]) -> None:
         for block in self.blocks:
-            block.resident, block.keep = block.name in resident, block.name in kept
+            # What no file holds must never be dropped.
+            block.resident, block.keep = block.name in resident, block.name in kept or not block.pieces
             block.kept = block.kept if block.keep else None
         self.move(device)
         for block in self.blocks:

@@ -110,7 +110,7 @@ def stream_from_disk(
         "`storage_dtype=torch.float8_e4m3fn` to read half as much.",
     )
     with budget_suspended(module):
-        _check_free(module)
+        check_free(module)
         device = _device(module) if onload_device is None else torch.device(onload_device)
         plan = make_plan(module, source, blocks, storage_dtype, compute_dtype, offload_dir)
         staging = _plan_memory(plan.blocks, device, read_ahead, ram_budget_gib)
@@ -229,13 +229,17 @@ def _check_arguments(
         raise ValueError(f"`storage_dtype` is {storage_dtype}; expected a floating one, such as torch.float8_e4m3fn.")
 
 
-def _check_free(module: nn.Module) -> None:
-    """Raise a `ValueError` if something else already moves the module's weights."""
+def check_free(module: nn.Module) -> None:
+    """Raise a `ValueError` if something else already moves the module's weights, or LoRAs are fused into them.
+
+    Args:
+        module (`nn.Module`): The module.
+    """
     check_unclaimed(module, model_offload=True)
     for part in module.modules():
         if stream_of(part) is not None:
             raise ValueError(
-                f"This {type(part).__name__} is streamed from disk already. Call `stop_disk_streaming` on it first."
+                f"This {type(part).__name__} is streamed already. Call `stop_disk_streaming` on it first."
             )
         if isinstance(getattr(part, "merged_adapters", None), list) and part.merged_adapters:
             raise ValueError("The module has fused LoRAs. Call `unfuse_lora`, or unload them, before streaming it.")

@@ -22,7 +22,7 @@ class StreamedWeight:
 
     Attributes:
         name (`str`): Its key in the file.
-        path (`Path`): The file.
+        path (`Path`, *optional*): The file; none holds what is kept in host memory.
         owner (`nn.Module`): The module that has it; adapters may wrap that module at any time.
         attribute (`str`): Its name there.
         stored_dtype (`torch.dtype`): Its data type in the file.
@@ -34,7 +34,7 @@ class StreamedWeight:
     """
 
     name: str
-    path: Path
+    path: Path | None
     owner: nn.Module
     attribute: str
     stored_dtype: torch.dtype
@@ -61,7 +61,9 @@ class StreamedWeight:
 
     def take_away(self, device: torch.device) -> None:
         """Put the placeholder in place of the weight."""
-        self.put(torch.full((), float("nan"), dtype=self.dtype, device=device).expand(self.shape))
+        # All bits of a byte are the NaN of both kinds of 8 bits.
+        nothing = float("nan") if self.dtype.is_floating_point else 255
+        self.put(torch.full((), nothing, dtype=self.dtype, device=device).expand(self.shape))
 
     def restore(self, weight: Tensor) -> None:
         """Make the weight a parameter again."""
@@ -117,14 +119,29 @@ def choose_kept(blocks: Sequence[StreamedBlock], room: int) -> None:
         blocks (`Sequence[StreamedBlock]`): All blocks, in the order of their use.
         room (`int`): Bytes that they may take.
     """
-    total = sum(block.size for block in blocks)
-    passed = taken = 0
-    for block in blocks:
-        passed += block.size
+    for block, kept in zip(blocks, spread([block.size for block in blocks], room), strict=True):
+        block.keep = kept
+
+
+def spread(sizes: Sequence[int], room: int) -> list[bool]:
+    """Choose as many as fit, spread evenly.
+
+    Args:
+        sizes (`Sequence[int]`): Bytes of each.
+        room (`int`): Bytes that those chosen may take.
+
+    Returns:
+        `list[bool]`: Whether each is chosen.
+    """
+    total, passed, taken = sum(sizes), 0, 0
+    chosen: list[bool] = []
+    for size in sizes:
+        passed += size
         # Exact integers: the share so far must not exceed the share of the whole.
-        block.keep = (taken + block.size) * total <= room * passed
-        taken += block.size * block.keep
-    for block in blocks:
-        if not block.keep and taken + block.size <= room:
-            block.keep = True
-            taken += block.size
+        chosen.append((taken + size) * total <= room * passed)
+        taken += size * chosen[-1]
+    for place, size in enumerate(sizes):
+        if not chosen[place] and taken + size <= room:
+            chosen[place] = True
+            taken += size
+    return chosen

@@ -38,8 +38,6 @@ def _refused(ours: str, flag: bool = False) -> Argument:
     return Argument(ours, "refused", flag)
 
 
-_STREAMING = "block streaming in training is not part of this package; use `model.gradient_checkpointing`"
-
 ARGUMENTS: Mapping[str, Argument] = {
     "dataset_base_path": Argument("`data.sources.0.base`; paths that leave it are refused unless `allow_outside`"),
     "dataset_metadata_path": Argument("`data.sources.0.path`"),
@@ -73,13 +71,19 @@ ARGUMENTS: Mapping[str, Argument] = {
     "preset_lora_path": Argument("`train.base_loras.0.path`, with `fused: true`"),
     "preset_lora_model": Argument("`dit` only; see `preset_lora_path`"),
     "use_gradient_checkpointing": Argument("`model.gradient_checkpointing`", flag=True),
-    "use_gradient_checkpointing_offload": _refused(_STREAMING, flag=True),
+    "use_gradient_checkpointing_offload": Argument(
+        "`model.gradient_checkpointing` with `model.offload_activations`", flag=True
+    ),
     "gradient_accumulation_steps": Argument("`run.accumulation`"),
     "template_model_id_or_path": _refused("it is not for FLUX.1"),
     "enable_lora_hot_loading": _refused("it is not for FLUX.1", flag=True),
-    "enable_model_cpu_offload": _refused(_STREAMING, flag=True),
-    "enable_optimizer_cpu_offload": _refused(_STREAMING, flag=True),
-    "cpu_offload_split_threshold": _refused(_STREAMING),
+    "enable_model_cpu_offload": Argument(
+        "`model.resident: 0GB` with `model.gradient_checkpointing`; blocks must be frozen", flag=True
+    ),
+    "enable_optimizer_cpu_offload": _refused(
+        "moments stay on the device; `optimizer.name: adamw8bit` makes them a quarter", flag=True
+    ),
+    "cpu_offload_split_threshold": _automatic("whole blocks are streamed"),
     "enable_tensorboard_log": Argument("`run.logs`", flag=True),
     "enable_swanlab_log": Argument("`run.logs`", flag=True),
     "enable_wandb_log": Argument("`run.logs`", flag=True),
@@ -209,6 +213,11 @@ def _read_model(reader: _Reader) -> None:
     bases = _transformers(reader.values.get("model_id_with_origin_paths", ""))
     if set(_transformers(reader.values.get("fp8_models", ""))) & set(bases[:1] or ["black-forest-labs/FLUX.1-dev"]):
         reader.put("model.storage", "fp8")
+    offload = {"use_gradient_checkpointing_offload": "offload_activations", "enable_model_cpu_offload": "resident"}
+    for name, ours in offload.items():
+        if name in reader.values:
+            reader.put("model.gradient_checkpointing", True)
+            reader.put(f"model.{ours}", "0GB" if ours == "resident" else True)
     if bases:
         reader.put("model.path", bases[0])
         for other in dict.fromkeys(name for name in bases[1:] if name != bases[0]):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..losses import errors, levels, weighting
+from ..memory.plan import read_budget
 from ..optim import OptimizerSettings, schedule
 from ..trained import INPUT_CHANNELS
 from .sample_sections import ConditionSection, DataSection, Section
@@ -44,6 +45,14 @@ class ModelSection(Section):
             The embedded guidance in training, or the range it is drawn from; ignored by models without one.
         gradient_checkpointing (`bool` or `int`):
             Whether blocks run again in the backward pass, which saves memory; a number for one of so many blocks.
+        offload_activations (`bool`):
+            Whether the inputs of blocks that run again wait in host memory until then. Needs `gradient_checkpointing`.
+        resident (`str`, *optional*):
+            Memory such as `"4GB"` for weights of the frozen transformer's blocks that stay on the device; the others
+            are streamed from host memory whenever they run, two at a time. `"0GB"` streams all blocks. Needs
+            `gradient_checkpointing`; streamed blocks run again whatever it says.
+        stream_folder (`str`, *optional*):
+            Folder that blocks beyond `resident` are written to once and read from, in place of host memory.
         widen (`str` or `int`, *optional*):
             Further input channels of `"control"`, `"fill"` or `"flex"` models, or their whole number; they begin as
             zeros.
@@ -56,6 +65,9 @@ class ModelSection(Section):
     device: str = "auto"
     guidance: float | tuple[float, float] | None = 1.0
     gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
+    offload_activations: bool = False
+    resident: str | None = None
+    stream_folder: str | None = None
     widen: str | int | None = None
 
     @field_validator("widen")
@@ -64,6 +76,35 @@ class ModelSection(Section):
         if isinstance(value, str) and value not in INPUT_CHANNELS:
             raise ValueError(f"got {value!r}; expected one of {sorted(INPUT_CHANNELS)}, or a number of channels")
         return value
+
+    @field_validator("resident")
+    @classmethod
+    def _is_amount(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_budget(value, least=0)
+        return value
+
+    @model_validator(mode="after")
+    def _streams(self) -> ModelSection:
+        if self.stream_folder is not None and self.resident is None:
+            raise ValueError("got `stream_folder` without `resident`, which says how much is not streamed")
+        if self.resident is not None and self.storage == "nf4":
+            raise ValueError(
+                "got `resident` with `storage` 'nf4', whose tables do not move with the weights; take `fp8`, or leave "
+                "`storage` out"
+            )
+        for name in ("resident", "offload_activations"):
+            if getattr(self, name) not in (None, False) and not self.gradient_checkpointing:
+                raise ValueError(
+                    f"got `{name}` without `gradient_checkpointing`, but it acts on blocks that run again in the "
+                    f"backward pass; set `gradient_checkpointing: true`"
+                )
+        return self
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Bytes of blocks that stay on the device, if the others are streamed."""
+        return None if self.resident is None else read_budget(self.resident, least=0)
 
 
 class LossSection(Section):
@@ -243,6 +284,7 @@ class TrainingConfig(Section):
                 f"got `train.weights` with `model.storage` {self.model.storage!r}, whose steps are too coarse to be "
                 f"trained; leave `model.storage` out, or train a LoRA"
             )
+        self._check_streaming()
         if (self.validation.every or self.validation.images_every) and not self.data.held_out:
             raise ValueError("validation needs `data.held_out` samples")
         if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
@@ -259,6 +301,22 @@ class TrainingConfig(Section):
         elif not self.data.sources:
             raise ValueError("`data.sources` is empty; give at least one source of samples")
         return self
+
+    def _check_streaming(self) -> None:
+        if self.model.resident is None:
+            return
+        if self.train.weights is not None:
+            raise ValueError(
+                "got `train.weights` with `model.resident`, but blocks that are streamed must be frozen; leave "
+                "`model.resident` out, or train a LoRA"
+            )
+        if self.distill is not None:
+            raise ValueError(
+                "got `distill` with `model.resident`, but the teacher draws with all blocks on the device; leave "
+                "`model.resident` out"
+            )
+        if self.train.memory is not None:
+            raise ValueError("got `train.memory` with `model.resident`, which it chooses; give one of them")
 
     def _check_differential(self) -> None:
         if self.data.sources:
@@ -299,7 +357,7 @@ class TrainingConfig(Section):
         whole = self.model_dump(mode="json")
         for name in ("output", "export"):
             whole.pop(name)
-        for name in ("device",):
+        for name in ("device", "resident", "stream_folder", "offload_activations"):
             whole["model"].pop(name)
         for name in ("workers", "cache", "decode"):
             whole["data"].pop(name)

@@ -13,10 +13,11 @@ from ..batch import TeacherPath, TrainingSample
 from ..data.cache import CachedSamples
 from ..data.cache.keys import digest
 from ..draws import Draws
+from .levels import StudentLevels
 from .teacher import Teacher, TeacherOptions
 
 
-VERSION = 1
+VERSION = 2
 FOLDER = "paths"
 """The folder of the paths in that of a cache."""
 
@@ -28,7 +29,7 @@ class TeacherPaths:
     Args:
         samples (`CachedSamples`): The samples.
         options (`TeacherOptions`): How the teacher draws.
-        num_steps (`int`): The student's steps.
+        num_steps (`int`): Steps between whose borders states are noted; with one step, its two ends alone.
         seed (`int`): Seed of the noise.
         noises (`int`): How many different noises a sample has, which its visits take in turn.
         facts (`Sequence[Any]`): What else a path depends on, such as hashes of the teacher's weights.
@@ -123,10 +124,13 @@ class DistilledSamples:
     Args:
         samples (`CachedSamples`): The samples.
         paths (`TeacherPaths`): The paths, which have been made.
+        levels (`StudentLevels`, *optional*):
+            The student's steps, where the paths have their ends alone and serve students of any number of steps.
     """
 
     samples: CachedSamples
     paths: TeacherPaths
+    levels: StudentLevels | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -143,7 +147,10 @@ class DistilledSamples:
         """Read a sample, and the path of the first of its captions; arguments as of [`CachedSamples.sample`]."""
         chosen = [first_text(self.samples.texts(index))] if texts is None else texts
         sample = self.samples.sample(index, epoch, chosen)
-        return replace(sample, path=self.paths.read(index, epoch, chosen[0]))
+        path = self.paths.read(index, epoch, chosen[0])
+        if self.levels is not None:
+            path = replace(path, sigmas=self.levels.borders(sample.height, sample.width))
+        return replace(sample, path=path)
 
     def fetch(self, index: int, epoch: int, texts: Sequence[str]) -> TrainingSample:
         """Read a sample in a loader's process."""

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from ...canvas import Canvas
 from ...condition import FluxCondition
-from ...pipeline.call_inputs import set_timesteps
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ..batch import TeacherPath, TrainingSample
 from ..data.cache.encoding import Prompt
 from ..drawing import draw_sample
+from .levels import StudentLevels
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Teacher:
         pipe (`FluxConditionedPipeline`): The pipeline, as of [`drawing_pipeline`].
         conditions (`Sequence[FluxCondition]`): The samples' conditions, which may be bare.
         options (`TeacherOptions`): How it draws.
-        num_steps (`int`): The student's steps, at whose borders the path is noted.
+        levels (`StudentLevels`): Gives the levels at which the path is noted.
         negative (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
             The encoded negative prompt, for classifier-free guidance.
     """
@@ -49,7 +48,7 @@ class Teacher:
     pipe: FluxConditionedPipeline
     conditions: Sequence[FluxCondition]
     options: TeacherOptions
-    num_steps: int
+    levels: StudentLevels
     negative: Prompt | None = None
 
     def path(self, sample: TrainingSample, text: str, noise: torch.Tensor) -> TeacherPath:
@@ -84,25 +83,8 @@ class Teacher:
                 f"{len(states) - 1} steps, or adds noise in its steps, so no student could follow the teacher's path. "
                 f"Take a `FlowMatchEulerDiscreteScheduler` without `stochastic_sampling`."
             )
-        borders = self.borders(sample)
+        borders = self.levels.borders(sample.height, sample.width)
         return TeacherPath(states_at(sigmas, torch.cat(states), borders)[None], borders)
-
-    def borders(self, sample: TrainingSample) -> torch.Tensor:
-        """Return the noise levels between the student's steps, which depend on the sample's size.
-
-        Args:
-            sample (`TrainingSample`): The sample.
-
-        Returns:
-            `torch.Tensor` of shape `(num_steps + 1,)`
-        """
-        canvas = Canvas(
-            sample.height, sample.width, 1, 1, torch.device("cpu"), torch.float32,
-            token_size=2 * self.pipe.vae_scale_factor,
-        )  # fmt: skip
-        set_timesteps(self.pipe, self.num_steps, None, None, canvas)
-        sigmas: torch.Tensor = self.pipe.scheduler.sigmas.cpu().clone()
-        return sigmas
 
     def _negative(self) -> dict[str, torch.Tensor]:
         if self.negative is None or self.options.true_cfg_scale <= 1:

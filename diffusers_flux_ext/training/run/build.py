@@ -26,6 +26,7 @@ from ..frozen import check_storage, store_frozen
 from ..losses import errors, weighting
 from ..module import FluxTraining
 from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
+from ..streaming import describe_streaming, stream_blocks
 from ..text import TextEncoding
 from ..trained import (
     ExportInfo,
@@ -45,6 +46,7 @@ from .fusion import NAME, add_fusion
 from .memory import fit_memory
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
+from .peaks import StagePeaks
 from .processes import WRITERS, check_logs, check_sharding
 from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
 from .teaching import Lessons, check_steps, negative_prompt, teach
@@ -67,6 +69,7 @@ class Run:
         trained (`Trained`): What is trained.
         info (`ExportInfo`): What is noted in exported files.
         report (`str`): The data, the buckets and what is trained, in words.
+        peaks (`StagePeaks`): Memory of the stages, complete after training; also in `logs/memory.json`.
     """
 
     config: TrainingConfig
@@ -75,6 +78,7 @@ class Run:
     trained: Trained
     info: ExportInfo
     report: str
+    peaks: StagePeaks
 
     def __call__(self) -> list[Path]:
         """Train, continuing from the newest checkpoint, and export the result.
@@ -86,7 +90,11 @@ class Run:
             ConfigurationChangedError: if the output folder belongs to a run of another configuration.
         """
         with self.training:
-            if not self.trainer.run():
+            with self.peaks.stage("training"):
+                done = self.trainer.run()
+            if self.trainer.is_main:
+                self.peaks.write(Path(self.config.output) / "logs" / "memory.json")
+            if not done:
                 return []
             return self.export() if self.trainer.is_main else []
 
@@ -158,10 +166,15 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     _move([each for template in templates for each in template.encoders.values()], device)
     processes = _processes(accelerator)
     encoders = pipe if hashes is None else partial(load_encoders, config.model, pipe.transformer, device)
-    samples = make_samples(config, data, encoders, templates, hashes, **processes)
+    peaks = StagePeaks(device, memory)
+    # Without a cache samples are encoded as they come, and what is in the cache is not encoded again.
+    with nullcontext() if config.data.cache is None or hashes is not None else peaks.stage("encoding"):
+        samples = make_samples(config, data, encoders, templates, hashes, **processes)
     negative = negative_prompt(config, encoders)
-    if until_cache and config.distill is None:
-        return None
+    if until_cache:
+        peaks.write(Path(config.output) / "logs" / "memory.json")
+        if config.distill is None:
+            return None
     if config.data.cache is not None:
         drop_encoders(pipe)
         templates = [ConditionTemplate(each.section, each.make, each.modules) for each in templates]
@@ -180,10 +193,14 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
             return None
     parts = _trained(config, pipe, modules)
     trained = next(iter(parts.values())) if len(parts) == 1 else TrainedTogether(parts)
+    streaming = _stream(config, pipe, device)
     training = _training(config, pipe, conditions, parts, trained)
     if isinstance(fusion := parts.get(NAME), TrainedModule):
         # They run in hooks of the transformer, and only what is in this module is shared by processes.
         training.add_module(NAME, fusion.module)
+    if streaming:
+        # What was made beside weights that were not there yet.
+        training.to(device)
     training.train(False)
     trained.train()
     loader = SampleLoader(
@@ -196,20 +213,30 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     trainer.monitor = _monitor(config, trainer, accelerator)
     trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
     epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
-    lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained)]
+    lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained), *streaming]
     report = "\n".join(lines if memory is None else [*lines, memory.describe()])
-    return Run(config, trainer, training, trained, _info(config, data, updates), report)
+    return Run(config, trainer, training, trained, _info(config, data, updates), report, peaks)
 
 
 def _lay_out(config: TrainingConfig, pipe: Any, device: torch.device) -> None:
-    """Bring the transformer into the state that everything is trained on."""
+    """Bring the transformer into the state that everything is trained on; if it is streamed, that comes later."""
     if config.model.storage is not None:
         # After the templates: an untrained ControlNet is a copy of the blocks as they are.
         store_frozen(pipe.transformer, config.model.storage)
-    pipe.transformer.to(device)
+    if config.model.resident is None:
+        pipe.transformer.to(device)
     under = [each for each in config.train.base_loras or [] if not each.fused]
     for number, each in enumerate(under):
         lay_under(pipe.transformer, each.path, f"base_{number}", each.weight)
+
+
+def _stream(config: TrainingConfig, pipe: Any, device: torch.device) -> list[str]:
+    """Stream the transformer's blocks if asked, after adapters were made of its weights; return what to say of it."""
+    resident = config.model.resident_bytes
+    if resident is None:
+        return []
+    stream = stream_blocks(pipe.transformer, device, resident, config.model.stream_folder)
+    return [describe_streaming(stream, resident)]
 
 
 def _training(

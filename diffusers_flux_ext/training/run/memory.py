@@ -16,13 +16,14 @@ from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
 from ..data import TrainingData
 from ..memory import MemoryPlan, choose_setting, count_activations, predict, read_budget
+from ..memory.plan import GB
 from ..trained import LoRAOptions
 from .encoders import recall_hashes
 from .model import DTYPES, empty_transformer
 
 
 def fit_memory(config: TrainingConfig, data: TrainingData) -> tuple[TrainingConfig, MemoryPlan | None]:
-    """Choose storage, checkpointing, batches and cache so that a run fits `train.memory`.
+    """Choose storage, checkpointing, streaming, batches and cache so that a run fits `train.memory`.
 
     Args:
         config (`TrainingConfig`): The configuration.
@@ -47,7 +48,12 @@ def fit_memory(config: TrainingConfig, data: TrainingData) -> tuple[TrainingConf
             f"`--stage cache` and `model.device=cpu`. Then run it as it is."
         )
     setting = plan.setting
-    model = {"storage": setting.storage, "gradient_checkpointing": setting.checkpointing or False}
+    model = {
+        "storage": setting.storage,
+        "gradient_checkpointing": setting.checkpointing or False,
+        "offload_activations": setting.offload,
+        "resident": None if setting.resident is None else f"{setting.resident / GB:.1f}GB",
+    }
     run = {"batch_size": setting.batch_size, "accumulation": _total(config) // setting.batch_size}
     cache = config.data.cache or f"{config.output}/cache" if setting.cache else None
     changes: dict[str, Any] = {
@@ -73,11 +79,15 @@ def make_plan(config: TrainingConfig, data: TrainingData, lora: LoRAOptions) -> 
     storages: list[str | None] = [None, "fp8"] if stored is None else [stored]
     if stored is None and lora.kind == "lora" and importlib.util.find_spec("bitsandbytes"):
         storages.append("nf4")
+    # A teacher draws with the whole transformer, and tables of 4 bits do not move.
+    streamed = [] if config.distill is not None or stored == "nf4" else [stored or "fp8"]
     total = _total(config)
     sizes = [size for size in range(1, total + 1) if total % size == 0]
     budget = read_budget(str(config.train.memory))
     caches = [True] if config.data.cache is not None else [False, True]
-    return choose_setting(budget, needs, encoding, storages=storages, batch_sizes=sizes, caches=caches)
+    return choose_setting(
+        budget, needs, encoding, storages=storages, streamed=streamed, batch_sizes=sizes, caches=caches
+    )
 
 
 def trained_numbers(transformer: Any, lora: LoRAOptions) -> int:

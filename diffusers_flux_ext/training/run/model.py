@@ -46,7 +46,7 @@ def load_pipeline(section: ModelSection, **given: Any) -> Any:
     if section.widen is not None:
         widen_x_embedder(pipe.transformer, section.widen)
     if section.gradient_checkpointing:
-        checkpoint_blocks(pipe.transformer, int(section.gradient_checkpointing))
+        checkpoint_blocks(pipe.transformer, int(section.gradient_checkpointing), section.offload_activations)
     return pipe
 
 

@@ -37,7 +37,7 @@ def check_logs(names: Sequence[str]) -> None:
 
 
 def check_sharding(config: TrainingConfig, accelerator: Any) -> None:
-    """Raise a `ValueError` if weights in fewer bits were to be shared out over processes.
+    """Raise a `ValueError` if weights in fewer bits, or weights that are streamed, were to be shared out.
 
     Args:
         config (`TrainingConfig`): The configuration.
@@ -49,6 +49,11 @@ def check_sharding(config: TrainingConfig, accelerator: Any) -> None:
             f"`model.storage` is {config.model.storage!r}, but {kind} shares out weights in the data type that they "
             f"compute in. A LoRA whose base fits one GPU is faster with every process holding all of it: launch "
             f"without {kind}, or leave `model.storage` out."
+        )
+    if config.model.resident is not None and kind in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"`model.resident` is {config.model.resident!r}, but {kind} places the weights itself. Launch without "
+            f"{kind}, where every process streams its own blocks, or leave `model.resident` out."
         )
 
 

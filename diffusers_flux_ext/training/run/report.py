@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..config.sections import TrainingConfig
 from ..frozen import planned_bytes
+from ..memory.needs import Setting, streamed_bytes
 from .build import check_run
 from .differential import check_differential, stages
 from .memory import fit_memory
@@ -37,6 +38,10 @@ def dry_run(config: TrainingConfig) -> str:
     weights = planned_bytes(transformer, config.model.storage, DTYPES[config.model.dtype])
     stored = "" if config.model.storage is None else f", blocks in {config.model.storage}"
     lines.append(f"Transformer: {total:,} numbers, {weights / GIB:.2f} GiB in {config.model.dtype}{stored}")
+    if config.model.resident_bytes is not None and plan is None:
+        setting = Setting(config.model.storage, 1, resident=config.model.resident_bytes)
+        streamed = streamed_bytes(transformer, setting, DTYPES[config.model.dtype])
+        lines.append(f"Streamed: {len(streamed)} blocks, {sum(streamed) / GIB:.2f} GiB")
     trained = 0
     if config.train.lora is not None:
         layers = config.train.lora.layers(transformer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..data import BatchPlan, CachedSamples
 from ..data.cache.encoding import Prompt
 from ..data.cache.keys import digest, model_hashes, module_digest
 from ..data.cache.prompts import cached_prompt
-from ..distill import DistilledSamples, Teacher, TeacherPaths
+from ..distill import DistilledSamples, StudentLevels, Teacher, TeacherPaths
 from ..distill.paths import first_text
 from ..drawing import drawing_pipeline
 from ..draws import Draws
@@ -132,10 +132,12 @@ def teach(
         None if negative is None else negative[0],
     ]
     options = section.teacher.options
-    paths = TeacherPaths(samples, options, section.num_inference_steps, config.seed, section.noises, facts)
     drawing = drawing_pipeline(pipe.transformer, pipe.vae, pipe.scheduler)
-    prompt = None if negative is None else negative[1]
-    teacher = Teacher(drawing, conditions, options, section.num_inference_steps, prompt)
+    levels = StudentLevels(pipe.scheduler, 2 * drawing.vae_scale_factor, section.num_inference_steps)
+    # A whole sampler is compared at its end, so one path serves students of any number of steps.
+    noted = levels if section.method == "per_step" else replace(levels, num_steps=1)
+    paths = TeacherPaths(samples, options, noted.num_steps, config.seed, section.noises, facts)
+    teacher = Teacher(drawing, conditions, options, noted, None if negative is None else negative[1])
     missing = paths.missing(lessons.visits(config, Draws(config.seed)))
     if wait is not None:
         # All processes must have found the same paths missing before the first one is made.
@@ -144,7 +146,7 @@ def teach(
     paths.make(teacher, {key: missing[key] for key in own}, _report)
     if wait is not None:
         wait()
-    return DistilledSamples(samples, paths)
+    return DistilledSamples(samples, paths, levels)
 
 
 def _report(done: int, total: int) -> None:

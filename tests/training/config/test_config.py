@@ -228,6 +228,18 @@ def test_models_in_fp8_are_stored_so_where_the_transformer_is_among_them():
         assert config.model.storage == storage
 
 
+def test_what_waits_in_host_memory_does_so_here():
+    line = "--dataset_metadata_path a --lora_base_model dit"
+    for given, expected in (
+        ("--use_gradient_checkpointing_offload", (True, True, None)),
+        ("--enable_model_cpu_offload --cpu_offload_split_threshold 50", (True, False, "0GB")),
+    ):
+        model = read_config(yaml.safe_load(from_reference_args(f"{line} {given}"))).model
+        assert (model.gradient_checkpointing, model.offload_activations, model.resident) == expected
+    with pytest.raises(ConfigurationError, match="blocks that are streamed must be frozen"):
+        from_reference_args("--dataset_metadata_path a --trainable_models dit --enable_model_cpu_offload")
+
+
 def test_a_preset_lora_lies_under_the_trained_one():
     line = "--dataset_metadata_path a --lora_base_model dit --preset_lora_path first.safetensors"
     (under,) = read_config(yaml.safe_load(from_reference_args(f"{line} --preset_lora_model dit"))).train.base_loras
@@ -243,6 +255,7 @@ def test_a_preset_lora_lies_under_the_trained_one():
         ("--dataset_metadata_path a --extra_inputs controlnet_processor_id", "give it in `options` .* as `mode`"),
         ("--dataset_metadata_path a --learning_rat 1", "did you mean --learning_rate"),
         ("--dataset_metadata_path a --offload_models x", "- --offload_models: with `data.cache`"),
+        ("--dataset_metadata_path a --enable_optimizer_cpu_offload", "moments stay on the device"),
         ("--dataset_metadata_path a --lora_rank", "--lora_rank has no value"),
         ("--dataset_metadata_path a --height 512", "belong together"),
         ("--dataset_metadata_path a --trainable_models vae", "'vae', which is not trained here"),

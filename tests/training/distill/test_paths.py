@@ -12,7 +12,13 @@ from diffusers_flux_ext.training import Draws, FluxTraining, TrainingSample, sta
 from diffusers_flux_ext.training.assemble import Place
 from diffusers_flux_ext.training.batch import TeacherPath
 from diffusers_flux_ext.training.data import Visit, stack_samples
-from diffusers_flux_ext.training.distill import DistillationBatchMaker, Teacher, TeacherOptions, states_at
+from diffusers_flux_ext.training.distill import (
+    DistillationBatchMaker,
+    StudentLevels,
+    Teacher,
+    TeacherOptions,
+    states_at,
+)
 from diffusers_flux_ext.training.distill.batches import straight_way
 from diffusers_flux_ext.training.drawing import drawing_pipeline
 from diffusers_flux_ext.training.sampler import sample_through
@@ -38,7 +44,7 @@ def taught(names, steps, student, scale=1.0):
     drawing = drawing_pipeline(pipe.transformer, pipe.vae, pipe.scheduler)
     made = sample(encode(*names) if names else ())
     options = TeacherOptions(steps, 2.5, scale)
-    teacher = Teacher(drawing, conditions, options, student, made.prompts[""])
+    teacher = Teacher(drawing, conditions, options, StudentLevels(pipe.scheduler, 16, student), made.prompts[""])
     path = teacher.path(made, "a cat", Draws(1).normal("noise", shape=made.latents.shape))
     return TrainingSample(**{**vars(made), "path": path}), FluxTraining(pipe.transformer, conditions)
 
@@ -81,7 +87,8 @@ def test_the_path_ends_where_the_pipeline_ends():
     pipe = pipeline_for("entities")
     drawing, made = drawing_pipeline(pipe.transformer, pipe.vae, pipe.scheduler), sample(encode("entities"))
     noise = Draws(1).normal("noise", shape=made.latents.shape)
-    teacher = Teacher(drawing, [bare("entities")], TeacherOptions(3, 2.5, 2.0), 2, made.prompts[""])
+    levels = StudentLevels(pipe.scheduler, 16, 2)
+    teacher = Teacher(drawing, [bare("entities")], TeacherOptions(3, 2.5, 2.0), levels, made.prompts[""])
     (hidden_states, pooled), (no_states, no_pooled) = made.prompts["a cat"], made.prompts[""]
     expected = pipe(
         prompt_embeds=hidden_states, pooled_prompt_embeds=pooled, negative_prompt_embeds=no_states,

@@ -80,6 +80,19 @@ def test_the_distance_from_the_teacher_falls(data, cache, tmp_path, method):
     assert lines.count('"validation/loss"') == 1
 
 
+def test_students_of_any_number_of_steps_share_the_paths_ends(data, tmp_path):
+    shared = tmp_path / "cache"
+    first = built(data, tmp_path / "two", shared)
+    made = paths(shared)
+    second = built(data, tmp_path / "three", shared, distill={"num_inference_steps": 3})
+    assert paths(shared) == made
+    for run, steps in ((first, 2), (second, 3)):
+        path = run.trainer.updates.loader.samples.samples.sample(0).path
+        assert (path.states.shape[1], len(path.sigmas)) == (2, steps + 1)
+    built(data, tmp_path / "each", shared, distill={"method": "per_step"})
+    assert len(paths(shared)) > len(made)
+
+
 @pytest.fixture(scope="module")
 def whole(data, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
@@ -101,11 +114,11 @@ def test_a_run_goes_on_bit_for_bit_and_the_teacher_draws_once(data, cache, tmp_p
 
 
 def test_paths_are_made_anew_where_the_teacher_is_another_one(data, cache, tmp_path, whole):
-    before = paths(cache)
-    for changes in ({"distill": {"noises": 2}}, {"run": {"updates": 3}, "distill": {"noises": 2}}):
+    before, drawn = paths(cache), {"noises": 2, "method": "per_step"}
+    for changes in ({"distill": drawn}, {"run": {"updates": 3}, "distill": drawn}):
         assert build_run(read_config(content(data, tmp_path, cache, **changes)), until_cache=True) is None
         assert paths(cache) == before
-    other = {"distill": {"noises": 2, "teacher": {**TEACHER, "negative_prompt": "blue"}}}
+    other = {"distill": {**drawn, "teacher": {**TEACHER, "negative_prompt": "blue"}}}
     assert build_run(read_config(content(data, tmp_path, cache, **other)), until_cache=True) is None
     assert len(paths(cache)) > len(before)
     assert before.items() <= paths(cache).items()

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from diffusers_flux_ext.cli.main import main
+from diffusers_flux_ext.offload.disk.plan import block_bytes
 from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training import FluxTraining
 from diffusers_flux_ext.training.checkpointing import checkpoint_blocks
@@ -26,6 +27,7 @@ from diffusers_flux_ext.training.memory import (
 from diffusers_flux_ext.training.run import memory
 from diffusers_flux_ext.training.run.build import build_run
 from diffusers_flux_ext.training.run.processes import check_sharding
+from diffusers_flux_ext.training.streaming import stream_blocks
 from diffusers_flux_ext.training.trained import LoRAOptions, add_lora
 from tests.training.samples import CANVAS, batch
 
@@ -113,6 +115,54 @@ def test_the_setting_that_computes_least_is_chosen(budget, setting):
     assert f"For {budget[:-2]}.0 GB" in plan.describe()
 
 
+def smaller(setting):
+    """As above, where inputs in host memory and streamed blocks take less."""
+    whole = needs(setting)
+    weights = whole.weights if setting.resident is None else 10**9 + setting.resident
+    return Needs(weights, 0, whole.encoders, whole.activations // (1 + setting.offload), 0, moved=10**9)
+
+
+@pytest.mark.parametrize(
+    ("budget", "setting", "said"),
+    [
+        ("8GB", Setting("nf4", 1, offload=True), "storage nf4, checkpointing all blocks with inputs in host memory"),
+        ("5GB", Setting("fp8", 1, resident=11 * 10**8), "fp8, all but 1.1 GB of blocks streamed, checkpointing all"),
+        ("3GB", Setting("fp8", 1, offload=True, resident=2 * 10**8), "all but 0.2 GB of blocks streamed"),
+    ],
+)
+def test_what_waits_in_host_memory_is_chosen_last(budget, setting, said):
+    plan = choose_setting(read_budget(budget), smaller, 0)
+    assert plan.setting == setting
+    assert plan.training.peak <= read_budget(budget)
+    assert said in plan.describe()
+    assert "copies from and to host memory: 1.0 GB a batch" in plan.describe()
+    with pytest.raises(ValueError, match="can be chosen"):
+        choose_setting(read_budget("3GB"), smaller, 0, streamed=())
+
+
+@pytest.mark.parametrize("storage", [None, "fp8"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_predicted_weights_of_streamed_blocks_are_those_that_are_there(storage, share):
+    transformer = tiny_transformer(0).requires_grad_(False)
+    plan = Setting(storage, 1, resident=int(share * sum(block_bytes(transformer).values())))
+    if storage is not None:
+        plan = Setting(storage, 1, resident=plan.resident // 4)
+        store_frozen(transformer, storage)
+    counts = count_activations(transformer.config, torch.float32, CANVAS.num_tokens, 16, OPTIONS)
+    predicted = predict(tiny_transformer(0), counts, plan, torch.float32, 0, 0)
+    stream = stream_blocks(transformer, torch.device("cpu"), plan.resident)
+    there = sum(each.nbytes for each in transformer.parameters()) + 2 * max(block.size for block in stream.blocks)
+    assert predicted.weights == there
+    whole = predict(tiny_transformer(0), counts, Setting(storage, 1), torch.float32, 0, 0)
+    waiting = predict(tiny_transformer(0), counts, Setting(storage, 1, offload=True), torch.float32, 0, 0)
+    assert (predicted.weights < whole.weights) == (share == 0)
+    assert waiting.activations < whole.activations
+    blocks = len(transformer.transformer_blocks) * [counts.double_input]
+    blocks += len(transformer.single_transformer_blocks) * [counts.single_input]
+    assert waiting.moved == 2 * sum(blocks)
+    assert whole.activations - waiting.activations == sum(blocks) - max(blocks)
+
+
 def test_a_budget_that_nothing_fits_is_refused():
     with pytest.raises(ValueError, match=r"is 5\.0 GB.*at least 8\.0 GB"):
         choose_setting(read_budget("5 GB"), needs, 0)
@@ -156,6 +206,16 @@ def test_a_run_takes_what_the_plan_says(data, tmp_path, capsys, monkeypatch):
     assert (small.config.run.batch_size, small.config.run.accumulation) == (1, 4)
     assert small.training.transformer.is_gradient_checkpointing
     assert small()
+
+
+def test_a_run_streams_where_the_plan_says(data, tmp_path, monkeypatch):
+    plan = choose_setting(read_budget("3GB"), smaller, 0)
+    monkeypatch.setattr(memory, "choose_setting", lambda *args, **options: plan)
+    run = build_run(read_config(content(data, tmp_path)))
+    assert (run.config.model.resident, run.config.model.offload_activations) == ("0.2GB", True)
+    # The tiny model's blocks take less than that.
+    assert "All blocks stay on the device" in run.report
+    assert run()
 
 
 def test_the_flag_of_the_command(data, tmp_path, capsys):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from PIL import Image, ImageDraw
 
-from benchmarks.training.tasks import Task
-from benchmarks.training.worlds import RADII, TABLE, TaskWorld, World, crossed, striped
+from benchmarks.training.drawn import TABLE
+from benchmarks.training.tasks import Task, TaskWorld
+from benchmarks.training.worlds import RADII, World, crossed, striped
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 from tests.training.proofs.short import falls, prepare, train_all_seeds

@@ -103,10 +103,10 @@ def test_an_edit_is_told_from_the_given_image_and_from_another_object():
     rng = random.Random(1)
     for _ in range(8):
         task = recolored(rng, True)
-        (item,), floats = task.scene.objects, [np.asarray(task.given["kontext_images"]) / 255]
-        floats += [np.asarray(flux_shapes.render(scene)) / 255 for scene in (task.scene, _moved(task.scene))]
-        assert task.prompt == f"make it {item.color}"
-        assert [edited(image, task.scene) for image in floats] == [[0, 1], [1, 1], [1, 0]]
+        assert task.prompt == f"make it {task.scene.objects[0].color}"
+        drawn = [flux_shapes.render(scene) for scene in (task.scene, _moved(task.scene))]
+        images = [np.asarray(image) / 255 for image in (task.given["kontext_images"], *drawn)]
+        assert [edited(image, task.scene) for image in images] == [[0, 1], [1, 1], [1, 0]]
 
 
 def _moved(scene):
@@ -119,7 +119,9 @@ def test_what_fills_a_hole_is_told_from_an_empty_one_and_from_changes_outside():
     rng = random.Random(1)
     asked = [hole(rng, True) for _ in range(8)]
     for task in asked:
-        given, filled = (np.asarray(each) / 255 for each in (task.given["flux_fill_image"], flux_shapes.render(task.scene)))
+        given, filled = (
+            np.asarray(each) / 255 for each in (task.given["flux_fill_image"], flux_shapes.render(task.scene))
+        )
         assert inside(filled, task) == [1, 1]
         assert inside(given, task) == [0, 0]
         assert error_outside(filled, task) == error_outside(given, task) == 0
