@@ -27,7 +27,6 @@ ORDER = (
     "new_shape",
     "together",
     "edits",
-    "fill",
     "differences",
     "distill",
     "precision",
