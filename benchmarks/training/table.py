@@ -27,6 +27,7 @@ ORDER = (
     "new_shape",
     "together",
     "edits",
+    "fill",
     "differences",
     "distill",
     "precision",

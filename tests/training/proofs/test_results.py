@@ -9,13 +9,14 @@ import pytest
 from benchmarks.training.attributes import middle
 from benchmarks.training.drawing import Measured, scenes
 from benchmarks.training.edits import edited
+from benchmarks.training.fill import error_outside, inside, round_trips
 from benchmarks.training.intervals import interval, spearman
 from benchmarks.training.runner import Bound
 from benchmarks.training.shipped import FILE, lay_out
 from benchmarks.training.size import half_side, measured_sizes, through_vae
 from benchmarks.training.style import stripes
 from benchmarks.training.table import table
-from benchmarks.training.tasks import recolored
+from benchmarks.training.tasks import hole, recolored
 from benchmarks.training.worlds import (
     PLACED_RADII,
     RADII,
@@ -112,6 +113,20 @@ def _moved(scene):
     (item,) = scene.objects
     x, y = item.center
     return replace(scene, objects=(replace(item, center=(128 - x, 128 - y) if abs(x - 64) > 8 else (x, 128 - y)),))
+
+
+def test_what_fills_a_hole_is_told_from_an_empty_one_and_from_changes_outside():
+    rng = random.Random(1)
+    asked = [hole(rng, True) for _ in range(8)]
+    for task in asked:
+        given, filled = (
+            np.asarray(each) / 255 for each in (task.given["flux_fill_image"], flux_shapes.render(task.scene))
+        )
+        assert inside(filled, task) == [1, 1]
+        assert inside(given, task) == [0, 0]
+        assert error_outside(filled, task) == error_outside(given, task) == 0
+        assert error_outside(1 - given, task) > 0.1
+    assert 0 < np.mean(round_trips(asked)) < 0.02
 
 
 def test_a_bound_is_reached_when_the_whole_interval_lies_inside():
