@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import FluxTransformer2DModel
 
 from benchmarks.training.drawing import BATCH, SCENES_SEED, Measured, draw, load_pipeline
 from benchmarks.training.intervals import interval
@@ -105,11 +103,8 @@ def _ratio(rows: np.ndarray) -> float:
 
 
 def load_filling(folder: Path) -> Any:
-    """Load the tiny model with the wider transformer and the LoRA that a training exported."""
+    """Load the tiny model with the LoRA that a training exported, which widens the embedder."""
     pipe = load_pipeline()
-    pipe.register_modules(
-        transformer=FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-    )
     pipe.load_lora_weights(folder, weight_name=FILE, adapter_name="fill")
     return pipe
 
