@@ -177,7 +177,9 @@ def describe_training(work: Path, variant: Variant, shipped: bool = False) -> di
         length["changes"] = list(variant.changes)
     log = work / config.output / "logs" / "log.jsonl"
     if not shipped and log.exists():
-        length["loss"] = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]).get("loss")
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        # A validation has a row of its own.
+        length["loss"] = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
     return length
 
 

@@ -22,8 +22,9 @@ from diffusers.utils import logging
 from benchmarks.entity_step import make_entity_step, own_sides, reference_side
 from benchmarks.memory import peak_mib, reset_peak
 from benchmarks.methods import write_between_markers
+from benchmarks.training.drawn import TABLE
 from benchmarks.training.runner import RECIPES
-from benchmarks.training.worlds import TABLE, WORLDS
+from benchmarks.training.worlds import WORLDS
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.run.build import Run, build_run
 

@@ -26,6 +26,8 @@ ORDER = (
     "eligen",
     "new_shape",
     "together",
+    "edits",
+    "fill",
     "differences",
     "distill",
     "precision",

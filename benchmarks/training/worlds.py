@@ -7,7 +7,6 @@ dark images into others. So the worlds here vary what it can draw.
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from benchmarks.training import tasks
+from benchmarks.training.drawn import DrawnWorld, save
 from diffusers_flux_ext import flux_shapes
-from diffusers_flux_ext.checkpoints.writing import written_at_once
 from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 from diffusers_flux_ext.training.data import write_example_data
 
@@ -42,9 +42,6 @@ NARROW_RADIUS, ENLARGED = 26.0, 1.6
 
 LEFT = 28.0
 """How far objects are moved to the left, in pixels."""
-
-TABLE = "train.json"
-"""The rows that are trained on, beside the images."""
 
 
 def centred(rng: random.Random, held_out: bool) -> Scene:
@@ -158,7 +155,7 @@ def moved(scene: Scene) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class World:
+class World(DrawnWorld):
     """A data set of images of one object.
 
     Args:
@@ -170,33 +167,15 @@ class World:
         values (`dict[str, Callable]`): Attributes of a scene by the names of their columns.
     """
 
-    count: int
-    seed: int
     scene: Callable[[random.Random, bool], Scene] = centred
     render: Callable[[Scene], Image.Image] = flux_shapes.render
     control: Callable[[Scene], Image.Image] = flux_shapes.render_outlines
     values: Mapping[str, Callable[[Scene], float]] = field(default_factory=lambda: {"size": size_of})
 
-    def write(self, folder: Path) -> None:
-        """Draw the images, unless that was done before.
-
-        Args:
-            folder (`Path`): Folder of the data set.
-        """
-        if folder.exists():
-            return
-        rng = random.Random(self.seed)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_at_once(folder) as root:
-            rows = [self._row(root, f"{index:05d}.png", rng) for index in range(self.count)]
-            (root / TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
     def _row(self, root: Path, name: str, rng: random.Random) -> dict[str, Any]:
         scene = self.scene(rng, False)
-        for kind, image in (("images", self.render(scene)), ("outlines", self.control(scene))):
-            (root / kind).mkdir(parents=True, exist_ok=True)
-            image.save(root / kind / name)
-        files = {"image": f"images/{name}", "controlnet_image": f"outlines/{name}"}
+        images = {"image": ("images", self.render(scene)), "controlnet_image": ("outlines", self.control(scene))}
+        files = {column: save(image, root / kind / name, root) for column, (kind, image) in images.items()}
         return {**files, "prompt": flux_shapes.caption(scene, rng), **self.columns(scene)}
 
     def columns(self, scene: Scene) -> dict[str, Any]:
@@ -224,7 +203,7 @@ class FreeWorld:
             write_example_data(folder, self.count, self.seed, flux_shapes.SHAPES, ("plain",), None, self.objects)
 
 
-WORLDS: dict[str, World | FreeWorld] = {
+WORLDS: dict[str, DrawnWorld | FreeWorld] = {
     "outlines": FreeWorld(960, 11),
     "singles": World(960, 17, anywhere),
     "stripes": World(960, 12, render=striped),
@@ -239,6 +218,8 @@ WORLDS: dict[str, World | FreeWorld] = {
     ),
     "marks": World(1500, 19, sized_anywhere, control=marked),
     "entities": FreeWorld(6000, 16, (2, 3)),
+    "edits": tasks.TaskWorld(3000, 20, tasks.recolored),
+    "holes": tasks.TaskWorld(4000, 21, tasks.hole),
     "more_stripes": World(1024, 23, render=striped),
     "named": World(1400, 21, named),
     "narrow": World(4, 22, narrow),

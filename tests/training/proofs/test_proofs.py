@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw
 
-from benchmarks.training.worlds import RADII, TABLE, World, crossed, striped
+from benchmarks.training.drawn import TABLE
+from benchmarks.training.tasks import Task, TaskWorld
+from benchmarks.training.worlds import RADII, World, crossed, striped
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
 from tests.training.proofs.short import falls, prepare, train_all_seeds
@@ -34,6 +37,22 @@ def small_or_large(rng: random.Random, held_out: bool) -> Scene:
     return Scene("white", (replace(CIRCLE, radius=rng.choice(RADII)),))
 
 
+def blue_beside(rng: random.Random, held_out: bool) -> Task:
+    """Make a circle red; the blue one that is given is on the left or on the right."""
+    scene = beside(rng, held_out)
+    before = replace(scene, objects=(replace(scene.objects[0], color="blue"),))
+    return Task(scene, "make it red", {"kontext_images": flux_shapes.render(before)})
+
+
+def hole_below(rng: random.Random, held_out: bool) -> Task:
+    """Fill a hole below a circle, which is on the left or on the right, with nothing."""
+    scene = beside(rng, held_out)
+    mask = Image.new("L", (flux_shapes.CANVAS_SIZE,) * 2)
+    ImageDraw.Draw(mask).rectangle((16, 100, 112, 124), fill=255)
+    given = {"flux_fill_image": flux_shapes.render(scene), "flux_fill_mask": mask}
+    return Task(scene, flux_shapes.caption(scene, rng), given)
+
+
 class Boxes(World):
     """A world whose rows name the box of each object."""
 
@@ -48,6 +67,8 @@ WORLDS = {
     "stripes": World(COUNT, 4, render=striped),
     "sizes": World(COUNT, 5, small_or_large),
     "crosses": World(COUNT, 6, crossed),
+    "edits": TaskWorld(COUNT, 7, blue_beside),
+    "holes": TaskWorld(COUNT, 8, hole_below),
 }
 COLUMNS = "data.sources.0.file_columns=[image,controlnet_image]"
 BOXES = "conditions.0.inputs={prompts: eligen_entity_prompts, masks: boxes}"
@@ -68,6 +89,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("tiny_size", "sizes", 14, ["optimizer.lr=0.005"]),
         ("tiny_eligen_lora", "beside", 18, ["optimizer.lr=0.004", "conditions.0.dropout=0", COLUMNS, BOXES]),
         ("tiny_marks_and_size", "sizes", 16, ["optimizer.lr=0.004", "loss.levels.shift=3"]),
+        ("tiny_edits", "edits", 7, ["optimizer.lr=0.006"]),
+        ("tiny_fill", "holes", 7, ["optimizer.lr=0.004"]),
     ],
 )
 def test_the_conditions_lower_the_held_out_loss(

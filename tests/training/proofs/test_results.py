@@ -1,5 +1,6 @@
 """The numbers of docs/training_proofs.md: where they come from, and how they are computed."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 
 from benchmarks.training.attributes import middle
 from benchmarks.training.drawing import Measured, scenes
+from benchmarks.training.edits import edited
+from benchmarks.training.fill import error_outside, inside, round_trips
 from benchmarks.training.intervals import interval, spearman
 from benchmarks.training.runner import Bound
 from benchmarks.training.shipped import FILE, lay_out
 from benchmarks.training.size import half_side, measured_sizes, through_vae
 from benchmarks.training.style import stripes
 from benchmarks.training.table import table
+from benchmarks.training.tasks import hole, recolored
 from benchmarks.training.worlds import (
     PLACED_RADII,
     RADII,
@@ -93,6 +97,36 @@ def test_a_mark_says_the_place_alone():
     larger = replace(one, objects=(replace(moved.objects[0], radius=30.0, shape="square"),))
     assert np.array_equal(np.asarray(marked(moved)), np.asarray(marked(larger)))
     assert not np.array_equal(np.asarray(marked(moved)), np.asarray(marked(other)))
+
+
+def test_an_edit_is_told_from_the_given_image_and_from_another_object():
+    rng = random.Random(1)
+    for _ in range(8):
+        task = recolored(rng, True)
+        assert task.prompt == f"make it {task.scene.objects[0].color}"
+        drawn = [flux_shapes.render(scene) for scene in (task.scene, _moved(task.scene))]
+        images = [np.asarray(image) / 255 for image in (task.given["kontext_images"], *drawn)]
+        assert [edited(image, task.scene) for image in images] == [[0, 1], [1, 1], [1, 0]]
+
+
+def _moved(scene):
+    (item,) = scene.objects
+    x, y = item.center
+    return replace(scene, objects=(replace(item, center=(128 - x, 128 - y) if abs(x - 64) > 8 else (x, 128 - y)),))
+
+
+def test_what_fills_a_hole_is_told_from_an_empty_one_and_from_changes_outside():
+    rng = random.Random(1)
+    asked = [hole(rng, True) for _ in range(8)]
+    for task in asked:
+        given, filled = (
+            np.asarray(each) / 255 for each in (task.given["flux_fill_image"], flux_shapes.render(task.scene))
+        )
+        assert inside(filled, task) == [1, 1]
+        assert inside(given, task) == [0, 0]
+        assert error_outside(filled, task) == error_outside(given, task) == 0
+        assert error_outside(1 - given, task) > 0.1
+    assert 0 < np.mean(round_trips(asked)) < 0.02
 
 
 def test_a_bound_is_reached_when_the_whole_interval_lies_inside():
