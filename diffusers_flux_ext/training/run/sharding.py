@@ -96,6 +96,7 @@ def _check_works_sharded(config: TrainingConfig) -> None:
         "`preserved` samples with `train.weights`, which need the base besides": train.weights is not None
         and any(source.preserved for source in config.data.sources),
         "`validation.images_every`, since one process draws; `validation.every` works": bool(validation.images_every),
+        "`model.compile`, whose graphs have not been run on weights that are gathered": config.model.compile,
         "`run.fused_backward`, which steps before gradients are summed": config.run.fused_backward,
     }
     found = [what for what, is_given in cannot.items() if is_given]
