@@ -65,9 +65,9 @@ class CompiledBlocks:
         torch.compiler.set_stance("eager_on_recompile")
         self._stack.callback(torch.compiler.set_stance, "default")
         logger.warning(
-            f"{len(self.graphs)} graphs of blocks were compiled, which is `model.compile_graphs`. Inputs that fit none "
-            f"of them run uncompiled from now on, which is slower. The first of them: {self.refused[0]}. The last "
-            f"compiled ones: {'; '.join(self.graphs[-3:])}. Let batches vary less (sizes of batches, conditions that "
+            f"{len(self.graphs)} graphs of blocks were compiled, as many as `model.compile_graphs`. Inputs that fit "
+            f"none of them run uncompiled from now on, which is slower. The first of them: {self.refused[0]}. "
+            f"The last compiled ones: {'; '.join(self.graphs[-3:])}. Let batches vary less (sizes of batches, conditions that "
             f"only some samples have), or raise `model.compile_graphs`."
         )
 
@@ -80,13 +80,13 @@ class CompiledBlocks:
         beyond = f"; {len(self.refused)} more were refused, and ran uncompiled" if self.refused else ""
         return f"Compiled {len(self.graphs)} graphs of blocks, {self.limit} at most{beyond}."
 
-    def _backend(self, graph: Any, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+    def _backend(self, graph: Any, inputs: Sequence[Any], **options: Any) -> Any:
         described = _describe(inputs)
         if len(self.graphs) >= self.limit:
             self.refused.append(described)
-            return graph.forward  # type: ignore[no-any-return]
+            return graph.forward
         self.graphs.append(described)
-        return self._compile(graph, inputs, **options)  # type: ignore[no-any-return]
+        return self._compile(graph, inputs, **options)
 
     def _uncompile(self) -> None:
         for block in self._blocks:

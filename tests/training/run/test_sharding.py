@@ -144,6 +144,7 @@ def test_the_shipped_settings_are_taken(sharded, tmp_path):
         (DISTILL, "`distill`, whose teacher"),
         ({"validation": {"images_every": 2}}, "`validation.images_every`, since one process draws"),
         ({"train": {"lora": None, "weights": ["*"]}, "run": FUSED}, "`run.fused_backward`, which"),
+        ({"model": {"compile": True}}, "`model.compile`, whose graphs"),
         ({"model": {"resident": "1GB", "gradient_checkpointing": True}}, "`model.resident` is '1GB', but FSDP places"),
     ],
 )
