@@ -57,7 +57,7 @@ def attend_classes_backward(
         `tuple` of three `torch.Tensor` of shape `(batch_size, length, heads, head_dim)`: of query, key and value.
     """
     # An operator runs below autograd, where only a functional transform records.
-    _, pull_back = torch.func.vjp(partial(_attend, table=table, backend=backend), query, key, value)
+    pull_back = torch.func.vjp(partial(_attend, table=table, backend=backend), query, key, value)[1]
     one, two, three = (each.contiguous() for each in pull_back(gradient))
     return one, two, three
 

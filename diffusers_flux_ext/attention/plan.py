@@ -101,8 +101,8 @@ class AttentionPlan:
             classes = self.image_classes if image_only else self.classes
             return _attend(classes, query, key, value, attention)
 
-        def run(index: int, *tensors: torch.Tensor) -> torch.Tensor:
-            return _attend(self.samples[index][2], *tensors, attention)
+        def run(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return _attend(self.samples[index][2], query, key, value, attention)
 
         return self._each_sample(run, query, key, value)
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -67,8 +67,8 @@ class CompiledBlocks:
         logger.warning(
             f"{len(self.graphs)} graphs of blocks were compiled, as many as `model.compile_graphs`. Inputs that fit "
             f"none of them run uncompiled from now on, which is slower. The first of them: {self.refused[0]}. "
-            f"The last compiled ones: {'; '.join(self.graphs[-3:])}. Let batches vary less (sizes of batches, conditions that "
-            f"only some samples have), or raise `model.compile_graphs`."
+            f"Compiled last: {'; '.join(self.graphs[-3:])}. Let batches vary less (their sizes, conditions that only "
+            f"some samples have), or raise `model.compile_graphs`."
         )
 
     def numbers(self) -> dict[str, float]:
