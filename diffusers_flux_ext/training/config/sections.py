@@ -357,7 +357,7 @@ class TrainingConfig(Section):
         whole = self.model_dump(mode="json")
         for name in ("output", "export"):
             whole.pop(name)
-        for name in ("device", "resident", "stream_folder", "offload_activations"):
+        for name in ("device", "gradient_checkpointing", "resident", "stream_folder", "offload_activations"):
             whole["model"].pop(name)
         for name in ("workers", "cache", "decode"):
             whole["data"].pop(name)
