@@ -377,7 +377,10 @@ class TrainingConfig(Section):
         whole = self.model_dump(mode="json")
         for name in ("output", "export"):
             whole.pop(name)
-        for name in ("device", "resident", "stream_folder", "offload_activations", "compile", "compile_graphs"):
+        for name in (
+            "device", "gradient_checkpointing", "resident", "stream_folder", "offload_activations", "compile",
+            "compile_graphs",
+        ):  # fmt: skip
             whole["model"].pop(name)
         for name in ("workers", "cache", "decode"):
             whole["data"].pop(name)

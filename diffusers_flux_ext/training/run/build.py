@@ -41,6 +41,7 @@ from ..trained import (
     fuse_under,
     lay_under,
 )
+from .absent import check_something_is_trained
 from .batches import drawn_levels, make_batches
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
@@ -142,7 +143,9 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
             raise FileNotFoundError(f"There is no `{lora.path}`, which `train.base_loras` names. Give a file.")
     check_logs(config.run.logs)
     _check_output(Path(config.output))
-    return open_data(config, Draws(config.seed))
+    data, report = open_data(config, Draws(config.seed))
+    check_something_is_trained(config, data)
+    return data, report
 
 
 def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool = False) -> Run | None:
@@ -162,7 +165,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     """
     data, data_report = check_run(config)
     config, memory = fit_memory(config, data)
-    check_sharding(config, accelerator)
+    check_sharding(config, accelerator, data)
     draws = Draws(config.seed)
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
     hashes = recall_hashes(config)
