@@ -386,6 +386,8 @@ class TrainingConfig(Section):
             whole["data"].pop(name)
         for name in ("save_every", "keep", "log_every", "logs"):
             whole["run"].pop(name)
+        # What a budget has chosen stands in other entries.
+        whole["train"].pop("memory")
         whole.pop("validation")
         return _plain(whole)
 
