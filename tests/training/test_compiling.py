@@ -1,6 +1,7 @@
 """Compiled blocks in training: equal results, counted graphs, and what happens beyond the limit."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -20,6 +21,7 @@ from tests.fixtures.training_runs import train as run
 from tests.training.samples import bare, batch, encode
 
 
+LONG = pytest.mark.skipif("FLUX_EXT_SHARE" in os.environ, reason="compiles for half a minute: .ci/full runs it")
 # No image has as many tokens as the text: equal lengths are one symbol.
 BUCKETS = [(2, 3), (4, 3), (4, 5)]
 
@@ -101,17 +103,24 @@ def test_one_graph_serves_all_buckets():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"checkpointing": 2}, {"storage": "fp8"}, {"full": True}], ids=["checkpointing", "fp8", "full"]
+    "options",
+    [
+        pytest.param({"checkpointing": 2}, id="checkpointing"),
+        pytest.param({"storage": "fp8"}, id="fp8", marks=LONG),
+        pytest.param({"full": True}, id="full", marks=LONG),
+    ],
 )
 def test_what_is_trained_is_the_same(options):
     compiled = compared(buckets()[1:], backend="aot_eager", **options)
     assert 0 < len(compiled.graphs) <= 2 * GRAPHS_OF_A_SITUATION
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on CPUs, and there is no g++")
 def test_with_the_compiler_that_runs_use():
-    assert len(compared(buckets()[:2], backend=None).graphs) == GRAPHS_OF_A_SITUATION
+    """The first sizes may get graphs of their own, where they equal another number in it."""
+    assert len(compared(buckets()[:2], backend=None).graphs) <= 2 * GRAPHS_OF_A_SITUATION
 
 
 @pytest.mark.slow
@@ -123,7 +132,7 @@ def test_conditions(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=LONG)])
 def test_other_regions_need_no_other_graph(size, monkeypatch):
     monkeypatch.setattr(plan, "_masking_is_cheaper", lambda *given: False)
     compiled = compared(list(region_batches(size)), conditions=[bare("entities")])
