@@ -1,10 +1,11 @@
 """Private and moving parts of diffusers, imported in one place."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 from accelerate.hooks import UserCpuOffloadHook
 from diffusers.hooks.faster_cache import FasterCacheBlockHook, FasterCacheDenoiserHook
 from diffusers.hooks.first_block_cache import FBCHeadBlockHook
@@ -53,6 +54,7 @@ __all__ = [
     "attention_accepts_mask",
     "borrow_weights",
     "calculate_shift",
+    "compiler_backend",
     "component_names",
     "dequantize_gguf_tensor",
     "execution_device",
@@ -69,6 +71,7 @@ __all__ = [
     "offload_all_but",
     "offloading_suspended",
     "reads_single_files",
+    "recompilations_allowed",
     "register_innermost",
     "remove_group_offloading",
     "remove_hook",
@@ -146,6 +149,16 @@ def has_offload_hook(module: torch.nn.Module) -> bool:
 def is_compiled(module: torch.nn.Module) -> bool:
     """Whether a whole module is compiled, by `torch.compile(module)` or `module.compile()`."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def compiler_backend(name: str) -> Callable[..., Any]:
+    """Return what compiles a traced graph for `torch.compile`, by the name of a backend such as `"inductor"`."""
+    return torch._dynamo.lookup_backend(name)
+
+
+def recompilations_allowed(count: int) -> AbstractContextManager[Any]:
+    """Return a context in which a function may be compiled so many times; torch would stop after 8."""
+    return torch._dynamo.config.patch(recompile_limit=count, accumulated_recompile_limit=count)
 
 
 def offload_all_but(pipe: Any, names: Collection[str]) -> None:

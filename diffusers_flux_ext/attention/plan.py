@@ -63,6 +63,7 @@ class AttentionPlan:
             `classes` as rows `(class, 1 for keys, start, stop)` on the CPU, for compiled blocks: as data, regions can
             change without another compilation.
         image_table (`torch.Tensor` of shape `(runs, 4)`, *optional*): `image_classes` in that form.
+        sample_tables (`tuple[torch.Tensor, ...]`): The classes of each of `samples` in that form.
     """
 
     classes: tuple[AttentionClass, ...] = ()
@@ -74,6 +75,7 @@ class AttentionPlan:
     num_unrotated: int = 0
     table: torch.Tensor | None = None
     image_table: torch.Tensor | None = None
+    sample_tables: tuple[torch.Tensor, ...] = ()
 
     def attend(
         self,
@@ -98,10 +100,32 @@ class AttentionPlan:
         if not self.samples:
             classes = self.image_classes if image_only else self.classes
             return _attend(classes, query, key, value, attention)
+
+        def run(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return _attend(self.samples[index][2], query, key, value, attention)
+
+        return self._each_sample(run, query, key, value)
+
+    def attend_samples(
+        self, attention: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Run `samples` by their tables, as compiled blocks do.
+
+        Args:
+            attention (`Callable`): Takes query, key and value of a sample, sorted, and its table.
+            query, key, value (`torch.Tensor` of shape `(batch_size, length, heads, head_dim)`): The joint sequence.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, length, heads, head_dim)`
+        """
+        return self._each_sample(lambda index, *each: attention(*each, self.sample_tables[index]), query, key, value)
+
+    def _each_sample(self, run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
         outputs = []
-        for index, (order, restore, classes) in enumerate(self.samples):
-            q, k, v = (tensor[index : index + 1].index_select(1, order) for tensor in (query, key, value))
-            outputs.append(_attend(classes, q, k, v, attention).index_select(1, restore))
+        for index, sample in enumerate(self.samples):
+            order, restore = sample[0], sample[1]
+            taken = (tensor[index : index + 1].index_select(1, order) for tensor in tensors)
+            outputs.append(run(index, *taken).index_select(1, restore))
         return torch.cat(outputs)
 
 
@@ -146,7 +170,8 @@ def build_attention_plan(
         return AttentionPlan(mask=_dense_mask(layout, resolved).to(device))
     if num_samples > 1:
         return AttentionPlan(
-            samples=tuple((order.to(device), order.argsort().to(device), classes) for order, classes in samples)
+            samples=tuple((order.to(device), order.argsort().to(device), classes) for order, classes in samples),
+            sample_tables=tuple(_to_table(classes) for _, classes in samples),
         )
     order, classes = samples[0]
     text, image = order.split([layout.num_text_tokens, layout.total - layout.num_text_tokens])

@@ -156,12 +156,15 @@ class FluxRegionalAttnProcessor:
         value: torch.Tensor,
         attention: partial[torch.Tensor],
     ) -> torch.Tensor:
-        opaque = torch.compiler.is_compiling() and not torch.is_grad_enabled() and self._parallel_config is None
-        table = plan.image_table if self.image_only else plan.table
-        if opaque and table is not None:
+        if torch.compiler.is_compiling() and self._parallel_config is None:
+            # Classes would be constants of a compiled block, and other regions would compile it again.
             chosen = self._attention_backend
             backend = "" if chosen is None else str(getattr(chosen, "value", chosen))
-            return attend_classes(query, key, value, table, backend)
+            table = plan.image_table if self.image_only else plan.table
+            if table is not None:
+                return attend_classes(query, key, value, table, backend)
+            if plan.sample_tables:
+                return plan.attend_samples(partial(attend_classes, backend=backend), query, key, value)
         return plan.attend(query, key, value, attention, self.image_only)
 
     @staticmethod

@@ -120,6 +120,8 @@ def _train(config: Any, args: argparse.Namespace) -> int:
     if run.trainer.is_main:
         _say(run.report)
     written = run()
+    if run.trainer.is_main and run.compiled is not None:
+        _say(run.compiled.describe())
     if run.trainer.is_main and (peaks := run.peaks.describe()):
         _say(peaks)
     return _end(written, run.trainer.is_main, f" after update {run.trainer.step}")

@@ -93,6 +93,14 @@ class FluxTraining(torch.nn.Module):
         """Give the transformer its former attention processors back."""
         self._stack.close()
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Let something be undone by [`close`], before the processors are given back.
+
+        Args:
+            callback (`Callable`): Undoes it.
+        """
+        self._stack.callback(callback)
+
     def __enter__(self) -> FluxTraining:
         return self
 

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.kit import Kit, Missing
 from benchmarks.gpu.rows import Row, Section
-from benchmarks.gpu.sections.eligen import compiled_blocks
 from benchmarks.gpu.sizes import Size
 from diffusers_flux_ext.training import FluxTraining, TrainingBatch
 from diffusers_flux_ext.training.assemble import latent_ids
 from diffusers_flux_ext.training.checkpointing import checkpoint_blocks
+from diffusers_flux_ext.training.compiling import CompiledBlocks
 from diffusers_flux_ext.training.frozen import store_frozen
 from diffusers_flux_ext.training.optim import OptimizerSettings, build_optimizer
 from diffusers_flux_ext.training.streaming import stream_blocks
@@ -94,8 +94,9 @@ def _measure(kit: Kit, base: str, checkpointing: str, compiled: bool, batch: int
             optimizer.step()
             optimizer.zero_grad()
 
-    compiler = "eager" if kit.size.is_toy else "inductor"
-    with FluxTraining(transformer) as training, compiled_blocks(transformer, compiled, compiler):
+    with FluxTraining(transformer) as training:
+        if compiled:
+            training.on_close(CompiledBlocks(transformer, limit=32).close)
         found, failed = kit.clock.sides({"update": update}, kit.size.repeats, warm_up=2)
     if failed:
         raise RuntimeError(failed["update"])

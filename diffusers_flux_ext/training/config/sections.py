@@ -53,6 +53,10 @@ class ModelSection(Section):
             `gradient_checkpointing`; streamed blocks run again whatever it says.
         stream_folder (`str`, *optional*):
             Folder that blocks beyond `resident` are written to once and read from, in place of host memory.
+        compile (`bool`):
+            Whether the blocks are compiled by `torch.compile`. Not with `resident`, nor with the `storage` `"nf4"`.
+        compile_graphs (`int`):
+            How many graphs are compiled at most; inputs that would need another one run uncompiled, with a warning.
         widen (`str` or `int`, *optional*):
             Further input channels of `"control"`, `"fill"` or `"flex"` models, or their whole number; they begin as
             zeros.
@@ -68,6 +72,8 @@ class ModelSection(Section):
     offload_activations: bool = False
     resident: str | None = None
     stream_folder: str | None = None
+    compile: bool = False
+    compile_graphs: int = Field(default=32, ge=1)
     widen: str | int | None = None
 
     @field_validator("widen")
@@ -99,6 +105,20 @@ class ModelSection(Section):
                     f"got `{name}` without `gradient_checkpointing`, but it acts on blocks that run again in the "
                     f"backward pass; set `gradient_checkpointing: true`"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles(self) -> ModelSection:
+        if self.compile and self.resident is not None:
+            raise ValueError(
+                "got `compile` with `resident`, whose hooks bring the weights of a block while it runs; leave one of "
+                "them out"
+            )
+        if self.compile and self.storage == "nf4":
+            raise ValueError(
+                "got `compile` with `storage` 'nf4', whose layers of bitsandbytes have not been compiled; take `fp8`, "
+                "or leave `compile` out"
+            )
         return self
 
     @property
@@ -357,7 +377,10 @@ class TrainingConfig(Section):
         whole = self.model_dump(mode="json")
         for name in ("output", "export"):
             whole.pop(name)
-        for name in ("device", "gradient_checkpointing", "resident", "stream_folder", "offload_activations"):
+        for name in (
+            "device", "gradient_checkpointing", "resident", "stream_folder", "offload_activations", "compile",
+            "compile_graphs",
+        ):  # fmt: skip
             whole["model"].pop(name)
         for name in ("workers", "cache", "decode"):
             whole["data"].pop(name)

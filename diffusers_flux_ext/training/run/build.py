@@ -19,6 +19,7 @@ from ...condition import FluxCondition
 from ..assemble import BatchMaker
 from ..checkpoint import CheckpointFolder
 from ..columns_read import check_columns
+from ..compiling import CompiledBlocks, check_compiler
 from ..config.sections import TrainingConfig
 from ..data import BatchPlan, CachedSamples, DataReport, SampleLoader, TrainingData, describe_buckets
 from ..data.cache.keys import files_digest
@@ -73,6 +74,7 @@ class Run:
         info (`ExportInfo`): What is noted in exported files.
         report (`str`): The data, the buckets and what is trained, in words.
         peaks (`StagePeaks`): Memory of the stages, complete after training; also in `logs/memory.json`.
+        compiled (`CompiledBlocks`, *optional*): The compiled blocks, if `model.compile`.
     """
 
     config: TrainingConfig
@@ -82,6 +84,7 @@ class Run:
     info: ExportInfo
     report: str
     peaks: StagePeaks
+    compiled: CompiledBlocks | None = None
 
     def __call__(self) -> list[Path]:
         """Train, continuing from the newest checkpoint, and export the result.
@@ -128,7 +131,9 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
         ValueError: if something is wrong.
         ImportError: if a package is missing.
     """
-    choose_device(config.model.device)
+    device = choose_device(config.model.device)
+    if config.model.compile:
+        check_compiler(device)
     check_optimizer(config.optimizer)
     check_storage(config.model.storage)
     for condition in config.conditions:
@@ -230,7 +235,8 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     epochs = config.run.epochs or plan.epoch_of(updates - 1) + 1
     lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained), *streaming]
     report = "\n".join(lines if memory is None else [*lines, memory.describe()])
-    return Run(config, trainer, training, trained, _info(config, data, updates), report, peaks)
+    compiled = _compile(config, training, trainer.monitor)
+    return Run(config, trainer, training, trained, _info(config, data, updates), report, peaks, compiled)
 
 
 def _lay_out(config: TrainingConfig, pipe: Any, device: torch.device) -> None:
@@ -252,6 +258,17 @@ def _stream(config: TrainingConfig, pipe: Any, device: torch.device) -> list[str
         return []
     stream = stream_blocks(pipe.transformer, device, resident, config.model.stream_folder)
     return [describe_streaming(stream, resident)]
+
+
+def _compile(config: TrainingConfig, training: FluxTraining, monitor: Monitor) -> CompiledBlocks | None:
+    """Compile the transformer's blocks if asked, with all that runs in them in place."""
+    if not config.model.compile:
+        return None
+    compiled = CompiledBlocks(training.transformer, config.model.compile_graphs)
+    training.register_forward_pre_hook(compiled.check)
+    training.on_close(compiled.close)
+    monitor.gauges.append(compiled.numbers)
+    return compiled
 
 
 def _training(

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -182,11 +182,15 @@ class Monitor:
         writers (`Sequence[Writer]`): Where reports go.
         every (`int`, defaults to 10): Updates between two reports.
         smoothing (`float`, defaults to 0.98): How much of the smoothed loss is kept at each update.
+
+    Attributes:
+        gauges (`list[Callable[[], Mapping[str, float]]]`): Further numbers, read at each report.
     """
 
     def __init__(self, writers: Sequence[Writer] = (), every: int = 10, smoothing: float = 0.98) -> None:
         self.writers, self.every, self.smoothing = list(writers), every, smoothing
         self.smoothed: float | None = None
+        self.gauges: list[Callable[[], Mapping[str, float]]] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -253,6 +257,8 @@ class Monitor:
             "data_wait_share": self._waited / seconds,
             "peak_memory_gib": _peak_memory(),
         }
+        for gauge in self.gauges:
+            values |= gauge()
         return {**values, **by_level(losses, sigmas)}
 
 

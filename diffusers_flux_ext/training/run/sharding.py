@@ -102,6 +102,7 @@ def _check_works_sharded(config: TrainingConfig) -> None:
         "`preserved` samples with `train.weights`, which need the base besides": train.weights is not None
         and any(source.preserved for source in config.data.sources),
         "`validation.images_every`, since one process draws; `validation.every` works": bool(validation.images_every),
+        "`model.compile`, whose graphs have not been run on weights that are gathered": config.model.compile,
         f"`optimizer.name: {config.optimizer.name}`, whose states have other shapes than the weights (`adamw`, `lion`,"
         f" `muon` and `schedule_free` work)": config.optimizer.name in OTHER_STATES,
         f"`optimizer.rounding: {config.optimizer.rounding}`; train float32 weights (`model.dtype`)": bool(

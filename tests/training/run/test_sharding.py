@@ -147,6 +147,7 @@ def test_the_shipped_settings_are_taken(sharded, tmp_path):
         (DISTILL, "`distill`, whose teacher"),
         ({"validation": {"images_every": 2}}, "`validation.images_every`, since one process draws"),
         ({"train": {"lora": None, "weights": ["*"]}, "run": FUSED}, "`run.fused_backward`, which"),
+        ({"model": {"compile": True}}, "`model.compile`, whose graphs"),
         ({"optimizer": {"name": "prodigy"}}, "`optimizer.name: prodigy`, whose states have other shapes"),
         ({"optimizer": {"name": "adafactor"}}, "`optimizer.name: adafactor`, whose states have other shapes"),
         ({"optimizer": {"rounding": "kahan"}}, "`optimizer.rounding: kahan`; train float32 weights"),
