@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -179,6 +180,12 @@ class FluxRegionalAttnProcessor:
             torch.cat([text_key, key], dim=1),
             torch.cat([text_value, value], dim=1),
         )
+
+
+# diffusers asks for the signature in every layer of every step; making it takes longer than looking it up.
+FluxRegionalAttnProcessor.__call__.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    FluxRegionalAttnProcessor.__call__
+)
 
 
 def _rotate(tensor: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor], start: int) -> torch.Tensor:

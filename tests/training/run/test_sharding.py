@@ -91,9 +91,10 @@ def test_weights_that_are_shared_out_train_as_those_of_one_process(data, tmp_pat
     path = write(tmp_path / "two", made(data, tmp_path / "two", kind, accumulation=1))
     train_as_two(path, file)
     check_same(tmp_path / "one", tmp_path / "two")
-    lose_the_second_half(tmp_path / "two")
-    train_as_two(path, file)
-    check_same(tmp_path / "one", tmp_path / "two")
+    if file == "fsdp2":
+        lose_the_second_half(tmp_path / "two")
+        train_as_two(path, file)
+        check_same(tmp_path / "one", tmp_path / "two")
     if kind == "lora":
         # One process takes over from two, and holds all weights.
         lose_the_second_half(tmp_path / "two")
