@@ -1,6 +1,6 @@
 """A small vision tower for images as prompts, which learns to tell colours, shapes and backgrounds of training scenes.
 
-Of an untrained one a linear reading of the pooled output tells too few shapes, so it is trained beforehand, as the
+A linear reading of an untrained one tells few shapes of scenes that are held out, so it is trained beforehand, as the
 towers of the released adapters are.
 """
 
