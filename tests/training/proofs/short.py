@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from diffusers_flux_ext.attention import regional_attention
+from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.training import Draws
 from diffusers_flux_ext.training.batch import TrainingSample
 from diffusers_flux_ext.training.config import read_config
