@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .ranks import Ranks, ranks_of
 
 
 UNTILED = 2**31
+_TOO_SMALL, _OTHERWISE = 1, 2
 
 
 def fit_budgets(transformer: torch.nn.Module, batch_size: int, num_image: int, num_text: int) -> None:
@@ -65,25 +67,9 @@ def share_budgets(ranks: Ranks, transformer: torch.nn.Module) -> None:
 
 
 def _agree(ranks: Ranks, group: Any, transformer: torch.nn.Module, size: tuple[int, int, int]) -> None:
-    budget, error = vram_budget_of({"transformer": transformer}), None
-    try:
-        if budget is not None:
-            budget.fit(*size)
-    except ValueError as raised:
-        # The others wait for an answer, whatever has happened here.
-        error = raised
-    own = torch.tensor([error is not None, budget is not None, _tile(budget), _storage(budget)], device=ranks.device)
-    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, own, group=group)
-    failed, has_budget, tiles, storage = (each.tolist() for each in torch.stack(every).unbind(1))
-    if error is not None:
-        raise error
-    if any(failed):
-        numbers = [dist.get_global_rank(group, index) for index, value in enumerate(failed) if value]
-        raise RuntimeError(
-            f"The VRAM budget of process {numbers} is too small for this call: its message has the smallest that "
-            f"works. Nothing was computed. Give it that, or make a smaller call on all processes."
-        )
+    budget = vram_budget_of({"transformer": transformer})
+    error = _failure(lambda: None if budget is None else budget.fit(*size))
+    has_budget, tiles, storage = _exchange(ranks, group, error, [budget is not None, _tile(budget), _storage(budget)])
     if len(set(storage)) > 1:
         raise ValueError(
             "The processes that draw one image together store weights in different data types, so that their parts "
@@ -95,8 +81,56 @@ def _agree(ranks: Ranks, group: Any, transformer: torch.nn.Module, size: tuple[i
             f"process {has_budget.index(0)} has no budget, so that the processes would return different images. Give "
             f"all of them one."
         )
-    if budget is not None and min(tiles) < _tile(budget):
-        budget.limit_tile(min(tiles))
+    if len(set(tiles)) > 1:
+        smallest = min(tiles)
+        error = _failure(lambda: budget.limit_tile(smallest) if smallest < _tile(budget) else None)
+        _exchange(ranks, group, error, [])
+
+
+def free_tiles(transformer: torch.nn.Module) -> None:
+    """Let a process that draws alone again decode in tiles of its own.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer.
+    """
+    budget = vram_budget_of({"transformer": transformer})
+    if budget is not None and budget.plan.workload.largest_tile is not None:
+        budget.limit_tile(None)
+
+
+def _failure(action: Callable[[], None]) -> Exception | None:
+    """Return what an action raises: the others wait for an answer, whatever happens here."""
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None
+
+
+def _kind(error: Exception | None) -> int:
+    if error is None:
+        return 0
+    return _TOO_SMALL if isinstance(error, ValueError) else _OTHERWISE
+
+
+def _exchange(ranks: Ranks, group: Any, error: Exception | None, numbers: Sequence[int]) -> list[list[int]]:
+    """Return each of some numbers from all processes, or raise on all of them if one has failed."""
+    own = torch.tensor([_kind(error), *numbers], device=ranks.device)
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, own, group=group)
+    failed, *others = (each.tolist() for each in torch.stack(every).unbind(1))
+    if error is not None:
+        raise error
+    if any(failed):
+        processes = [dist.get_global_rank(group, index) for index, value in enumerate(failed) if value]
+        raise RuntimeError(
+            f"The VRAM budget of process {processes} is too small for this call: its message has the smallest that "
+            f"works. Nothing was computed. Give it that, or make a smaller call on all processes."
+            if max(failed) == _TOO_SMALL
+            else f"Process {processes} failed when it planned its VRAM budget for this call: its message says why. "
+            f"Nothing was computed."
+        )
+    return others
 
 
 def _tile(budget: Any) -> int:

@@ -12,7 +12,7 @@ from diffusers import ContextParallelConfig
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .._compat.parallel import split_degree, split_no_more, split_over
-from .budgets import share_budgets
+from .budgets import free_tiles, share_budgets
 from .ranks import Ranks, device_of, ranks_of, set_ranks
 
 
@@ -77,6 +77,7 @@ class ParallelMixin:
         if split_degree(self.transformer) > 1:
             split_no_more(self.transformer)
         set_ranks(self.transformer, None)
+        free_tiles(self.transformer)
 
 
 def _check_arguments(ulysses_degree: int, cfg_parallel: bool, ulysses_anything: bool, timeout: float) -> None:

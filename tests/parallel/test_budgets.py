@@ -12,6 +12,7 @@ from benchmarks.support.processes import run_processes
 from diffusers_flux_ext import apply_vram_plan, disable_vram_budget, plan_vram
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.budget import demand
+from diffusers_flux_ext.offload.budget.budget import VRAMBudget
 from diffusers_flux_ext.offload.budget.live_bytes import LiveBytes
 from tests.fixtures.vram import GIB, SIZES, budget, draw, pipeline
 
@@ -39,7 +40,7 @@ def seconds_and_error(action):
     start = time.monotonic()
     try:
         action()
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return time.monotonic() - start, type(error).__name__, str(error)
     return time.monotonic() - start, "", "nothing was refused"
 
@@ -121,7 +122,17 @@ def found(tiny_numbers):
         counted = count_forward(pipe.transformer, lambda: draw(pipe, **LARGE))
         plans = (vram_budget_of(pipe).plan, plan_vram(pipe, 1, ulysses_degree=1, **{**SIZES, **LARGE}))
         result["counted"] = (counted, *(each.component("transformer").activations for each in plans))
+        pipe.disable_parallelism()
+        result["own tiles"] = vram_budget_of(pipe).plan.vae_tile
+        # The second process fails for another reason than a small budget.
+        if rank:
+            monkey = pytest.MonkeyPatch()
+            monkey.setattr(VRAMBudget, "fit", lambda *given: open("/nowhere/offload"))
+        result["another failure"] = seconds_and_error(lambda: pipe.enable_parallelism(2, timeout=20))
+        if rank:
+            monkey.undo()
         disable_vram_budget(pipe)
+        pipe.enable_parallelism(2, timeout=20)
         result["without a budget"] = difference("entities")
         pipe.disable_parallelism()
         # Rounds the weights of the second process, so it comes last.
@@ -178,6 +189,16 @@ def test_all_processes_decode_in_the_smallest_tiles(found):
     assert [each["tiles"][0] for each in found] == [None, 64]
     assert [each["tiles"][1] for each in found] == [64, 64]
     assert found[0]["tiles"][2] == found[1]["tiles"][2]
+
+
+def test_a_process_alone_again_decodes_in_its_own_tiles(found):
+    assert [each["own tiles"] for each in found] == [None, 64]
+
+
+def test_any_failure_of_one_process_is_told_to_the_others(found):
+    assert [each["another failure"][1] for each in found] == ["RuntimeError", "FileNotFoundError"]
+    assert "Process [1] failed when it planned its VRAM budget" in found[0]["another failure"][2]
+    assert all(each["another failure"][0] < 15 for each in found)
 
 
 def test_activations_are_those_of_a_share(found):

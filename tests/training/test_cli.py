@@ -1,9 +1,11 @@
 """`flux-ext train` from files to files: caches, resuming, processes, and what is refused."""
 
+import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +138,12 @@ def test_another_configuration_does_not_go_on(whole, data, capsys):
     made = content(data, whole, conditions=[REGIONS], run={"average": {"decay": 0.5}})
     assert train(whole, made, "optimizer.lr=0.02") == 1
     assert "`optimizer.lr` 0.01 (now 0.02)" in capsys.readouterr().err
+    table = Path(data)
+    before = table.read_text()
+    table.write_text(json.dumps([{**row, "prompt": "a lake"} for row in json.loads(before)]))
+    assert train(whole, made) == 1
+    assert "`content of.the rows of the data`" in capsys.readouterr().err
+    table.write_text(before)
     assert train(whole, made, "run.accumulation=2") == 1
     assert "`run.accumulation * processes` 1 (now 2)" in capsys.readouterr().err
 

@@ -97,11 +97,11 @@ class VRAMBudget:
         if found is not None or workload.devices != devices:
             self.rebuild(replace(workload, devices=devices))
 
-    def limit_tile(self, tile: int) -> None:
+    def limit_tile(self, tile: int | None) -> None:
         """Decode in tiles that are not larger than others use, and plan again.
 
         Args:
-            tile (`int`): Side of the tiles in pixels.
+            tile (`int`, *optional*): Side of the tiles in pixels; without it there is no limit.
         """
         self.rebuild(replace(self.plan.workload, largest_tile=tile))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from diffusers.utils import logging
@@ -90,6 +91,9 @@ def _pin(buffer: Tensor) -> None:
             f"{buffer.nbytes / 2**20:.0f} MiB of host memory could not be pinned (CUDA's error {code}), so copies to "
             f"the GPU are slower. Close other programs, or let more memory be locked."
         )
+        # CUDA keeps the error, and would raise it at the next kernel, whatever that is.
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda").add_(1)
         return
     # When the process ends, the driver does so itself.
     weakref.finalize(buffer, cuda.cudaHostUnregister, address).atexit = False

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..trained.protocol import gathered
+
 
 PLAIN = (str, bool, int, float, type(None))
 
@@ -29,10 +31,7 @@ def pack_state(state: Any, tensors: dict[str, torch.Tensor], prefix: str) -> Any
         while prefix in tensors:
             # Keys may contain the dot that joins them.
             prefix += "'"
-        whole: Any = state.detach()
-        # With FSDP2 all processes come here together.
-        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
-        tensors[prefix] = whole.cpu().contiguous().clone()
+        tensors[prefix] = gathered(state)
         return {"tensor": prefix}
     if isinstance(state, PLAIN):
         return {"value": state} if not isinstance(state, float) else {"float": state.hex()}

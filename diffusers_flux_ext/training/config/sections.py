@@ -357,12 +357,14 @@ class TrainingConfig(Section):
         whole = self.model_dump(mode="json")
         for name in ("output", "export"):
             whole.pop(name)
-        for name in ("device", "resident", "stream_folder", "offload_activations"):
+        for name in ("device", "gradient_checkpointing", "resident", "stream_folder", "offload_activations"):
             whole["model"].pop(name)
         for name in ("workers", "cache", "decode"):
             whole["data"].pop(name)
         for name in ("save_every", "keep", "log_every", "logs"):
             whole["run"].pop(name)
+        # What a budget has chosen stands in other entries.
+        whole["train"].pop("memory")
         whole.pop("validation")
         return _plain(whole)
 

@@ -105,6 +105,7 @@ class TeacherPaths:
 
         Raises:
             OSError: if a file cannot be written.
+            FloatingPointError: if what the teacher draws is not finite.
         """
         (self.samples.folder / FOLDER).mkdir(parents=True, exist_ok=True)
         for done, (key, (index, epoch, text)) in enumerate(visits.items(), 1):
@@ -112,6 +113,11 @@ class TeacherPaths:
             content = int(self.samples.content(index, epoch, text)[0][:12], 16)
             noise = Draws(self.seed).normal("noise of paths", content, epoch % self.noises, shape=sample.latents.shape)
             path = teacher.path(sample, text, noise)
+            if not bool(path.states.isfinite().all()):
+                raise FloatingPointError(
+                    f"The teacher's latents for the sample {index}, {text[:60]!r}, are not finite "
+                    f"and not written. Check the scheduler (`shift_terminal` needs several steps), or use float32."
+                )
             save_tensors({"states": path.states, "sigmas": path.sigmas}, self.file(key))
             if on_progress is not None:
                 on_progress(done, len(visits))

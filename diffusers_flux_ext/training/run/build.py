@@ -21,6 +21,7 @@ from ..checkpoint import CheckpointFolder
 from ..columns_read import check_columns
 from ..config.sections import TrainingConfig
 from ..data import BatchPlan, CachedSamples, DataReport, SampleLoader, TrainingData, describe_buckets
+from ..data.cache.keys import files_digest
 from ..draws import Draws
 from ..frozen import check_storage, store_frozen
 from ..losses import errors, weighting
@@ -40,6 +41,7 @@ from ..trained import (
     fuse_under,
     lay_under,
 )
+from .absent import check_something_is_trained
 from .batches import drawn_levels, make_batches
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
@@ -136,8 +138,12 @@ def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
         if not Path(lora.path).exists():
             raise FileNotFoundError(f"There is no `{lora.path}`, which `train.base_loras` names. Give a file.")
     check_logs(config.run.logs)
-    _check_output(Path(config.output))
-    return open_data(config, Draws(config.seed))
+    _check_can_write("output", Path(config.output))
+    if config.model.stream_folder is not None:
+        _check_can_write("model.stream_folder", Path(config.model.stream_folder))
+    data, report = open_data(config, Draws(config.seed))
+    check_something_is_trained(config, data)
+    return data, report
 
 
 def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool = False) -> Run | None:
@@ -157,7 +163,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     """
     data, data_report = check_run(config)
     config, memory = fit_memory(config, data)
-    check_sharding(config, accelerator)
+    check_sharding(config, accelerator, data)
     draws = Draws(config.seed)
     device = choose_device(config.model.device) if accelerator is None else accelerator.device
     hashes = recall_hashes(config)
@@ -217,7 +223,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         0 if accelerator is None else accelerator.process_index, config.data.workers,
     )  # fmt: skip
     maker = make_batches(config, drawn_levels(config), pipe.transformer.config.guidance_embeds, templates)
-    trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator)
+    trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator, data)
     trainer.resume()
     trainer.monitor = _monitor(config, trainer, accelerator)
     trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
@@ -326,7 +332,7 @@ def _base_of(trained: Trained, preserved: bool) -> Callable[[], Any] | None:
 
 def _trainer(
     config: TrainingConfig, training: FluxTraining, trained: Trained, updates: LoadedUpdates, maker: BatchMaker,
-    count: int, accelerator: Any,
+    count: int, accelerator: Any, data: TrainingData,
 ) -> Trainer:  # fmt: skip
     section, validation = config.run, config.validation
     rates = schedule(config.schedule.name, **{"warmup": min(50, count // 10), **config.schedule.options})
@@ -337,14 +343,17 @@ def _trainer(
     return Trainer(
         training, trained, build_optimizer(trained.named_parameters(), config.optimizer), updates, maker,
         RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad, section.fused_backward),
-        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), _identity(config, accelerator),
+        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), _identity(config, accelerator, data),
         lambda update: rates(update, count), average, accelerator=accelerator,
     )  # fmt: skip
 
 
-def _identity(config: TrainingConfig, accelerator: Any) -> dict[str, Any]:
+def _identity(config: TrainingConfig, accelerator: Any, data: TrainingData) -> dict[str, Any]:
     """Return what a run goes on under: other processes may take it over if an update has as many batches as before."""
     whole = config.identity()
+    started = [*(each.path for each in config.train.base_loras or []), config.train.init_from]
+    files = [path for path in started if path is not None and Path(path).exists()]
+    whole["content of"] = {"the rows of the data": data_hash(data), **{path: files_digest(path) for path in files}}
     processes = 1 if accelerator is None else accelerator.num_processes
     whole["run"]["accumulation * processes"] = whole["run"].pop("accumulation") * processes
     return whole
@@ -370,12 +379,12 @@ def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Moni
     return monitor
 
 
-def _check_output(folder: Path) -> None:
+def _check_can_write(name: str, folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.exists():
             if not path.is_dir() or not os.access(path, os.W_OK):
                 why = "cannot be written to" if path.is_dir() else "is not a folder"
-                raise ValueError(f"`output` is `{folder}`, but `{path}` {why}. Give the name of another folder.")
+                raise ValueError(f"`{name}` is `{folder}`, but `{path}` {why}. Give the name of another folder.")
             return
 
 

@@ -12,7 +12,7 @@ from ...checkpoints.reading import read_json
 from ...checkpoints.writing import written_at_once
 from ...tiny import named_model
 from ..config.sections import ModelSection, TrainingConfig
-from ..data.cache.keys import MODELS, TEXT_MODELS, digest
+from ..data.cache.keys import MODELS, TEXT_MODELS, TOKENIZERS, digest
 
 
 HASHES = "models.json"
@@ -71,6 +71,11 @@ def _fingerprint(section: ModelSection) -> str | None:
     folder = model_folder(section)
     if folder is None:
         return None
-    files = [path for name in MODELS for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    files = [
+        path
+        for name in (*MODELS, *TOKENIZERS.values())
+        for path in sorted((folder / name).rglob("*"))
+        if path.is_file()
+    ]
     facts = [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return digest([str(folder.resolve()), section.dtype, facts])

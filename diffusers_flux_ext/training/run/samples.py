@@ -254,10 +254,10 @@ def make_plan(samples: Any, run: RunSection, draws: Draws, processes: int) -> Ba
 
 
 def data_hash(data: TrainingData) -> str:
-    """Return a hash of the rows of all sources, for the files that are exported."""
+    """Return a hash of the rows of all sources, with the names of their files, for the files that are exported."""
     rows = [
-        [str(key) + str(value) for key, value in sorted(entry.source.row(index).values.items())]
+        [str(key) + str(value) for each in (row.values, row.files) for key, value in sorted(each.items())]
         for entry in data.entries
-        for index in range(len(entry.source))
+        for row in map(entry.source.row, range(len(entry.source)))
     ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]

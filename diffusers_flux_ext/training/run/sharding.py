@@ -12,11 +12,14 @@ from diffusers.utils import logging
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
 from ..config.sections import TrainingConfig
+from ..data import TrainingData
+from .absent import check_all_have_trained_conditions
 
 
 logger = logging.get_logger(__name__)
 
 BLOCKS = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+OTHER_STATES = ("adafactor", "adamw8bit", "prodigy")
 # Up to this share of a card, a frozen base leaves room for activations and for what is trained.
 FITS = 0.8
 
@@ -38,12 +41,13 @@ def sharding_plugin(accelerator: Any) -> Any:
     return getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
 
 
-def check_sharding(config: TrainingConfig, accelerator: Any) -> None:
+def check_sharding(config: TrainingConfig, accelerator: Any, data: TrainingData | None = None) -> None:
     """Raise a `ValueError` if a run cannot be shared out as the launch asks for.
 
     Args:
         config (`TrainingConfig`): The configuration.
         accelerator (`accelerate.Accelerator`, *optional*): The processes.
+        data (`TrainingData`, *optional*): The data, whose rows are looked at for what a condition needs.
     """
     plugin = sharding_plugin(accelerator)
     kind = str(getattr(getattr(accelerator, "distributed_type", None), "value", "")) if plugin is None else "FSDP"
@@ -67,6 +71,8 @@ def check_sharding(config: TrainingConfig, accelerator: Any) -> None:
     if plugin is not None:
         _check_plugin(plugin, accelerator)
         _check_works_sharded(config)
+        if data is not None:
+            check_all_have_trained_conditions(config, data)
 
 
 def _check_plugin(plugin: Any, accelerator: Any) -> None:
@@ -96,6 +102,11 @@ def _check_works_sharded(config: TrainingConfig) -> None:
         "`preserved` samples with `train.weights`, which need the base besides": train.weights is not None
         and any(source.preserved for source in config.data.sources),
         "`validation.images_every`, since one process draws; `validation.every` works": bool(validation.images_every),
+        f"`optimizer.name: {config.optimizer.name}`, whose states have other shapes than the weights (`adamw`, `lion`,"
+        f" `muon` and `schedule_free` work)": config.optimizer.name in OTHER_STATES,
+        f"`optimizer.rounding: {config.optimizer.rounding}`; train float32 weights (`model.dtype`)": bool(
+            config.optimizer.rounding
+        ),
         "`run.fused_backward`, which steps before gradients are summed": config.run.fused_backward,
     }
     found = [what for what, is_given in cannot.items() if is_given]

@@ -62,11 +62,14 @@ def gathered(parameter: Tensor) -> Tensor:
         parameter (`torch.Tensor`): The parameter; with FSDP2 all processes have to call this.
 
     Returns:
-        `torch.Tensor`: not a view of the parameter.
+        `torch.Tensor`: not a view of the parameter. Of one that is shared out, processes that write no files get a
+        tensor without values, so that a machine's memory holds it once.
     """
     values: Any = parameter.detach()
     if hasattr(values, "full_tensor"):
         values = values.full_tensor()
+        if not is_writer():
+            return torch.empty_like(values, device="meta")
     values = values.clone() if values.device.type == "cpu" else values.cpu()
     return values.contiguous()
 

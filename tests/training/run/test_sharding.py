@@ -1,7 +1,9 @@
 """Training whose weights are shared out over two processes by the shipped files, and what is refused."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,6 +21,7 @@ from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.data import write_example_data
 from diffusers_flux_ext.training.run import build, sharding
+from diffusers_flux_ext.training.run.build import check_run
 from diffusers_flux_ext.training.run.sharding import check_sharding, shard, warn_if_needless
 from tests.fixtures.documentation import ROOT
 from tests.fixtures.training_runs import LAUNCH, REGIONS, content, curve, train_on_the_cpu, write
@@ -144,6 +147,9 @@ def test_the_shipped_settings_are_taken(sharded, tmp_path):
         (DISTILL, "`distill`, whose teacher"),
         ({"validation": {"images_every": 2}}, "`validation.images_every`, since one process draws"),
         ({"train": {"lora": None, "weights": ["*"]}, "run": FUSED}, "`run.fused_backward`, which"),
+        ({"optimizer": {"name": "prodigy"}}, "`optimizer.name: prodigy`, whose states have other shapes"),
+        ({"optimizer": {"name": "adafactor"}}, "`optimizer.name: adafactor`, whose states have other shapes"),
+        ({"optimizer": {"rounding": "kahan"}}, "`optimizer.rounding: kahan`; train float32 weights"),
         ({"model": {"resident": "1GB", "gradient_checkpointing": True}}, "`model.resident` is '1GB', but FSDP places"),
     ],
 )
@@ -154,6 +160,40 @@ def test_what_does_not_run_with_shared_weights_is_refused(sharded, tmp_path, cha
     config = read_config(made)
     with pytest.raises(ValueError, match=re.escape(message)):
         check_sharding(config, asked())
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2_keep_weights"])
+def test_the_command_in_a_shipped_file_is_taken(sharded, name):
+    comment = " ".join(
+        line.strip("# \\") for line in (FILES / f"{name}.yaml").read_text().splitlines() if line[0] == "#"
+    )
+    recipe, *entries = comment.split(" train ")[1].split()
+    assert "optimizer.name=adamw" in entries
+    check_sharding(read_config(ROOT / recipe, entries), asked())
+
+
+def some_without_outlines(data, folder, **changes):
+    """A configuration that trains a ControlNet, and data in which two rows have no control image."""
+    rows = json.loads(Path(data).read_text())
+    for row in rows[1:3]:
+        row["controlnet_image"] = None
+    (path := Path(data).with_name("some.json")).write_text(json.dumps(rows))
+    net = {"kind": "controlnet", "train": True, "sizes": {"num_layers": 1, "num_single_layers": 0}}
+    control = {"type": "ControlNetImage", "inputs": {"image": "controlnet_image"}, "modules": {"controlnet": net}}
+    return read_config(content(str(path), folder, conditions=[control], **changes))
+
+
+def test_processes_that_share_weights_need_the_inputs_of_trained_modules(data, sharded, tmp_path):
+    config = some_without_outlines(data, tmp_path)
+    rows, _ = check_run(config)
+    with pytest.raises(ValueError, match="2 samples lack an input.*without `ControlNetImage`"):
+        check_sharding(config, asked(), rows)
+    check_sharding(config.model_copy(update={"conditions": []}), asked(), rows)
+
+
+def test_samples_from_which_nothing_is_learnt_are_named(data, tmp_path):
+    with pytest.raises(ValueError, match=r"2 samples have no input for `ControlNetImage`, whose modules are all that"):
+        check_run(some_without_outlines(data, tmp_path, train={"lora": None}))
 
 
 def test_deepspeed_is_refused_with_the_file_to_take_instead(tmp_path):

@@ -50,6 +50,11 @@ def test_sharded_parameters_are_saved_whole_and_loaded(
     trained.load({name: torch.zeros_like(value) for name, value in state.items()})
     assert not any(bool(value.any()) for value in trained.state().values())
     trained.load(state)
+    # A process that writes nothing keeps no values of what is shared out.
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "get_rank", lambda: 1)
+        shared = [name for name, parameter in parameters.items() if isinstance(parameter, DTensor)]
+        assert {trained.state()[name].device.type for name in shared} == {"meta"}
     torch.testing.assert_close(velocity(transformer), expected)
 
     monkeypatch.setattr(dist, "get_rank", lambda: 1)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ VERSION = 1
 
 TEXT_MODELS = ("text_encoder", "text_encoder_2")
 MODELS = ("vae", *TEXT_MODELS, "image_encoder")
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# Of a configuration, what does not change what is computed, or stands in the weights.
+_NOT_COMPUTED = ("transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 def digest(value: Any) -> str:
@@ -47,6 +51,15 @@ def bytes_digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def files_digest(path: str) -> str:
+    """Return the hash of a file's content, or of all files of a folder, 32 hexadecimal digits."""
+    root, found = Path(path), []
+    for file in sorted(each for each in root.rglob("*") if each.is_file()) if root.is_dir() else [root]:
+        with file.open("rb") as opened:
+            found.append([str(file.relative_to(root)), hashlib.file_digest(opened, "blake2b").hexdigest()])
+    return digest(found)
+
+
 def module_digest(module: torch.nn.Module | None) -> str:
     """Return the hash of a model's configuration and weights; about a second per gigabyte.
 
@@ -63,6 +76,7 @@ def module_digest(module: torch.nn.Module | None) -> str:
     if module is None:
         return hashed.hexdigest()
     hashed.update(type(module).__name__.encode())
+    hashed.update(_config_facts(module).encode())
     for name, value in sorted(module.state_dict().items()):
         if not isinstance(value, torch.Tensor) or value.is_meta:
             raise ValueError(
@@ -74,8 +88,37 @@ def module_digest(module: torch.nn.Module | None) -> str:
     return hashed.hexdigest()
 
 
+def _config_facts(module: torch.nn.Module) -> str:
+    config: Any = getattr(module, "config", {})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return repr(sorted((key, repr(value)) for key, value in values.items() if _is_computed_with(key)))
+
+
+def _is_computed_with(key: str) -> bool:
+    return not key.startswith("_") and key not in _NOT_COMPUTED
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the hash of how a tokenizer splits texts, 32 hexadecimal digits.
+
+    Args:
+        tokenizer (`transformers.PreTrainedTokenizerBase`, *optional*): The tokenizer.
+
+    Returns:
+        `str`
+    """
+    if tokenizer is None:
+        return digest(None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    # Calls set them.
+    for name in ("truncation", "padding"):
+        rules.pop(name, None)
+    return digest([type(tokenizer).__name__, rules or tokenizer.get_vocab(), str(tokenizer.special_tokens_map)])
+
+
 def model_hashes(pipe: Any, model_hash: str | Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return what tells a pipeline's models from others.
+    """Return what tells a pipeline's models from others; those of texts with their tokenizers.
 
     Args:
         pipe (`FluxPipeline`): The pipeline.
@@ -88,7 +131,9 @@ def model_hashes(pipe: Any, model_hash: str | Mapping[str, str] | None = None) -
         return dict(model_hash)
     if model_hash is not None:
         return dict.fromkeys(MODELS, model_hash)
-    return {name: module_digest(getattr(pipe, name, None)) for name in MODELS}
+    found = {name: module_digest(getattr(pipe, name, None)) for name in MODELS}
+    splits = {name: tokenizer_digest(getattr(pipe, tokenizer, None)) for name, tokenizer in TOKENIZERS.items()}
+    return found | {name: digest([found[name], split]) for name, split in splits.items()}
 
 
 def prompt_key(text: str, models: Mapping[str, str], options: EncodeOptions) -> str:
