@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class Proof:
         worlds (`tuple[str, ...]`): Data sets.
         score (`Callable`): Maps the folder of each recipe's exported files, what is measured, and the number of items
             to bounds.
+        models (`Mapping[str, Callable]`): What writes each folder of a model that the recipes read; `score` gets these
+            folders by their names as well.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Proof:
     recipes: tuple[str | Variant, ...]
     worlds: tuple[str, ...]
     score: Callable[[dict[str, Path], Measured, int], list[Bound]]
+    models: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
     def run(self, work: Path, items: int, shipped: bool = False) -> Path:
         """Draw the data, train, score and write the result; go on where it stopped.
@@ -114,9 +117,13 @@ class Proof:
             `Path`: the result's file.
         """
         work.mkdir(parents=True, exist_ok=True)
-        folders, trainings = {}, []
+        folders: dict[str, Path] = {}
+        trainings = []
         if not shipped:
             write_worlds(work / "worlds", self.worlds)
+        for name, write in self.models.items():
+            write(work / name)
+            folders[name] = work / name
         for each in self.recipes:
             variant = Variant(each, each) if isinstance(each, str) else each
             folders[variant.name] = lay_out(work, variant.name) if shipped else work / train(work, variant)

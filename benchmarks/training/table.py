@@ -28,6 +28,8 @@ ORDER = (
     "together",
     "edits",
     "fill",
+    "ip_adapter",
+    "redux",
     "differences",
     "distill",
     "precision",

@@ -1,4 +1,4 @@
-"""What is asked for with a text and given images: edits, and holes to fill.
+"""What is asked for with a text and given images: edits, objects of images, and holes to fill.
 
 Held out are combinations of the object's colour and shape with the background of the image that is asked for.
 """
@@ -63,6 +63,12 @@ def recolored(rng: random.Random, held_out: bool) -> Task:
     others = [color for color in flux_shapes.COLORS if color not in (item.color, scene.background)]
     before = replace(scene, objects=(replace(item, color=rng.choice(others)),))
     return Task(scene, f"make it {item.color}", {"kontext_images": flux_shapes.render(before)})
+
+
+def pictured(rng: random.Random, held_out: bool) -> Task:
+    """Ask for the object of a given image: the text names nothing but the background."""
+    scene = flux_shapes.sample_scene(rng, held_out, ("single",))
+    return Task(scene, flux_shapes.background_caption(scene), {"picture": flux_shapes.render(scene)})
 
 
 def hole(rng: random.Random, held_out: bool) -> Task:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_flux_ext.attention.processor import regional_attention
 from diffusers_flux_ext.training import Draws
 from diffusers_flux_ext.training.batch import TrainingSample
 from diffusers_flux_ext.training.config import read_config
@@ -37,7 +38,9 @@ class Short:
     def losses(self, samples: Sequence[TrainingSample] | None = None) -> torch.Tensor:
         """The mean loss of each held-out sample, or of others."""
         loss = self.loss if samples is None else replace(self.loss, samples=samples)
-        return loss.losses().mean(dim=1)
+        # A run that has ended leaves the model with its own attention, which knows no image prompts.
+        with regional_attention(loss.training.transformer):
+            return loss.losses().mean(dim=1)
 
     def shuffled(self) -> list[TrainingSample]:
         """The held-out samples, each with the conditions of the next one."""

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.training.drawn import TABLE
 from benchmarks.training.tasks import Task, TaskWorld
+from benchmarks.training.tower import untrained
 from benchmarks.training.worlds import RADII, World, crossed, striped
 from diffusers_flux_ext import flux_shapes
 from diffusers_flux_ext.flux_shapes import Scene, ShapeObject
@@ -53,6 +54,13 @@ def hole_below(rng: random.Random, held_out: bool) -> Task:
     return Task(scene, flux_shapes.caption(scene, rng), given)
 
 
+def red_or_blue(rng: random.Random, held_out: bool) -> Task:
+    """Draw a circle of the colour that it has in a given image."""
+    item = replace(CIRCLE, color=rng.choice(("red", "blue")), radius=rng.uniform(24, 32))
+    scene = Scene("white", (item,))
+    return Task(scene, flux_shapes.background_caption(scene), {"picture": flux_shapes.render(scene)})
+
+
 class Boxes(World):
     """A world whose rows name the box of each object."""
 
@@ -69,6 +77,7 @@ WORLDS = {
     "crosses": World(COUNT, 6, crossed),
     "edits": TaskWorld(COUNT, 7, blue_beside),
     "holes": TaskWorld(COUNT, 8, hole_below),
+    "pictures": TaskWorld(COUNT, 9, red_or_blue),
 }
 COLUMNS = "data.sources.0.file_columns=[image,controlnet_image]"
 BOXES = "conditions.0.inputs={prompts: eligen_entity_prompts, masks: boxes}"
@@ -97,6 +106,18 @@ def test_the_conditions_lower_the_held_out_loss(
     worlds: dict[str, Path], tmp_path: Path, recipe: str, world: str, updates: int, changes: list[str]
 ) -> None:
     losses = train_all_seeds(recipe, tmp_path, [worlds[world]], updates, *changes)
+    assert falls(losses.before, losses.after) > ENOUGH
+    assert falls(losses.shuffled, losses.after) > ENOUGH
+
+
+@pytest.mark.parametrize(("recipe", "updates"), [("tiny_ip_adapter", 24), ("tiny_redux", 20)])
+def test_an_image_as_a_prompt_lowers_the_held_out_loss(
+    worlds: dict[str, Path], tmp_path: Path, recipe: str, updates: int
+) -> None:
+    """An untrained encoder tells red from blue already."""
+    untrained().save_pretrained(tmp_path / "tower")
+    changes = [f"conditions.0.modules.image_encoder.path={tmp_path / 'tower'}", "optimizer.lr=0.004"]
+    losses = train_all_seeds(recipe, tmp_path, [worlds["pictures"]], updates, *changes)
     assert falls(losses.before, losses.after) > ENOUGH
     assert falls(losses.shuffled, losses.after) > ENOUGH
 
