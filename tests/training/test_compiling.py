@@ -197,6 +197,8 @@ def refused(tmp_path, **model):
 def test_what_does_not_work_is_refused(tmp_path, monkeypatch):
     assert "leave one of them out" in refused(tmp_path, resident="0GB", gradient_checkpointing=True)
     assert "take `fp8`" in refused(tmp_path, storage="nf4")
+    with pytest.raises(ValueError, match="`train.memory` with `model.compile`"):
+        read_config(content("nowhere", tmp_path, model={"compile": True}, train={"memory": "12GB"}))
     with pytest.raises(ValueError, match="CPUs and CUDA, but the device is 'meta'"):
         check_compiler(torch.device("meta"))
 

@@ -309,6 +309,11 @@ class TrainingConfig(Section):
             raise ValueError("validation needs `data.held_out` samples")
         if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
             raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
+        if self.train.memory is not None and self.model.compile:
+            raise ValueError(
+                "got `train.memory` with `model.compile`, but it may choose streaming or NF4, which are not compiled; "
+                "set `model.storage` and `model.gradient_checkpointing` by hand"
+            )
         if self.train.memory is not None and (self.train.loras.keys() != {"transformer"} or self.conditions):
             raise ValueError(
                 "got `train.memory`, which plans a LoRA of the transformer without conditions; choose "

@@ -149,6 +149,8 @@ def run_differential(config: TrainingConfig, accelerator: Any = None, say: Say =
         is_main, metadata = run.trainer.is_main, run.info.metadata()
         say(f"{stage.name[0].upper()}{stage.name[1:]}\n{run.report}")
         run()
+        if is_main and run.compiled is not None:
+            say(run.compiled.describe())
         if run.trainer.step < run.trainer.settings.updates:
             return []
         if accelerator is not None:
