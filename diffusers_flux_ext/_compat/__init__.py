@@ -1,5 +1,6 @@
 """Private and moving parts of diffusers, imported in one place."""
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -72,6 +73,7 @@ __all__ = [
     "offloading_suspended",
     "reads_single_files",
     "recompilations_allowed",
+    "recompile_options",
     "register_innermost",
     "remove_group_offloading",
     "remove_hook",
@@ -159,6 +161,11 @@ def compiler_backend(name: str) -> Callable[..., Any]:
 def recompilations_allowed(count: int) -> AbstractContextManager[Any]:
     """Return a context in which a function may be compiled so many times; torch would stop after 8."""
     return torch._dynamo.config.patch(recompile_limit=count, accumulated_recompile_limit=count)
+
+
+def recompile_options(count: int) -> dict[str, int]:
+    """Return arguments of `torch.compile` that allow so many compilations in all threads, if this torch has them."""
+    return {"recompile_limit": count} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
 
 
 def offload_all_but(pipe: Any, names: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from .._compat import compiler_backend, recompilations_allowed
+from .._compat import compiler_backend, recompilations_allowed, recompile_options
 
 
 logger = logging.get_logger(__name__)
@@ -47,10 +47,13 @@ class CompiledBlocks:
         self._compile = compiler_backend(backend or BACKEND)
         self._stack = ExitStack()
         # Its own limit counts the graphs of each function, and after it torch would run all of them uncompiled.
-        self._stack.enter_context(recompilations_allowed(max(256, 2 * limit)))
+        allowed = max(256, 2 * limit)
+        self._stack.enter_context(recompilations_allowed(allowed))
         repeated = transformer._repeated_blocks
         self._blocks = [module for module in transformer.modules() if type(module).__name__ in repeated]
-        transformer.compile_repeated_blocks(backend=self._backend, fullgraph=True, dynamic=True)
+        transformer.compile_repeated_blocks(
+            backend=self._backend, fullgraph=True, dynamic=True, **recompile_options(allowed)
+        )
         self._stack.callback(self._uncompile)
 
     def close(self) -> None:
