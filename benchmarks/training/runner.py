@@ -20,11 +20,14 @@ from benchmarks.training.worlds import write_worlds
 from diffusers_flux_ext.checkpoints.writing import written_at_once
 from diffusers_flux_ext.cli.main import main as flux_ext
 from diffusers_flux_ext.training.config import TrainingConfig, read_config
+from diffusers_flux_ext.training.data.cache.keys import digest
 
 
 RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(__file__).parents[2] / "examples" / "training"
 ITEMS = 128
+TRAINED_BY = "trained_by.txt"
+"""Beside a result: the hash of the configuration that it was trained by."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Proof:
         """
         work.mkdir(parents=True, exist_ok=True)
         folders: dict[str, Path] = {}
-        trainings = []
+        trainings, trained_by = [], []
         if not shipped:
             write_worlds(work / "worlds", self.worlds)
         for name, write in self.models.items():
@@ -128,7 +131,10 @@ class Proof:
             variant = Variant(each, each) if isinstance(each, str) else each
             folders[variant.name] = lay_out(work, variant.name) if shipped else work / train(work, variant)
             trainings.append(describe_training(work, variant, shipped))
-        measures = work / "measured" / f"{self.name}{'-shipped' if shipped else ''}.jsonl"
+            trained_by.append(variant.config.identity())
+        # Measures of another training are not those of this one.
+        which = "shipped" if shipped else digest(trained_by)[:8]
+        measures = work / "measured" / f"{self.name}-{which}.jsonl"
         with torch.no_grad():
             bounds = self.score(folders, Measured(measures), items)
         result = {
@@ -155,15 +161,20 @@ def train(work: Path, variant: Variant) -> Path:
         `Path`: the folder of the exported files, from `work`.
 
     Raises:
-        SystemExit: if the training failed or was stopped.
+        SystemExit: if the training failed or was stopped, or the folder has one by another configuration.
     """
-    result = Path(variant.config.output) / "result"
-    if (work / result).exists():
+    output = work / variant.config.output
+    result, asked = Path(variant.config.output) / "result", digest(variant.config.identity())
+    if (output / "result").exists():
+        before = output / TRAINED_BY
+        if not before.is_file() or before.read_text(encoding="utf-8") != asked:
+            raise SystemExit(f"`{output}` was trained by another configuration. Remove it to train anew.")
         return result
     with contextlib.chdir(work):
         code = flux_ext(["train", str(variant.path), *variant.entries])
     if not (work / result).exists():
         raise SystemExit(code or 1)
+    (output / TRAINED_BY).write_text(asked, encoding="utf-8")
     return result
 
 

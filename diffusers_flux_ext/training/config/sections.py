@@ -309,6 +309,8 @@ class TrainingConfig(Section):
             raise ValueError("validation needs `data.held_out` samples")
         if self.data.cache is not None and set(self.train.loras) - {"transformer"}:
             raise ValueError("text encoders cannot be trained on cached captions; leave `data.cache` out")
+        if self.train.memory is not None and self.model.offload_activations:
+            raise ValueError("got `train.memory` with `model.offload_activations`, which it chooses; give one of them")
         if self.train.memory is not None and self.model.compile:
             raise ValueError(
                 "got `train.memory` with `model.compile`, but it may choose streaming or NF4, which are not compiled; "

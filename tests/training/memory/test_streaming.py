@@ -280,6 +280,10 @@ def test_measured_peaks_stand_beside_predicted_ones(tmp_path, monkeypatch):
         ({"model": {"resident": "all"}}, "expected an amount of memory"),
         ({"model": {"resident": "1GB"}, "train": {"weights": ["*"]}}, "blocks that are streamed must be frozen"),
         ({"model": {"resident": "1GB"}, "train": {"lora": {}, "memory": "8GB"}}, "`model.resident`, which it chooses"),
+        (
+            {"model": {"offload_activations": True}, "train": {"lora": {}, "memory": "8GB"}},
+            "`model.offload_activations`, which it chooses",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(data, tmp_path, changes, message):

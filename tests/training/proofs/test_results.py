@@ -2,10 +2,12 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.training import runner
 from benchmarks.training.attributes import middle
 from benchmarks.training.drawing import Measured, scenes
 from benchmarks.training.edits import edited
@@ -178,3 +180,16 @@ def test_what_ships_is_laid_out_as_a_training_exports_it(tmp_path):
         lay_out(tmp_path, "tiny_cross")
     # The first of the two trainings of the ControlNet.
     assert not any(lay_out(tmp_path, "tiny_controlnet").iterdir())
+
+
+def test_a_result_of_another_configuration_is_not_taken_over(tmp_path, monkeypatch):
+    def trained(arguments):
+        Path("runs/tiny_size/result").mkdir(parents=True)
+        return 0
+
+    monkeypatch.setattr(runner, "flux_ext", trained)
+    recipe = runner.Variant("tiny_size", "tiny_size")
+    assert runner.train(tmp_path, recipe) == runner.train(tmp_path, recipe) == Path("runs/tiny_size/result")
+    longer = runner.Variant("tiny_size", "tiny_size", ("run.updates=7",))
+    with pytest.raises(SystemExit, match="was trained by another configuration"):
+        runner.train(tmp_path, longer)
