@@ -42,7 +42,7 @@ def fit_budgets(transformer: torch.nn.Module, batch_size: int, num_image: int, n
     before, size = ranks.largest, (batch_size, num_image, num_text)
     if before is None:
         group = ranks.group
-    elif degree > 1 and any(new > old for new, old in zip(size, before)):
+    elif ranks.has_budgets and degree > 1 and any(new > old for new, old in zip(size, before)):
         # The other branch of guidance may have other tokens, and hears of failures by `exchange_branches`.
         settings = split_settings(transformer)
         group = ranks.group if settings is None else settings.group
@@ -81,6 +81,7 @@ def _agree(ranks: Ranks, group: Any, transformer: torch.nn.Module, size: tuple[i
             f"process {has_budget.index(0)} has no budget, so that the processes would return different images. Give "
             f"all of them one."
         )
+    ranks.has_budgets = any(has_budget)
     if len(set(tiles)) > 1:
         smallest = min(tiles)
         error = _failure(lambda: budget.limit_tile(smallest) if smallest < _tile(budget) else None)

@@ -31,6 +31,7 @@ class Ranks:
 
     Attributes:
         largest (`tuple[int, ...]`, *optional*):
+        has_budgets: bool = False
             Samples, image and text tokens that the call under way was found to have room for.
     """
 
