@@ -31,8 +31,8 @@ class Ranks:
 
     Attributes:
         largest (`tuple[int, ...]`, *optional*):
-        has_budgets: bool = False
             Samples, image and text tokens that the call under way was found to have room for.
+        has_budgets (`bool`): Whether any process had a VRAM budget when they last asked each other.
     """
 
     group: Any
@@ -40,6 +40,7 @@ class Ranks:
     branches: Any = None
     timeout: float | None = None
     largest: tuple[int, ...] | None = field(default=None, init=False)
+    has_budgets: bool = field(default=False, init=False)
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     @property
