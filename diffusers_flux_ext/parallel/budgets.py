@@ -37,12 +37,12 @@ def fit_budgets(transformer: torch.nn.Module, batch_size: int, num_image: int, n
             autoencoder and others have none.
     """
     ranks, degree = ranks_of(transformer), split_degree(transformer)
-    if ranks is None:
+    if ranks is None or not ranks.has_budgets:
         return
     before, size = ranks.largest, (batch_size, num_image, num_text)
     if before is None:
         group = ranks.group
-    elif ranks.has_budgets and degree > 1 and any(new > old for new, old in zip(size, before)):
+    elif degree > 1 and any(new > old for new, old in zip(size, before)):
         # The other branch of guidance may have other tokens, and hears of failures by `exchange_branches`.
         settings = split_settings(transformer)
         group = ranks.group if settings is None else settings.group
