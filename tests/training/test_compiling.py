@@ -105,7 +105,7 @@ def test_one_graph_serves_all_buckets():
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"checkpointing": 2}, id="checkpointing"),
+        pytest.param({"checkpointing": 2}, id="checkpointing", marks=LONG),
         pytest.param({"storage": "fp8"}, id="fp8", marks=LONG),
         pytest.param({"full": True}, id="full", marks=LONG),
     ],
@@ -123,6 +123,7 @@ def test_with_the_compiler_that_runs_use():
     assert len(compared(buckets()[:2], backend=None).graphs) <= 2 * GRAPHS_OF_A_SITUATION
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["references", "ip-adapter xlabs"])
 def test_conditions(name):
@@ -163,6 +164,7 @@ def test_beyond_the_limit_inputs_run_uncompiled_and_it_is_said(caplog):
     assert compiled.describe().endswith("4 more were refused, and ran uncompiled.")
 
 
+@LONG
 @pytest.mark.slow
 def test_a_run_reports_its_graphs_and_exports_plain_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compiling, "BACKEND", "eager")
