@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from .._compat import vram_budget_of
-from .._compat.parallel import split_degree, split_settings
+from .._compat.parallel import split_settings
 from .ranks import Ranks, ranks_of
 
 
@@ -22,7 +22,8 @@ def fit_budgets(transformer: torch.nn.Module, batch_size: int, num_image: int, n
     """Before a call of the transformer that is larger than those before it, check that every process has room for it.
 
     Each process plans its budget again if it must. Processes that share tokens ask each other, since one that stopped
-    alone would leave the others waiting in the middle of a layer.
+    alone would leave the others waiting in the middle of a layer. The other branch of guidance, which may have been
+    refused before this, hears of failures when velocities are exchanged.
 
     Args:
         transformer (`torch.nn.Module`): The transformer; on one process nothing happens.
@@ -32,28 +33,26 @@ def fit_budgets(transformer: torch.nn.Module, batch_size: int, num_image: int, n
 
     Raises:
         VRAMBudgetError: if this process's budget is too small for its share.
-        RuntimeError: on the others, then.
-        ValueError: on all, if weights are stored in different data types, or only some have the budget for an untiled
-            autoencoder and others have none.
+        RuntimeError: on those that share tokens with it, then.
     """
-    ranks, degree = ranks_of(transformer), split_degree(transformer)
+    ranks = ranks_of(transformer)
     if ranks is None or not ranks.has_budgets:
         return
-    before, size = ranks.largest, (batch_size, num_image, num_text)
-    if before is None:
-        group = ranks.group
-    elif degree > 1 and any(new > old for new, old in zip(size, before)):
-        # The other branch of guidance may have other tokens, and hears of failures by `exchange_branches`.
-        settings = split_settings(transformer)
-        group = ranks.group if settings is None else settings.group
-    else:
+    before, size = ranks.largest or (0, 0, 0), (batch_size, num_image, num_text)
+    if all(new <= old for new, old in zip(size, before)):
         return
-    ranks.largest = size if before is None else tuple(max(pair) for pair in zip(size, before))
-    _agree(ranks, group, transformer, size)
+    ranks.largest = tuple(max(pair) for pair in zip(size, before))
+    budget = vram_budget_of({"transformer": transformer})
+    error = _failure(lambda: None if budget is None else budget.fit(*size))
+    settings = split_settings(transformer)
+    if settings is not None:
+        _exchange(ranks, settings.group, error, [])
+    elif error is not None:
+        raise error
 
 
 def share_budgets(ranks: Ranks, transformer: torch.nn.Module) -> None:
-    """Plan the budgets of all processes for their shares of the tokens, when they begin to share them.
+    """Plan the budgets of all processes for their shares of the tokens, when they begin to share them, or a call.
 
     Args:
         ranks (`Ranks`): The processes.
@@ -61,31 +60,46 @@ def share_budgets(ranks: Ranks, transformer: torch.nn.Module) -> None:
 
     Raises:
         VRAMBudgetError: if this process's budget is too small.
-        RuntimeError, ValueError: as for [`fit_budgets`].
+        RuntimeError: on the others, then.
+        ValueError: on all, if weights are stored in different data types, or as for [`share_tiles`].
     """
-    _agree(ranks, ranks.group, transformer, (0, 0, 0))
-
-
-def _agree(ranks: Ranks, group: Any, transformer: torch.nn.Module, size: tuple[int, int, int]) -> None:
     budget = vram_budget_of({"transformer": transformer})
-    error = _failure(lambda: None if budget is None else budget.fit(*size))
-    has_budget, tiles, storage = _exchange(ranks, group, error, [budget is not None, _tile(budget), _storage(budget)])
+    error = _failure(lambda: None if budget is None else budget.fit(0, 0, 0))
+    has_budget, storage = _exchange(ranks, ranks.group, error, [budget is not None, _storage(budget)])
     if len(set(storage)) > 1:
         raise ValueError(
             "The processes that draw one image together store weights in different data types, so that their parts "
             "would not be of one model. Give all of them the same `storage_dtype`; budgets in GiB may differ."
         )
-    if min(tiles) < UNTILED and not all(has_budget):
+    ranks.has_budgets = any(has_budget)
+    share_tiles(transformer)
+
+
+def share_tiles(transformer: torch.nn.Module) -> None:
+    """Let all processes decode in the smallest tiles that one of them needs, so that they return the same image.
+
+    Args:
+        transformer (`torch.nn.Module`): The transformer; on one process nothing happens.
+
+    Raises:
+        ValueError: on all, if some need tiles and others have no budget.
+        RuntimeError: on all, if one of them cannot plan again; there it is what went wrong.
+    """
+    ranks = ranks_of(transformer)
+    if ranks is None or not ranks.has_budgets:
+        return
+    budget = vram_budget_of({"transformer": transformer})
+    has_budget, tiles = _exchange(ranks, ranks.group, None, [budget is not None, _tile(budget)])
+    smallest = min(tiles)
+    if smallest < UNTILED and not all(has_budget):
         raise ValueError(
-            f"The autoencoder decodes in tiles of {min(tiles)} pixels on processes with a small VRAM budget, but "
+            f"The autoencoder decodes in tiles of {smallest} pixels on processes with a small VRAM budget, but "
             f"process {has_budget.index(0)} has no budget, so that the processes would return different images. Give "
             f"all of them one."
         )
-    ranks.has_budgets = any(has_budget)
     if len(set(tiles)) > 1:
-        smallest = min(tiles)
         error = _failure(lambda: budget.limit_tile(smallest) if smallest < _tile(budget) else None)
-        _exchange(ranks, group, error, [])
+        _exchange(ranks, ranks.group, error, [])
 
 
 def free_tiles(transformer: torch.nn.Module) -> None:

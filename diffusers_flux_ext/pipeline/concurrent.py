@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from .._compat import active_caches, state_hooks
 from .._sharing import Call, starting_calls
 from ..caches.foreign import foreign_cache
 from ..caches.tea_cache import HOOK
+from ..parallel.budgets import share_budgets
 from ..parallel.ranks import ranks_of
 
 
@@ -52,10 +53,17 @@ def _entered(pipe: Any, conditions: Any) -> Iterator[Any]:
         yield pipe
 
 
-def _with_other_processes(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
+@contextmanager
+def _with_other_processes(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
     ranks = ranks_of(pipe.transformer)
+    if ranks is None:
+        yield
+        return
     positional = {f"argument {index + 1}": value for index, value in enumerate(args)}
-    return nullcontext() if ranks is None else ranks.calling({**positional, **kwargs})
+    with ranks.calling({**positional, **kwargs}):
+        # Here all of them meet; later one branch of guidance may have been refused.
+        share_budgets(ranks, pipe.transformer)
+        yield
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from ..lora.loading.mixin import FluxExtLoraLoaderMixin
 from ..models.autoencoder_kl_flux import AutoencoderKLFlux
 from ..models.transformer_flux_ext import FluxExtTransformer2DModel
 from ..offload.budget.apply import VRAMBudgetMixin
+from ..parallel.budgets import share_tiles
 from ..parallel.enable import ParallelMixin
 from .call_checks import check_arguments, check_storage
 from .call_inputs import (
@@ -324,6 +325,7 @@ class FluxConditionedPipeline(
 
         images = latents
         if output_type != "latent":
+            share_tiles(self.transformer)
             images = encoded.after_decode(self.decode_latents(latents, height, width))
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()

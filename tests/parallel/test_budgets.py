@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 
 from benchmarks.support.conditions import CASES
 from benchmarks.support.processes import run_processes
-from diffusers_flux_ext import apply_vram_plan, disable_vram_budget, plan_vram
+from diffusers_flux_ext import apply_vram_plan, denoise, disable_vram_budget, plan_vram
 from diffusers_flux_ext._compat import vram_budget_of
 from diffusers_flux_ext.offload.budget import demand
 from diffusers_flux_ext.offload.budget.budget import VRAMBudget
@@ -125,12 +125,20 @@ def found(tiny_numbers):
         pipe.disable_parallelism()
         result["own tiles"] = vram_budget_of(pipe).plan.vae_tile
         # The second process fails for another reason than a small budget.
+        monkey = pytest.MonkeyPatch()
         if rank:
-            monkey = pytest.MonkeyPatch()
             monkey.setattr(VRAMBudget, "fit", lambda *given: open("/nowhere/offload"))
         result["another failure"] = seconds_and_error(lambda: pipe.enable_parallelism(2, timeout=20))
+        monkey.undo()
+        disable_vram_budget(pipe)
+        # The branch of the second process is refused before its budget is looked at.
+        for step in under(["whole", "partly"], rank, {"cfg_parallel": True}):
+            step()
         if rank:
-            monkey.undo()
+            monkey.setattr(denoise, "check_runs_split", lambda *given: int("refused"))
+        result["one branch"] = seconds_and_error(lambda: difference("guided, with references"))
+        monkey.undo()
+        pipe.disable_parallelism()
         disable_vram_budget(pipe)
         pipe.enable_parallelism(2, timeout=20)
         result["without a budget"] = difference("entities")
@@ -199,6 +207,12 @@ def test_any_failure_of_one_process_is_told_to_the_others(found):
     assert [each["another failure"][1] for each in found] == ["RuntimeError", "FileNotFoundError"]
     assert "Process [1] failed when it planned its VRAM budget" in found[0]["another failure"][2]
     assert all(each["another failure"][0] < 15 for each in found)
+
+
+def test_a_branch_that_is_refused_leaves_no_process_waiting(found):
+    assert [each["one branch"][1] for each in found] == ["RuntimeError", "ValueError"]
+    assert "other branch of guidance has failed" in found[0]["one branch"][2]
+    assert all(each["one branch"][0] < 15 for each in found)
 
 
 def test_activations_are_those_of_a_share(found):
