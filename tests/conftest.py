@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fixtures.sampling import share_of
+from tests.fixtures.sampling import SHARE, share_of
 
 
 BIT_COMPARISONS = frozenset({"array_equal", "equal", "same_bits"})
@@ -57,6 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if isinstance(function, FunctionType) and _compares_bits(function, known):
             item.add_marker(pytest.mark.bits)
     _sample_families(config, items)
+    if SHARE > 1:
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="takes half a minute or more: .ci/full runs it"))
     items.sort(key=lambda item: item.get_closest_marker("training") is None)
 
 

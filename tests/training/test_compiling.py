@@ -1,7 +1,6 @@
 """Compiled blocks in training: equal results, counted graphs, and what happens beyond the limit."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -21,7 +20,6 @@ from tests.fixtures.training_runs import train as run
 from tests.training.samples import bare, batch, encode
 
 
-LONG = pytest.mark.skipif("FLUX_EXT_SHARE" in os.environ, reason="compiles for half a minute: .ci/full runs it")
 # No image has as many tokens as the text: equal lengths are one symbol.
 BUCKETS = [(2, 3), (4, 3), (4, 5)]
 
@@ -105,9 +103,9 @@ def test_one_graph_serves_all_buckets():
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"checkpointing": 2}, id="checkpointing", marks=LONG),
-        pytest.param({"storage": "fp8"}, id="fp8", marks=LONG),
-        pytest.param({"full": True}, id="full", marks=LONG),
+        pytest.param({"checkpointing": 2}, id="checkpointing", marks=pytest.mark.full),
+        pytest.param({"storage": "fp8"}, id="fp8", marks=pytest.mark.full),
+        pytest.param({"full": True}, id="full", marks=pytest.mark.full),
     ],
 )
 def test_what_is_trained_is_the_same(options):
@@ -115,7 +113,7 @@ def test_what_is_trained_is_the_same(options):
     assert 0 < len(compiled.graphs) <= 2 * GRAPHS_OF_A_SITUATION
 
 
-@LONG
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on CPUs, and there is no g++")
 def test_with_the_compiler_that_runs_use():
@@ -123,7 +121,7 @@ def test_with_the_compiler_that_runs_use():
     assert len(compared(buckets()[:2], backend=None).graphs) <= 2 * GRAPHS_OF_A_SITUATION
 
 
-@LONG
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["references", "ip-adapter xlabs"])
 def test_conditions(name):
@@ -133,7 +131,7 @@ def test_conditions(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, pytest.param(2, marks=LONG)])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_other_regions_need_no_other_graph(size, monkeypatch):
     monkeypatch.setattr(plan, "_masking_is_cheaper", lambda *given: False)
     compiled = compared(list(region_batches(size)), conditions=[bare("entities")])
@@ -164,7 +162,7 @@ def test_beyond_the_limit_inputs_run_uncompiled_and_it_is_said(caplog):
     assert compiled.describe().endswith("4 more were refused, and ran uncompiled.")
 
 
-@LONG
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_run_reports_its_graphs_and_exports_plain_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compiling, "BACKEND", "eager")

@@ -184,3 +184,8 @@ class ConditionSection(Section):
     modules: dict[str, ModuleSection] = {}
     dropout: float = Field(default=0.0, ge=0, lt=1)
     allow_flip: bool = True
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any of its modules is trained."""
+        return any(module.train for module in self.modules.values())

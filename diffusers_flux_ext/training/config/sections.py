@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..losses import errors, levels, weighting
-from ..memory.plan import read_budget
 from ..optim import OptimizerSettings, schedule
-from ..trained import INPUT_CHANNELS
+from .model_section import ModelSection
 from .sample_sections import ConditionSection, DataSection, Section
 from .task_sections import DifferentialSection, DistillSection
 from .train_section import TrainSection
@@ -26,105 +25,6 @@ class Named(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options."""
         return dict(self.model_extra or {})
-
-
-class ModelSection(Section):
-    """The model to start from.
-
-    Args:
-        path (`str`): A repository, a folder in diffusers' layout, or `"tiny"`, the embedded model.
-        revision (`str`, *optional*): Revision of a repository.
-        dtype (`str`):
-            Data type of the model and of conditions' modules. LoRAs are float32; other weights that are trained in 16
-            bits need `optimizer.rounding`.
-        storage (`str`, *optional*):
-            How the frozen transformer's blocks are kept in memory: `"fp8"`, 8 bits with a scale for each row, or
-            `"nf4"`, 4 bits by bitsandbytes. It computes in `dtype` all the same. Not with `train.weights`.
-        device (`str`): `"auto"` takes the best one.
-        guidance (`float` or two, *optional*):
-            The embedded guidance in training, or the range it is drawn from; ignored by models without one.
-        gradient_checkpointing (`bool` or `int`):
-            Whether blocks run again in the backward pass, which saves memory; a number for one of so many blocks.
-        offload_activations (`bool`):
-            Whether the inputs of blocks that run again wait in host memory until then. Needs `gradient_checkpointing`.
-        resident (`str`, *optional*):
-            Memory such as `"4GB"` for weights of the frozen transformer's blocks that stay on the device; the others
-            are streamed from host memory whenever they run, two at a time. `"0GB"` streams all blocks. Needs
-            `gradient_checkpointing`; streamed blocks run again whatever it says.
-        stream_folder (`str`, *optional*):
-            Folder that blocks beyond `resident` are written to once and read from, in place of host memory.
-        compile (`bool`):
-            Whether the blocks are compiled by `torch.compile`. Not with `resident`, nor with the `storage` `"nf4"`.
-        compile_graphs (`int`):
-            How many graphs are compiled at most; inputs that would need another one run uncompiled, with a warning.
-        widen (`str` or `int`, *optional*):
-            Further input channels of `"control"`, `"fill"` or `"flex"` models, or their whole number; they begin as
-            zeros.
-    """
-
-    path: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    storage: Literal["fp8", "nf4"] | None = None
-    device: str = "auto"
-    guidance: float | tuple[float, float] | None = 1.0
-    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
-    offload_activations: bool = False
-    resident: str | None = None
-    stream_folder: str | None = None
-    compile: bool = False
-    compile_graphs: int = Field(default=32, ge=1)
-    widen: str | int | None = None
-
-    @field_validator("widen")
-    @classmethod
-    def _known_width(cls, value: str | int | None) -> str | int | None:
-        if isinstance(value, str) and value not in INPUT_CHANNELS:
-            raise ValueError(f"got {value!r}; expected one of {sorted(INPUT_CHANNELS)}, or a number of channels")
-        return value
-
-    @field_validator("resident")
-    @classmethod
-    def _is_amount(cls, value: str | None) -> str | None:
-        if value is not None:
-            read_budget(value, least=0)
-        return value
-
-    @model_validator(mode="after")
-    def _streams(self) -> ModelSection:
-        if self.stream_folder is not None and self.resident is None:
-            raise ValueError("got `stream_folder` without `resident`, which says how much is not streamed")
-        if self.resident is not None and self.storage == "nf4":
-            raise ValueError(
-                "got `resident` with `storage` 'nf4', whose tables do not move with the weights; take `fp8`, or leave "
-                "`storage` out"
-            )
-        for name in ("resident", "offload_activations"):
-            if getattr(self, name) not in (None, False) and not self.gradient_checkpointing:
-                raise ValueError(
-                    f"got `{name}` without `gradient_checkpointing`, but it acts on blocks that run again in the "
-                    f"backward pass; set `gradient_checkpointing: true`"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _compiles(self) -> ModelSection:
-        if self.compile and self.resident is not None:
-            raise ValueError(
-                "got `compile` with `resident`, whose hooks bring the weights of a block while it runs; leave one of "
-                "them out"
-            )
-        if self.compile and self.storage == "nf4":
-            raise ValueError(
-                "got `compile` with `storage` 'nf4', whose layers of bitsandbytes have not been compiled; take `fp8`, "
-                "or leave `compile` out"
-            )
-        return self
-
-    @property
-    def resident_bytes(self) -> int | None:
-        """Bytes of blocks that stay on the device, if the others are streamed."""
-        return None if self.resident is None else read_budget(self.resident, least=0)
 
 
 class LossSection(Section):
@@ -286,14 +186,14 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
         schedule(self.schedule.name, **self.schedule.options)
-        modules = [module for condition in self.conditions for module in condition.modules.values()]
+        modules = any(condition.is_trained for condition in self.conditions)
         given = self.train.loras or self.train.weights is not None or self.train.fusion is not None
-        if not given and not any(module.train for module in modules):
+        if not given and not modules:
             raise ValueError(
                 "nothing is trained; give `train.lora`, `train.weights`, `train.fusion`, or a condition's module with "
                 "`train: true`"
             )
-        whole = self.train.weights is not None or any(module.train for module in modules)
+        whole = self.train.weights is not None or modules
         if whole and self.model.dtype != "float32" and self.optimizer.rounding is None:
             raise ValueError(
                 f"weights are trained in {self.model.dtype}, where small steps are rounded away; set "
@@ -348,8 +248,7 @@ class TrainingConfig(Section):
     def _check_differential(self) -> None:
         if self.data.sources:
             raise ValueError("got `differential` with `data.sources`; its pairs have sources of their own")
-        modules = [module for condition in self.conditions for module in condition.modules.values() if module.train]
-        if not self.train.is_plain or modules:
+        if not self.train.is_plain or any(condition.is_trained for condition in self.conditions):
             raise ValueError(
                 "got `differential`, which trains LoRAs of the transformer and nothing else; give `train.lora` of the "
                 "kind 'lora'"

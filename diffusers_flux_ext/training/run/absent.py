@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from ..config.sample_sections import ConditionSection
 from ..config.sections import TrainingConfig
 from ..data import TrainingData
+from .templates import is_empty
 
 
 def with_trained_modules(config: TrainingConfig) -> list[ConditionSection]:
     """Return the conditions that have inputs and modules that are trained."""
-    sections = [each for each in config.conditions if each.inputs]
-    return [each for each in sections if any(module.train for module in each.modules.values())]
+    return [each for each in config.conditions if each.inputs and each.is_trained]
 
 
 def check_something_is_trained(config: TrainingConfig, data: TrainingData) -> None:
@@ -24,7 +24,7 @@ def check_something_is_trained(config: TrainingConfig, data: TrainingData) -> No
     """
     train, trained = config.train, with_trained_modules(config)
     everywhere = train.loras or train.weights is not None or train.fusion is not None
-    if everywhere or len(trained) < sum(any(each.train for each in one.modules.values()) for one in config.conditions):
+    if everywhere or len(trained) < sum(each.is_trained for each in config.conditions):
         return
     rows = [name for name, lacking in _lacking(data, trained) if trained and len(lacking) == len(trained)]
     if rows:
@@ -55,8 +55,8 @@ def _lacking(data: TrainingData, sections: list[ConditionSection]) -> Iterator[t
     """Yield each row's name, and the conditions all of whose columns are empty in it."""
     for entry, number in dict.fromkeys((item.entry, item.row) for item in data.items) if sections else ():
         row = data.row(entry, number)
-        empty = {column for column, value in row.values.items() if value is None or value in ("", [], ())}
-        given = (row.values.keys() - empty) | {column for column, _ in row.all_files()}
+        given = {column for column, value in row.values.items() if not is_empty(value)}
+        given |= {column for column, _ in row.all_files()}
         yield row.name, [each for each in sections if not given & set(each.inputs.values())]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,16 +17,14 @@ from diffusers.utils import logging
 from ...condition import FluxCondition
 from ..assemble import BatchMaker
 from ..checkpoint import CheckpointFolder
-from ..columns_read import check_columns
-from ..compiling import CompiledBlocks, check_compiler
+from ..compiling import CompiledBlocks
 from ..config.sections import TrainingConfig
-from ..data import BatchPlan, CachedSamples, DataReport, SampleLoader, TrainingData, describe_buckets
-from ..data.cache.keys import files_digest
+from ..data import BatchPlan, CachedSamples, SampleLoader, describe_buckets
 from ..draws import Draws
-from ..frozen import check_storage, store_frozen
+from ..frozen import store_frozen
 from ..losses import errors, weighting
 from ..module import FluxTraining
-from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, check_optimizer, schedule
+from ..optim import ExponentialMovingAverage, averaged_weights, build_optimizer, schedule
 from ..streaming import describe_streaming, stream_blocks
 from ..text import TextEncoding
 from ..trained import (
@@ -42,19 +39,20 @@ from ..trained import (
     fuse_under,
     lay_under,
 )
-from .absent import check_something_is_trained
 from .batches import drawn_levels, make_batches
+from .checks import check_run
 from .encoders import recall_hashes, spared_encoders
 from .fusion import NAME, add_fusion
 from .memory import fit_memory
 from .model import DTYPES, choose_device, drop_encoders, encoders_to, load_encoders, load_pipeline
 from .monitor import CSVWriter, JSONLinesWriter, Monitor, TensorBoardWriter, TerminalWriter, TrackerWriter, Writer
+from .origin import data_hash, export_info, run_identity
 from .peaks import StagePeaks
-from .processes import WRITERS, check_logs
-from .samples import LoadedUpdates, Part, data_hash, make_plan, make_samples, open_data, split
+from .processes import WRITERS
+from .samples import LoadedUpdates, Part, make_plan, make_samples, split
 from .sharding import check_sharding, memory_of, shard, sharding_plugin, warn_if_needless, without_gathered
-from .teaching import Lessons, check_steps, negative_prompt, teach
-from .templates import ConditionTemplate, condition_class, make_templates
+from .teaching import Lessons, negative_prompt, teach
+from .templates import ConditionTemplate, make_templates
 from .trainer import RunSettings, Trainer
 from .validation import ValidationDistance, ValidationImages, ValidationLoss
 
@@ -116,39 +114,6 @@ class Run:
         chosen = average.state() if average is not None and self.config.export.average else None
         with averaged_weights(self.trainer.optimizers):
             return self.trained.export(Path(self.config.output) / "result", self.info, chosen)
-
-
-def check_run(config: TrainingConfig) -> tuple[TrainingData, DataReport]:
-    """Check all that can be checked before a model is loaded: names, packages, the device and every sample's header.
-
-    Args:
-        config (`TrainingConfig`): The configuration.
-
-    Returns:
-        `tuple[TrainingData, DataReport]`
-
-    Raises:
-        ValueError: if something is wrong.
-        ImportError: if a package is missing.
-    """
-    device = choose_device(config.model.device)
-    if config.model.compile:
-        check_compiler(device)
-    check_optimizer(config.optimizer)
-    check_storage(config.model.storage)
-    for condition in config.conditions:
-        check_columns(condition_class(condition.type), condition.inputs)
-    check_steps(config)
-    for lora in config.train.base_loras or []:
-        if not Path(lora.path).exists():
-            raise FileNotFoundError(f"There is no `{lora.path}`, which `train.base_loras` names. Give a file.")
-    check_logs(config.run.logs)
-    _check_can_write("output", Path(config.output))
-    if config.model.stream_folder is not None:
-        _check_can_write("model.stream_folder", Path(config.model.stream_folder))
-    data, report = open_data(config, Draws(config.seed))
-    check_something_is_trained(config, data)
-    return data, report
 
 
 def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool = False) -> Run | None:
@@ -228,7 +193,11 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
         0 if accelerator is None else accelerator.process_index, config.data.workers,
     )  # fmt: skip
     maker = make_batches(config, drawn_levels(config), pipe.transformer.config.guidance_embeds, templates)
-    trainer = _trainer(config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator, data)
+    rows = data_hash(data)
+    identity = run_identity(config, 1 if accelerator is None else accelerator.num_processes, rows)
+    trainer = _trainer(
+        config, training, trained, LoadedUpdates(loader, updates), maker, updates, accelerator, identity
+    )
     trainer.resume()
     trainer.monitor = _monitor(config, trainer, accelerator)
     trainer.validate = _validation(config, training, trainer, pipe, samples, held, maker)
@@ -236,7 +205,7 @@ def build_run(config: TrainingConfig, accelerator: Any = None, until_cache: bool
     lines = [str(data_report), describe_buckets(plan, epochs), describe_trained(trained), *streaming]
     report = "\n".join(lines if memory is None else [*lines, memory.describe()])
     compiled = _compile(config, training, trainer.monitor)
-    return Run(config, trainer, training, trained, _info(config, data, updates), report, peaks, compiled)
+    return Run(config, trainer, training, trained, export_info(config, data, updates, rows), report, peaks, compiled)
 
 
 def _lay_out(config: TrainingConfig, pipe: Any, device: torch.device) -> None:
@@ -349,7 +318,7 @@ def _base_of(trained: Trained, preserved: bool) -> Callable[[], Any] | None:
 
 def _trainer(
     config: TrainingConfig, training: FluxTraining, trained: Trained, updates: LoadedUpdates, maker: BatchMaker,
-    count: int, accelerator: Any, data: TrainingData,
+    count: int, accelerator: Any, identity: Mapping[str, Any],
 ) -> Trainer:  # fmt: skip
     section, validation = config.run, config.validation
     rates = schedule(config.schedule.name, **{"warmup": min(50, count // 10), **config.schedule.options})
@@ -360,20 +329,9 @@ def _trainer(
     return Trainer(
         training, trained, build_optimizer(trained.named_parameters(), config.optimizer), updates, maker,
         RunSettings(count, section.clip, section.save_every, every, section.stop_after_bad, section.fused_backward),
-        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), _identity(config, accelerator, data),
+        CheckpointFolder(Path(config.output) / "checkpoints", section.keep), identity,
         lambda update: rates(update, count), average, accelerator=accelerator,
     )  # fmt: skip
-
-
-def _identity(config: TrainingConfig, accelerator: Any, data: TrainingData) -> dict[str, Any]:
-    """Return what a run goes on under: other processes may take it over if an update has as many batches as before."""
-    whole = config.identity()
-    started = [*(each.path for each in config.train.base_loras or []), config.train.init_from]
-    files = [path for path in started if path is not None and Path(path).exists()]
-    whole["content of"] = {"the rows of the data": data_hash(data), **{path: files_digest(path) for path in files}}
-    processes = 1 if accelerator is None else accelerator.num_processes
-    whole["run"]["accumulation * processes"] = whole["run"].pop("accumulation") * processes
-    return whole
 
 
 def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Monitor:
@@ -394,15 +352,6 @@ def _monitor(config: TrainingConfig, trainer: Trainer, accelerator: Any) -> Moni
     monitor = Monitor(writers, config.run.log_every)
     monitor.load(trainer.monitor.state())
     return monitor
-
-
-def _check_can_write(name: str, folder: Path) -> None:
-    for path in (folder, *folder.parents):
-        if path.exists():
-            if not path.is_dir() or not os.access(path, os.W_OK):
-                why = "cannot be written to" if path.is_dir() else "is not a folder"
-                raise ValueError(f"`{name}` is `{folder}`, but `{path}` {why}. Give the name of another folder.")
-            return
 
 
 def _validation(
@@ -429,23 +378,6 @@ def _validation(
             return loss(step) if section.every and step % section.every == 0 else {}
 
     return validate
-
-
-def _info(config: TrainingConfig, data: TrainingData, updates: int) -> ExportInfo:
-    drawn = config.loss.levels
-    scheme = ", ".join([drawn.name, *(f"{name} {value}" for name, value in drawn.options.items())])
-    guidance = config.model.guidance
-    return ExportInfo(
-        base=config.model.path,
-        license=config.export.license,
-        title=config.export.title,
-        sigma_scheme=scheme,
-        guidance=guidance if isinstance(guidance, (int, float)) else None,
-        resolution=", ".join(sorted({f"{item.size[1]}x{item.size[0]}" for item in data.items})[:8]),
-        steps=updates,
-        seed=config.seed,
-        data_hash=data_hash(data),
-    )
 
 
 def describe_trained(trained: Trained) -> str:

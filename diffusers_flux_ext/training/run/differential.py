@@ -13,7 +13,8 @@ from ...lora.tools.algebra import merge_loras
 from ..config.sections import TrainingConfig
 from ..config.task_sections import DifferentialSection, PairSection
 from ..config.train_section import BaseLoRASection
-from .build import Run, build_run, check_run
+from .build import Run, build_run
+from .checks import check_run
 from .model import DTYPES
 
 

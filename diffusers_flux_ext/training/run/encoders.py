@@ -11,7 +11,8 @@ from huggingface_hub import try_to_load_from_cache
 from ...checkpoints.reading import read_json
 from ...checkpoints.writing import written_at_once
 from ...tiny import named_model
-from ..config.sections import ModelSection, TrainingConfig
+from ..config.model_section import ModelSection
+from ..config.sections import TrainingConfig
 from ..data.cache.keys import MODELS, TEXT_MODELS, TOKENIZERS, digest
 
 

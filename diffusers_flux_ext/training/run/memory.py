@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL
 from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 
 from ...tiny import named_model
-from ..config.sections import ModelSection, TrainingConfig
+from ..config.model_section import ModelSection
+from ..config.sections import TrainingConfig
 from ..data import TrainingData
 from ..memory import MemoryPlan, choose_setting, count_activations, predict, read_budget
 from ..memory.plan import GB

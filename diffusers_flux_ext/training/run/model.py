@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 from ...pipeline.conditioned import FluxConditionedPipeline
 from ...tiny import named_model
 from ..checkpointing import checkpoint_blocks
-from ..config.sections import ModelSection
+from ..config.model_section import ModelSection
 from ..trained import widen_x_embedder
 
 

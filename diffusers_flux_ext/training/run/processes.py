@@ -56,7 +56,7 @@ def make_accelerator(config: TrainingConfig) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # A batch whose samples lack a condition does not use the condition's module.
-    unused = any(module.train for each in config.conditions for module in each.modules.values())
+    unused = any(each.is_trained for each in config.conditions)
     accelerator = Accelerator(
         cpu=config.model.device == "cpu",
         log_with=trackers or None,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ..config.sections import TrainingConfig
 from ..frozen import planned_bytes
 from ..memory.needs import Setting, streamed_bytes
-from .build import check_run
+from .checks import check_run
 from .differential import check_differential, stages
 from .memory import fit_memory
 from .model import DTYPES, empty_transformer
-from .samples import data_hash
+from .origin import data_hash
 
 
 GIB = 2**30

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -251,13 +249,3 @@ def make_plan(samples: Any, run: RunSection, draws: Draws, processes: int) -> Ba
     """Return the order of samples; arguments as of the functions above."""
     keys = [samples.key(index) for index in range(len(samples))]
     return BatchPlan(keys, draws, batch_size=run.batch_size, accumulation=run.accumulation, world_size=processes)
-
-
-def data_hash(data: TrainingData) -> str:
-    """Return a hash of the rows of all sources, with the names of their files, for the files that are exported."""
-    rows = [
-        [str(key) + str(value) for each in (row.values, row.files) for key, value in sorted(each.items())]
-        for entry in data.entries
-        for row in map(entry.source.row, range(len(entry.source)))
-    ]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]

@@ -63,7 +63,7 @@ class ConditionTemplate:
                 inputs.setdefault(first, {})[second] = row[column]
             else:
                 inputs[first] = row[column]
-        if self.section.inputs and all(map(_is_empty, inputs.values())):
+        if self.section.inputs and all(map(is_empty, inputs.values())):
             return Absent()
         return self.make(**inputs, **self.modules, **self.encoders, **self.section.options)
 
@@ -76,9 +76,10 @@ class Absent(FluxCondition):
         return Contribution()
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether a sample's value gives nothing to a condition."""
     if isinstance(value, Mapping):
-        return all(map(_is_empty, value.values()))
+        return all(map(is_empty, value.values()))
     return value is None or (isinstance(value, (list, tuple, str)) and not value)
 
 

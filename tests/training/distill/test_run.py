@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.config.reading import ConfigurationError
 from diffusers_flux_ext.training.data import write_example_data
-from diffusers_flux_ext.training.run.build import build_run, check_run
+from diffusers_flux_ext.training.run.build import build_run
+from diffusers_flux_ext.training.run.checks import check_run
 from diffusers_flux_ext.training.run.validation import ValidationDistance
 
 

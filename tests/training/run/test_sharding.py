@@ -1,7 +1,6 @@
 """Training whose weights are shared out over two processes by the shipped files, and what is refused."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffusers_flux_ext.testing import tiny_transformer
 from diffusers_flux_ext.training.config import read_config
 from diffusers_flux_ext.training.data import write_example_data
 from diffusers_flux_ext.training.run import build, sharding
-from diffusers_flux_ext.training.run.build import check_run
+from diffusers_flux_ext.training.run.checks import check_run
 from diffusers_flux_ext.training.run.sharding import check_sharding, shard, warn_if_needless
 from tests.fixtures.documentation import ROOT
 from tests.fixtures.training_runs import LAUNCH, REGIONS, content, curve, train_on_the_cpu, write
@@ -87,12 +86,10 @@ def lose_the_second_half(folder):
     shutil.rmtree(folder / "run" / "result")
 
 
-LONG = pytest.mark.skipif("FLUX_EXT_SHARE" in os.environ, reason="four processes train: .ci/full runs it")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "file"), [("lora", "fsdp2"), pytest.param("full", "fsdp2", marks=LONG), ("full", "fsdp2_keep_weights")]
+    ("kind", "file"),
+    [("lora", "fsdp2"), pytest.param("full", "fsdp2", marks=pytest.mark.full), ("full", "fsdp2_keep_weights")],
 )
 def test_weights_that_are_shared_out_train_as_those_of_one_process(data, tmp_path, kind, file):
     one = made(data, tmp_path / "one", kind, accumulation=2)
