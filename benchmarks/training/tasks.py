@@ -65,10 +65,10 @@ def recolored(rng: random.Random, held_out: bool) -> Task:
     return Task(scene, f"make it {item.color}", {"kontext_images": flux_shapes.render(before)})
 
 
-def pictured(rng: random.Random, held_out: bool) -> Task:
+def image_prompt(rng: random.Random, held_out: bool) -> Task:
     """Ask for the object of a given image: the text names nothing but the background."""
     scene = flux_shapes.sample_scene(rng, held_out, ("single",))
-    return Task(scene, flux_shapes.background_caption(scene), {"picture": flux_shapes.render(scene)})
+    return Task(scene, flux_shapes.background_caption(scene), {"image_prompt": flux_shapes.render(scene)})
 
 
 def hole(rng: random.Random, held_out: bool) -> Task:

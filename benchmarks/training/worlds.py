@@ -220,7 +220,7 @@ WORLDS: dict[str, DrawnWorld | FreeWorld] = {
     "entities": FreeWorld(6000, 16, (2, 3)),
     "edits": tasks.TaskWorld(3000, 20, tasks.recolored),
     "holes": tasks.TaskWorld(4000, 21, tasks.hole),
-    "pictures": tasks.TaskWorld(2000, 25, tasks.pictured),
+    "image_prompts": tasks.TaskWorld(2000, 25, tasks.image_prompt),
     "more_stripes": World(1024, 23, render=striped),
     "named": World(1400, 21, named),
     "narrow": World(4, 22, narrow),

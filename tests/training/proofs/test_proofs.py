@@ -4,7 +4,6 @@ The worlds are the simplest that need a condition: a red circle on white whose p
 trainings and their scores are those of benchmarks/training.
 """
 
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +58,7 @@ def red_or_blue(rng: random.Random, held_out: bool) -> Task:
     """Draw a circle of the colour that it has in a given image."""
     item = replace(CIRCLE, color=rng.choice(("red", "blue")), radius=rng.uniform(24, 32))
     scene = Scene("white", (item,))
-    return Task(scene, flux_shapes.background_caption(scene), {"picture": flux_shapes.render(scene)})
+    return Task(scene, flux_shapes.background_caption(scene), {"image_prompt": flux_shapes.render(scene)})
 
 
 class Boxes(World):
@@ -78,7 +77,7 @@ WORLDS = {
     "crosses": World(COUNT, 6, crossed),
     "edits": TaskWorld(COUNT, 7, blue_beside),
     "holes": TaskWorld(COUNT, 8, hole_below),
-    "pictures": TaskWorld(COUNT, 9, red_or_blue),
+    "image_prompts": TaskWorld(COUNT, 9, red_or_blue),
 }
 COLUMNS = "data.sources.0.file_columns=[image,controlnet_image]"
 BOXES = "conditions.0.inputs={prompts: eligen_entity_prompts, masks: boxes}"
@@ -111,7 +110,7 @@ def test_the_conditions_lower_the_held_out_loss(
     assert falls(losses.shuffled, losses.after) > ENOUGH
 
 
-@pytest.mark.skipif("FLUX_EXT_SHARE" in os.environ, reason="trains for half a minute: .ci/full runs it")
+@pytest.mark.full
 @pytest.mark.parametrize(("recipe", "updates"), [("tiny_ip_adapter", 24), ("tiny_redux", 20)])
 def test_an_image_as_a_prompt_lowers_the_held_out_loss(
     worlds: dict[str, Path], tmp_path: Path, recipe: str, updates: int
@@ -119,7 +118,7 @@ def test_an_image_as_a_prompt_lowers_the_held_out_loss(
     """An untrained encoder tells red from blue already."""
     untrained().save_pretrained(tmp_path / "tower")
     changes = [f"conditions.0.modules.image_encoder.path={tmp_path / 'tower'}", "optimizer.lr=0.004"]
-    losses = train_all_seeds(recipe, tmp_path, [worlds["pictures"]], updates, *changes)
+    losses = train_all_seeds(recipe, tmp_path, [worlds["image_prompts"]], updates, *changes)
     assert falls(losses.before, losses.after) > ENOUGH
     assert falls(losses.shuffled, losses.after) > ENOUGH
 

@@ -12,14 +12,14 @@ from benchmarks.training.attributes import middle
 from benchmarks.training.drawing import Measured, scenes
 from benchmarks.training.edits import edited
 from benchmarks.training.fill import error_outside, inside, round_trips
+from benchmarks.training.image_prompts import followed, shares_alike
 from benchmarks.training.intervals import interval, spearman
-from benchmarks.training.pictures import followed, shares_alike
 from benchmarks.training.runner import Bound
 from benchmarks.training.shipped import FILE, lay_out
 from benchmarks.training.size import half_side, measured_sizes, through_vae
 from benchmarks.training.style import stripes
 from benchmarks.training.table import table
-from benchmarks.training.tasks import hole, pictured, recolored
+from benchmarks.training.tasks import hole, image_prompt, recolored
 from benchmarks.training.tower import told, train, untrained, write_tower
 from benchmarks.training.worlds import (
     PLACED_RADII,
@@ -136,20 +136,23 @@ def test_what_fills_a_hole_is_told_from_an_empty_one_and_from_changes_outside():
 def test_an_object_of_an_image_is_told_from_others():
     rng = random.Random(1)
     for _ in range(8):
-        task = pictured(rng, True)
+        task = image_prompt(rng, True)
         (item,) = task.scene.objects
         assert not {item.color, item.shape} & set(task.prompt.replace(task.scene.background, "").split())
         color = next(name for name in flux_shapes.COLORS if name not in (item.color, task.scene.background))
         shape = "square" if item.shape == "circle" else "circle"
         others = [replace(item, color=color), replace(item, shape=shape)]
-        images = [task.given["picture"], *(flux_shapes.render(replace(task.scene, objects=(one,))) for one in others)]
+        images = [
+            task.given["image_prompt"],
+            *(flux_shapes.render(replace(task.scene, objects=(one,))) for one in others),
+        ]
         found = [followed(np.asarray(image) / 255, task.scene) for image in images]
         assert found == [[1, 1, 1], [0, 1, 1], [1, 0, 1]]
 
 
 def test_the_chance_is_that_of_the_other_items():
     rng = random.Random(1)
-    one, other = pictured(rng, True), pictured(rng, True)
+    one, other = image_prompt(rng, True), image_prompt(rng, True)
     assert shares_alike([one, one, other]) == [0.5, 0.5, 0]
 
 

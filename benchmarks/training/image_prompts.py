@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers import SiglipVisionModel
 
+from benchmarks.training import tower
 from benchmarks.training.drawing import SCENES_SEED, Measured, draw, load_pipeline
 from benchmarks.training.intervals import interval
-from benchmarks.training.runner import Bound
-from benchmarks.training.tasks import Task, pictured
+from benchmarks.training.runner import Bound, Proof
+from benchmarks.training.tasks import Task, image_prompt
 from diffusers_flux_ext import flux_shapes
 
+
+Make = Callable[[list[list[Image.Image]]], Any]
+"""Maps a list of images for each prompt to a condition."""
 
 CHANCES = 3
 """How many times as often as by chance colour and shape should both be right."""
@@ -41,7 +47,27 @@ def shares_alike(asked: Sequence[Task]) -> list[float]:
     return [(kinds.count(kind) - 1) / (len(kinds) - 1) for kind in kinds]
 
 
-def score_pictures(make: Callable[[list[list[Image.Image]]], Any], measured: Measured, items: int) -> list[Bound]:
+def image_prompt_proof(name: str, title: str, make: Callable[[Path, Any], Make]) -> Proof:
+    """Return the proof of a module that takes images as prompts, trained from scratch.
+
+    Args:
+        name (`str`): Name of the result; the recipe is `tiny_` and this.
+        title (`str`): What is trained, in words.
+        make (`Callable`): Maps the folder of the exported files and the tower to what makes conditions.
+
+    Returns:
+        `Proof`
+    """
+    recipe = f"tiny_{name}"
+
+    def score(folders: dict[str, Path], measured: Measured, items: int) -> list[Bound]:
+        encoder = SiglipVisionModel.from_pretrained(folders[tower.FOLDER])
+        return score_image_prompts(make(folders[recipe], encoder), measured, items)
+
+    return Proof(name, title, (recipe,), ("image_prompts",), score, {tower.FOLDER: tower.write_tower})
+
+
+def score_image_prompts(make: Make, measured: Measured, items: int) -> list[Bound]:
     """Compare what is drawn with the item's image, with another item's, and with none, from equal noise.
 
     Args:
@@ -53,13 +79,13 @@ def score_pictures(make: Callable[[list[list[Image.Image]]], Any], measured: Mea
         `list[Bound]`
     """
     pipe, rng = load_pipeline(), random.Random(SCENES_SEED)
-    asked = [pictured(rng, True) for _ in range(items)]
+    asked = [image_prompt(rng, True) for _ in range(items)]
 
     def run(variant: str, shift: int | None = None) -> np.ndarray:
         def drawn(part: Sequence[int]) -> list[np.ndarray]:
             conditions = []
             if shift is not None:
-                conditions = [make([[asked[(index + shift) % items].given["picture"]] for index in part])]
+                conditions = [make([[asked[(index + shift) % items].given["image_prompt"]] for index in part])]
             return draw(pipe, [asked[index].prompt for index in part], part, conditions=conditions)
 
         return np.array(measured(variant, items, drawn, lambda index, image: followed(image, asked[index].scene)))
